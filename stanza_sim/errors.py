@@ -1,0 +1,32 @@
+"""What can go wrong, sorted by whose turn it is to act.
+
+`InputError` is for the user to mend (exit status 2); `RunError` is a run that failed although its
+input was good (exit status 1). Both carry a message of one or two lines that needs no traceback.
+"""
+
+from __future__ import annotations
+
+
+class StanzaError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+    exit_status = 1
+
+
+class InputError(StanzaError):
+    """The input is wrong: the message says what, where, and what would be right."""
+
+    exit_status = 2
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        self.message, self.where, self.hint = message, where, hint
+        text = f"{where}: {message}" if where else message
+        super().__init__(f"{text}\n  {hint}" if hint else text)
+
+
+class ScheduleError(InputError):
+    """A schedule breaks a rule of `stanza_sim.schedule.legality`."""
+
+
+class RunError(StanzaError):
+    """A run that could not be completed: a rank died or hung, a simulation cannot proceed."""

@@ -1,0 +1,54 @@
+"""The JSON form of a schedule: the same facts as the printed form, for programs."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from stanza_sim.errors import ScheduleError
+from stanza_sim.schedule.ops import Bundle, Collective, Compute, Group, Op, Transfer
+from stanza_sim.schedule.ranks import Ranks
+from stanza_sim.schedule.schedule import Schedule
+
+_KINDS: dict[str, type[Compute] | type[Transfer] | type[Collective]] = {
+    "compute": Compute,
+    "transfer": Transfer,
+    "collective": Collective,
+}
+
+
+def to_json(schedule: Schedule) -> str:
+    """Return the schedule as one JSON object (ranks as `0-8,10`, ops in program order under their kind)."""
+    s = schedule
+    names = {cls: kind for kind, cls in _KINDS.items()}
+    return json.dumps(
+        {
+            "name": s.name,
+            "model": s.model,
+            "world_size": s.world_size,
+            "batch_per_worker": s.batch_per_worker,
+            "microbatches": s.microbatches,
+            "itemsize": s.itemsize,
+            "groups": {g.name: str(g.ranks) for g in s.groups},
+            "bundles": [asdict(b) for b in s.bundles],
+            "ops": [{"op": names[type(op)], **asdict(op)} for op in s.ops],
+        },
+        indent=1,
+    )
+
+
+def from_json(text: str) -> Schedule:
+    """Read a schedule back from its JSON form; raises `ScheduleError`."""
+    try:
+        data: dict[str, Any] = json.loads(text)
+        groups = tuple(Group(name=k, ranks=Ranks.parse(v)) for k, v in data.pop("groups").items())
+        bundles = TypeAdapter(tuple[Bundle, ...]).validate_python(data.pop("bundles"))
+        ops: list[Op] = []
+        for item in data.pop("ops"):
+            ops.append(TypeAdapter(_KINDS[item.pop("op")]).validate_python(item))
+        return Schedule(groups=groups, bundles=bundles, ops=tuple(ops), **data)
+    except (json.JSONDecodeError, ValidationError, KeyError, TypeError, AttributeError) as e:
+        raise ScheduleError(f"not the JSON form of a schedule: {e}") from None

@@ -1,0 +1,190 @@
+"""The ops of a schedule and the values that they move. An op says what, who and after what; never how long."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from math import ceil
+from typing import TypeAlias
+
+from stanza_sim.errors import InputError
+from stanza_sim.schedule.ranks import Ranks
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-/]*")
+RECV, SENT = ".recv", ".sent"
+
+
+class Phase(StrEnum):
+    """What a computation does. `REDUCE` and `UPDATE` work on a bundle, the others on a block."""
+
+    FORWARD = "forward"
+    LOSS = "loss"
+    BACKWARD = "backward"
+    BACKWARD_INPUT = "backward_input"
+    BACKWARD_WEIGHT = "backward_weight"
+    REDUCE = "reduce"
+    UPDATE = "update"
+
+    @property
+    def on_bundle(self) -> bool:
+        """Whether the op's target is a bundle rather than a block."""
+        return self in (Phase.REDUCE, Phase.UPDATE)
+
+
+class Pattern(StrEnum):
+    """Which (source, destination) pairs a transfer has.
+
+    `BLOCKED` serves the larger group by the smaller in contiguous, even shares: with n sources and k <= n
+    destinations source i goes to destination i*k // n, and the other way round when k > n.
+    """
+
+    ONE_TO_ONE = "one-to-one"
+    FAN_IN = "fan-in"
+    FAN_OUT = "fan-out"
+    ALL_PAIRS = "all-pairs"
+    BLOCKED = "blocked"
+    EXPLICIT = "explicit"
+
+
+class CollectiveKind(StrEnum):
+    """The collectives over a group of ranks."""
+
+    ALL_REDUCE = "all_reduce"
+    REDUCE_SCATTER = "reduce_scatter"
+    ALL_GATHER = "all_gather"
+    BROADCAST = "broadcast"
+
+
+class Algorithm(StrEnum):
+    """How a collective is carried out. `RING` for a broadcast is a pipelined chain from the root."""
+
+    RING = "ring"
+
+
+class ValueKind(StrEnum):
+    """What a message carries."""
+
+    GRAD = "grad"
+    PARAM = "param"
+    ACT = "act"
+    ACTGRAD = "actgrad"
+    LABELS = "labels"
+
+
+class Layout(StrEnum):
+    """How the owners of a bundle hold it: each the whole, or each one slice of it."""
+
+    REPLICATED = "replicated"
+    CUT = "cut"
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A value at a rank: gradients or parameters of a bundle, output of a block or its gradient, labels."""
+
+    kind: ValueKind
+    name: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}({self.name})" if self.name else str(self.kind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Named ranks with one role."""
+
+    name: str
+    ranks: Ranks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """Tensors that are exchanged, reduced and updated as one flat vector of `numel` elements.
+
+    `owners` names the group that holds optimiser state. Under `Layout.CUT` the i-th owner has the slice
+    `slice_bounds(numel, len(owners), i)`; under `Layout.REPLICATED` each owner has all of it.
+    """
+
+    name: str
+    tensors: tuple[str, ...]
+    numel: int
+    owners: str
+    layout: Layout = Layout.REPLICATED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """A computation of `phase` on block or bundle `target` at every rank of the group `ranks`."""
+
+    name: str
+    ranks: str
+    phase: Phase
+    target: str
+    microbatch: int = 0
+    lane: str = "main"
+    after: tuple[str, ...] = ()
+    after_previous: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """Point-to-point messages from group `src` to group `dst`, paired by `pattern`.
+
+    `nbytes` is the size of one whole message; where a value is a cut bundle, each pair carries the owner's
+    slice of it only. A pair (r, r) is a local dependency and no message. Among messages that are ready at one
+    sender the lowest `priority` is posted first.
+    """
+
+    name: str
+    src: str
+    dst: str
+    pattern: Pattern
+    values: tuple[Value, ...]
+    nbytes: int
+    channel: str = "p2p"
+    priority: int = 0
+    microbatch: int = 0
+    pairs: tuple[tuple[int, int], ...] = ()
+    after: tuple[str, ...] = ()
+    after_previous: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collective:
+    """A collective over the group `ranks` on one value of `nbytes` bytes in all; `root` for a broadcast."""
+
+    name: str
+    kind: CollectiveKind
+    ranks: str
+    value: Value
+    nbytes: int
+    algorithm: Algorithm = Algorithm.RING
+    priority: int = 0
+    root: int | None = None
+    after: tuple[str, ...] = ()
+    after_previous: tuple[str, ...] = ()
+
+
+Op: TypeAlias = Compute | Transfer | Collective
+
+
+def slice_bounds(numel: int, parts: int, index: int) -> tuple[int, int]:
+    """Elements [lo, hi) of slice `index` when `numel` elements are cut in `parts`.
+
+    Every slice has ceil(numel / parts) elements but for the tail, which may be short or empty (as
+    `torch.chunk` cuts): all owners but the last few do the same work, and collectives need no second size.
+    """
+    if not 0 <= index < parts:
+        raise InputError(f"there is no slice {index} of {parts}")
+    size = ceil(numel / parts)
+    lo = min(index * size, numel)
+    return lo, min(lo + size, numel)
+
+
+def dependency(text: str) -> tuple[str, str]:
+    """Split a name in `after` into the op's name and its side: `recv`, `sent` or empty."""
+    for suffix in (RECV, SENT):
+        if text.endswith(suffix):
+            return text[: -len(suffix)], suffix[1:]
+    return text, ""

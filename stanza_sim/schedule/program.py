@@ -1,0 +1,119 @@
+"""The projection that both engines run: one rank's units of work and what each of them needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from stanza_sim.schedule.ops import Collective, Compute, Op, Transfer, dependency
+from stanza_sim.schedule.ranks import Ranks
+from stanza_sim.schedule.schedule import Schedule
+
+
+class UnitKind(StrEnum):
+    """The part that a rank plays in an op."""
+
+    COMPUTE = "compute"
+    SEND = "send"
+    RECV = "recv"
+    COLLECTIVE = "collective"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """One rank's part in one op; a rank that both sends and receives in a transfer has two units.
+
+    `needs` and `needs_previous` are indices into `RankProgram.units` that must be complete in the same and in
+    the previous iteration. `peers` excludes the rank itself; `local` says that the pair (rank, rank) exists:
+    then a `RECV` unit also waits for what gates the sending side, since the value is there already.
+    """
+
+    index: int
+    op: Op
+    kind: UnitKind
+    needs: tuple[int, ...]
+    needs_previous: tuple[int, ...]
+    peers: Ranks = Ranks(())
+    local: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankProgram:
+    """Units of `rank` in program order. Where a rank sends and receives in one op, the send comes first."""
+
+    rank: int
+    units: tuple[Unit, ...]
+
+
+def project(schedule: Schedule, rank: int) -> RankProgram:
+    """Return what `rank` does, with dependencies resolved to units.
+
+    A dependency on an op in which the rank takes no part does not gate it. Bare `X` means `X.recv` where the
+    rank receives in X, and `X.sent` otherwise.
+    """
+    done: dict[tuple[str, str], int] = {}  # (op, side) -> unit
+    units: list[Unit] = []
+    previous: list[tuple[int, tuple[str, ...]]] = []
+
+    def resolve(names: tuple[str, ...]) -> tuple[int, ...]:
+        found = {done[d] for d in map(dependency, names) if d in done}
+        return tuple(sorted(found))
+
+    def add(op: Op, kind: UnitKind, *, gated: bool, peers: Ranks = Ranks(()), local: bool = False) -> int:
+        index = len(units)
+        units.append(
+            Unit(
+                index=index,
+                op=op,
+                kind=kind,
+                needs=resolve(op.after) if gated else (),
+                needs_previous=(),
+                peers=peers,
+                local=local,
+            )
+        )
+        if gated and op.after_previous:
+            previous.append((index, op.after_previous))
+        return index
+
+    for op in schedule.ops:
+        match op:
+            case Compute():
+                if rank in schedule.group(op.ranks):
+                    done[op.name, ""] = add(op, UnitKind.COMPUTE, gated=True)
+            case Collective():
+                if rank in schedule.group(op.ranks):
+                    done[op.name, ""] = add(op, UnitKind.COLLECTIVE, gated=True)
+            case Transfer():
+                to, source = schedule.destinations(op, rank), schedule.sources(op, rank)
+                local = rank in to
+                if len(to):
+                    sent = add(op, UnitKind.SEND, gated=True, peers=_without(to, rank), local=local)
+                    done[op.name, "sent"] = done[op.name, ""] = sent
+                if len(source):
+                    got = add(op, UnitKind.RECV, gated=local, peers=_without(source, rank), local=local)
+                    done[op.name, "recv"] = done[op.name, ""] = got
+    for index, names in previous:
+        u = units[index]
+        units[index] = Unit(
+            index=index,
+            op=u.op,
+            kind=u.kind,
+            needs=u.needs,
+            needs_previous=resolve(names),
+            peers=u.peers,
+            local=u.local,
+        )
+    return RankProgram(rank=rank, units=tuple(units))
+
+
+def _without(ranks: Ranks, rank: int) -> Ranks:
+    if rank not in ranks:
+        return ranks
+    spans: list[tuple[int, int]] = []
+    for a, b in ranks.spans:
+        if a <= rank < b:
+            spans += [s for s in ((a, rank), (rank + 1, b)) if s[0] < s[1]]
+        else:
+            spans.append((a, b))
+    return Ranks(tuple(spans))

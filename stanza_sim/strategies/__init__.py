@@ -1,0 +1,40 @@
+"""Strategies: how a model is distributed. Each file in this folder that has `Settings` and `build` is one.
+
+A new strategy is a new file; it needs no entry anywhere.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from typing import Protocol, cast
+
+from pydantic import BaseModel
+
+from stanza_sim.errors import InputError
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Schedule
+
+_HELPERS = {"builder"}
+
+
+class Strategy(Protocol):
+    """What a strategy's file offers: its settings and a function that builds the schedule from them."""
+
+    Settings: type[BaseModel]
+
+    def build(
+        self, model: ModelProfile, *, world_size: int, batch_per_worker: int, settings: BaseModel
+    ) -> Schedule: ...
+
+
+def names() -> list[str]:
+    """Names of all strategies, in alphabetical order."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _HELPERS)
+
+
+def get(name: str) -> Strategy:
+    """The strategy called `name`; raises `InputError` with the names that there are."""
+    if name not in names():
+        raise InputError(f"there is no strategy {name!r}", hint=f"the strategies are: {', '.join(names())}")
+    return cast(Strategy, importlib.import_module(f"{__name__}.{name}"))

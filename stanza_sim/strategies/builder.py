@@ -1,0 +1,313 @@
+"""What strategies share: adding ops with sizes filled in, the passes over blocks, exchange of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from stanza_sim.model.profile import Block, ModelProfile, ParamTensor
+from stanza_sim.schedule.legality import value_bytes
+from stanza_sim.schedule.ops import (
+    Bundle,
+    Collective,
+    CollectiveKind,
+    Compute,
+    Group,
+    Layout,
+    Op,
+    Pattern,
+    Phase,
+    Transfer,
+    Value,
+    ValueKind,
+)
+from stanza_sim.schedule.ranks import Ranks
+from stanza_sim.schedule.schedule import Schedule
+
+MIB = 1024 * 1024
+
+
+class Builder:
+    """Collects groups, bundles and ops in program order; `finish` returns the schedule.
+
+    `fresh[block]` collects the ops after which a block's parameters are those of the next iteration.
+    """
+
+    def __init__(self, name: str, model: ModelProfile, world_size: int, batch_per_worker: int) -> None:
+        self.name, self.model = name, model
+        self.world_size, self.batch_per_worker = world_size, batch_per_worker
+        self.groups: dict[str, Group] = {}
+        self.bundles: dict[str, Bundle] = {}
+        self.ops: list[Op] = []
+        self._block_of = {t.name: b.name for b in model.blocks for t in b.tensors}
+
+    def group(self, name: str, ranks: Iterable[int]) -> str:
+        """Add a group and return its name."""
+        self.groups[name] = Group(name=name, ranks=Ranks.of(ranks))
+        return name
+
+    def bundle(
+        self, name: str, tensors: Sequence[ParamTensor], owners: str, layout: Layout = Layout.REPLICATED
+    ) -> Bundle:
+        """Add a bundle of `tensors` held by the group `owners`."""
+        made = Bundle(
+            name=name,
+            tensors=tuple(t.name for t in tensors),
+            numel=sum(t.numel for t in tensors),
+            owners=owners,
+            layout=layout,
+        )
+        self.bundles[name] = made
+        return made
+
+    def blocks_of(self, bundle: Bundle) -> list[str]:
+        """Names of the blocks that hold tensors of `bundle`, in forward order."""
+        found = {self._block_of[t] for t in bundle.tensors}
+        return [b.name for b in self.model.blocks if b.name in found]
+
+    def compute(
+        self, phase: Phase, target: str, ranks: str, *, after: Iterable[str] = (), lane: str = "main", name: str = ""
+    ) -> str:
+        """Add a computation and return its op name."""
+        short = {
+            Phase.FORWARD: "fwd",
+            Phase.BACKWARD: "bwd",
+            Phase.BACKWARD_INPUT: "bwdi",
+            Phase.BACKWARD_WEIGHT: "bwdw",
+            Phase.REDUCE: "red",
+            Phase.UPDATE: "upd",
+        }
+        name = name or ("loss" if phase is Phase.LOSS else f"{short[phase]}.{target}")
+        self.ops.append(Compute(name=name, ranks=ranks, phase=phase, target=target, lane=lane, after=tuple(after)))
+        return name
+
+    def transfer(
+        self,
+        name: str,
+        src: str,
+        dst: str,
+        pattern: Pattern,
+        values: Sequence[Value],
+        *,
+        channel: str,
+        priority: int = 0,
+        after: Iterable[str] = (),
+    ) -> str:
+        """Add a transfer of whole `values` (sizes follow from the model) and return its op name."""
+        schedule = self._partial()
+        nbytes = sum(value_bytes(schedule, self.model, v, 1) for v in values)
+        self.ops.append(
+            Transfer(
+                name=name,
+                src=src,
+                dst=dst,
+                pattern=pattern,
+                values=tuple(values),
+                nbytes=nbytes,
+                channel=channel,
+                priority=priority,
+                after=tuple(after),
+            )
+        )
+        return name
+
+    def all_reduce(self, bundle: Bundle, ranks: str, *, after: Iterable[str], priority: int = 0) -> str:
+        """Add an all-reduce of the gradients of `bundle` and return its op name."""
+        name = f"ar.{bundle.name}"
+        self.ops.append(
+            Collective(
+                name=name,
+                kind=CollectiveKind.ALL_REDUCE,
+                ranks=ranks,
+                value=Value(ValueKind.GRAD, bundle.name),
+                nbytes=bundle.numel * self.model.itemsize,
+                priority=priority,
+                after=tuple(after),
+            )
+        )
+        return name
+
+    def forward(self, blocks: Sequence[Block], ranks: str, *, after: Sequence[str] = ()) -> list[str]:
+        """Add the forward pass through `blocks`; the first op also waits for `after`."""
+        names: list[str] = []
+        for b in blocks:
+            names.append(self.compute(Phase.FORWARD, b.name, ranks, after=[*(names[-1:] or after)]))
+        return names
+
+    def set_fresh(self, fresh: dict[str, list[str]]) -> None:
+        """Make each block's forward op wait for the ops of the previous iteration that renew its parameters."""
+        for i, op in enumerate(self.ops):
+            if isinstance(op, Compute) and op.phase is Phase.FORWARD and fresh.get(op.target):
+                self.ops[i] = Compute(
+                    name=op.name,
+                    ranks=op.ranks,
+                    phase=op.phase,
+                    target=op.target,
+                    lane=op.lane,
+                    after=op.after,
+                    after_previous=tuple(dict.fromkeys(fresh[op.target])),
+                )
+
+    def priority(self, bundle: Bundle) -> int:
+        """Place of the bundle's first block in forward order: what the next forward pass needs first is least."""
+        names = [b.name for b in self.model.blocks]
+        return names.index(self.blocks_of(bundle)[0])
+
+    def _partial(self) -> Schedule:
+        return Schedule(
+            name=self.name,
+            model=self.model.name,
+            world_size=self.world_size,
+            batch_per_worker=self.batch_per_worker,
+            itemsize=self.model.itemsize,
+            groups=tuple(self.groups.values()),
+            bundles=tuple(self.bundles.values()),
+            ops=(),
+        )
+
+    def finish(self) -> Schedule:
+        """The schedule of everything added so far."""
+        s = self._partial()
+        return Schedule(
+            name=s.name,
+            model=s.model,
+            world_size=s.world_size,
+            batch_per_worker=s.batch_per_worker,
+            itemsize=s.itemsize,
+            groups=s.groups,
+            bundles=s.bundles,
+            ops=tuple(self.ops),
+        )
+
+
+def fuse(tensors: Sequence[ParamTensor], itemsize: int, first_bytes: int, cap_bytes: int) -> list[list[ParamTensor]]:
+    """Buckets by the rule of PyTorch's DistributedDataParallel, in launch order.
+
+    Tensors are taken in reverse order of definition; a bucket is closed once it holds at least its limit
+    (`first_bytes` for the first bucket, `cap_bytes` for the others); a tensor is never split. Source:
+    torch `compute_bucket_assignment_by_size` (torch/csrc/distributed/c10d/reducer.cpp).
+    """
+    buckets: list[list[ParamTensor]] = [[]]
+    size, limit = 0, first_bytes
+    for t in reversed(tensors):
+        if buckets[-1] and size >= limit:
+            buckets.append([])
+            size, limit = 0, cap_bytes
+        buckets[-1].append(t)
+        size += t.numel * itemsize
+    return [b for b in buckets if b]
+
+
+def balance(tensors: Sequence[ParamTensor], parts: int) -> dict[str, int]:
+    """Assign each tensor to one of `parts` servers: the largest first, to the least loaded (longest
+    processing time first, Graham 1969); ties go to the lowest server."""
+    load = [0] * parts
+    where: dict[str, int] = {}
+    for t in sorted(tensors, key=lambda t: -t.numel):
+        j = load.index(min(load))
+        where[t.name] = j
+        load[j] += t.numel
+    return where
+
+
+def exchange_by_all_reduce(
+    b: Builder,
+    blocks: Sequence[Block],
+    ranks: str,
+    *,
+    prefix: str,
+    first_bytes: int,
+    cap_bytes: int,
+    ready: dict[str, str],
+    lane: str = "main",
+    fresh: dict[str, list[str]],
+) -> None:
+    """All-reduce the gradients of `blocks` over `ranks` in buckets, then update everywhere.
+
+    `ready[block]` is the op after which the block's gradients are complete.
+    """
+    tensors = [t for block in blocks for t in block.tensors]
+    made: list[tuple[Bundle, str]] = []
+    for i, bucket in enumerate(fuse(tensors, b.model.itemsize, first_bytes, cap_bytes)):
+        bundle = b.bundle(f"{prefix}{i}", list(reversed(bucket)), ranks)
+        after = dict.fromkeys(ready[block] for block in reversed(b.blocks_of(bundle)))
+        made.append((bundle, b.all_reduce(bundle, ranks, after=after, priority=b.priority(bundle))))
+    for bundle, op in made:
+        update = b.compute(Phase.UPDATE, bundle.name, ranks, after=[op], lane=lane)
+        for block in b.blocks_of(bundle):
+            fresh.setdefault(block, []).append(update)
+
+
+def exchange_by_servers(
+    b: Builder,
+    blocks: Sequence[Block],
+    workers: str,
+    servers: str,
+    *,
+    cut: bool,
+    overlap: bool,
+    lane: str,
+    ready: dict[str, str],
+    fresh: dict[str, list[str]],
+) -> None:
+    """Push gradients of `blocks` from `workers` to `servers`, reduce, update, and pull parameters back.
+
+    With `cut` every block's parameters are cut evenly over all servers; otherwise each tensor is assigned whole,
+    balanced by bytes. With `overlap` a block is pushed as soon as its backward pass is done and pulled as
+    soon as it is updated; without, everything is pushed after the backward pass, pulled after the last update,
+    and the next forward pass waits for all of it.
+    """
+    server_ranks = b.groups[servers].ranks
+    k = len(server_ranks)
+    bundles: list[Bundle] = []
+    where = balance([t for block in blocks for t in block.tensors], k)
+    for block in reversed(blocks):
+        if not block.tensors:
+            continue
+        if cut and k > 1:
+            bundles.append(b.bundle(block.name, block.tensors, servers, Layout.CUT))
+            continue
+        for j in sorted({where[t.name] for t in block.tensors}):
+            mine = [t for t in block.tensors if where[t.name] == j]
+            owner = servers if k == 1 else b.group(f"{servers}.{j}", [server_ranks[j]])
+            name = block.name if len(mine) == len(block.tensors) else f"{block.name}.{j}"
+            bundles.append(b.bundle(name, mine, owner))
+    last = [ready[block.name] for block in blocks if block.tensors]
+    updates: dict[str, list[str]] = {}
+    for bundle in bundles:
+        inward = Pattern.ALL_PAIRS if len(b.groups[bundle.owners].ranks) > 1 else Pattern.FAN_IN
+        after = dict.fromkeys(ready[name] for name in b.blocks_of(bundle)) if overlap else dict.fromkeys(last)
+        push = b.transfer(
+            f"push.{bundle.name}",
+            workers,
+            bundle.owners,
+            inward,
+            [Value(ValueKind.GRAD, bundle.name)],
+            channel="push",
+            priority=b.priority(bundle),
+            after=after,
+        )
+        reduce = b.compute(Phase.REDUCE, bundle.name, bundle.owners, after=[push], lane=lane)
+        update = b.compute(Phase.UPDATE, bundle.name, bundle.owners, after=[reduce], lane=lane)
+        updates.setdefault(bundle.owners, []).append(update)
+        if overlap:
+            pull = _pull(b, bundle, workers, [update])
+            for name in b.blocks_of(bundle):
+                fresh.setdefault(name, []).append(pull)
+    if not overlap:
+        everything = [_pull(b, bundle, workers, updates[bundle.owners]) for bundle in reversed(bundles)]
+        for block in b.model.blocks:
+            fresh[block.name] = everything
+
+
+def _pull(b: Builder, bundle: Bundle, workers: str, after: Iterable[str]) -> str:
+    outward = Pattern.ALL_PAIRS if len(b.groups[bundle.owners].ranks) > 1 else Pattern.FAN_OUT
+    return b.transfer(
+        f"pull.{bundle.name}",
+        bundle.owners,
+        workers,
+        outward,
+        [Value(ValueKind.PARAM, bundle.name)],
+        channel="pull",
+        priority=b.priority(bundle),
+        after=after,
+    )

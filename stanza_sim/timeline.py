@@ -1,0 +1,65 @@
+"""What both engines return: one span per op, rank and iteration.
+
+Times are seconds on one clock (the executor maps every rank's clock onto rank 0's before it returns).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """The time in which `op` was under way at `rank` in `iteration`.
+
+    A computation's span is the time that its lane worked on it. A transfer has up to two spans at a rank:
+    `side` is `sent` for what the rank sent and `recv` for what it received, from the moment that the first
+    message moved (both ends posted) to the moment that the last had arrived. A collective's span begins
+    when every member had joined. `side` is empty for everything but transfers.
+    """
+
+    op: str
+    rank: int
+    iteration: int
+    lane: str
+    side: str
+    start_s: float
+    end_s: float
+    nbytes: int = 0
+
+    @property
+    def duration_s(self) -> float:
+        """Length of the span in seconds."""
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """Spans of one run, and when each rank ended each iteration.
+
+    `iteration_end_s[rank][i]` is the last completion at `rank` in iteration `i`. A folded simulation holds
+    one rank for each class of identical ranks; `multiplicity[rank]` is the size of its class (1 where absent).
+    `first_iteration` is the index of the first iteration whose spans are kept.
+    """
+
+    spans: tuple[Span, ...]
+    iteration_end_s: dict[int, tuple[float, ...]]
+    multiplicity: dict[int, int] = field(default_factory=dict)
+    first_iteration: int = 0
+
+    def of(self, *, rank: int | None = None, iteration: int | None = None) -> Iterator[Span]:
+        """Yield the spans of one rank, of one iteration, or of both."""
+        for s in self.spans:
+            if (rank is None or s.rank == rank) and (iteration is None or s.iteration == iteration):
+                yield s
+
+
+def union_length(intervals: Iterable[tuple[float, float]]) -> float:
+    """Return the length of the union of `intervals`, each (start, end) in seconds."""
+    total, reach = 0.0, float("-inf")
+    for a, b in sorted(intervals):
+        if b > reach:
+            total += b - max(a, reach)
+            reach = b
+    return total
