@@ -1,0 +1,213 @@
+"""Folding: ranks that are identical in role, device and links are simulated once.
+
+Ranks are coloured by all that can tell them apart, and the colouring is refined until ranks of one colour have
+equal numbers of partners of each colour (an equitable partition, as in colour refinement of graphs). All ranks of
+one colour then do the same at the same time, so one of them stands for its class, and the loads of shared resources
+are counted. This is exact, not an approximation. Where the symmetry is not proved (a fabric with links shared
+between hosts, transfers of different patterns in one channel), every rank is a class of its own.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.schedule import Collective, CollectiveKind, Layout, Pattern, Ranks, Schedule, Transfer
+from stanza_sim.schedule.samples import data_rank_counts
+
+Colours = npt.NDArray[np.int64]
+_COMPLETE = (Pattern.FAN_IN, Pattern.FAN_OUT, Pattern.ALL_PAIRS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folding:
+    """Classes of ranks (each ascending; its first rank stands for it) and of hosts.
+
+    `class_of[r]` and `host_class_of[h]` are indices into `classes` and `host_classes`.
+    """
+
+    classes: tuple[Ranks, ...]
+    class_of: tuple[int, ...]
+    host_classes: tuple[tuple[int, ...], ...]
+    host_class_of: tuple[int, ...]
+
+
+def unfolded(cluster: Cluster) -> Folding:
+    """Every rank and every host by itself."""
+    n, h = cluster.world_size, len(cluster.hosts)
+    return Folding(
+        classes=tuple(Ranks.of(range(r, r + 1)) for r in range(n)),
+        class_of=tuple(range(n)),
+        host_classes=tuple((i,) for i in range(h)),
+        host_class_of=tuple(range(h)),
+    )
+
+
+def fold(schedule: Schedule, cluster: Cluster) -> Folding:
+    """Return the coarsest folding whose symmetry is proved for `schedule` on `cluster`."""
+    if not cluster.hosts_on_one_switch or not _channels_agree(schedule):
+        return unfolded(cluster)
+    n = cluster.world_size
+    hosts = np.array([p.host for p in cluster.placement], dtype=np.int64)
+    kinds: dict[object, int] = {}
+    colour: Colours = np.zeros(n, dtype=np.int64)
+    host_kind = [
+        kinds.setdefault((h.cores, h.nic, h.devices, h.device_speed, h.loopback), len(kinds)) for h in cluster.hosts
+    ]
+    for feature in (np.array(host_kind)[hosts], _device_features(cluster), *_role_features(schedule)):
+        colour = _refine(colour, feature)
+    many_per_host = len(np.unique(hosts)) < n
+    links = _partner_links(schedule)
+    while True:
+        before = int(colour.max())
+        for pairs in links:
+            colour = _refine_by_partners(colour, pairs, hosts)
+        if many_per_host:
+            colour = _refine_by_hosts(colour, hosts, schedule)
+        if int(colour.max()) == before:
+            break
+    return _folding(cluster, colour, hosts)
+
+
+def _refine(colour: Colours, feature: Colours) -> Colours:
+    width = int(feature.max()) - int(feature.min()) + 1
+    both = colour * width + (feature - feature.min())
+    result: Colours = np.unique(both, return_inverse=True)[1].astype(np.int64)
+    return result
+
+
+def _mask(schedule: Schedule, ranks: Ranks) -> Colours:
+    m = np.zeros(schedule.world_size, dtype=np.int64)
+    for a, b in ranks.spans:
+        m[a:b] = 1
+    return m
+
+
+def _device_features(cluster: Cluster) -> Colours:
+    """How many ranks share each rank's device: identical ranks see the same share."""
+    shared: dict[tuple[int, int | None], int] = defaultdict(int)
+    for p in cluster.placement:
+        shared[p.host, p.device] += 1
+    return np.array([shared[p.host, p.device] * 2 + (p.device is None) for p in cluster.placement], dtype=np.int64)
+
+
+def _role_features(schedule: Schedule) -> list[Colours]:
+    features = [_mask(schedule, g.ranks) for g in schedule.groups]
+    seen: set[tuple[int, str]] = set()
+    for b in schedule.bundles:
+        if b.layout is Layout.CUT and (b.numel, b.owners) not in seen:
+            seen.add((b.numel, b.owners))
+            owners = schedule.owners(b)
+            sizes = np.full(schedule.world_size, -1, dtype=np.int64)
+            k = len(owners)
+            size = -(-b.numel // k)
+            bounds = np.minimum(np.arange(k + 1, dtype=np.int64) * size, b.numel)
+            sizes[np.fromiter(owners, dtype=np.int64, count=k)] = np.diff(bounds)
+            features.append(sizes)
+    features += {c.tobytes(): c for c in data_rank_counts(schedule).values()}.values()
+    for op in schedule.ops:
+        if isinstance(op, Collective) and op.kind is CollectiveKind.BROADCAST:
+            chain = ring_order(schedule, op)  # its ends differ from the rest
+            features += [_mask(schedule, Ranks.of([chain[0]])), _mask(schedule, Ranks.of([chain[-1]]))]
+    return features
+
+
+def ring_order(schedule: Schedule, op: Collective) -> list[int]:
+    """Members of `op` in the order in which data goes round: ascending, from the root of a broadcast."""
+    members = list(schedule.group(op.ranks))
+    if op.root is None:
+        return members
+    at = members.index(op.root)
+    return members[at:] + members[:at]
+
+
+def _pattern_key(op: Transfer, schedule: Schedule) -> tuple[object, ...]:
+    kind = "complete" if op.pattern in _COMPLETE else op.pattern
+    return kind, schedule.group(op.src), schedule.group(op.dst), op.pairs
+
+
+def _partner_links(schedule: Schedule) -> list[list[tuple[int, int]]]:
+    """Pairs of each transfer whose partners are not simply everybody, each distinct set of pairs once."""
+    found: dict[tuple[object, ...], list[tuple[int, int]]] = {}
+    for op in schedule.ops:
+        if isinstance(op, Transfer) and op.pattern not in _COMPLETE:
+            key = _pattern_key(op, schedule)
+            if key not in found:
+                found[key] = list(schedule.pairs(op))
+    return list(found.values())
+
+
+def _refine_by_partners(colour: Colours, pairs: list[tuple[int, int]], hosts: Colours) -> Colours:
+    partners: list[list[tuple[int, int, int]]] = [[] for _ in colour]
+    for s, d in pairs:
+        near = 2 if s == d else int(hosts[s] == hosts[d])
+        partners[s].append((0, int(colour[d]), near))
+        partners[d].append((1, int(colour[s]), near))
+    ids: dict[tuple[tuple[int, int, int], ...], int] = {}
+    return _refine(colour, np.array([ids.setdefault(tuple(sorted(p)), len(ids)) for p in partners], dtype=np.int64))
+
+
+def _refine_by_hosts(colour: Colours, hosts: Colours, schedule: Schedule) -> Colours:
+    """Ranks of one colour need hosts with the same mix of ranks and the same place in every ring."""
+    mixes: dict[int, list[int]] = defaultdict(list)
+    for r, h in enumerate(hosts):
+        mixes[int(h)].append(int(colour[r]))
+    edges: dict[int, list[tuple[int, int]]] = defaultdict(list)
+    rings = {schedule.group(op.ranks) for op in schedule.ops if isinstance(op, Collective)}
+    for ring in sorted(rings, key=str):
+        members = list(ring)
+        out: dict[int, int] = defaultdict(int)
+        into: dict[int, int] = defaultdict(int)
+        for a, b in zip(members, members[1:] + members[:1], strict=True):
+            if hosts[a] != hosts[b]:
+                out[int(hosts[a])] += 1
+                into[int(hosts[b])] += 1
+        for h in mixes:
+            edges[h].append((out[h], into[h]))
+    ids: dict[tuple[object, ...], int] = {}
+    kind = {h: ids.setdefault((tuple(sorted(mix)), tuple(edges[h])), len(ids)) for h, mix in mixes.items()}
+    return _refine(colour, np.array([kind[int(h)] for h in hosts], dtype=np.int64))
+
+
+def _channels_agree(schedule: Schedule) -> bool:
+    """Whether messages of one channel between two classes are the same pairs in every op.
+
+    Messages of one pair queue behind each other; in a folded queue all pairs of a class must have the same queue.
+    """
+    by_channel: dict[str, set[tuple[object, ...]]] = defaultdict(set)
+    for op in schedule.ops:
+        if isinstance(op, Transfer):
+            by_channel[op.channel].add(_pattern_key(op, schedule))
+    for keys in by_channel.values():
+        if len(keys) > 1 and any(k[0] != "complete" for k in keys):
+            return False
+    return True
+
+
+def _folding(cluster: Cluster, colour: Colours, hosts: Colours) -> Folding:
+    order = np.argsort(colour, kind="stable")
+    members = [Ranks.of(int(r) for r in part) for part in np.split(order, np.nonzero(np.diff(colour[order]))[0] + 1)]
+    members.sort(key=lambda m: m[0])
+    class_of = np.zeros(len(colour), dtype=np.int64)
+    for i, m in enumerate(members):
+        for a, b in m.spans:
+            class_of[a:b] = i
+    mixes: dict[int, list[int]] = {h: [] for h in range(len(cluster.hosts))}
+    for r, h in enumerate(hosts):
+        mixes[int(h)].append(int(class_of[r]))
+    ids: dict[tuple[int, ...], int] = {}
+    # A host without ranks takes part in nothing; they share one class.
+    host_class_of = tuple(ids.setdefault(tuple(sorted(mixes[h])), len(ids)) for h in range(len(cluster.hosts)))
+    groups: list[list[int]] = [[] for _ in ids]
+    for h, c in enumerate(host_class_of):
+        groups[c].append(h)
+    return Folding(
+        classes=tuple(members),
+        class_of=tuple(class_of.tolist()),
+        host_classes=tuple(map(tuple, groups)),
+        host_class_of=host_class_of,
+    )

@@ -1,0 +1,426 @@
+"""From ops to activities: what each class of ranks computes, sends and joins, and which resources that takes.
+
+Costs are looked up once here; the engine only decides when things happen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import inf
+from typing import TYPE_CHECKING
+
+from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.errors import InputError
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import (
+    Collective,
+    CollectiveKind,
+    Compute,
+    Layout,
+    Pattern,
+    Phase,
+    RankProgram,
+    Ranks,
+    Schedule,
+    Transfer,
+    UnitKind,
+    ValueKind,
+    project,
+    slice_bounds,
+)
+from stanza_sim.schedule.samples import data_rank_counts
+from stanza_sim.simulate.fluid import usage_of
+from stanza_sim.simulate.fold import Folding, ring_order
+
+if TYPE_CHECKING:
+    from stanza_sim.simulate.costs import CostModel
+
+LINK_PHI = 1e9
+"""Weight of a flow that uses links only: that of a flow which costs a core one nanosecond per byte."""
+
+_COMPLETE = (Pattern.FAN_IN, Pattern.FAN_OUT, Pattern.ALL_PAIRS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resource:
+    """Something shared: `label` for people, `capacity` in bytes/s (links), cores, or devices."""
+
+    label: str
+    capacity: float
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """An activity to be: `work` at no more than `cap` per second, over `usage`, after `delay_s`."""
+
+    work: float
+    usage: tuple[tuple[int, float], ...]
+    phi: float = 1.0
+    cap: float = inf
+    delay_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """Messages of one op from one class to another: each rank of the source class sends `count` of them."""
+
+    src: int
+    dst: int
+    near: bool
+    count: int
+    nbytes: int
+    load: Load
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Actor:
+    """A class of ranks and the program of the rank that stands for it.
+
+    For each unit: `loads` (a computation's), `messages` (what a send sends), `arrivals` (how many message classes a
+    receive waits for), `post_s` (time to post it) and `traffic` (bytes that the rank sends, bytes that it receives).
+    """
+
+    rank: int
+    size: int
+    program: RankProgram
+    loads: dict[int, Load]
+    messages: dict[int, tuple[Message, ...]]
+    arrivals: dict[int, int]
+    post_s: dict[int, float]
+    traffic: dict[int, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ring:
+    """A collective: its member classes and what it costs once all have joined."""
+
+    actors: tuple[int, ...]
+    load: Load
+
+
+@dataclass(slots=True, kw_only=True)
+class Lowered:
+    """Everything that the engine needs. `rings` is keyed by op name."""
+
+    resources: list[Resource]
+    actors: list[Actor]
+    rings: dict[str, Ring]
+    keys: dict[tuple[object, ...], int] = field(default_factory=dict)
+
+
+class _Lowering:
+    def __init__(
+        self,
+        schedule: Schedule,
+        model: ModelProfile,
+        cluster: Cluster,
+        folding: Folding,
+        cost_of: Callable[[int], CostModel],
+    ) -> None:
+        self.s, self.model, self.cluster, self.folding = schedule, model, cluster, folding
+        self.cost_of = cost_of
+        self.resources: list[Resource] = []
+        self.keys: dict[tuple[object, ...], int] = {}
+        self.samples = data_rank_counts(schedule)
+        self.reps = [c[0] for c in folding.classes]
+        self.near: list[Counter[int]] = []  # per class: how many ranks of each class are on its host
+        on_host: dict[int, list[int]] = {}
+        for r, p in enumerate(cluster.placement):
+            on_host.setdefault(p.host, []).append(r)
+        self.on_host = on_host
+        for rep in self.reps:
+            self.near.append(Counter(folding.class_of[r] for r in on_host[cluster.placement[rep].host]))
+        self._routes: dict[tuple[int, int, bool, int], tuple[tuple[tuple[int, float], ...], float]] = {}
+
+    # ---- resources -----------------------------------------------------------------------------------------
+
+    def resource(self, key: tuple[object, ...], label: str, capacity: float, kind: str) -> int:
+        if key not in self.keys:
+            self.keys[key] = len(self.resources)
+            self.resources.append(Resource(label=label, capacity=capacity, kind=kind))
+        return self.keys[key]
+
+    def link(self, link: int) -> int:
+        hosts = len(self.cluster.hosts)
+        made = self.cluster.links[link]
+        key: tuple[object, ...] = ("link", link)
+        if link < 2 * hosts:
+            key = ("nic", self.folding.host_class_of[link // 2], link % 2)
+        return self.resource(key, made.label, made.bandwidth_Bps, "link")
+
+    def cores(self, rank: int) -> int:
+        host = self.cluster.placement[rank].host
+        h = self.cluster.hosts[host]
+        return self.resource(("cores", self.folding.host_class_of[host]), f"{h.name} cores", h.cores, "cores")
+
+    def device(self, rank: int) -> tuple[int, float]:
+        """The device of `rank`, and how many ranks of its class compute on that one device."""
+        place = self.cluster.placement[rank]
+        sharing = [r for r in self.on_host[place.host] if self.cluster.placement[r].device == place.device]
+        mix = tuple(sorted(self.folding.class_of[r] for r in sharing))
+        mine = mix.count(self.folding.class_of[rank])
+        key = ("device", self.folding.host_class_of[place.host], mix)
+        label = f"{self.cluster.hosts[place.host].name} {self.cluster.device_of(rank)}"
+        return self.resource(key, label, 1.0, "device"), float(mine)
+
+    # ---- computations ----------------------------------------------------------------------------------------
+
+    def compute_s(self, op: Compute, rank: int) -> float:
+        """Seconds of `op` at `rank` on an idle device."""
+        costs = self.cost_of(rank)
+        if op.phase.on_bundle:
+            bundle = self.s.bundle(op.target)
+            numel = bundle.numel
+            if bundle.layout is Layout.CUT:
+                owners = self.s.owners(bundle)
+                lo, hi = slice_bounds(numel, len(owners), owners.index(rank))
+                numel = hi - lo
+            nbytes = numel * self.s.itemsize
+            if op.phase is Phase.UPDATE:
+                return costs.update_s(nbytes)
+            return costs.reduce_s(nbytes, self.contributions(op.target, rank))
+        block = self.model.block(op.target)
+        samples = int(self.samples[op.target][rank]) * self.s.batch_per_worker // self.s.microbatches
+        match op.phase:
+            case Phase.FORWARD:
+                return costs.forward_s(block, samples)
+            case Phase.BACKWARD:
+                return costs.backward_s(block, samples)
+            case Phase.BACKWARD_INPUT:
+                return costs.backward_input_s(block, samples)
+            case Phase.BACKWARD_WEIGHT:
+                return costs.backward_weight_s(block, samples)
+            case _:
+                return costs.loss_s(block, samples)
+
+    def contributions(self, bundle: str, rank: int) -> int:
+        """How many gradients of `bundle` arrive at `rank`, its own included."""
+        return sum(
+            len(self.s.sources(op, rank))
+            for op in self.s.ops
+            if isinstance(op, Transfer) and any(v.kind is ValueKind.GRAD and v.name == bundle for v in op.values)
+        )
+
+    def compute(self, op: Compute, rank: int) -> Load:
+        seconds = self.compute_s(op, rank)
+        if self.cluster.on_cores(rank):
+            sharing = self.near[self.folding.class_of[rank]][self.folding.class_of[rank]]
+            return Load(work=seconds, usage=((self.cores(rank), float(sharing)),), cap=1.0)
+        device, sharing_device = self.device(rank)
+        return Load(work=seconds, usage=((device, sharing_device),), cap=1.0)
+
+    # ---- messages --------------------------------------------------------------------------------------------
+
+    def peers(self, op: Transfer, actor: int, *, sending: bool) -> dict[tuple[int, bool], int]:
+        """How many peers of each (class, on the same host) the rank that stands for `actor` has in `op`."""
+        rep = self.reps[actor]
+        mine, other = (op.src, op.dst) if sending else (op.dst, op.src)
+        if rep not in self.s.group(mine):
+            return {}
+        found: dict[tuple[int, bool], int] = {}
+        if op.pattern in _COMPLETE:
+            group = self.s.group(other)
+            for c, members in enumerate(self.folding.classes):
+                if members[0] not in group:
+                    continue
+                near = self.near[actor][c]
+                far = len(members) - near
+                if c == actor:
+                    near -= 1
+                if near:
+                    found[c, True] = near
+                if far:
+                    found[c, False] = far
+            return found
+        for r in self.s.destinations(op, rep) if sending else self.s.sources(op, rep):
+            if r != rep:
+                key = (self.folding.class_of[r], self.cluster.same_host(rep, r))
+                found[key] = found.get(key, 0) + 1
+        return found
+
+    def a_peer(self, op: Transfer, actor: int, peer_class: int, near: bool) -> int:
+        """One rank of `peer_class` to which the rank that stands for `actor` sends in `op`."""
+        rep = self.reps[actor]
+        members: Ranks = self.folding.classes[peer_class]
+        candidates = members if op.pattern in _COMPLETE else self.s.destinations(op, rep)
+        for r in candidates:
+            if r != rep and self.folding.class_of[r] == peer_class and self.cluster.same_host(rep, r) == near:
+                return r
+        raise InputError(f"{op.name}: no peer in class {peer_class}")
+
+    def message(self, op: Transfer, actor: int, peer_class: int, near: bool, count: int) -> Message:
+        src = self.reps[actor]
+        dst = self.a_peer(op, actor, peer_class, near)
+        nbytes = self.s.message_bytes(op, src, dst)
+        here, there = self.near[actor][actor], self.near[peer_class][peer_class]
+        senders = self.peers(op, peer_class, sending=False).get((actor, near), 0)
+        if near:
+            loop = self.cluster.host_of(src).loopback
+            core_s = loop.byte_core_s + (loop.message_core_s / nbytes if nbytes else 0.0)
+            usage = ((self.cores(src), here * count * core_s),) if core_s > 0 else ()
+            load = Load(
+                work=float(nbytes),
+                usage=usage,
+                phi=1.0 / core_s if core_s > 0 else LINK_PHI,
+                cap=loop.bandwidth_Bps,
+                delay_s=loop.latency_s,
+            )
+        else:
+            route = self.cluster.route(self.cluster.placement[src].host, self.cluster.placement[dst].host)
+            weights = [1.0] * len(route)
+            weights[0], weights[-1] = float(here * count), float(there * senders)
+            load = Load(
+                work=float(nbytes),
+                usage=usage_of((self.link(q), w) for q, w in zip(route, weights, strict=True)),
+                phi=LINK_PHI,
+                delay_s=sum(self.cluster.links[q].latency_s for q in route),
+            )
+        return Message(src=actor, dst=peer_class, near=near, count=count, nbytes=nbytes, load=load)
+
+    # ---- collectives -----------------------------------------------------------------------------------------
+
+    def ring(self, op: Collective) -> Ring:
+        """The ring algorithm as one activity over all the links that its steps use.
+
+        Bytes that cross each edge of the ring, and steps: all-reduce 2(N-1)/N*n in 2(N-1); reduce-scatter and
+        all-gather (N-1)/N*n in N-1; broadcast, as a pipelined chain, n in N-1 (Thakur et al. 2005).
+        """
+        members = ring_order(self.s, op)
+        n = len(members)
+        actors = tuple(sorted({self.folding.class_of[r] for r in members}))
+        edges = list(zip(members, members[1:], strict=False))
+        steps, edge_bytes = n - 1, float(op.nbytes)
+        if op.kind is not CollectiveKind.BROADCAST:
+            edges.append((members[-1], members[0]))
+            edge_bytes *= (n - 1) / n
+            if op.kind is CollectiveKind.ALL_REDUCE:
+                steps, edge_bytes = 2 * steps, 2 * edge_bytes
+        if n == 1 or edge_bytes == 0:
+            return Ring(actors=actors, load=Load(work=0.0, usage=()))
+        place, hosts = self.cluster.placement, self.cluster.hosts
+        seen = {self.folding.host_class_of[place[rep].host]: place[rep].host for rep in reversed(self.reps)}
+        standing = set(seen.values())
+        crossing: Counter[int] = Counter()
+        inside: Counter[int] = Counter()
+        latency = overhead = 0.0
+        cap = inf
+        links = self.cluster.links
+        folded = len(self.folding.classes) < self.cluster.world_size
+        for a, b in edges:
+            ha, hb = place[a].host, place[b].host
+            if ha == hb:
+                inside[ha] += 1
+                latency = max(latency, hosts[ha].loopback.latency_s)
+                cap = min(cap, hosts[ha].loopback.bandwidth_Bps)
+                continue
+            if folded and ha not in standing and hb not in standing:
+                continue
+            route = self.cluster.route(ha, hb)
+            latency = max(latency, sum(links[q].latency_s for q in route))
+            overhead = max(overhead, hosts[ha].nic.overhead_s)
+            for q in route:
+                if not folded or q // 2 in standing:
+                    crossing[q] += 1
+        usage = [(self.link(q), float(w)) for q, w in crossing.items()]
+        phi = LINK_PHI
+        reducing = op.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER)
+        for host in standing if folded else {p.host for p in place}:
+            ranks = [r for r in self.on_host.get(host, ()) if r in self.s.group(op.ranks)]
+            loop = hosts[host].loopback
+            core_s = inside[host] * (loop.byte_core_s + loop.message_core_s * steps / edge_bytes)
+            for r in ranks:
+                if reducing and self.cluster.on_cores(r):
+                    core_s += self.cost_of(r).reduce_s(int(op.nbytes * (n - 1) / n), 2) / edge_bytes
+            if core_s > 0 and ranks:
+                usage.append((self.cores(ranks[0]), core_s))
+                phi = min(phi, len(ranks) / core_s)
+        load = Load(
+            work=edge_bytes,
+            usage=usage_of(usage),
+            phi=phi,
+            cap=cap,
+            delay_s=steps * latency + (steps - 1) * overhead,
+        )
+        return Ring(actors=actors, load=load)
+
+    # ---- actors ----------------------------------------------------------------------------------------------
+
+    def actor(self, index: int) -> Actor:
+        rep = self.reps[index]
+        program = project(self.s, rep)
+        host = self.cluster.host_of(rep)
+        loads: dict[int, Load] = {}
+        messages: dict[int, tuple[Message, ...]] = {}
+        arrivals: dict[int, int] = {}
+        post_s: dict[int, float] = {}
+        traffic: dict[int, tuple[int, int]] = {}
+        for u in program.units:
+            match u.kind, u.op:
+                case UnitKind.COMPUTE, Compute() as op:
+                    loads[u.index] = self.compute(op, rep)
+                case UnitKind.SEND, Transfer() as op:
+                    peers = self.peers(op, index, sending=True)
+                    made = tuple(self.message(op, index, c, near, n) for (c, near), n in sorted(peers.items()))
+                    messages[u.index] = made
+                    post_s[u.index] = host.nic.overhead_s * sum(m.count for m in made if not m.near)
+                    traffic[u.index] = (sum(m.count * m.nbytes for m in made), 0)
+                case UnitKind.RECV, Transfer() as op:
+                    peers = self.peers(op, index, sending=False)
+                    arrivals[u.index] = len(peers)
+                    traffic[u.index] = (0, self.received(op, index, peers))
+                case _, Collective() as op:
+                    alone = len(self.s.group(op.ranks)) == 1
+                    post_s[u.index] = 0.0 if alone else host.nic.overhead_s
+                    traffic[u.index] = self.ring_traffic(op, rep)
+                case _:
+                    raise InputError(f"{u.op.name}: {u.kind} is no part of such an op")
+        return Actor(
+            rank=rep,
+            size=len(self.folding.classes[index]),
+            program=program,
+            loads=loads,
+            messages=messages,
+            arrivals=arrivals,
+            post_s=post_s,
+            traffic=traffic,
+        )
+
+    def received(self, op: Transfer, index: int, peers: dict[tuple[int, bool], int]) -> int:
+        total = 0
+        rep = self.reps[index]
+        for (c, near), count in peers.items():
+            sources = self.folding.classes[c] if op.pattern in _COMPLETE else self.s.sources(op, rep)
+            for r in sources:
+                if r != rep and self.folding.class_of[r] == c and self.cluster.same_host(r, rep) == near:
+                    total += count * self.s.message_bytes(op, r, rep)
+                    break
+        return total
+
+    def ring_traffic(self, op: Collective, rank: int) -> tuple[int, int]:
+        """Bytes that `rank` sends and receives, rounded to whole bytes."""
+        order = ring_order(self.s, op)
+        n = len(order)
+        if op.kind is CollectiveKind.BROADCAST:
+            return op.nbytes * (rank != order[-1]), op.nbytes * (rank != order[0])
+        each = round(op.nbytes * (n - 1) / n) * (2 if op.kind is CollectiveKind.ALL_REDUCE else 1)
+        return each, each
+
+
+def lower(
+    schedule: Schedule,
+    model: ModelProfile,
+    cluster: Cluster,
+    folding: Folding,
+    cost_of: Callable[[int], CostModel],
+) -> Lowered:
+    """Return the activities of `schedule` on `cluster`, for each class of `folding`.
+
+    `cost_of(rank)` gives the cost model of the device that a rank computes on.
+    """
+    work = _Lowering(schedule, model, cluster, folding, cost_of)
+    actors = [work.actor(i) for i in range(len(folding.classes))]
+    rings = {op.name: work.ring(op) for op in schedule.ops if isinstance(op, Collective)}
+    return Lowered(resources=work.resources, actors=actors, rings=rings, keys=work.keys)

@@ -1,0 +1,192 @@
+"""`simulate`: from a schedule, a model, a cluster and costs to a prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.errors import InputError
+from stanza_sim.measures import op_seconds, steady_iteration_s, waiting
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Schedule, check
+from stanza_sim.simulate.engine import Engine
+from stanza_sim.simulate.fold import Folding, fold, unfolded
+from stanza_sim.simulate.lower import Lowered, lower
+from stanza_sim.timeline import Timeline
+
+if TYPE_CHECKING:
+    from stanza_sim.simulate.costs import CostModel
+
+REPEATS = 1e-9
+"""Iterations repeat when their lengths differ by no more than this, relatively."""
+MOST_PERIODS = 4
+"""A steady state may alternate: lengths may repeat after up to so many iterations."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """What the simulator predicts for one schedule. Times in seconds, per iteration, in the steady state.
+
+    `utilisation` maps resources to the share of the iteration in which they are busy; `bound_s` is what no order of
+    the same work can beat; bytes are per iteration and rank (of the rank that stands for its class when folded).
+    `steady` is False if iterations had not begun to repeat after `iterations`; `iteration_s` is then a mean.
+    """
+
+    timeline: Timeline
+    iteration_s: float
+    samples_per_s: float
+    exposed_comm_s: float
+    idle_s: float
+    bound_s: float
+    bottleneck: str
+    cost_source: str
+    utilisation: dict[str, float]
+    op_seconds: dict[str, float]
+    sent_bytes: dict[int, int]
+    received_bytes: dict[int, int]
+    iterations: int
+    steady: bool
+    events: int
+
+
+
+
+def simulate(
+    schedule: Schedule,
+    model: ModelProfile,
+    cluster: Cluster,
+    costs: Callable[[int], CostModel],
+    *,
+    cost_source: str = "",
+    fold_ranks: bool = True,
+    max_iterations: int = 40,
+) -> Prediction:
+    """Predict the steady state of `schedule`, with the costs of rank r's device from `costs(r)`.
+
+    Identical ranks are folded and simulated once unless `fold_ranks` is False; the answer is the same. Raises
+    `ScheduleError` for an illegal schedule and `InputError` if the cluster has another number of ranks.
+    """
+    check(schedule, model)
+    if cluster.world_size != schedule.world_size:
+        raise InputError(
+            f"schedule {schedule.name} has {schedule.world_size} ranks, cluster {cluster.name} places "
+            f"{cluster.world_size}",
+            hint="build the schedule for the cluster's number of ranks, or set `nodes`",
+        )
+    folding = fold(schedule, cluster) if fold_ranks else unfolded(cluster)
+    lowered = lower(schedule, model, cluster, folding, costs)
+    engine = Engine(schedule, lowered)
+    ends: list[Sequence[float]] = []
+    window = (0, 0)
+
+    def enough(known: list[tuple[float, ...]]) -> bool:
+        nonlocal ends, window
+        found = steady_window(known)
+        if found is None and len(known[0]) >= max_iterations:
+            found = (len(known[0]) // 2, len(known[0]) - 1)
+        if found is None:
+            return False
+        ends, window = list(known), found
+        return True
+
+    engine.run(enough)
+    first, last = window
+    iteration_s = steady_iteration_s(ends, first, last)
+    working = [r for r in engine.ranks if r.actor.program.units]
+    timeline = Timeline(
+        spans=tuple(engine.spans),
+        iteration_end_s={r.actor.rank: tuple(e) for r, e in zip(working, ends, strict=True)},
+        multiplicity={r.actor.rank: r.actor.size for r in engine.ranks},
+    )
+    busy = demands(lowered)
+    floor = bound_s(lowered, busy)
+    utilisation = {
+        r.label: min(1.0, d / (r.capacity * iteration_s)) if iteration_s > 0 else 0.0
+        for r, d in zip(lowered.resources, busy, strict=True)
+    }
+    waits = waiting(schedule, timeline, first, last)
+    return Prediction(
+        timeline=timeline,
+        iteration_s=iteration_s,
+        samples_per_s=schedule.global_batch / iteration_s if iteration_s > 0 else float("inf"),
+        exposed_comm_s=waits.exposed_comm_s,
+        idle_s=waits.idle_s,
+        bound_s=floor,
+        bottleneck=bottleneck(schedule, cluster, folding, lowered, busy, iteration_s),
+        cost_source=cost_source or costs(0).source,
+        utilisation=utilisation,
+        op_seconds=op_seconds(schedule, timeline, first, last),
+        sent_bytes={a.rank: sum(t[0] for t in a.traffic.values()) for a in lowered.actors},
+        received_bytes={a.rank: sum(t[1] for t in a.traffic.values()) for a in lowered.actors},
+        iterations=last + 1,
+        steady=steady_window(ends) is not None,
+        events=engine.events,
+    )
+
+
+def steady_window(ends: Sequence[Sequence[float]]) -> tuple[int, int] | None:
+    """Return (first, last) such that iterations repeat with period last - first, or None.
+
+    All ranks must take equally long over the period, and as long as over the period before it; iteration 0, which
+    waits for nothing before it, is not counted.
+    """
+    last = len(ends[0]) - 1
+    for period in range(1, MOST_PERIODS + 1):
+        if last - 2 * period < 1:
+            return None
+        lengths = [e[last] - e[last - period] for e in ends]
+        before = [e[last - period] - e[last - 2 * period] for e in ends]
+        longest = max(lengths)
+        if all(abs(x - longest) <= REPEATS * longest for x in (*lengths, *before)):
+            return last - period, last
+    return None
+
+
+def demands(lowered: Lowered) -> list[float]:
+    """Work that one iteration puts on each resource: bytes on links, core-seconds, device-seconds."""
+    total = [0.0] * len(lowered.resources)
+    for a in lowered.actors:
+        for load in [*a.loads.values(), *(m.load for ms in a.messages.values() for m in ms)]:
+            for q, demand in load.usage:
+                total[q] += load.work * demand
+    for ring in lowered.rings.values():
+        for q, demand in ring.load.usage:
+            total[q] += ring.load.work * demand
+    return total
+
+
+def bound_s(lowered: Lowered, busy: Sequence[float]) -> float:
+    """Seconds that no order of the same work can beat: the busiest resource, or the busiest lane of a rank."""
+    bounds = [d / r.capacity for r, d in zip(lowered.resources, busy, strict=True)]
+    for a in lowered.actors:
+        lanes: dict[str, float] = {}
+        for u, load in a.loads.items():
+            lane = getattr(a.program.units[u].op, "lane", "main")
+            lanes[lane] = lanes.get(lane, 0.0) + load.work
+        bounds.extend(lanes.values())
+    return max(bounds, default=0.0)
+
+
+def bottleneck(
+    schedule: Schedule,
+    cluster: Cluster,
+    folding: Folding,
+    lowered: Lowered,
+    busy: Sequence[float],
+    iteration_s: float,
+) -> str:
+    """Name the busiest resource in words, with the roles of the ranks on its host."""
+    if not lowered.resources or iteration_s <= 0:
+        return "nothing takes time"
+    share, q = max((d / (r.capacity * iteration_s), -i) for i, (r, d) in enumerate(zip(lowered.resources, busy, strict=True)))
+    resource = lowered.resources[-q]
+    host = next((i for i, h in enumerate(cluster.hosts) if resource.label.startswith(h.name + " ")), None)
+    if host is None:
+        return f"{resource.label}, {min(share, 1):.0%} busy"
+    here = [r for r, p in enumerate(cluster.placement) if p.host == host]
+    roles = [g.name for g in schedule.groups if any(r in g.ranks for r in here) and "." not in g.name]
+    alike = len(folding.host_classes[folding.host_class_of[host]]) - 1
+    who = " + ".join(roles) + (f", {alike} more like it" if alike else "")
+    return f"{resource.label} ({who}), {min(share, 1):.0%} busy"
