@@ -26,7 +26,8 @@ class Activity:
     """Something that consumes resources.
 
     `usage` lists (resource index, demand per unit of rate), each resource once. `remaining` is in units of
-    work at time `since_s`, while it runs at `rate` units per second. `tag` is the caller's.
+    work at time `since_s`, while it runs at `rate` units per second. `limit` is the resource that limits it, or -1
+    for its cap. `tag` is the caller's.
     """
 
     work: float
@@ -39,6 +40,7 @@ class Activity:
     since_s: float = field(default=0.0, init=False)
     finish_s: float = field(default=inf, init=False)
     serial: int = field(default=0, init=False)
+    limit: int = field(default=-1, init=False)
 
 
 class FluidShare:
@@ -166,11 +168,13 @@ def fair_rates(activities: Sequence[Activity], capacities: Sequence[float] | dic
         level = heap[0][0] if heap else inf
         if capped and capped[-1][0] <= level * (1 + TIE):
             level, only = capped.pop()
-            full = [only]
+            full, at = [only], -1
         else:
-            full = [i for i in users[heappop(heap)[1]] if not frozen[i]]
+            at = heappop(heap)[1]
+            full = [i for i in users[at] if not frozen[i]]
         for i in full:
             a = activities[i]
+            a.limit = at
             frozen[i] = 1
             waiting -= 1
             rates[i] = rate = min(a.phi * level, a.cap)

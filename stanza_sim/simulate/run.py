@@ -19,9 +19,9 @@ from stanza_sim.timeline import Timeline
 if TYPE_CHECKING:
     from stanza_sim.simulate.costs import CostModel
 
-REPEATS = 1e-9
+REPEATS = 1e-6
 """Iterations repeat when their lengths differ by no more than this, relatively."""
-MOST_PERIODS = 4
+MOST_PERIODS = 8
 """A steady state may alternate: lengths may repeat after up to so many iterations."""
 
 

@@ -1,0 +1,364 @@
+"""Bare flow-level cases: flows with dependencies over routes of one-direction links, shared max-min fairly.
+
+A flow is released at max(start, completion of every dependency) + delay; its transfer begins after the sum of its
+route's latencies; its rate is its max-min fair share, anew whenever a transfer begins or ends; it completes when its
+last byte has moved. A flow of 0 bytes, or from a host to itself, completes when its transfer would begin.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from heapq import heappop, heappush
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from stanza_sim.errors import InputError
+from stanza_sim.simulate.fluid import TIE, Activity, FluidShare
+
+COMPILED_FROM = 20_000
+"""From so many flows on, the compiled solver is worth its start-up time."""
+
+_Name = Annotated[str, Field(min_length=1)]
+_NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+_Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Link(_Part):
+    name: _Name
+    bandwidth: _Positive
+    latency: _NonNegative = 0.0
+
+
+class _Route(_Part):
+    src: _Name
+    dst: _Name
+    links: list[_Name]
+
+
+class _Flow(_Part):
+    id: _Name
+    src: _Name
+    dst: _Name
+    bytes: _NonNegative
+    start: _NonNegative = 0.0
+    deps: list[_Name] = []
+    delay: _NonNegative = 0.0
+
+
+class _Case(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    hosts: list[_Name]
+    links: list[_Link]
+    routes: list[_Route]
+    flows: list[_Flow]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowResult:
+    """Answer to a case. `utilisation` is the share of `makespan_s` in which a link's whole rate is used.
+
+    `bottleneck` names, for each flow, the link that limited it when it ended, or None for a flow that used none.
+    """
+
+    completion_s: dict[str, float]
+    utilisation: dict[str, float]
+    bottleneck: dict[str, str | None]
+    makespan_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Checked:
+    """A case with names resolved: per flow its links, bytes, earliest start, total delay and dependencies."""
+
+    names: list[str]
+    links: list[str]
+    capacity: list[float]
+    route: list[tuple[int, ...]]
+    nbytes: list[float]
+    start: list[float]
+    delay: list[float]
+    deps: list[list[int]]
+
+
+def read_case(path: Path) -> dict[str, Any]:
+    """Read a case from a JSON file; raises `InputError` for a file that is no JSON object."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except FileNotFoundError:
+        raise InputError("there is no such file", where=str(path)) from None
+    except OSError as e:
+        raise InputError(f"cannot be read: {e.strerror}", where=str(path)) from None
+    except (UnicodeDecodeError, RecursionError):
+        raise InputError("is not JSON text", where=str(path)) from None
+    except json.JSONDecodeError as e:
+        raise InputError(f"is not JSON: {e.msg} (line {e.lineno}, column {e.colno})", where=str(path)) from None
+    except InputError as e:
+        raise InputError(e.message, where=str(path)) from None
+    except ValueError:
+        raise InputError("has a number that is too long to read", where=str(path)) from None
+    if not isinstance(data, dict):
+        raise InputError("should be an object with hosts, links, routes and flows", where=str(path))
+    return data
+
+
+def _no_constant(name: str) -> float:
+    raise InputError(f"{name} is not a number that JSON has", hint="every number must be finite")
+
+
+def simulate_flows(case: Mapping[str, Any]) -> FlowResult:
+    """Run a case: a mapping with `hosts`, `links`, `routes` and `flows`; other keys are ignored.
+
+    Bandwidths are bytes per second, latencies, starts and delays seconds; every link is one direction. Raises
+    `InputError` for names that do not resolve, routes that do not connect, cyclic dependencies, and numbers that are
+    negative, zero where a rate is, or not finite.
+    """
+    checked = _check(case)
+    if len(checked.names) >= COMPILED_FROM:
+        from stanza_sim.simulate import kernel
+
+        if kernel.COMPILED:
+            return _result(checked, *_run_compiled(checked))
+    return _result(checked, *_run(checked))
+
+
+# ---- checking -------------------------------------------------------------------------------------------------------
+
+
+def _check(case: Mapping[str, Any]) -> _Checked:
+    try:
+        c = _Case.model_validate(dict(case))
+    except ValidationError as e:
+        first = e.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise InputError(first["msg"], where=where) from None
+    except RecursionError:
+        raise InputError("is nested too deeply") from None
+    hosts = _unique(c.hosts, "hosts")
+    links = _unique([x.name for x in c.links], "links")
+    routes: dict[tuple[str, str], tuple[int, ...]] = {}
+    ends: dict[int, tuple[str | None, str | None]] = {}
+    for i, r in enumerate(c.routes):
+        where = f"routes.{i}"
+        for end in (r.src, r.dst):
+            if end not in hosts:
+                raise InputError(f"there is no host {end!r}", where=where)
+        if (r.src, r.dst) in routes:
+            raise InputError(f"a second route from {r.src} to {r.dst}", where=where)
+        for name in r.links:
+            if name not in links:
+                raise InputError(f"there is no link {name!r}", where=where)
+        indices = tuple(links[name] for name in r.links)
+        if r.src != r.dst and not indices:
+            raise InputError(f"the route from {r.src} to {r.dst} has no links", where=where)
+        if len(set(indices)) != len(indices):
+            raise InputError(f"the route from {r.src} to {r.dst} uses a link twice", where=where)
+        routes[r.src, r.dst] = indices
+        if r.src != r.dst:
+            _connects(ends, indices, r, c.links, where)
+    flows = _unique([f.id for f in c.flows], "flows")
+    route, delay, deps = [], [], []
+    for i, f in enumerate(c.flows):
+        where = f"flows.{i} ({f.id})"
+        for end in (f.src, f.dst):
+            if end not in hosts:
+                raise InputError(f"there is no host {end!r}", where=where)
+        if f.src == f.dst:
+            own: tuple[int, ...] = ()
+        elif (f.src, f.dst) in routes:
+            own = routes[f.src, f.dst]
+        else:
+            raise InputError(f"no route connects {f.src} to {f.dst}", where=where, hint="add it to routes")
+        for d in f.deps:
+            if d not in flows:
+                raise InputError(f"depends on {d!r}, and there is no such flow", where=where)
+        route.append(own)
+        delay.append(f.delay + sum(c.links[q].latency for q in own))
+        deps.append(sorted({flows[d] for d in f.deps}))
+    _acyclic(deps, [f.id for f in c.flows])
+    return _Checked(
+        names=[f.id for f in c.flows],
+        links=[x.name for x in c.links],
+        capacity=[x.bandwidth for x in c.links],
+        route=route,
+        nbytes=[f.bytes if f.src != f.dst else 0.0 for f in c.flows],
+        start=[f.start for f in c.flows],
+        delay=delay,
+        deps=deps,
+    )
+
+
+def _unique(names: list[str], what: str) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for i, name in enumerate(names):
+        if name in found:
+            raise InputError(f"{name!r} is there twice", where=f"{what}.{i}")
+        found[name] = i
+    return found
+
+
+def _connects(
+    ends: dict[int, tuple[str | None, str | None]],
+    indices: tuple[int, ...],
+    route: _Route,
+    links: list[_Link],
+    where: str,
+) -> None:
+    """A link that leaves one host in one route cannot leave another in another: such routes do not connect."""
+    first, last = indices[0], indices[-1]
+    for q, side, host in ((first, 0, route.src), (last, 1, route.dst)):
+        known = ends.get(q, (None, None))
+        if known[side] not in (None, host):
+            verb = "leaves" if side == 0 else "enters"
+            raise InputError(
+                f"the route from {route.src} to {route.dst} does not connect: link {links[q].name} {verb} {known[side]}",
+                where=where,
+            )
+        ends[q] = (host, known[1]) if side == 0 else (known[0], host)
+
+
+def _acyclic(deps: list[list[int]], names: list[str]) -> None:
+    missing = [len(d) for d in deps]
+    successors: list[list[int]] = [[] for _ in deps]
+    for i, d in enumerate(deps):
+        for j in d:
+            successors[j].append(i)
+    ready = [i for i, m in enumerate(missing) if m == 0]
+    seen = 0
+    while ready:
+        i = ready.pop()
+        seen += 1
+        for j in successors[i]:
+            missing[j] -= 1
+            if missing[j] == 0:
+                ready.append(j)
+    if seen < len(deps):
+        stuck = next(i for i, m in enumerate(missing) if m > 0)
+        path = [stuck]
+        while True:  # walk back along unmet dependencies until one repeats
+            nxt = next(j for j in deps[path[-1]] if missing[j] > 0)
+            if nxt in path:
+                cycle = [names[i] for i in path[path.index(nxt) :]]
+                raise InputError(f"flows depend on each other in a circle: {' <- '.join([*cycle, cycle[0]])}", where="flows")
+            path.append(nxt)
+
+
+# ---- running --------------------------------------------------------------------------------------------------------
+
+
+def _run(c: _Checked) -> tuple[list[float], list[int]]:
+    """Completion times and last bottleneck (a link, or -1) of each flow, in plain Python."""
+    n = len(c.names)
+    share = FluidShare(c.capacity)
+    missing = [len(d) for d in c.deps]
+    successors: list[list[int]] = [[] for _ in range(n)]
+    for i, d in enumerate(c.deps):
+        for j in d:
+            successors[j].append(i)
+    done = [0.0] * n
+    limit = [-1] * n
+    starts: list[tuple[float, int]] = []
+    for i in range(n):
+        if not missing[i]:
+            heappush(starts, (c.start[i] + c.delay[i], i))
+    released = list(c.start)
+
+    def complete(i: int, now: float) -> None:
+        done[i] = now
+        for j in successors[i]:
+            missing[j] -= 1
+            released[j] = max(released[j], now)
+            if not missing[j]:
+                heappush(starts, (released[j] + c.delay[j], j))
+
+    while True:
+        now = min(share.next_finish_s(), starts[0][0] if starts else float("inf"))
+        if not isfinite(now):
+            return done, limit
+        for activity in share.finish(now):
+            i = activity.tag
+            if isinstance(i, int):
+                limit[i] = activity.limit
+                complete(i, now)
+        while starts and starts[0][0] <= now + TIE * now:
+            i = heappop(starts)[1]
+            if c.nbytes[i] > 0:
+                share.start(Activity(work=c.nbytes[i], usage=tuple((q, 1.0) for q in c.route[i]), tag=i), now)
+            else:
+                complete(i, now)
+        if share.dirty:
+            share.solve(now)
+
+
+def _run_compiled(c: _Checked) -> tuple[list[float], list[int]]:
+    """As `_run`, on arrays."""
+    import numpy as np
+
+    from stanza_sim.simulate import kernel
+
+    n = len(c.names)
+    classes: dict[tuple[int, ...], int] = {}
+    cls = np.full(2 * n, -1, dtype=np.int32)
+    for i, route in enumerate(c.route):
+        if c.nbytes[i] > 0:
+            cls[i] = classes.setdefault(route, len(classes))
+    # Node n + i holds flow i back until its earliest start, where it has dependencies as well.
+    held = [i for i in range(n) if c.deps[i] and c.start[i] > 0]
+    total = n + len(held)
+    successors: list[list[int]] = [[] for _ in range(total)]
+    missing = np.array([len(d) for d in c.deps] + [0] * len(held), dtype=np.int32)
+    delay = np.array(
+        [c.delay[i] + (0.0 if c.deps[i] else c.start[i]) for i in range(n)] + [c.start[i] for i in held], dtype=np.float64
+    )
+    for i, d in enumerate(c.deps):
+        for j in d:
+            successors[j].append(i)
+    for k, i in enumerate(held, n):
+        successors[k].append(i)
+        missing[i] += 1
+    ptr = np.zeros(total + 1, dtype=np.int64)
+    ptr[1:] = np.cumsum([len(s) for s in successors])
+    net = kernel.make_net(
+        np.array(c.capacity),
+        [tuple((q, 1.0) for q in route) for route in classes],
+        np.ones(len(classes)),
+        np.full(len(classes), np.inf),
+    )
+    nodes = kernel.Nodes(
+        cls=cls[:total],
+        work=np.array(c.nbytes + [0.0] * len(held)),
+        delay=delay,
+        missing=missing,
+        successor_ptr=ptr,
+        successor=np.array([j for s in successors for j in s], dtype=np.int32),
+        done_s=np.full(total, np.nan),
+    )
+    state = kernel.make_state(net, nodes)
+    kernel.start(nodes, state)
+    kernel.run(net, nodes, state, 1 << 62)
+    return nodes.done_s[:n].tolist(), state.limited_by[:n].tolist()
+
+
+def _result(c: _Checked, done: list[float], limit: list[int]) -> FlowResult:
+    makespan = max(done, default=0.0)
+    moved = [0.0] * len(c.links)
+    for route, nbytes in zip(c.route, c.nbytes, strict=True):
+        for q in route:
+            moved[q] += nbytes
+    return FlowResult(
+        completion_s=dict(zip(c.names, done, strict=True)),
+        utilisation={
+            name: moved[q] / (c.capacity[q] * makespan) if makespan > 0 else 0.0 for q, name in enumerate(c.links)
+        },
+        bottleneck={name: c.links[q] if q >= 0 else None for name, q in zip(c.names, limit, strict=True)},
+        makespan_s=makespan,
+    )
