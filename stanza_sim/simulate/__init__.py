@@ -1,5 +1,7 @@
 """The simulator: predicts what a schedule takes on a modelled cluster."""
 
+from stanza_sim.simulate.costs import costs_for
+from stanza_sim.simulate.flows import FlowResult, simulate_flows
 from stanza_sim.simulate.run import Prediction, simulate
 
-__all__ = ["Prediction", "simulate"]
+__all__ = ["FlowResult", "Prediction", "costs_for", "simulate", "simulate_flows"]

@@ -67,7 +67,7 @@ def fold(schedule: Schedule, cluster: Cluster) -> Folding:
         for pairs in links:
             colour = _refine_by_partners(colour, pairs, hosts)
         if many_per_host:
-            colour = _refine_by_hosts(colour, hosts, schedule)
+            colour = _refine_by_devices(_refine_by_hosts(colour, hosts, schedule), cluster)
         if int(colour.max()) == before:
             break
     return _folding(cluster, colour, hosts)
@@ -88,11 +88,13 @@ def _mask(schedule: Schedule, ranks: Ranks) -> Colours:
 
 
 def _device_features(cluster: Cluster) -> Colours:
-    """How many ranks share each rank's device: identical ranks see the same share."""
+    """Each rank's device by name, and how many ranks share it: identical ranks see the same share."""
     shared: dict[tuple[int, int | None], int] = defaultdict(int)
     for p in cluster.placement:
         shared[p.host, p.device] += 1
-    return np.array([shared[p.host, p.device] * 2 + (p.device is None) for p in cluster.placement], dtype=np.int64)
+    ids: dict[tuple[str, int], int] = {}
+    found = [(cluster.device_of(r), shared[p.host, p.device]) for r, p in enumerate(cluster.placement)]
+    return np.array([ids.setdefault(f, len(ids)) for f in found], dtype=np.int64)
 
 
 def _role_features(schedule: Schedule) -> list[Colours]:
@@ -171,6 +173,16 @@ def _refine_by_hosts(colour: Colours, hosts: Colours, schedule: Schedule) -> Col
     ids: dict[tuple[object, ...], int] = {}
     kind = {h: ids.setdefault((tuple(sorted(mix)), tuple(edges[h])), len(ids)) for h, mix in mixes.items()}
     return _refine(colour, np.array([kind[int(h)] for h in hosts], dtype=np.int64))
+
+
+def _refine_by_devices(colour: Colours, cluster: Cluster) -> Colours:
+    """Ranks of one colour need devices that ranks of the same colours share."""
+    mixes: dict[tuple[int, int | None], list[int]] = defaultdict(list)
+    for c, p in zip(colour, cluster.placement, strict=True):
+        mixes[p.host, p.device].append(int(c))
+    ids: dict[tuple[int, ...], int] = {}
+    kind = {at: ids.setdefault(tuple(sorted(mix)), len(ids)) for at, mix in mixes.items()}
+    return _refine(colour, np.array([kind[p.host, p.device] for p in cluster.placement], dtype=np.int64))
 
 
 def _channels_agree(schedule: Schedule) -> bool:

@@ -98,6 +98,7 @@ class State(NamedTuple):
     changed: I32  # links whose users changed
     scalars: I64  # see the names below
     queue: I32  # scratch: completions of an instant
+    starting: I32  # scratch: flows that begin at an instant
     limit: I32  # per class: the link that limits it, or -1 for its cap
     limited_by: I32  # per node: `limit` when it completed, -1 for a gate
 
@@ -162,51 +163,55 @@ def make_state(net: Net, nodes: Nodes) -> State:
         changed=np.zeros(links, dtype=np.int32),
         scalars=np.zeros(8, dtype=np.int64),
         queue=np.zeros(n + 1, dtype=np.int32),
+        starting=np.zeros(n + 1, dtype=np.int32),
         limit=np.full(classes, -1, dtype=np.int32),
         limited_by=np.full(n, -1, dtype=np.int32),
     )
 
 
+# Small functions take the arrays that they use, not the tuples: taking an array out of a tuple costs numba a reference
+# count, and a call with a tuple copies every descriptor in it.
+
 # ---- a binary heap of pending starts ------------------------------------------------------------------------------
 
 
 @_jit
-def _push(st: State, at: float, k: int) -> None:
-    i = st.scalars[HEAP]
-    st.scalars[HEAP] = i + 1
-    s, n = st.heap_s, st.heap_k
+def _push(heap_s: F64, heap_k: I32, scalars: I64, at: float, k: int) -> None:
+    i = scalars[HEAP]
+    scalars[HEAP] = i + 1
     while i > 0:
         parent = (i - 1) >> 1
-        if s[parent] < at or (s[parent] == at and n[parent] <= k):
+        if heap_s[parent] < at or (heap_s[parent] == at and heap_k[parent] <= k):
             break
-        s[i] = s[parent]
-        n[i] = n[parent]
+        heap_s[i] = heap_s[parent]
+        heap_k[i] = heap_k[parent]
         i = parent
-    s[i] = at
-    n[i] = k
+    heap_s[i] = at
+    heap_k[i] = k
 
 
 @_jit
-def _pop(st: State) -> int:
-    s, n = st.heap_s, st.heap_k
-    top = n[0]
-    last = st.scalars[HEAP] - 1
-    st.scalars[HEAP] = last
-    at, k = s[last], n[last]
+def _pop(heap_s: F64, heap_k: I32, scalars: I64) -> int:
+    top = heap_k[0]
+    last = scalars[HEAP] - 1
+    scalars[HEAP] = last
+    at, k = heap_s[last], heap_k[last]
     i = 0
     while True:
         j = 2 * i + 1
         if j >= last:
             break
-        if j + 1 < last and (s[j + 1] < s[j] or (s[j + 1] == s[j] and n[j + 1] < n[j])):
+        if j + 1 < last and (
+            heap_s[j + 1] < heap_s[j] or (heap_s[j + 1] == heap_s[j] and heap_k[j + 1] < heap_k[j])
+        ):
             j += 1
-        if s[j] > at or (s[j] == at and n[j] >= k):
+        if heap_s[j] > at or (heap_s[j] == at and heap_k[j] >= k):
             break
-        s[i] = s[j]
-        n[i] = n[j]
+        heap_s[i] = heap_s[j]
+        heap_k[i] = heap_k[j]
         i = j
-    s[i] = at
-    n[i] = k
+    heap_s[i] = at
+    heap_k[i] = k
     return top
 
 
@@ -214,41 +219,40 @@ def _pop(st: State) -> int:
 
 
 @_jit
-def _meld(st: State, a: int, b: int) -> int:
+def _meld(child: I32, sibling: I32, mark: F64, a: int, b: int) -> int:
     if a < 0:
         return b
     if b < 0:
         return a
-    if st.mark[b] < st.mark[a] or (st.mark[b] == st.mark[a] and b < a):
+    if mark[b] < mark[a] or (mark[b] == mark[a] and b < a):
         a, b = b, a
-    st.sibling[b] = st.child[a]
-    st.child[a] = b
+    sibling[b] = child[a]
+    child[a] = b
     return a
 
 
 @_jit
-def _pop_root(st: State, a: int) -> int:
+def _pop_root(child: I32, sibling: I32, mark: F64, a: int) -> int:
     """Remove the root `a` of a pairing heap and return the new root (two-pass melding)."""
-    first = st.child[a]
-    st.child[a] = -1
+    first = child[a]
+    child[a] = -1
     paired = -1
     while first >= 0:
-        second = st.sibling[first]
-        st.sibling[first] = -1
+        second = sibling[first]
+        sibling[first] = -1
+        rest = -1
         if second >= 0:
-            rest = st.sibling[second]
-            st.sibling[second] = -1
-            first = _meld(st, first, second)
-        else:
-            rest = -1
-        st.sibling[first] = paired
+            rest = sibling[second]
+            sibling[second] = -1
+            first = _meld(child, sibling, mark, first, second)
+        sibling[first] = paired
         paired = first
         first = rest
     root = -1
     while paired >= 0:
-        rest = st.sibling[paired]
-        st.sibling[paired] = -1
-        root = _meld(st, root, paired)
+        rest = sibling[paired]
+        sibling[paired] = -1
+        root = _meld(child, sibling, mark, root, paired)
         paired = rest
     return root
 
@@ -273,135 +277,135 @@ def _sift(level: F64, ids: I32, size: int, i: int) -> None:
 
 
 @_jit
-def _touch(st: State, q: int) -> None:
-    """Remember that the users of link `q` changed since the last solve."""
-    n = st.scalars[CHANGED]
-    if st.link_epoch[q] != -1:
-        st.link_epoch[q] = -1
-        st.changed[n] = q
-        st.scalars[CHANGED] = n + 1
-
-
-@_jit
-def _reblock(st: State, c: int) -> None:
-    b = c // _BLOCK
+def _reblock(finish: F64, block: F64, b: int) -> None:
     least = np.inf
-    for x in range(b * _BLOCK, min(len(st.finish), (b + 1) * _BLOCK)):
-        if st.finish[x] < least:
-            least = st.finish[x]
-    st.block[b] = least
-
-
-@_jit
-def _set_rate(net: Net, st: State, c: int, rate: float, now: float) -> None:
-    if rate != st.rate[c]:
-        st.served[c] += st.rate[c] * (now - st.since[c])
-        st.since[c] = now
-        st.rate[c] = rate
-    st.finish[c] = st.since[c] + (st.mark[st.root[c]] - st.served[c]) / rate
+    for x in range(b * _BLOCK, min(len(finish), (b + 1) * _BLOCK)):
+        if finish[x] < least:
+            least = finish[x]
+    block[b] = least
 
 
 @_jit
 def solve(net: Net, st: State, now: float) -> None:
     """Give max-min fair rates to every class that shares links, directly or not, with a changed link."""
-    st.scalars[EPOCH] += 1
-    st.scalars[SOLVES] += 1
-    epoch = st.scalars[EPOCH]
-    n_links = st.scalars[CHANGED]
-    st.scalars[CHANGED] = 0
+    capacity, phi, cap = net.capacity, net.phi, net.cap
+    class_ptr, class_link, class_demand = net.class_ptr, net.class_link, net.class_demand
+    link_ptr, link_class, link_demand = net.link_ptr, net.link_class, net.link_demand
+    scalars, links, classes, changed = st.scalars, st.links, st.classes, st.changed
+    link_epoch, class_epoch, frozen, count = st.link_epoch, st.class_epoch, st.frozen, st.count
+    left, weight, opened, level = st.left, st.weight, st.opened, st.level
+    served, since, rates, finish, root, mark, limit = (
+        st.served,
+        st.since,
+        st.rate,
+        st.finish,
+        st.root,
+        st.mark,
+        st.limit,
+    )
+    scalars[EPOCH] += 1
+    scalars[SOLVES] += 1
+    epoch = scalars[EPOCH]
+    n_links = scalars[CHANGED]
+    scalars[CHANGED] = 0
     for i in range(n_links):
-        st.links[i] = st.changed[i]
-        st.link_epoch[st.changed[i]] = epoch
+        links[i] = changed[i]
+        link_epoch[changed[i]] = epoch
     n_classes = 0
     i = 0
     capped = False
     while i < n_links:  # the component of what changed
-        q = st.links[i]
+        q = links[i]
         i += 1
-        left, weight, opened = net.capacity[q], 0.0, 0
-        for x in range(net.link_ptr[q], net.link_ptr[q + 1]):
-            c = net.link_class[x]
-            if st.count[c] == 0:
+        total, users = 0.0, 0
+        for x in range(link_ptr[q], link_ptr[q + 1]):
+            c = link_class[x]
+            n = count[c]
+            if n == 0:
                 continue
-            opened += 1
-            weight += st.count[c] * net.phi[c] * net.link_demand[x]
-            if st.class_epoch[c] != epoch:
-                st.class_epoch[c] = epoch
-                st.classes[n_classes] = c
+            users += 1
+            total += n * phi[c] * link_demand[x]
+            if class_epoch[c] != epoch:
+                class_epoch[c] = epoch
+                classes[n_classes] = c
                 n_classes += 1
-                if net.cap[c] < np.inf:
+                if cap[c] < np.inf:
                     capped = True
-                for y in range(net.class_ptr[c], net.class_ptr[c + 1]):
-                    r = net.class_link[y]
-                    if st.link_epoch[r] != epoch:
-                        st.link_epoch[r] = epoch
-                        st.links[n_links] = r
+                for y in range(class_ptr[c], class_ptr[c + 1]):
+                    r = class_link[y]
+                    if link_epoch[r] != epoch:
+                        link_epoch[r] = epoch
+                        links[n_links] = r
                         n_links += 1
-        st.left[q], st.weight[q], st.opened[q] = left, weight, opened
+        left[q], weight[q], opened[q] = capacity[q], total, users
     # A heap of levels: links, and as if links of their own the caps of classes.
-    base = len(net.capacity)
+    base = len(capacity)
     size = 0
     for i in range(n_links):
-        q = st.links[i]
-        if st.opened[q] > 0:
-            st.level[q] = st.left[q] / st.weight[q]
-            st.links[size] = q
+        q = links[i]
+        if opened[q] > 0:
+            level[q] = left[q] / weight[q]
+            links[size] = q
             size += 1
     if capped:
         for i in range(n_classes):
-            c = st.classes[i]
-            if net.cap[c] < np.inf:
-                st.level[base + c] = net.cap[c] / net.phi[c]
-                st.links[size] = base + c
+            c = classes[i]
+            if cap[c] < np.inf:
+                level[base + c] = cap[c] / phi[c]
+                links[size] = base + c
                 size += 1
     for i in range(size // 2 - 1, -1, -1):
-        _sift(st.level, st.links, size, i)
+        _sift(level, links, size, i)
     waiting = n_classes
     while waiting > 0:
-        q = st.links[0]
+        q = links[0]
         if q < base:
-            if st.opened[q] == 0:
+            if opened[q] == 0:
                 size -= 1
-                st.links[0] = st.links[size]
-                _sift(st.level, st.links, size, 0)
+                links[0] = links[size]
+                _sift(level, links, size, 0)
                 continue
-            level = st.left[q] / st.weight[q]
-            if level > st.level[q]:
-                st.level[q] = level
-                _sift(st.level, st.links, size, 0)
-                if st.links[0] != q:
+            fresh = left[q] / weight[q]
+            if fresh > level[q]:
+                level[q] = fresh
+                _sift(level, links, size, 0)
+                if links[0] != q:
                     continue
-        level = st.level[q]
-        size -= 1
-        st.links[0] = st.links[size]
-        if size > 0:
-            _sift(st.level, st.links, size, 0)
-        if q >= base:
-            first, end = 0, 1
+            first, end = link_ptr[q], link_ptr[q + 1]
         else:
-            first, end = net.link_ptr[q], net.link_ptr[q + 1]
+            first, end = 0, 1
+        here = level[q]
+        size -= 1
+        links[0] = links[size]
+        if size > 0:
+            _sift(level, links, size, 0)
         for x in range(first, end):
-            c = q - base if q >= base else net.link_class[x]
-            if st.count[c] == 0 or st.frozen[c] == epoch:
+            c = q - base if q >= base else link_class[x]
+            n = count[c]
+            if n == 0 or frozen[c] == epoch:
                 continue
-            st.frozen[c] = epoch
+            frozen[c] = epoch
             waiting -= 1
-            rate = min(net.phi[c] * level, net.cap[c])
-            st.limit[c] = q if q < base else -1
-            for y in range(net.class_ptr[c], net.class_ptr[c + 1]):
-                r = net.class_link[y]
-                demand = st.count[c] * net.class_demand[y]
-                st.opened[r] -= 1
-                st.left[r] = max(0.0, st.left[r] - rate * demand)
-                st.weight[r] -= net.phi[c] * demand
-            _set_rate(net, st, c, rate, now)
+            rate = min(phi[c] * here, cap[c])
+            limit[c] = q if q < base else -1
+            for y in range(class_ptr[c], class_ptr[c + 1]):
+                r = class_link[y]
+                demand = n * class_demand[y]
+                opened[r] -= 1
+                left[r] = max(0.0, left[r] - rate * demand)
+                weight[r] -= phi[c] * demand
+            if rate != rates[c]:
+                served[c] += rates[c] * (now - since[c])
+                since[c] = now
+                rates[c] = rate
+            finish[c] = since[c] + (mark[root[c]] - served[c]) / rate
     # The search for the next finish looks at blocks of classes.
-    if n_classes * 4 > len(st.block) * _BLOCK:
+    if n_classes * 4 > len(finish):
         for b in range(len(st.block)):
-            _reblock(st, b * _BLOCK)
+            _reblock(finish, st.block, b)
     else:
         for i in range(n_classes):
-            _reblock(st, st.classes[i])
+            _reblock(finish, st.block, classes[i] // _BLOCK)
 
 
 # ---- running --------------------------------------------------------------------------------------------------------
@@ -420,85 +424,92 @@ def next_s(st: State) -> float:
 
 
 @_jit
-def complete(net: Net, nodes: Nodes, st: State, k: int, now: float) -> None:
-    """Node `k` is complete at `now`: release its successors."""
-    st.queue[0] = k
-    n = 1
-    while n > 0:
-        n -= 1
-        k = st.queue[n]
-        nodes.done_s[k] = now
-        st.scalars[LEFT] -= 1
-        for x in range(nodes.successor_ptr[k], nodes.successor_ptr[k + 1]):
-            j = nodes.successor[x]
-            nodes.missing[j] -= 1
-            if nodes.missing[j] == 0:
-                if nodes.delay[j] > 0.0:
-                    _push(st, now + nodes.delay[j], j)
-                elif nodes.cls[j] < 0 or nodes.work[j] <= 0.0:
-                    st.queue[n] = j
-                    n += 1
-                else:
-                    begin(net, nodes, st, j, now)
-
-
-@_jit
-def begin(net: Net, nodes: Nodes, st: State, k: int, now: float) -> None:
-    """Start the flow of node `k`."""
-    c = nodes.cls[k]
-    if st.count[c] == 0:
-        st.served[c] = 0.0
-        st.rate[c] = 0.0
-    else:
-        st.served[c] += st.rate[c] * (now - st.since[c])
-    st.since[c] = now
-    st.count[c] += 1
-    st.mark[k] = st.served[c] + nodes.work[k]
-    st.child[k] = -1
-    st.sibling[k] = -1
-    st.root[c] = _meld(st, st.root[c], k)
-    for y in range(net.class_ptr[c], net.class_ptr[c + 1]):
-        _touch(st, net.class_link[y])
-
-
-@_jit
 def step(net: Net, nodes: Nodes, st: State, now: float) -> None:
     """Do everything that happens at `now` (and within the tolerance of it), then solve."""
-    limit = now + TIE * abs(now)
-    again = True
-    while again:
-        again = False
-        for b in range(len(st.block)):
-            if st.block[b] > limit:
+    class_ptr, class_link = net.class_ptr, net.class_link
+    cls, work, delay, missing, done_s = nodes.cls, nodes.work, nodes.delay, nodes.missing, nodes.done_s
+    successor_ptr, successor = nodes.successor_ptr, nodes.successor
+    count, served, since, rates, finish, block = st.count, st.served, st.since, st.rate, st.finish, st.block
+    root, child, sibling, mark = st.root, st.child, st.sibling, st.mark
+    heap_s, heap_k, scalars, queue, starting = st.heap_s, st.heap_k, st.scalars, st.queue, st.starting
+    link_epoch, changed, limit, limited_by = st.link_epoch, st.changed, st.limit, st.limited_by
+    until = now + TIE * abs(now)
+    done = began = 0
+    # Flows that end: their classes' clocks are set to the mark of the first of them.
+    for b in range(len(block)):
+        if block[b] > until:
+            continue
+        for c in range(b * _BLOCK, min(len(finish), (b + 1) * _BLOCK)):
+            if finish[c] > until:
                 continue
-            for c in range(b * _BLOCK, min(len(st.finish), (b + 1) * _BLOCK)):
-                if st.finish[c] > limit:
-                    continue
-                again = True
-                st.finish[c] = np.inf
-                head = st.mark[st.root[c]]
-                st.served[c] = head
-                st.since[c] = now
-                slack = head + st.rate[c] * TIE * abs(now)
-                for y in range(net.class_ptr[c], net.class_ptr[c + 1]):
-                    _touch(st, net.class_link[y])
-                while st.root[c] >= 0 and st.mark[st.root[c]] <= slack:
-                    k = st.root[c]
-                    st.root[c] = _pop_root(st, k)
-                    st.count[c] -= 1
-                    st.scalars[EVENTS] += 1
-                    st.limited_by[k] = st.limit[c]
-                    complete(net, nodes, st, k, now)
-            _reblock(st, b * _BLOCK)
-        while st.scalars[HEAP] > 0 and st.heap_s[0] <= limit:
-            again = True
-            k = _pop(st)
-            st.scalars[EVENTS] += 1
-            if nodes.cls[k] < 0 or nodes.work[k] <= 0.0:
-                complete(net, nodes, st, k, now)
+            finish[c] = np.inf
+            served[c] = mark[root[c]]
+            since[c] = now
+            slack = served[c] + rates[c] * TIE * abs(now)
+            while root[c] >= 0 and mark[root[c]] <= slack:
+                k = root[c]
+                root[c] = _pop_root(child, sibling, mark, k)
+                count[c] -= 1
+                limited_by[k] = limit[c]
+                queue[done] = k
+                done += 1
+            for y in range(class_ptr[c], class_ptr[c + 1]):
+                q = class_link[y]
+                if link_epoch[q] != -1:
+                    link_epoch[q] = -1
+                    changed[scalars[CHANGED]] = q
+                    scalars[CHANGED] += 1
+        _reblock(finish, block, b)
+    while True:
+        while scalars[HEAP] > 0 and heap_s[0] <= until:
+            k = _pop(heap_s, heap_k, scalars)
+            if cls[k] < 0 or work[k] <= 0.0:
+                queue[done] = k
+                done += 1
             else:
-                begin(net, nodes, st, k, now)
-    if st.scalars[CHANGED] > 0:
+                starting[began] = k
+                began += 1
+        if done == 0:
+            break
+        while done > 0:
+            done -= 1
+            k = queue[done]
+            done_s[k] = now
+            scalars[LEFT] -= 1
+            scalars[EVENTS] += 1
+            for x in range(successor_ptr[k], successor_ptr[k + 1]):
+                j = successor[x]
+                missing[j] -= 1
+                if missing[j] == 0:
+                    if delay[j] > 0.0:
+                        _push(heap_s, heap_k, scalars, now + delay[j], j)
+                    elif cls[j] < 0 or work[j] <= 0.0:
+                        queue[done] = j
+                        done += 1
+                    else:
+                        starting[began] = j
+                        began += 1
+    for i in range(began):
+        k = starting[i]
+        c = cls[k]
+        if count[c] == 0:
+            served[c] = 0.0
+            rates[c] = 0.0
+        else:
+            served[c] += rates[c] * (now - since[c])
+        since[c] = now
+        count[c] += 1
+        mark[k] = served[c] + work[k]
+        child[k] = -1
+        sibling[k] = -1
+        root[c] = _meld(child, sibling, mark, root[c], k)
+        for y in range(class_ptr[c], class_ptr[c + 1]):
+            q = class_link[y]
+            if link_epoch[q] != -1:
+                link_epoch[q] = -1
+                changed[scalars[CHANGED]] = q
+                scalars[CHANGED] += 1
+    if scalars[CHANGED] > 0:
         solve(net, st, now)
 
 
@@ -508,7 +519,7 @@ def start(nodes: Nodes, st: State) -> None:
     st.scalars[LEFT] = len(nodes.cls)
     for k in range(len(nodes.cls)):
         if nodes.missing[k] == 0:
-            _push(st, nodes.delay[k], k)
+            _push(st.heap_s, st.heap_k, st.scalars, nodes.delay[k], k)
 
 
 @_jit

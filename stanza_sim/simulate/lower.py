@@ -309,6 +309,7 @@ class _Lowering:
         cap = inf
         links = self.cluster.links
         folded = len(self.folding.classes) < self.cluster.world_size
+        met: set[tuple[int, int]] = set()
         for a, b in edges:
             ha, hb = place[a].host, place[b].host
             if ha == hb:
@@ -316,8 +317,10 @@ class _Lowering:
                 latency = max(latency, hosts[ha].loopback.latency_s)
                 cap = min(cap, hosts[ha].loopback.bandwidth_Bps)
                 continue
-            if folded and ha not in standing and hb not in standing:
+            alike = (self.folding.host_class_of[ha], self.folding.host_class_of[hb])
+            if folded and ha not in standing and hb not in standing and alike in met:
                 continue
+            met.add(alike)  # the slowest edge may be one that no standing host has
             route = self.cluster.route(ha, hb)
             latency = max(latency, sum(links[q].latency_s for q in route))
             overhead = max(overhead, hosts[ha].nic.overhead_s)
