@@ -1,7 +1,7 @@
 """The event-driven engine: runs every class's program on simpy's clock until iterations repeat.
 
-What happens at a rank is decided by counting missing dependencies; simpy keeps the time; `FluidShare` says how fast
-activities run. Rates are solved once per instant, after everything that starts or ends at it.
+What happens at a rank is decided by counting missing dependencies; simpy keeps the time; a fabric moves messages and
+says how fast activities run.
 """
 
 from __future__ import annotations
@@ -11,33 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
 
-import simpy
-
 from stanza_sim.errors import RunError
 from stanza_sim.schedule import Collective, Compute, Ranks, Schedule, Transfer, UnitKind
-from stanza_sim.simulate.fluid import Activity, FluidShare
-from stanza_sim.simulate.lower import Actor, Load, Lowered, Message
+from stanza_sim.simulate.fabric import Clock, Fabric, Listener, SmallFabric
+from stanza_sim.simulate.lower import Actor, Lowered
 from stanza_sim.timeline import Span
 
 WINDOW = 2
 """Iterations that a rank works on at once: buffers come in two generations, so work of iteration i (the posting of
 its receives included) waits until iteration i - 2 is complete at the rank."""
-
-_LATE = 2  # simpy priority: after every event of the instant
-
-Pair = tuple[int, int, bool, str]
-
-
-@dataclass(slots=True)
-class _Queue:
-    """Messages of one class of pairs on one channel, in program order, across iterations."""
-
-    order: list[tuple[int, int, Message]]  # (source's unit, destination's unit, message) of one iteration
-    iteration: int = 0
-    position: int = 0
-    busy: bool = False
-    posted: set[tuple[int, int]] = field(default_factory=set)  # (iteration, position) posted by the sender
-
 
 @dataclass(slots=True)
 class _RingQueue:
@@ -79,8 +61,7 @@ class _Rank:
         self.lane_at: dict[str, tuple[int, int]] = dict.fromkeys(self.lanes, (0, 0))
         self.lane_busy: dict[str, bool] = dict.fromkeys(self.lanes, False)
         self.ready: dict[int, set[int]] = defaultdict(set)
-        self.arrived: dict[tuple[int, int], int] = defaultdict(int)
-        self.sent: dict[tuple[int, int], int] = defaultdict(int)
+        self.arrived: set[tuple[int, int]] = set()
         self.posting: list[tuple[int, int, int]] = []  # heap of (priority, iteration, unit)
         self.posting_busy = False
 
@@ -94,49 +75,27 @@ class _Rank:
 
 
 class Engine:
-    """Runs a lowered schedule. `until(ends)` is asked after each iteration whether enough is known."""
+    """Runs a lowered schedule on a fabric."""
 
-    def __init__(self, schedule: Schedule, lowered: Lowered, *, keep_spans_from: int = 0) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        lowered: Lowered,
+        *,
+        fabric: Callable[[Lowered, Clock, Listener], Fabric] = SmallFabric,
+    ) -> None:
         self.lowered = lowered
-        self.env = simpy.Environment()
-        self.fluid = FluidShare([r.capacity for r in lowered.resources])
+        self.clock = Clock()
+        self.fabric = fabric(lowered, self.clock, self)
         self.ranks = [_Rank(a) for a in lowered.actors]
         self.spans: list[Span] = []
-        self.keep_spans_from = keep_spans_from
-        self.events = 0
-        self._solving = False
         self._completing = False
         self._completions: deque[tuple[int, int, int]] = deque()
-        self._wake_s = -1.0
-        self._stop = self.env.event()
+        self._stop = self.clock.env.event()
         self._until: Callable[[list[tuple[float, ...]]], bool] | None = None
-        self._first_start: dict[tuple[int, int, int], float] = {}
-        self._queues: dict[Pair, _Queue] = {}
-        self._place: dict[tuple[int, int, int, bool], tuple[Pair, int]] = {}
-        self._recv_queues: list[list[Pair]] = [[] for _ in self.ranks]
         self._rings: dict[Ranks, _RingQueue] = {}
         self._ring_of: dict[str, tuple[Ranks, int]] = {}
-        self._build_queues(schedule)
-
-    # ---- setting up ---------------------------------------------------------------------------------------------
-
-    def _build_queues(self, schedule: Schedule) -> None:
-        recv_unit: list[dict[str, int]] = []
-        for rank in self.ranks:
-            recv_unit.append({u.op.name: u.index for u in rank.actor.program.units if u.kind is UnitKind.RECV})
         for a, rank in enumerate(self.ranks):
-            for index, messages in rank.actor.messages.items():
-                op = rank.actor.program.units[index].op
-                if not isinstance(op, Transfer):
-                    continue
-                for m in messages:
-                    pair = (m.src, m.dst, m.near, op.channel)
-                    queue = self._queues.get(pair)
-                    if queue is None:
-                        queue = self._queues[pair] = _Queue(order=[])
-                        self._recv_queues[m.dst].append(pair)
-                    self._place[a, index, m.dst, m.near] = (pair, len(queue.order))
-                    queue.order.append((index, recv_unit[m.dst][op.name], m))
             for u in rank.actor.program.units:
                 if u.kind is UnitKind.COLLECTIVE and isinstance(u.op, Collective):
                     group = schedule.group(u.op.ranks)
@@ -145,6 +104,11 @@ class Engine:
                         self._ring_of[u.op.name] = (group, len(ring.order))
                         ring.order.append((u.op.name, {}))
                     ring.order[self._ring_of[u.op.name][1]][1][a] = u.index
+
+    @property
+    def events(self) -> int:
+        """Events of the clock so far."""
+        return self.clock.events
 
     # ---- running ------------------------------------------------------------------------------------------------
 
@@ -158,66 +122,13 @@ class Engine:
             if not rank.actor.program.units:
                 rank.ends = [0.0]
             self._open(a)
-        self._settle()
+        self.fabric.settle()
         try:
-            self.env.run(until=self._stop)
+            self.clock.env.run(until=self._stop)
         except RuntimeError:
             if self._stop.triggered:
                 raise
             raise RunError(self._deadlock()) from None
-
-    def _at(self, delay_s: float, then: Callable[[], None]) -> None:
-        if delay_s <= 0:
-            then()
-            return
-        timeout = self.env.timeout(delay_s)
-
-        def fire(_: simpy.Event) -> None:
-            self.events += 1
-            then()
-            self._settle()
-
-        timeout.callbacks.append(fire)
-
-    def _settle(self) -> None:
-        """See to it that rates are solved at the end of this instant, and that the next finish wakes us."""
-        if self.fluid.dirty and not self._solving:
-            self._solving = True
-            event = self.env.event()
-            event._ok, event._value = True, None
-            event.callbacks.append(self._solve)
-            self.env.schedule(event, priority=_LATE)  # type: ignore[arg-type]
-
-    def _solve(self, _: simpy.Event) -> None:
-        self._solving = False
-        self.fluid.solve(self.env.now)
-        self._set_alarm()
-
-    def _set_alarm(self) -> None:
-        finish = self.fluid.next_finish_s()
-        if finish < float("inf") and finish != self._wake_s:
-            self._wake_s = finish
-            self.env.timeout(max(0.0, finish - self.env.now)).callbacks.append(self._alarm)
-
-    def _alarm(self, _: simpy.Event) -> None:
-        self.events += 1
-        self._wake_s = -1.0
-        for activity in self.fluid.finish(self.env.now):
-            then = activity.tag
-            if callable(then):
-                then()
-        self._settle()
-        if not self.fluid.dirty:
-            self._set_alarm()
-
-    def _start(self, load: Load, then: Callable[[], None]) -> None:
-        """Run `load` now (its delay has passed) and call `then` when it is done."""
-        if load.work <= 0:
-            then()
-            return
-        self.fluid.start(
-            Activity(work=load.work, usage=load.usage, phi=load.phi, cap=load.cap, tag=then), self.env.now
-        )
 
     # ---- one rank's progress ------------------------------------------------------------------------------------
 
@@ -233,8 +144,7 @@ class Engine:
             ready = [u for u, missing in enumerate(counts) if missing == 0]
             for u in ready:
                 self._ready(a, i, u)
-            for pair in self._recv_queues[a]:
-                self._advance(pair)
+            self.fabric.open(a, i)
             self._drain(a)
 
     def _ready(self, a: int, i: int, u: int) -> None:
@@ -271,7 +181,7 @@ class Engine:
             done = rank.done_iterations
             del rank.left[done], rank.missing[done]
             rank.ready.pop(done, None)
-            rank.ends.append(self.env.now)
+            rank.ends.append(self.clock.now)
             rank.done_iterations += 1
             self._open(a)
             self._iteration_done()
@@ -306,7 +216,7 @@ class Engine:
         rank.lane_busy[lane] = True
         k += 1
         rank.lane_at[lane] = (i, k) if k < len(rank.lanes[lane]) else (i + 1, 0)
-        start = self.env.now
+        start = self.clock.now
 
         def done() -> None:
             self._span(a, i, u, start, "", 0)
@@ -314,7 +224,7 @@ class Engine:
             self._complete(a, i, u)
             self._lane(a, lane)
 
-        self._start(rank.actor.loads[u], done)
+        self.fabric.begin((a, u), i, rank.actor.loads[u], done)
 
     # ---- posting ------------------------------------------------------------------------------------------------
 
@@ -334,7 +244,7 @@ class Engine:
                 self._posted(a, i, u)
                 self._drain(a)
 
-            self._at(cost, posted)
+            self.clock.after(cost, posted)
 
     def _posted(self, a: int, i: int, u: int) -> None:
         rank = self.ranks[a]
@@ -342,61 +252,37 @@ class Engine:
         if unit.kind is UnitKind.COLLECTIVE:
             self._join(a, i, u)
             return
-        messages = rank.actor.messages[u]
-        if not messages:
+        if rank.actor.sends[u]:
+            self.fabric.post(a, i, u)
+        else:
             self._complete(a, i, u)
-        for m in messages:
-            pair, position = self._place[a, u, m.dst, m.near]
-            self._queues[pair].posted.add((i, position))
-            self._advance(pair)
 
     # ---- messages -----------------------------------------------------------------------------------------------
 
-    def _advance(self, pair: Pair) -> None:
-        """Start the message at the head of a queue once both sides have posted it."""
-        queue = self._queues[pair]
-        head = (queue.iteration, queue.position)
-        if queue.busy or head not in queue.posted:
-            return
-        src_unit, dst_unit, m = queue.order[queue.position]
-        i = queue.iteration
-        if i > self.ranks[m.dst].opened:
-            return  # the receive is not posted yet
-        queue.posted.discard(head)
-        queue.busy = True
-        start = self.env.now
-        for key in ((m.src, i, src_unit), (m.dst, i, dst_unit)):
-            self._first_start.setdefault(key, start)
+    def sent(self, a: int, i: int, u: int, start_s: float) -> None:
+        """Everything that unit `u` of class `a` sends in iteration `i` has left."""
+        self._span(a, i, u, start_s, "sent", self.ranks[a].actor.traffic[u][0])
+        self._complete(a, i, u)
 
-        def moved() -> None:
-            queue.busy = False
-            queue.position += 1
-            if queue.position == len(queue.order):
-                queue.iteration, queue.position = i + 1, 0
-            self._sent(m.src, i, src_unit)
-            self.ranks[m.dst].arrived[i, dst_unit] += 1
-            self._maybe_received(m.dst, i, dst_unit)
-            self._advance(pair)
+    def arrived(self, a: int, i: int, u: int, start_s: float) -> None:
+        """Everything that unit `u` of class `a` receives in iteration `i` is there."""
+        self._span(a, i, u, start_s, "recv", self.ranks[a].actor.traffic[u][1])
+        self.ranks[a].arrived.add((i, u))
+        self._maybe_received(a, i, u)
 
-        self._at(m.load.delay_s, lambda: self._start(m.load, moved))
-
-    def _sent(self, a: int, i: int, u: int) -> None:
-        rank = self.ranks[a]
-        rank.sent[i, u] += 1
-        if rank.sent[i, u] == len(rank.actor.messages[u]):
-            del rank.sent[i, u]
-            self._span(a, i, u, self._first_start.pop((a, i, u)), "sent", rank.actor.traffic[u][0])
-            self._complete(a, i, u)
+    def iterations_done(self, a: int) -> int:
+        """How many iterations class `a` has completed."""
+        return self.ranks[a].done_iterations
 
     def _maybe_received(self, a: int, i: int, u: int) -> None:
         """Complete a receive once all has arrived and, for a local pair, its own part is ready."""
         rank = self.ranks[a]
-        if i > rank.opened or rank.counts(i)[u] or rank.arrived[i, u] != rank.actor.arrivals[u]:
+        if i > rank.opened or rank.counts(i)[u]:
             return
-        del rank.arrived[i, u]
-        start = self._first_start.pop((a, i, u), None)
-        if start is not None:
-            self._span(a, i, u, start, "recv", rank.actor.traffic[u][1])
+        if rank.actor.arrivals[u]:
+            if (i, u) not in rank.arrived:
+                return
+            rank.arrived.discard((i, u))
         self._complete(a, i, u)
 
     # ---- collectives --------------------------------------------------------------------------------------------
@@ -415,7 +301,7 @@ class Engine:
             return
         del ring.joined[head]
         ring.busy = True
-        i, start = ring.iteration, self.env.now
+        i, start = ring.iteration, self.clock.now
 
         def done() -> None:
             ring.busy = False
@@ -428,13 +314,11 @@ class Engine:
             self._advance_ring(group)
 
         load = self.lowered.rings[name].load
-        self._at(load.delay_s, lambda: self._start(load, done))
+        self.clock.after(load.delay_s, lambda: self.fabric.begin((name,), i, load, done))
 
     # ---- records ------------------------------------------------------------------------------------------------
 
     def _span(self, a: int, i: int, u: int, start: float, side: str, nbytes: int) -> None:
-        if i < self.keep_spans_from:
-            return
         actor = self.ranks[a].actor
         op = actor.program.units[u].op
         match op:
@@ -452,7 +336,7 @@ class Engine:
                 lane=lane,
                 side=side,
                 start_s=start,
-                end_s=self.env.now,
+                end_s=self.clock.now,
                 nbytes=nbytes,
             )
         )

@@ -163,7 +163,7 @@ def _check(case: Mapping[str, Any]) -> _Checked:
         if len(set(indices)) != len(indices):
             raise InputError(f"the route from {r.src} to {r.dst} uses a link twice", where=where)
         routes[r.src, r.dst] = indices
-        if r.src != r.dst:
+        if r.src != r.dst and len(indices) > 1:  # a single link may be a medium that several hosts share
             _connects(ends, indices, r, c.links, where)
     flows = _unique([f.id for f in c.flows], "flows")
     route, delay, deps = [], [], []
@@ -285,10 +285,9 @@ def _run(c: _Checked) -> tuple[list[float], list[int]]:
         if not isfinite(now):
             return done, limit
         for activity in share.finish(now):
-            i = activity.tag
-            if isinstance(i, int):
-                limit[i] = activity.limit
-                complete(i, now)
+            if isinstance(activity.tag, int):
+                limit[activity.tag] = activity.limit
+                complete(activity.tag, now)
         while starts and starts[0][0] <= now + TIE * now:
             i = heappop(starts)[1]
             if c.nbytes[i] > 0:
@@ -333,14 +332,13 @@ def _run_compiled(c: _Checked) -> tuple[list[float], list[int]]:
         np.ones(len(classes)),
         np.full(len(classes), np.inf),
     )
-    nodes = kernel.Nodes(
+    nodes = kernel.make_nodes(
         cls=cls[:total],
         work=np.array(c.nbytes + [0.0] * len(held)),
         delay=delay,
         missing=missing,
         successor_ptr=ptr,
         successor=np.array([j for s in successors for j in s], dtype=np.int32),
-        done_s=np.full(total, np.nan),
     )
     state = kernel.make_state(net, nodes)
     kernel.start(nodes, state)

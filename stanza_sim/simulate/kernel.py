@@ -29,15 +29,18 @@ _F = TypeVar("_F", bound=Callable[..., object])
 
 try:
     import numba
-except ImportError:  # the same code runs uncompiled, some hundred times slower
-
-    def _jit(function: _F) -> _F:
-        return function
-
+except ImportError:
     COMPILED = False
 else:
-    _jit = numba.njit(cache=True, nogil=True, error_model="numpy")
     COMPILED = True
+
+
+def _jit(function: _F) -> _F:
+    """Compile `function`; without numba the same code runs as it is, some hundred times slower."""
+    if not COMPILED:
+        return function
+    compiled: _F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    return compiled
 
 TIE = 1e-12
 """Relative tolerance: instants, and levels, that differ by less are one."""
@@ -68,13 +71,15 @@ class Nodes(NamedTuple):
     missing: I32
     successor_ptr: I64
     successor: I32
-    done_s: F64  # completion, NaN before
+    done_s: F64  # last completion, NaN before
+    full: I32  # what `missing` is set to at completion, so that a node can be used again
+    report: npt.NDArray[np.bool_]  # completions to be listed in `State.reported`
 
 
 class State(NamedTuple):
     """What changes: classes, the heap of pending starts, and scratch space of the solver."""
 
-    count: I64  # per class: active flows
+    active: I64  # per class: flows under way
     served: F64  # per class: virtual clock
     since: F64  # per class: when `served` was taken
     rate: F64  # per class: of one flow
@@ -101,9 +106,27 @@ class State(NamedTuple):
     starting: I32  # scratch: flows that begin at an instant
     limit: I32  # per class: the link that limits it, or -1 for its cap
     limited_by: I32  # per node: `limit` when it completed, -1 for a gate
+    first_s: F64  # per node: when the first of its predecessors that are flows was released
+    reported: I32  # nodes of `Nodes.report` that completed and were not yet taken
 
 
-HEAP, EPOCH, CHANGED, EVENTS, LEFT, SOLVES = range(6)
+HEAP, EPOCH, CHANGED, EVENTS, LEFT, SOLVES, REPORTED = range(7)
+
+
+def make_nodes(cls: I32, work: F64, delay: F64, missing: I32, successor_ptr: I64, successor: I32) -> Nodes:
+    """Nodes that are each used once and not reported."""
+    n = len(cls)
+    return Nodes(
+        cls=cls,
+        work=work,
+        delay=delay,
+        missing=missing,
+        successor_ptr=successor_ptr,
+        successor=successor,
+        done_s=np.full(n, np.nan),
+        full=np.zeros(n, dtype=np.int32),
+        report=np.zeros(n, dtype=np.bool_),
+    )
 
 
 def make_net(capacity: F64, routes: list[tuple[tuple[int, float], ...]], phi: F64, cap: F64) -> Net:
@@ -139,7 +162,7 @@ def make_state(net: Net, nodes: Nodes) -> State:
     """Fresh state for `nodes` on `net`."""
     classes, links, n = len(net.phi), len(net.capacity), len(nodes.cls)
     return State(
-        count=np.zeros(classes, dtype=np.int64),
+        active=np.zeros(classes, dtype=np.int64),
         served=np.zeros(classes),
         since=np.zeros(classes),
         rate=np.zeros(classes),
@@ -166,6 +189,8 @@ def make_state(net: Net, nodes: Nodes) -> State:
         starting=np.zeros(n + 1, dtype=np.int32),
         limit=np.full(classes, -1, dtype=np.int32),
         limited_by=np.full(n, -1, dtype=np.int32),
+        first_s=np.full(n, np.inf),
+        reported=np.zeros(n + 1, dtype=np.int32),
     )
 
 
@@ -192,7 +217,7 @@ def _push(heap_s: F64, heap_k: I32, scalars: I64, at: float, k: int) -> None:
 
 @_jit
 def _pop(heap_s: F64, heap_k: I32, scalars: I64) -> int:
-    top = heap_k[0]
+    top = int(heap_k[0])
     last = scalars[HEAP] - 1
     scalars[HEAP] = last
     at, k = heap_s[last], heap_k[last]
@@ -292,7 +317,7 @@ def solve(net: Net, st: State, now: float) -> None:
     class_ptr, class_link, class_demand = net.class_ptr, net.class_link, net.class_demand
     link_ptr, link_class, link_demand = net.link_ptr, net.link_class, net.link_demand
     scalars, links, classes, changed = st.scalars, st.links, st.classes, st.changed
-    link_epoch, class_epoch, frozen, count = st.link_epoch, st.class_epoch, st.frozen, st.count
+    link_epoch, class_epoch, frozen, count = st.link_epoch, st.class_epoch, st.frozen, st.active
     left, weight, opened, level = st.left, st.weight, st.opened, st.level
     served, since, rates, finish, root, mark, limit = (
         st.served,
@@ -424,15 +449,16 @@ def next_s(st: State) -> float:
 
 
 @_jit
-def step(net: Net, nodes: Nodes, st: State, now: float) -> None:
-    """Do everything that happens at `now` (and within the tolerance of it), then solve."""
+def happen(net: Net, nodes: Nodes, st: State, now: float) -> None:
+    """Do everything that happens at `now` (and within the tolerance of it); rates are left to `solve`."""
     class_ptr, class_link = net.class_ptr, net.class_link
     cls, work, delay, missing, done_s = nodes.cls, nodes.work, nodes.delay, nodes.missing, nodes.done_s
     successor_ptr, successor = nodes.successor_ptr, nodes.successor
-    count, served, since, rates, finish, block = st.count, st.served, st.since, st.rate, st.finish, st.block
+    count, served, since, rates, finish, block = st.active, st.served, st.since, st.rate, st.finish, st.block
     root, child, sibling, mark = st.root, st.child, st.sibling, st.mark
     heap_s, heap_k, scalars, queue, starting = st.heap_s, st.heap_k, st.scalars, st.queue, st.starting
     link_epoch, changed, limit, limited_by = st.link_epoch, st.changed, st.limit, st.limited_by
+    full, report, reported, first_s = nodes.full, nodes.report, st.reported, st.first_s
     until = now + TIE * abs(now)
     done = began = 0
     # Flows that end: their classes' clocks are set to the mark of the first of them.
@@ -475,12 +501,19 @@ def step(net: Net, nodes: Nodes, st: State, now: float) -> None:
             done -= 1
             k = queue[done]
             done_s[k] = now
+            missing[k] = full[k]
             scalars[LEFT] -= 1
             scalars[EVENTS] += 1
+            if report[k]:
+                reported[scalars[REPORTED]] = k
+                scalars[REPORTED] += 1
             for x in range(successor_ptr[k], successor_ptr[k + 1]):
                 j = successor[x]
                 missing[j] -= 1
                 if missing[j] == 0:
+                    if cls[j] >= 0:
+                        for y in range(successor_ptr[j], successor_ptr[j + 1]):
+                            first_s[successor[y]] = min(first_s[successor[y]], now)
                     if delay[j] > 0.0:
                         _push(heap_s, heap_k, scalars, now + delay[j], j)
                     elif cls[j] < 0 or work[j] <= 0.0:
@@ -509,8 +542,15 @@ def step(net: Net, nodes: Nodes, st: State, now: float) -> None:
                 link_epoch[q] = -1
                 changed[scalars[CHANGED]] = q
                 scalars[CHANGED] += 1
-    if scalars[CHANGED] > 0:
-        solve(net, st, now)
+
+@_jit
+def trigger(nodes: Nodes, st: State, which: I32, now: float) -> None:
+    """Count one predecessor less for each node of `which`; those that miss none start at `now` + delay."""
+    for i in range(len(which)):
+        k = which[i]
+        nodes.missing[k] -= 1
+        if nodes.missing[k] == 0:
+            _push(st.heap_s, st.heap_k, st.scalars, now + nodes.delay[k], k)
 
 
 @_jit
@@ -534,6 +574,8 @@ def run(net: Net, nodes: Nodes, st: State, steps: int) -> float:
         if at == np.inf:
             break
         now = at
-        step(net, nodes, st, now)
+        happen(net, nodes, st, now)
+        if st.scalars[CHANGED] > 0:
+            solve(net, st, now)
         steps -= 1
     return now

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -79,14 +80,16 @@ class Message:
 class Actor:
     """A class of ranks and the program of the rank that stands for it.
 
-    For each unit: `loads` (a computation's), `messages` (what a send sends), `arrivals` (how many message classes a
-    receive waits for), `post_s` (time to post it) and `traffic` (bytes that the rank sends, bytes that it receives).
+    For each unit: `loads` (a computation's), `sends` (how many message classes a send has), `messages` (those), `arrivals`
+    (how many message classes a receive waits for), `post_s` (time to post it) and `traffic` (bytes that the rank
+    sends, bytes that it receives).
     """
 
     rank: int
     size: int
     program: RankProgram
     loads: dict[int, Load]
+    sends: dict[int, int]
     messages: dict[int, tuple[Message, ...]]
     arrivals: dict[int, int]
     post_s: dict[int, float]
@@ -108,10 +111,11 @@ class Lowered:
     resources: list[Resource]
     actors: list[Actor]
     rings: dict[str, Ring]
-    keys: dict[tuple[object, ...], int] = field(default_factory=dict)
 
 
-class _Lowering:
+class Lowering:
+    """Looks up what every op costs and uses, for the rank that stands for each class."""
+
     def __init__(
         self,
         schedule: Schedule,
@@ -258,27 +262,35 @@ class _Lowering:
         here, there = self.near[actor][actor], self.near[peer_class][peer_class]
         senders = self.peers(op, peer_class, sending=False).get((actor, near), 0)
         if near:
-            loop = self.cluster.host_of(src).loopback
-            core_s = loop.byte_core_s + (loop.message_core_s / nbytes if nbytes else 0.0)
-            usage = ((self.cores(src), here * count * core_s),) if core_s > 0 else ()
-            load = Load(
-                work=float(nbytes),
-                usage=usage,
-                phi=1.0 / core_s if core_s > 0 else LINK_PHI,
-                cap=loop.bandwidth_Bps,
-                delay_s=loop.latency_s,
-            )
+            load = self.near_load(src, nbytes, float(here * count))
         else:
-            route = self.cluster.route(self.cluster.placement[src].host, self.cluster.placement[dst].host)
-            weights = [1.0] * len(route)
-            weights[0], weights[-1] = float(here * count), float(there * senders)
-            load = Load(
-                work=float(nbytes),
-                usage=usage_of((self.link(q), w) for q, w in zip(route, weights, strict=True)),
-                phi=LINK_PHI,
-                delay_s=sum(self.cluster.links[q].latency_s for q in route),
-            )
+            hosts = self.cluster.placement[src].host, self.cluster.placement[dst].host
+            load = self.remote_load(*hosts, float(nbytes), float(here * count), float(there * senders))
         return Message(src=actor, dst=peer_class, near=near, count=count, nbytes=nbytes, load=load)
+
+    def near_load(self, rank: int, nbytes: int, flows: float) -> Load:
+        """A message over the loopback of the host of `rank`, of which `flows` alike move at once."""
+        loop = self.cluster.host_of(rank).loopback
+        core_s = loop.byte_core_s + (loop.message_core_s / nbytes if nbytes else 0.0)
+        return Load(
+            work=float(nbytes),
+            usage=((self.cores(rank), flows * core_s),) if core_s > 0 else (),
+            phi=1.0 / core_s if core_s > 0 else LINK_PHI,
+            cap=loop.bandwidth_Bps,
+            delay_s=loop.latency_s,
+        )
+
+    def remote_load(self, src_host: int, dst_host: int, work: float, leaving: float, entering: float) -> Load:
+        """A message between hosts, of which `leaving` alike use the sender's NIC and `entering` the receiver's."""
+        route = self.cluster.route(src_host, dst_host)
+        weights = [1.0] * len(route)
+        weights[0], weights[-1] = leaving, entering
+        return Load(
+            work=work,
+            usage=usage_of((self.link(q), w) for q, w in zip(route, weights, strict=True)),
+            phi=LINK_PHI,
+            delay_s=sum(self.cluster.links[q].latency_s for q in route),
+        )
 
     # ---- collectives -----------------------------------------------------------------------------------------
 
@@ -291,7 +303,7 @@ class _Lowering:
         members = ring_order(self.s, op)
         n = len(members)
         actors = tuple(sorted({self.folding.class_of[r] for r in members}))
-        edges = list(zip(members, members[1:], strict=False))
+        edges = list(pairwise(members))
         steps, edge_bytes = n - 1, float(op.nbytes)
         if op.kind is not CollectiveKind.BROADCAST:
             edges.append((members[-1], members[0]))
@@ -351,7 +363,8 @@ class _Lowering:
 
     # ---- actors ----------------------------------------------------------------------------------------------
 
-    def actor(self, index: int) -> Actor:
+    def actor(self, index: int, *, with_messages: bool = True) -> Actor:
+        """The actor of class `index`; without messages, its transfers are left to the caller."""
         rep = self.reps[index]
         program = project(self.s, rep)
         host = self.cluster.host_of(rep)
@@ -364,6 +377,8 @@ class _Lowering:
             match u.kind, u.op:
                 case UnitKind.COMPUTE, Compute() as op:
                     loads[u.index] = self.compute(op, rep)
+                case (UnitKind.SEND | UnitKind.RECV), Transfer() if not with_messages:
+                    pass
                 case UnitKind.SEND, Transfer() as op:
                     peers = self.peers(op, index, sending=True)
                     made = tuple(self.message(op, index, c, near, n) for (c, near), n in sorted(peers.items()))
@@ -385,11 +400,24 @@ class _Lowering:
             size=len(self.folding.classes[index]),
             program=program,
             loads=loads,
+            sends={u: len(m) for u, m in messages.items()},
             messages=messages,
             arrivals=arrivals,
             post_s=post_s,
             traffic=traffic,
         )
+
+    def rings(self) -> dict[str, Ring]:
+        """Every collective, by op name; those alike are looked up once."""
+        made: dict[tuple[object, ...], Ring] = {}
+        found: dict[str, Ring] = {}
+        for op in self.s.ops:
+            if isinstance(op, Collective):
+                key = (op.kind, op.ranks, op.nbytes, op.root)
+                if key not in made:
+                    made[key] = self.ring(op)
+                found[op.name] = made[key]
+        return found
 
     def received(self, op: Transfer, index: int, peers: dict[tuple[int, bool], int]) -> int:
         total = 0
@@ -423,7 +451,6 @@ def lower(
 
     `cost_of(rank)` gives the cost model of the device that a rank computes on.
     """
-    work = _Lowering(schedule, model, cluster, folding, cost_of)
+    work = Lowering(schedule, model, cluster, folding, cost_of)
     actors = [work.actor(i) for i in range(len(folding.classes))]
-    rings = {op.name: work.ring(op) for op in schedule.ops if isinstance(op, Collective)}
-    return Lowered(resources=work.resources, actors=actors, rings=rings, keys=work.keys)
+    return Lowered(resources=work.resources, actors=actors, rings=work.rings())

@@ -11,6 +11,7 @@ from stanza_sim.errors import InputError
 from stanza_sim.measures import op_seconds, steady_iteration_s, waiting
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule, check
+from stanza_sim.simulate.array_lower import ArrayLowered, lower_to_arrays, message_count
 from stanza_sim.simulate.engine import Engine
 from stanza_sim.simulate.fold import Folding, fold, unfolded
 from stanza_sim.simulate.lower import Lowered, lower
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 REPEATS = 1e-6
 """Iterations repeat when their lengths differ by no more than this, relatively."""
+COMPILED_FROM = 20_000
+"""From so many messages in an iteration on, the compiled fabric is worth its start-up time."""
 MOST_PERIODS = 8
 """A steady state may alternate: lengths may repeat after up to so many iterations."""
 
@@ -76,8 +79,8 @@ def simulate(
             hint="build the schedule for the cluster's number of ranks, or set `nodes`",
         )
     folding = fold(schedule, cluster) if fold_ranks else unfolded(cluster)
-    lowered = lower(schedule, model, cluster, folding, costs)
-    engine = Engine(schedule, lowered)
+    engine = _engine(schedule, model, cluster, folding, costs)
+    lowered = engine.lowered
     ends: list[Sequence[float]] = []
     window = (0, 0)
 
@@ -126,6 +129,25 @@ def simulate(
     )
 
 
+def _engine(
+    schedule: Schedule,
+    model: ModelProfile,
+    cluster: Cluster,
+    folding: Folding,
+    costs: Callable[[int], CostModel],
+) -> Engine:
+    """The engine with the fabric that suits the number of messages."""
+    if len(folding.classes) == cluster.world_size and message_count(schedule) >= COMPILED_FROM:
+        from stanza_sim.simulate import kernel
+
+        if kernel.COMPILED:
+            from stanza_sim.simulate.array_fabric import ArrayFabric
+
+            arrays = lower_to_arrays(schedule, model, cluster, folding, costs)
+            return Engine(schedule, arrays, fabric=lambda _, clock, listener: ArrayFabric(arrays, clock, listener))
+    return Engine(schedule, lower(schedule, model, cluster, folding, costs))
+
+
 def steady_window(ends: Sequence[Sequence[float]]) -> tuple[int, int] | None:
     """Return (first, last) such that iterations repeat with period last - first, or None.
 
@@ -147,6 +169,13 @@ def steady_window(ends: Sequence[Sequence[float]]) -> tuple[int, int] | None:
 def demands(lowered: Lowered) -> list[float]:
     """Work that one iteration puts on each resource: bytes on links, core-seconds, device-seconds."""
     total = [0.0] * len(lowered.resources)
+    if isinstance(lowered, ArrayLowered):
+        moved = [0.0] * len(lowered.messages.loads)
+        for k, nbytes in zip(lowered.messages.load.tolist(), lowered.messages.nbytes.tolist(), strict=True):
+            moved[k] += nbytes
+        for load, nbytes in zip(lowered.messages.loads, moved, strict=True):
+            for q, demand in load.usage:
+                total[q] += nbytes * demand
     for a in lowered.actors:
         for load in [*a.loads.values(), *(m.load for ms in a.messages.values() for m in ms)]:
             for q, demand in load.usage:
@@ -180,8 +209,9 @@ def bottleneck(
     """Name the busiest resource in words, with the roles of the ranks on its host."""
     if not lowered.resources or iteration_s <= 0:
         return "nothing takes time"
-    share, q = max((d / (r.capacity * iteration_s), -i) for i, (r, d) in enumerate(zip(lowered.resources, busy, strict=True)))
-    resource = lowered.resources[-q]
+    shares = [d / (r.capacity * iteration_s) for r, d in zip(lowered.resources, busy, strict=True)]
+    share = max(shares)
+    resource = lowered.resources[shares.index(share)]
     host = next((i for i, h in enumerate(cluster.hosts) if resource.label.startswith(h.name + " ")), None)
     if host is None:
         return f"{resource.label}, {min(share, 1):.0%} busy"

@@ -1,0 +1,191 @@
+"""Lowering to arrays: every message of every pair of ranks as one entry, for many messages that nothing folds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Layout, Pattern, Schedule, Transfer, UnitKind, ValueKind
+from stanza_sim.simulate.fold import Folding
+from stanza_sim.simulate.lower import Actor, Load, Lowered, Lowering
+
+if TYPE_CHECKING:
+    from stanza_sim.simulate.costs import CostModel
+
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Messages:
+    """One iteration's messages in program order: arrays of one length, but for `loads`.
+
+    `op` is the op's place in the schedule, `src` and `dst` ranks, `channel` a number, `load` an index into `loads`,
+    whose work is not used: the work is `nbytes`.
+    """
+
+    op: I32
+    src: I32
+    dst: I32
+    channel: I32
+    nbytes: I64
+    load: I32
+    loads: tuple[Load, ...]
+
+    def __len__(self) -> int:
+        return len(self.op)
+
+
+@dataclass(slots=True, kw_only=True)
+class ArrayLowered(Lowered):
+    """As `Lowered`, with all messages in arrays and none in the actors; `op_names` are in program order."""
+
+    messages: Messages
+    op_names: tuple[str, ...]
+
+
+def message_count(schedule: Schedule) -> int:
+    """Messages of one iteration, local pairs included."""
+    total = 0
+    for op in schedule.ops:
+        if isinstance(op, Transfer):
+            n, k = len(schedule.group(op.src)), len(schedule.group(op.dst))
+            if op.pattern in (Pattern.ALL_PAIRS, Pattern.FAN_IN, Pattern.FAN_OUT):
+                total += n * k
+            else:
+                total += max(n, k, len(op.pairs))
+    return total
+
+
+class _ArrayLowering(Lowering):
+    """Lowers unfolded ranks; class c is rank c."""
+
+    def message_arrays(self) -> Messages:
+        s = self.s
+        channels: dict[str, int] = {}
+        parts: list[tuple[I32, I32, I32, I32, I64]] = []
+        pairs: dict[tuple[object, ...], tuple[I32, I32]] = {}
+        for index, op in enumerate(s.ops):
+            if not isinstance(op, Transfer):
+                continue
+            key = (op.pattern, op.src, op.dst, op.pairs)
+            if key not in pairs:
+                pairs[key] = self.pair_arrays(op)
+            src, dst = pairs[key]
+            channel = channels.setdefault(op.channel, len(channels))
+            parts.append(
+                (
+                    np.full(len(src), index, dtype=np.int32),
+                    src,
+                    dst,
+                    np.full(len(src), channel, dtype=np.int32),
+                    self.sizes(op, src, dst),
+                )
+            )
+        if not parts:
+            empty = np.zeros(0, dtype=np.int32)
+            parts.append((empty, empty, empty, empty, empty.astype(np.int64)))
+        op_, src, dst, channel_, nbytes = (np.concatenate(x) for x in zip(*parts, strict=True))
+        host = np.array([p.host for p in self.cluster.placement], dtype=np.int64)
+        load = np.zeros(len(op_), dtype=np.int32)
+        loads: list[Load] = []
+        near = host[src] == host[dst]
+        far_codes, inverse = np.unique(host[src[~near]] * len(self.cluster.hosts) + host[dst[~near]], return_inverse=True)
+        load[~near] = inverse
+        loads.extend(self.far_load(*divmod(int(c), len(self.cluster.hosts))) for c in far_codes)
+        near_codes, inverse = np.unique(np.stack([host[src[near]], nbytes[near]]), axis=1, return_inverse=True)
+        load[near] = len(loads) + inverse.reshape(-1)
+        for h, size in near_codes.T.tolist():
+            loads.append(self.near_load(self.on_host[h][0], size, 1.0))
+        return Messages(op=op_, src=src, dst=dst, channel=channel_, nbytes=nbytes, load=load, loads=tuple(loads))
+
+    def far_load(self, src_host: int, dst_host: int) -> Load:
+        return self.remote_load(src_host, dst_host, 0.0, 1.0, 1.0)
+
+    def pair_arrays(self, op: Transfer) -> tuple[I32, I32]:
+        """Source and destination of every message of `op`, sources in ascending order."""
+        if op.pattern in (Pattern.ALL_PAIRS, Pattern.FAN_IN, Pattern.FAN_OUT):
+            a = np.fromiter(self.s.group(op.src), dtype=np.int32)
+            b = np.fromiter(self.s.group(op.dst), dtype=np.int32)
+            src, dst = np.repeat(a, len(b)), np.tile(b, len(a))
+        else:
+            both = np.array(list(self.s.pairs(op)), dtype=np.int32).reshape(-1, 2)
+            src, dst = both[:, 0], both[:, 1]
+        keep = src != dst
+        return np.ascontiguousarray(src[keep]), np.ascontiguousarray(dst[keep])
+
+    def sizes(self, op: Transfer, src: I32, dst: I32) -> I64:
+        """Bytes of every message of `op`."""
+        value = op.values[0]
+        if value.kind in (ValueKind.GRAD, ValueKind.PARAM):
+            bundle = self.s.bundle(value.name)
+            if bundle.layout is Layout.CUT:
+                owners = np.fromiter(self.s.owners(bundle), dtype=np.int64)
+                size = -(-bundle.numel // len(owners))
+                bounds = np.minimum(np.arange(len(owners) + 1, dtype=np.int64) * size, bundle.numel)
+                by_rank = np.zeros(self.s.world_size, dtype=np.int64)
+                by_rank[owners] = np.diff(bounds) * self.s.itemsize
+                sizes: I64 = by_rank[dst if value.kind is ValueKind.GRAD else src]
+                return sizes
+        return np.full(len(src), op.nbytes, dtype=np.int64)
+
+    def rank_actor(self, rank: int, messages: dict[str, tuple[I64, I64, I64]]) -> Actor:
+        """The actor of `rank`; `messages[op]` are the bytes sent, bytes received and far messages of each rank."""
+        made = self.actor(rank, with_messages=False)
+        host = self.cluster.host_of(rank)
+        sends: dict[int, int] = {}
+        arrivals: dict[int, int] = {}
+        post_s, traffic = dict(made.post_s), dict(made.traffic)
+        for u in made.program.units:
+            if u.kind is UnitKind.SEND:
+                sends[u.index] = len(u.peers)
+                post_s[u.index] = host.nic.overhead_s * int(messages[u.op.name][2][rank])
+                traffic[u.index] = (int(messages[u.op.name][0][rank]), 0)
+            elif u.kind is UnitKind.RECV:
+                arrivals[u.index] = len(u.peers)
+                traffic[u.index] = (0, int(messages[u.op.name][1][rank]))
+        return Actor(
+            rank=rank,
+            size=1,
+            program=made.program,
+            loads=made.loads,
+            sends=sends,
+            messages={},
+            arrivals=arrivals,
+            post_s=post_s,
+            traffic=traffic,
+        )
+
+
+def lower_to_arrays(
+    schedule: Schedule,
+    model: ModelProfile,
+    cluster: Cluster,
+    folding: Folding,
+    cost_of: Callable[[int], CostModel],
+) -> ArrayLowered:
+    """As `lower`, for a folding in which every rank is a class of its own."""
+    work = _ArrayLowering(schedule, model, cluster, folding, cost_of)
+    messages = work.message_arrays()
+    world = cluster.world_size
+    host = np.array([p.host for p in cluster.placement], dtype=np.int64)
+    by_op: dict[str, tuple[I64, I64, I64]] = {}
+    bounds = np.searchsorted(messages.op, np.arange(len(schedule.ops) + 1))
+    for index, op in enumerate(schedule.ops):
+        if isinstance(op, Transfer):
+            part = slice(bounds[index], bounds[index + 1])
+            src, dst, nbytes = messages.src[part], messages.dst[part], messages.nbytes[part]
+            by_op[op.name] = (
+                np.bincount(src, weights=nbytes, minlength=world).astype(np.int64),
+                np.bincount(dst, weights=nbytes, minlength=world).astype(np.int64),
+                np.bincount(src, weights=host[src] != host[dst], minlength=world).astype(np.int64),
+            )
+    actors = [work.rank_actor(r, by_op) for r in range(world)]
+    rings = work.rings()
+    return ArrayLowered(resources=work.resources, actors=actors, rings=rings, messages=messages, op_names=tuple(op.name for op in schedule.ops))

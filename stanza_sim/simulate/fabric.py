@@ -1,0 +1,237 @@
+"""What moves and what computes: queues of messages and the solver behind them, for a moderate number of messages.
+
+The engine decides what is posted and when; a fabric starts a message once both sides have posted it and it is first in
+its queue, lets activities share resources, and tells the engine what is complete. `ArrayFabric` in
+`array_fabric.py` does the same for very many messages.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import simpy
+
+from stanza_sim.schedule import Transfer, UnitKind
+from stanza_sim.simulate.fluid import Activity, FluidShare
+from stanza_sim.simulate.lower import Load, Lowered, Message
+
+LATE = 2
+"""simpy priority of what is done after every event of an instant."""
+
+Pair = tuple[int, int, bool, str]
+
+
+class Listener(Protocol):
+    """What a fabric tells the engine. `start_s` is when the first of the messages began to move."""
+
+    def sent(self, a: int, i: int, u: int, start_s: float) -> None:
+        """Everything that unit `u` of class `a` sends in iteration `i` has left."""
+
+    def arrived(self, a: int, i: int, u: int, start_s: float) -> None:
+        """Everything that unit `u` of class `a` receives in iteration `i` is there."""
+
+    def iterations_done(self, a: int) -> int:
+        """How many iterations class `a` has completed."""
+
+
+class Fabric(Protocol):
+    """Runs activities and messages."""
+
+    def begin(self, key: tuple[str | int, ...], iteration: int, load: Load, then: Callable[[], None]) -> None:
+        """Run `load` from now on and call `then` when it is done; `key` names it, the same in every iteration."""
+
+    def post(self, a: int, i: int, u: int) -> None:
+        """Class `a` has posted the messages of its send `u` of iteration `i`."""
+
+    def open(self, a: int, i: int) -> None:
+        """Class `a` has posted all its receives of iteration `i`."""
+
+    def settle(self) -> None:
+        """The engine is through with an event: rates may be solved at the end of this instant."""
+
+
+class Clock:
+    """simpy's clock, with the delays and the end-of-instant work that the engine and its fabric share."""
+
+    def __init__(self) -> None:
+        self.env = simpy.Environment()
+        self.events = 0
+        self.settle: Callable[[], None] = lambda: None
+
+    @property
+    def now(self) -> float:
+        """Simulated seconds."""
+        return self.env.now
+
+    def after(self, delay_s: float, then: Callable[[], None]) -> None:
+        """Call `then` in `delay_s` seconds, at once if that is zero."""
+        if delay_s <= 0:
+            then()
+            return
+
+        def fire(_: simpy.Event) -> None:
+            self.events += 1
+            then()
+            self.settle()
+
+        self._timeout(delay_s, fire)
+
+    def wake(self, at_s: float, then: Callable[[], None]) -> None:
+        """Call `then` at `at_s`, a time that is not past."""
+
+        def fire(_: simpy.Event) -> None:
+            self.events += 1
+            then()
+
+        self._timeout(max(0.0, at_s - self.env.now), fire)
+
+    def late(self, then: Callable[[], None]) -> None:
+        """Call `then` after every other event of this instant."""
+        event = self.env.event()
+        event._ok, event._value = True, None
+        event.callbacks = [lambda _: then()]
+        self.env.schedule(event, priority=LATE)  # type: ignore[arg-type]
+
+    def _timeout(self, delay_s: float, fire: Callable[[simpy.Event], None]) -> None:
+        timeout = self.env.timeout(delay_s)
+        if timeout.callbacks is not None:
+            timeout.callbacks.append(fire)
+
+
+@dataclass(slots=True)
+class _Queue:
+    """Messages of one class of pairs on one channel, in program order, across iterations."""
+
+    order: list[tuple[int, int, Message]]  # (source's unit, destination's unit, message) of one iteration
+    iteration: int = 0
+    position: int = 0
+    busy: bool = False
+    posted: set[tuple[int, int]] = field(default_factory=set)  # (iteration, position) posted by the sender
+
+
+class SmallFabric:
+    """A fabric in plain Python: one object per message class and per running activity."""
+
+    def __init__(self, lowered: Lowered, clock: Clock, listener: Listener) -> None:
+        self.clock, self.listener = clock, listener
+        self.share = FluidShare([r.capacity for r in lowered.resources])
+        self.actors = lowered.actors
+        self._opened = [-1] * len(self.actors)
+        self._sent: dict[tuple[int, int, int], int] = defaultdict(int)
+        self._arrived: dict[tuple[int, int, int], int] = defaultdict(int)
+        self._first_s: dict[tuple[int, int, int], float] = {}
+        self._queues: dict[Pair, _Queue] = {}
+        self._place: dict[tuple[int, int, int, bool], tuple[Pair, int]] = {}
+        self._incoming: list[list[Pair]] = [[] for _ in self.actors]
+        self._solving = False
+        self._wake_s = -1.0
+        clock.settle = self.settle
+        receives = [
+            {u.op.name: u.index for u in actor.program.units if u.kind is UnitKind.RECV} for actor in self.actors
+        ]
+        for a, actor in enumerate(self.actors):
+            for index, messages in actor.messages.items():
+                op = actor.program.units[index].op
+                if not isinstance(op, Transfer):
+                    continue
+                for m in messages:
+                    pair = (m.src, m.dst, m.near, op.channel)
+                    queue = self._queues.get(pair)
+                    if queue is None:
+                        queue = self._queues[pair] = _Queue(order=[])
+                        self._incoming[m.dst].append(pair)
+                    self._place[a, index, m.dst, m.near] = (pair, len(queue.order))
+                    queue.order.append((index, receives[m.dst][op.name], m))
+
+    # ---- activities -----------------------------------------------------------------------------------------
+
+    def begin(self, key: tuple[str | int, ...], iteration: int, load: Load, then: Callable[[], None]) -> None:
+        """See `Fabric.begin`."""
+        if load.work <= 0:
+            then()
+            return
+        activity = Activity(work=load.work, usage=load.usage, phi=load.phi, cap=load.cap, tag=then)
+        self.share.start(activity, self.clock.now)
+
+    def settle(self) -> None:
+        """See `Fabric.settle`: everything that starts or ends at one instant is one solve."""
+        if self.share.dirty and not self._solving:
+            self._solving = True
+            self.clock.late(self._solve)
+
+    def _solve(self) -> None:
+        self._solving = False
+        self.share.solve(self.clock.now)
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        finish = self.share.next_finish_s()
+        if finish < float("inf") and finish != self._wake_s:
+            self._wake_s = finish
+            self.clock.wake(finish, self._alarm)
+
+    def _alarm(self) -> None:
+        self._wake_s = -1.0
+        for activity in self.share.finish(self.clock.now):
+            then = activity.tag
+            if callable(then):
+                then()
+        self.settle()
+        if not self.share.dirty:
+            self._set_alarm()
+
+    # ---- messages -------------------------------------------------------------------------------------------
+
+    def post(self, a: int, i: int, u: int) -> None:
+        """See `Fabric.post`."""
+        for m in self.actors[a].messages[u]:
+            pair, position = self._place[a, u, m.dst, m.near]
+            self._queues[pair].posted.add((i, position))
+            self._advance(pair)
+
+    def open(self, a: int, i: int) -> None:
+        """See `Fabric.open`."""
+        self._opened[a] = i
+        for pair in self._incoming[a]:
+            self._advance(pair)
+
+    def _advance(self, pair: Pair) -> None:
+        """Start the message at the head of a queue once both sides have posted it."""
+        queue = self._queues[pair]
+        head = (queue.iteration, queue.position)
+        if queue.busy or head not in queue.posted:
+            return
+        src_unit, dst_unit, m = queue.order[queue.position]
+        i = queue.iteration
+        if i > self._opened[m.dst]:
+            return  # the receive is not posted yet
+        queue.posted.discard(head)
+        queue.busy = True
+        sender, receiver = (m.src, i, src_unit), (m.dst, i, dst_unit)
+        self._first_s.setdefault(sender, self.clock.now)
+        if receiver != sender:
+            self._first_s.setdefault(receiver, self.clock.now)
+
+        def moved() -> None:
+            queue.busy = False
+            queue.position += 1
+            if queue.position == len(queue.order):
+                queue.iteration, queue.position = i + 1, 0
+            if self._count(self._sent, sender, len(self.actors[m.src].messages[src_unit])):
+                self.listener.sent(*sender, self._first_s.pop(sender))
+            if self._count(self._arrived, receiver, self.actors[m.dst].arrivals[dst_unit]):
+                self.listener.arrived(*receiver, self._first_s.pop(receiver))
+            self._advance(pair)
+
+        self.clock.after(m.load.delay_s, lambda: self.begin((), i, m.load, moved))
+
+    @staticmethod
+    def _count(counts: dict[tuple[int, int, int], int], key: tuple[int, int, int], wanted: int) -> bool:
+        counts[key] += 1
+        if counts[key] < wanted:
+            return False
+        del counts[key]
+        return True
