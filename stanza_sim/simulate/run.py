@@ -211,7 +211,8 @@ def bottleneck(
         return "nothing takes time"
     shares = [d / (r.capacity * iteration_s) for r, d in zip(lowered.resources, busy, strict=True)]
     share = max(shares)
-    resource = lowered.resources[shares.index(share)]
+    tied = [r for r, s in zip(lowered.resources, shares, strict=True) if s >= share * (1 - REPEATS)]
+    resource = min(tied, key=lambda r: r.label)
     host = next((i for i, h in enumerate(cluster.hosts) if resource.label.startswith(h.name + " ")), None)
     if host is None:
         return f"{resource.label}, {min(share, 1):.0%} busy"
