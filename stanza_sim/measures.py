@@ -37,7 +37,7 @@ def waiting(schedule: Schedule, timeline: Timeline, first: int, last: int) -> Wa
     Counted are the gaps before the main lane's computations of iterations first+1 .. last of `timeline`.
     """
     awaited = _awaited(schedule)
-    moving: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
+    moving: dict[tuple[str, int], dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     main: dict[int, list[Span]] = defaultdict(list)
     passes = {
         op.name
@@ -53,8 +53,8 @@ def waiting(schedule: Schedule, timeline: Timeline, first: int, last: int) -> Wa
             if s.op in passes:
                 working.add(s.rank)
         else:
-            moving[s.op, s.iteration].append((s.start_s, s.end_s))
-    merged = {key: _merge(v) for key, v in moving.items()}
+            moving[s.op, s.iteration][s.side].append((s.start_s, s.end_s))
+    merged = {key: _both([_merge(v) for v in sides.values()]) for key, sides in moving.items()}
     exposed = idle = weight = 0.0
     for rank in sorted(working):
         here = timeline.multiplicity.get(rank, 1)
@@ -67,7 +67,7 @@ def waiting(schedule: Schedule, timeline: Timeline, first: int, last: int) -> Wa
                 idle += here * (s.start_s - reach - comm)
             reach = s.end_s if reach is None else max(reach, s.end_s)
     scale = weight * (last - first)
-    return Waiting(exposed_comm_s=exposed / scale, idle_s=idle / scale) if scale else Waiting(exposed_comm_s=0, idle_s=0)
+    return Waiting(exposed_comm_s=exposed / scale if scale else 0.0, idle_s=idle / scale if scale else 0.0)
 
 
 def _merge(intervals: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -77,6 +77,26 @@ def _merge(intervals: list[tuple[float, float]]) -> list[tuple[float, float]]:
             out[-1] = (out[-1][0], max(b, out[-1][1]))
         else:
             out.append((a, b))
+    return out
+
+
+def _both(sides: Sequence[list[tuple[float, float]]]) -> list[tuple[float, float]]:
+    """When a transfer moves: while somebody sends and somebody receives.
+
+    One side alone is not enough: a receiver's span goes on while it waits for the next of its senders.
+    """
+    if len(sides) == 1:
+        return sides[0]
+    (x, y), out = sides, []
+    i = j = 0
+    while i < len(x) and j < len(y):
+        a, b = max(x[i][0], y[j][0]), min(x[i][1], y[j][1])
+        if a < b:
+            out.append((a, b))
+        if x[i][1] < y[j][1]:
+            i += 1
+        else:
+            j += 1
     return out
 
 

@@ -6,7 +6,8 @@ A profile holds plain numbers only, so that it can be simulated on a machine wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from enum import StrEnum
 from math import prod
 
@@ -115,4 +116,31 @@ class ModelProfile:
         for b in self.blocks:
             if b.name == name:
                 return b
-        raise InputError(f"model {self.name} has no block {name!r}", hint=f"its blocks: {', '.join(b.name for b in self.blocks)}")
+        names = ", ".join(b.name for b in self.blocks)
+        raise InputError(f"model {self.name} has no block {name!r}", hint=f"its blocks: {names}")
+
+
+def with_boundary(profile: ModelProfile, boundary: int | str) -> ModelProfile:
+    """Return `profile` with its FC part starting at the block of that name, or at that index.
+
+    The index may be anything from 0 (no CONV part) to the number of blocks (no FC part). Raises
+    `InputError` for any other index and for a name that no block has.
+    """
+    names = [b.name for b in profile.blocks]
+    if isinstance(boundary, str):
+        if boundary not in names:
+            near = get_close_matches(boundary, names)
+            raise InputError(
+                f"boundary {boundary!r} is not a block of model {profile.name}",
+                hint=f"did you mean {near[0]!r}?" if near else f"its blocks: {', '.join(names)}",
+            )
+        boundary = names.index(boundary)
+    if not 0 <= boundary <= len(names):
+        raise InputError(f"model {profile.name}: boundary {boundary} is not between 0 and {len(names)}")
+    return replace(
+        profile,
+        blocks=tuple(
+            replace(b, kind=BlockKind.CONV if i < boundary else BlockKind.FC) for i, b in enumerate(profile.blocks)
+        ),
+        boundary=boundary,
+    )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from functools import cache
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from stanza_sim.errors import ScheduleError
+from stanza_sim.errors import InputError, ScheduleError
 from stanza_sim.schedule.ops import Bundle, Collective, Compute, Group, Op, Transfer
 from stanza_sim.schedule.ranks import Ranks
 from stanza_sim.schedule.schedule import Schedule
@@ -18,6 +19,12 @@ _KINDS: dict[str, type[Compute] | type[Transfer] | type[Collective]] = {
     "transfer": Transfer,
     "collective": Collective,
 }
+
+
+@cache
+def _readers() -> tuple[TypeAdapter[Bundle], dict[str, TypeAdapter[Any]]]:
+    """Readers of a bundle and of each kind of op; pydantic takes longer to make one than to use it."""
+    return TypeAdapter(Bundle), {kind: TypeAdapter(cls) for kind, cls in _KINDS.items()}
 
 
 def to_json(schedule: Schedule) -> str:
@@ -45,10 +52,12 @@ def from_json(text: str) -> Schedule:
     try:
         data: dict[str, Any] = json.loads(text)
         groups = tuple(Group(name=k, ranks=Ranks.parse(v)) for k, v in data.pop("groups").items())
-        bundles = TypeAdapter(tuple[Bundle, ...]).validate_python(data.pop("bundles"))
-        ops: list[Op] = []
-        for item in data.pop("ops"):
-            ops.append(TypeAdapter(_KINDS[item.pop("op")]).validate_python(item))
+        bundle_reader, op_readers = _readers()
+        bundles = tuple(bundle_reader.validate_python(b) for b in data.pop("bundles"))
+        ops: list[Op] = [op_readers[item.pop("op")].validate_python(item) for item in data.pop("ops")]
+        for key, value in data.items():
+            if type(value) is not (str if key in ("name", "model") else int):
+                raise TypeError(f"{key} cannot be {value!r}")
         return Schedule(groups=groups, bundles=bundles, ops=tuple(ops), **data)
-    except (json.JSONDecodeError, ValidationError, KeyError, TypeError, AttributeError) as e:
+    except (InputError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ScheduleError(f"not the JSON form of a schedule: {e}") from None

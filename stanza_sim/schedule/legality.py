@@ -33,6 +33,7 @@ from stanza_sim.schedule.schedule import Schedule
 from stanza_sim.schedule.text import print_op
 
 Mask = npt.NDArray[np.bool_]
+NAME_HINT = "names have letters, digits and _ . - / and no spaces, so that the printed form reads back"
 LABEL_BYTES = 8
 """Bytes of one label: an int64 class index, as torch's cross entropy takes it."""
 
@@ -59,8 +60,13 @@ class _Checker:
         self.s, self.model = schedule, model
         self.blocks = {b.name: i for i, b in enumerate(model.blocks)}
         self.block_of = {t.name: i for i, b in enumerate(model.blocks) for t in b.tensors}
+        self.groups = {g.name for g in schedule.groups}
+        self.bundles = {b.name for b in schedule.bundles}
+        self.names = list(self.blocks)
         self.masks: dict[str, Mask] = {}
         self.closure: list[int] = []  # bit j of closure[i]: op i comes after op j in the same iteration
+        self.under: dict[tuple[object, ...], int] = {}  # bit j: op j is found under that heading
+        self.lanes: dict[tuple[str, str], int] = {}  # the last op of each group's lane
 
     def fail(self, op: Op, message: str, hint: str | None = None) -> ScheduleError:
         return ScheduleError(f"{message}\n  in: {print_op(op)}", where=f"schedule {self.s.name}", hint=hint)
@@ -75,6 +81,8 @@ class _Checker:
 
     def run(self) -> None:
         self._header()
+        for op in self.s.ops:
+            self._groups(op)
         for i, op in enumerate(self.s.ops):
             self._names(i, op)
             match op:
@@ -103,15 +111,19 @@ class _Checker:
             raise ScheduleError(
                 f"a batch of {s.batch_per_worker} cannot be cut in {s.microbatches} equal micro-batches", where=where
             )
-        for kind, names in (
-            ("group", [g.name for g in s.groups]),
-            ("bundle", [b.name for b in s.bundles]),
-            ("op", [o.name for o in s.ops]),
+        for kind, names, once in (
+            ("schedule", [s.name], True),
+            ("model", [s.model], True),
+            ("block", [b.name for b in self.model.blocks], True),
+            ("tensor", [t for b in s.bundles for t in b.tensors], False),
+            ("group", [g.name for g in s.groups], True),
+            ("bundle", [b.name for b in s.bundles], True),
+            ("op", [o.name for o in s.ops], True),
         ):
             for name in names:
                 if NAME.fullmatch(name) is None:
-                    raise ScheduleError(f"{name!r} is not a name for a {kind}", where=where)
-            if len(set(names)) != len(names):
+                    raise ScheduleError(f"{name!r} is not a name for a {kind}", where=where, hint=NAME_HINT)
+            if once and len(set(names)) != len(names):
                 twice = next(n for n in names if names.count(n) > 1)
                 raise ScheduleError(f"two {kind}s are called {twice}", where=where)
         for g in s.groups:
@@ -157,7 +169,16 @@ class _Checker:
         src, dst = self.mask(op.src), self.mask(op.dst)
         return dst if side == "recv" else src if side == "sent" else src | dst
 
+    def _groups(self, op: Op) -> None:
+        for group in (op.src, op.dst) if isinstance(op, Transfer) else (op.ranks,):
+            if group not in self.groups:
+                known = ", ".join(sorted(self.groups))
+                raise self.fail(op, f"there is no group {group!r}", hint=f"the groups: {known}")
+
     def _names(self, i: int, op: Op) -> None:
+        queue = op.lane if isinstance(op, Compute) else op.channel if isinstance(op, Transfer) else None
+        if queue is not None and NAME.fullmatch(queue) is None:
+            raise self.fail(op, f"{queue!r} is not a name for a {'lane' if isinstance(op, Compute) else 'channel'}")
         if op.name.endswith((".recv", ".sent")):
             raise self.fail(op, "an op's name may not end in .recv or .sent")
         if not isinstance(op, Collective) and not 0 <= op.microbatch < self.s.microbatches:
@@ -177,8 +198,8 @@ class _Checker:
                     raise self.fail(op, f"{kind} names {text}, but no rank that it would gate takes part in it")
 
     def _compute(self, op: Compute) -> None:
-        self.mask(op.ranks)
         if op.phase.on_bundle:
+            self._bundle_exists(op, op.target)
             owners = self.mask(self.s.bundle(op.target).owners)
             if (self.mask(op.ranks) & ~owners).any():
                 raise self.fail(op, f"only an owner of bundle {op.target} may {op.phase} it")
@@ -243,10 +264,14 @@ class _Checker:
         elif op.root is not None:
             raise self.fail(op, f"{op.kind} has no root")
 
+    def _bundle_exists(self, op: Op, name: str) -> None:
+        if name not in self.bundles:
+            raise self.fail(op, f"there is no bundle {name!r}", hint=f"the bundles: {', '.join(sorted(self.bundles))}")
+
     def _value_exists(self, op: Op, value: Value) -> None:
         match value.kind:
             case ValueKind.GRAD | ValueKind.PARAM:
-                self.s.bundle(value.name)
+                self._bundle_exists(op, value.name)
             case ValueKind.ACT | ValueKind.ACTGRAD:
                 if value.name not in self.blocks:
                     raise self.fail(op, f"model {self.model.name} has no block {value.name}")
@@ -259,24 +284,51 @@ class _Checker:
     def _closure(self, i: int, op: Op) -> None:
         bits = 0
         for text in op.after:
-            j = self._positions[dependency(text)[0]]
-            bits |= self.closure[j] | 1 << j
+            name, side = dependency(text)
+            j = self._positions[name]
+            bits |= self.closure[j]
+            if side != "sent":  # what was sent need not have arrived
+                bits |= 1 << j
         if isinstance(op, Compute):  # a lane works in program order
-            for j in range(i - 1, -1, -1):
-                other = self.s.ops[j]
-                if isinstance(other, Compute) and other.lane == op.lane and other.ranks == op.ranks:
-                    bits |= self.closure[j] | 1 << j
-                    break
+            if (last := self.lanes.get((op.ranks, op.lane))) is not None:
+                bits |= self.closure[last] | 1 << last
+            self.lanes[op.ranks, op.lane] = i
         self.closure.append(bits)
+        for heading in self._headings(op):
+            self.under[heading] = self.under.get(heading, 0) | 1 << i
 
-    def _before(self, i: int) -> Iterable[Op]:
-        bits = self.closure[i]
+    def _headings(self, op: Op) -> Iterable[tuple[object, ...]]:
+        """Under what later ops look for `op`: the values that it makes or brings, the gradients that it sums."""
+        match op:
+            case Compute(phase=Phase.FORWARD):
+                yield "value", Value(ValueKind.ACT, op.target), op.microbatch
+            case Compute(phase=Phase.LOSS):
+                yield "value", Value(ValueKind.ACTGRAD, op.target), op.microbatch
+            case Compute(phase=Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT):
+                k = self.blocks[op.target]
+                if k and op.phase is not Phase.BACKWARD_WEIGHT:
+                    yield "value", Value(ValueKind.ACTGRAD, self.names[k - 1]), op.microbatch
+                if op.phase is not Phase.BACKWARD_INPUT:
+                    yield "weight gradient", op.target, op.microbatch
+            case Compute(phase=Phase.REDUCE):
+                yield "sum", op.target
+            case Transfer():
+                for value in op.values:
+                    yield "value", value, op.microbatch
+                    if value.kind is ValueKind.GRAD:
+                        yield "push", value.name
+            case Collective() if op.value.kind is ValueKind.GRAD:
+                yield "sum", op.value.name
+
+    def _before(self, i: int, *heading: object) -> Iterable[Op]:
+        """Ops under `heading` that op `i` comes after."""
+        bits = self.closure[i] & self.under.get(heading, 0)
         while bits:
             low = bits & -bits
             yield self.s.ops[low.bit_length() - 1]
             bits ^= low
 
-    def _covered(self, i: int, at: Mask, producers: Iterable[Mask]) -> bool:
+    def _covered(self, at: Mask, producers: Iterable[Mask]) -> bool:
         missing = at.copy()
         for m in producers:
             missing &= ~m
@@ -286,43 +338,23 @@ class _Checker:
 
     def _need(self, i: int, op: Op, at: Mask, value: Value, microbatch: int) -> None:
         """`value` must be at the ranks `at` before op `i`: computed there, or received."""
-        if not self._covered(i, at, self._producers(i, value, microbatch)):
+        made = (self._completes(o, "recv") for o in self._before(i, "value", value, microbatch))
+        if not self._covered(at, made):
             raise self.fail(op, f"{value} is not there before it is used", hint="name what brings it in after=")
-
-    def _producers(self, i: int, value: Value, microbatch: int) -> Iterable[Mask]:
-        order = list(self.blocks)
-        for op in self._before(i):
-            match op:
-                case Compute(phase=Phase.FORWARD) if value.kind is ValueKind.ACT:
-                    if op.target == value.name and op.microbatch == microbatch:
-                        yield self.mask(op.ranks)
-                case Compute(phase=Phase.LOSS) if value.kind is ValueKind.ACTGRAD:
-                    if op.target == value.name and op.microbatch == microbatch:
-                        yield self.mask(op.ranks)
-                case Compute(phase=Phase.BACKWARD | Phase.BACKWARD_INPUT) if value.kind is ValueKind.ACTGRAD:
-                    k = self.blocks[op.target]
-                    if k and order[k - 1] == value.name and op.microbatch == microbatch:
-                        yield self.mask(op.ranks)
-                case Transfer() if value in op.values and op.microbatch == microbatch:
-                    yield self.mask(op.dst)
-                case _:
-                    pass
 
     def _need_gradients(self, i: int, op: Op, at: Mask, bundle: str) -> None:
         """The gradients of every tensor of `bundle`, for every micro-batch, must be computed at `at`."""
-        done: dict[tuple[str, int], list[Mask]] = {}
-        for o in self._before(i):
-            if isinstance(o, Compute) and o.phase in (Phase.BACKWARD, Phase.BACKWARD_WEIGHT):
-                done.setdefault((o.target, o.microbatch), []).append(self.mask(o.ranks))
-        names = list(self.blocks)
-        for block in {self.block_of[t] for t in self.s.bundle(bundle).tensors}:
+        for block in self._blocks_of(bundle):
             for m in range(self.s.microbatches):
-                if not self._covered(i, at, done.get((names[block], m), ())):
+                if not self._covered(at, (self._gate(o) for o in self._before(i, "weight gradient", block, m))):
                     raise self.fail(
                         op,
-                        f"grad({bundle}) needs the backward pass of {names[block]}",
+                        f"grad({bundle}) needs the backward pass of {block}",
                         hint="name that op in after=",
                     )
+
+    def _blocks_of(self, bundle: str) -> list[str]:
+        return [self.names[k] for k in sorted({self.block_of[t] for t in self.s.bundle(bundle).tensors})]
 
     def _flow(self, i: int, op: Op) -> None:
         match op:
@@ -340,16 +372,18 @@ class _Checker:
                 if op.value.kind is ValueKind.GRAD:
                     self._need_gradients(i, op, self.mask(op.ranks), op.value.name)
                 else:
-                    self._in_place(i, op, self.mask(op.ranks), op.value.name)
+                    written = self.mask(op.ranks).copy()
+                    if op.root is not None:
+                        written[op.root] = False
+                    self._in_place(i, op, written, op.value.name)
 
     def _compute_flow(self, i: int, op: Compute) -> None:
         at = self.mask(op.ranks)
-        names = list(self.blocks)
         match op.phase:
             case Phase.FORWARD:
                 k = self.blocks[op.target]
                 if k:
-                    self._need(i, op, at, Value(ValueKind.ACT, names[k - 1]), op.microbatch)
+                    self._need(i, op, at, Value(ValueKind.ACT, self.names[k - 1]), op.microbatch)
             case Phase.LOSS:
                 self._need(i, op, at, Value(ValueKind.ACT, op.target), op.microbatch)
                 away = at & ~self.mask_of_data()
@@ -359,19 +393,12 @@ class _Checker:
                 self._need(i, op, at, Value(ValueKind.ACT, op.target), op.microbatch)
                 self._need(i, op, at, Value(ValueKind.ACTGRAD, op.target), op.microbatch)
             case Phase.REDUCE:
-                grad = Value(ValueKind.GRAD, op.target)
-                arrived = [self.mask(o.dst) for o in self._before(i) if isinstance(o, Transfer) and grad in o.values]
-                if not self._covered(i, at, arrived):
-                    raise self.fail(op, f"no transfer brings {grad} before it is reduced")
+                if not self._covered(at, (self._completes(o, "recv") for o in self._before(i, "push", op.target))):
+                    raise self.fail(op, f"no transfer brings grad({op.target}) before it is reduced")
             case Phase.UPDATE:
-                summed = [
-                    self.mask(o.ranks)
-                    for o in self._before(i)
-                    if (isinstance(o, Compute) and o.phase is Phase.REDUCE and o.target == op.target)
-                    or (isinstance(o, Collective) and o.value == Value(ValueKind.GRAD, op.target))
-                ]
-                if not self._covered(i, at, summed):
+                if not self._covered(at, (self._gate(o) for o in self._before(i, "sum", op.target))):
                     self._need_gradients(i, op, at, op.target)
+                self._after_readers(i, op, at, op.target)
 
     def mask_of_data(self) -> Mask:
         """Ranks that draw samples, and so have their labels."""
@@ -392,23 +419,38 @@ class _Checker:
 
     def _in_place(self, i: int, op: Op, at: Mask, bundle: str) -> None:
         """Parameters that arrive at `at` overwrite what its passes read: its own push must be needed first."""
-        grad = Value(ValueKind.GRAD, bundle)
-        blocks = {list(self.blocks)[self.block_of[t]] for t in self.s.bundle(bundle).tensors}
         readers = np.zeros(self.s.world_size, dtype=np.bool_)
-        for o in self.s.ops:
-            if isinstance(o, Compute) and not o.phase.on_bundle and o.target in blocks:
-                readers |= self.mask(o.ranks)
-        at = at & readers
+        for block in self._blocks_of(bundle):
+            for _, mask in self._readers.get(block, ()):
+                readers |= mask
         pushed: list[Mask] = []
-        for o in self._before(i):
-            if isinstance(o, Collective) and o.value == grad:
+        for o in self._before(i, "sum", bundle):
+            if isinstance(o, Collective):
                 pushed.append(self.mask(o.ranks))
-            elif isinstance(o, Compute) and o.phase is Phase.REDUCE and o.target == bundle:
-                j = self._positions[o.name]
-                pushed += [self.mask(p.src) for p in self._before(j) if isinstance(p, Transfer) and grad in p.values]
-        if not self._covered(i, at, pushed):
+            else:
+                pushed += [self._gate(p) for p in self._before(self._positions[o.name], "push", bundle)]
+        if not self._covered(at & readers, pushed):
             raise self.fail(
                 op,
                 f"param({bundle}) would be overwritten while a pass may still read it",
                 hint="a pull must follow a reduction that needed the same rank's push",
             )
+        self._after_readers(i, op, at, bundle)
+
+    @cached_property
+    def _readers(self) -> dict[str, list[tuple[int, Mask]]]:
+        """Passes over each block, but for those that only compute weight gradients and so read no parameters."""
+        found: dict[str, list[tuple[int, Mask]]] = {}
+        for i, op in enumerate(self.s.ops):
+            if isinstance(op, Compute) and op.phase in (Phase.FORWARD, Phase.BACKWARD, Phase.BACKWARD_INPUT):
+                found.setdefault(op.target, []).append((i, self.mask(op.ranks)))
+        return found
+
+    def _after_readers(self, i: int, op: Op, at: Mask, bundle: str) -> None:
+        """Op `i` writes the parameters of `bundle` at the ranks `at`: every pass that reads them must come first."""
+        for block in self._blocks_of(bundle):
+            for j, mask in self._readers.get(block, ()):
+                if not self.closure[i] >> j & 1 and (mask & at).any():
+                    raise self.fail(
+                        op, f"param({bundle}) would be overwritten while {self.s.ops[j].name} may still read it"
+                    )

@@ -9,6 +9,8 @@ from stanza_sim.schedule.ops import Collective, Compute, Op, Transfer, dependenc
 from stanza_sim.schedule.ranks import Ranks
 from stanza_sim.schedule.schedule import Schedule
 
+_NOBODY = Ranks(())
+
 
 class UnitKind(StrEnum):
     """The part that a rank plays in an op."""
@@ -33,7 +35,7 @@ class Unit:
     kind: UnitKind
     needs: tuple[int, ...]
     needs_previous: tuple[int, ...]
-    peers: Ranks = Ranks(())
+    peers: Ranks = _NOBODY
     local: bool = False
 
 
@@ -59,7 +61,7 @@ def project(schedule: Schedule, rank: int) -> RankProgram:
         found = {done[d] for d in map(dependency, names) if d in done}
         return tuple(sorted(found))
 
-    def add(op: Op, kind: UnitKind, *, gated: bool, peers: Ranks = Ranks(()), local: bool = False) -> int:
+    def add(op: Op, kind: UnitKind, *, gated: bool, peers: Ranks = _NOBODY, local: bool = False) -> int:
         index = len(units)
         units.append(
             Unit(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from stanza_sim.errors import InputError
 
-_PART = re.compile(r"(\d+)(?:-(\d+))?")
+_PART = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Ranks:
     @classmethod
     def parse(cls, text: str) -> Ranks:
         """Parse the printed form, e.g. `0-8,10`; raises `InputError`."""
-        ranks: list[int] = []
+        parts: list[tuple[int, int]] = []
         for part in filter(None, text.split(",")):
             m = _PART.fullmatch(part)
             if m is None:
@@ -49,8 +49,14 @@ class Ranks:
             first, last = int(m[1]), int(m[2] or m[1])
             if last < first:
                 raise InputError(f"{part!r} runs backwards", hint=f"write {last}-{first}")
-            ranks.extend(range(first, last + 1))
-        return cls.of(ranks)
+            parts.append((first, last + 1))
+        spans: list[tuple[int, int]] = []
+        for a, b in sorted(parts):
+            if spans and a <= spans[-1][1]:
+                spans[-1] = (spans[-1][0], max(b, spans[-1][1]))
+            else:
+                spans.append((a, b))
+        return cls(tuple(spans))
 
     def __str__(self) -> str:
         return ",".join(str(a) if b == a + 1 else f"{a}-{b - 1}" for a, b in self.spans)

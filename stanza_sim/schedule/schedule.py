@@ -153,11 +153,14 @@ class Schedule:
 
     @cached_property
     def data_ranks(self) -> Ranks:
-        """Ranks that draw samples, in the order of the global batch: those of the first forward op."""
+        """Ranks that draw samples, in the order of the global batch: those that compute the first block."""
+        first: str | None = None
+        found: list[Ranks] = []
         for op in self.ops:
-            if isinstance(op, Compute) and op.phase == "forward":
-                return self.group(op.ranks)
-        return Ranks(())
+            if isinstance(op, Compute) and op.phase == "forward" and first in (None, op.target):
+                first = op.target
+                found.append(self.group(op.ranks))
+        return found[0] if len(set(found)) == 1 else Ranks.of(r for ranks in found for r in ranks)
 
     @property
     def global_batch(self) -> int:

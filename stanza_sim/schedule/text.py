@@ -36,7 +36,7 @@ from stanza_sim.schedule.ranks import Ranks
 from stanza_sim.schedule.schedule import Schedule
 
 _VALUE = re.compile(r"([a-z]+)(?:\(([^()]*)\))?")
-_PAIR = re.compile(r"(\d+)>(\d+)")
+_PAIR = re.compile(r"([0-9]{1,18})>([0-9]{1,18})")
 E_ = TypeVar("E_", bound=StrEnum)
 
 
@@ -119,7 +119,7 @@ class _Line:
             if default is None:
                 raise self.error(f"{key}= is missing")
             return default
-        if re.fullmatch(r"-?\d+", text) is None:
+        if re.fullmatch(r"-?[0-9]{1,18}", text) is None:
             raise self.error(f"{key}={text} is not a whole number")
         return int(text)
 
@@ -227,6 +227,8 @@ def parse(text: str) -> Schedule:
         try:
             if first == "schedule":
                 line.word("schedule")
+                if header is not None:
+                    raise line.error("there are two headers")
                 header = {
                     "name": line.word("the schedule's name"),
                     "model": line.option("model"),

@@ -61,8 +61,15 @@ class _Rank:
         self.lane_at: dict[str, tuple[int, int]] = dict.fromkeys(self.lanes, (0, 0))
         self.lane_busy: dict[str, bool] = dict.fromkeys(self.lanes, False)
         self.ready: dict[int, set[int]] = defaultdict(set)
+        self.complete: dict[int, set[int]] = defaultdict(set)
         self.arrived: set[tuple[int, int]] = set()
-        self.posting: list[tuple[int, int, int]] = []  # heap of (priority, iteration, unit)
+        self.posting: dict[str, list[tuple[int, int]]] = {}  # queue -> heap of (iteration, unit)
+        self.queue_of: dict[int, str] = {}
+        self.priority: dict[int, int] = {}
+        for u in units:
+            if isinstance(u.op, Transfer | Collective):
+                self.priority[u.index] = u.op.priority
+                self.queue_of[u.index] = f"{u.op.channel} {u.peers}" if isinstance(u.op, Transfer) else f"@{u.op.ranks}"
         self.posting_busy = False
 
     def counts(self, iteration: int) -> list[int]:
@@ -89,6 +96,8 @@ class Engine:
         self.fabric = fabric(lowered, self.clock, self)
         self.ranks = [_Rank(a) for a in lowered.actors]
         self.spans: list[Span] = []
+        self._working = sum(1 for r in self.ranks if r.actor.program.units)
+        self._finished: dict[int, int] = defaultdict(int)
         self._completing = False
         self._completions: deque[tuple[int, int, int]] = deque()
         self._stop = self.clock.env.event()
@@ -125,8 +134,8 @@ class Engine:
         self.fabric.settle()
         try:
             self.clock.env.run(until=self._stop)
-        except RuntimeError:
-            if self._stop.triggered:
+        except RuntimeError as e:
+            if "No scheduled events left" not in str(e):
                 raise
             raise RunError(self._deadlock()) from None
 
@@ -155,8 +164,7 @@ class Engine:
                 rank.ready[i].add(u)
                 self._lane(a, rank.lane_of[u])
             case UnitKind.SEND | UnitKind.COLLECTIVE:
-                priority = unit.op.priority if isinstance(unit.op, Transfer | Collective) else 0
-                heappush(rank.posting, (priority, i, u))
+                heappush(rank.posting.setdefault(rank.queue_of[u], []), (i, u))
             case UnitKind.RECV:
                 self._maybe_received(a, i, u)
 
@@ -173,6 +181,7 @@ class Engine:
     def _completed(self, a: int, i: int, u: int) -> None:
         rank = self.ranks[a]
         rank.left[i] -= 1
+        rank.complete[i].add(u)
         for v in rank.dependants[u]:
             self._release(a, i, v)
         for v in rank.dependants_next[u]:
@@ -181,10 +190,11 @@ class Engine:
             done = rank.done_iterations
             del rank.left[done], rank.missing[done]
             rank.ready.pop(done, None)
+            rank.complete.pop(done - 1, None)
             rank.ends.append(self.clock.now)
             rank.done_iterations += 1
             self._open(a)
-            self._iteration_done()
+            self._iteration_done(done)
         self._drain(a)
 
     def _release(self, a: int, i: int, v: int) -> None:
@@ -194,11 +204,12 @@ class Engine:
         if counts[v] == 0 and i <= rank.opened:
             self._ready(a, i, v)
 
-    def _iteration_done(self) -> None:
-        if self._stop.triggered or self._until is None:
+    def _iteration_done(self, i: int) -> None:
+        """A class has completed iteration `i`; once all have, ask whether enough is known."""
+        self._finished[i] += 1
+        if self._stop.triggered or self._until is None or self._finished[i] < self._working:
             return
-        known = min(len(r.ends) for r in self.ranks if r.actor.program.units)
-        if known and self._until([tuple(r.ends[:known]) for r in self.ranks if r.actor.program.units]):
+        if self._until([tuple(r.ends[: i + 1]) for r in self.ranks if r.actor.program.units]):
             self._stop.succeed()
 
     # ---- lanes --------------------------------------------------------------------------------------------------
@@ -229,10 +240,14 @@ class Engine:
     # ---- posting ------------------------------------------------------------------------------------------------
 
     def _drain(self, a: int) -> None:
-        """Post what is ready at a sender, the lowest priority number first; posting takes its turn."""
+        """Post what is ready at a sender: program order among the same pairs and channel or in one group, between those the
+        lowest priority."""
         rank = self.ranks[a]
         while rank.posting and not rank.posting_busy:
-            _, i, u = heappop(rank.posting)
+            queue = min(rank.posting, key=lambda q: (rank.priority[rank.posting[q][0][1]], rank.posting[q][0]))
+            i, u = heappop(rank.posting[queue])
+            if not rank.posting[queue]:
+                del rank.posting[queue]
             cost = rank.actor.post_s[u]
             if cost <= 0:
                 self._posted(a, i, u)
@@ -342,15 +357,32 @@ class Engine:
         )
 
     def _deadlock(self) -> str:
+        """Which units wait, and for what, in the first iteration that each class has not completed."""
         lines = ["the simulation cannot go on: no op can start"]
         for rank in self.ranks:
-            waiting: deque[str] = deque(maxlen=8)
             i = rank.done_iterations
+            units = rank.actor.program.units
+            waiting: list[str] = []
             for u, missing in enumerate(rank.missing.get(i, [])):
-                unit = rank.actor.program.units[u]
+                unit = units[u]
+                what = f"{unit.op.name} ({unit.kind})"
                 if missing:
-                    needs = [rank.actor.program.units[v].op.name for v in unit.needs]
-                    waiting.append(f"{unit.op.name} ({unit.kind}) waits for {', '.join(needs) or 'its turn'}")
+                    names = [units[v].op.name for v in unit.needs if v not in rank.complete[i]]
+                    names += [
+                        f"{units[v].op.name} of iteration {i - 1}"
+                        for v in unit.needs_previous
+                        if i and v not in rank.complete[i - 1]
+                    ]
+                    waiting.append(f"{what} waits for {', '.join(names)}")
+                elif u not in rank.complete[i]:
+                    role = {
+                        UnitKind.COMPUTE: "its turn in its lane",
+                        UnitKind.SEND: "its turn, or its receivers",
+                        UnitKind.RECV: f"messages from {unit.peers}",
+                        UnitKind.COLLECTIVE: "the other members",
+                    }[unit.kind]
+                    waiting.append(f"{what} is ready and waits for {role}")
             if waiting:
-                lines.append(f"rank {rank.actor.rank}, iteration {i}: " + "; ".join(waiting))
+                more = [f"and {len(waiting) - 8} more"] if len(waiting) > 8 else []
+                lines.append(f"rank {rank.actor.rank}, iteration {i}: " + "; ".join(waiting[:8] + more))
         return "\n  ".join(lines)

@@ -87,8 +87,8 @@ def simulate(
     def enough(known: list[tuple[float, ...]]) -> bool:
         nonlocal ends, window
         found = steady_window(known)
-        if found is None and len(known[0]) >= max_iterations:
-            found = (len(known[0]) // 2, len(known[0]) - 1)
+        if found is None and len(known[0]) >= max(2, max_iterations):
+            found = ((len(known[0]) - 1) // 2, len(known[0]) - 1)
         if found is None:
             return False
         ends, window = list(known), found

@@ -1,0 +1,155 @@
+"""A `ModelProfile` as JSON text: one line per block, so that two tables can be compared by eye.
+
+The block's kind is not written: it follows from the boundary, which is the name of the first FC block, or
+null for a model without an FC part.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from hashlib import sha256
+
+from stanza_sim.errors import InputError
+from stanza_sim.model.profile import Block, BlockKind, ModelProfile, ParamTensor
+
+FORMAT = "stanza-sim-model/1"
+_WORK = ("forward_flops", "backward_input_flops", "backward_weight_flops", "bytes_touched", "kernels")
+_HEAD = ("name", "factory", "factory_kwargs", "input_shape", "num_classes", "itemsize", "boundary")
+
+
+def to_json(profile: ModelProfile) -> str:
+    """Return `profile` as JSON text that `from_json` reads back to an equal profile."""
+    head = {
+        "format": FORMAT,
+        "name": profile.name,
+        "factory": profile.factory,
+        "factory_kwargs": dict(profile.factory_kwargs),
+        "input_shape": profile.input_shape,
+        "num_classes": profile.num_classes,
+        "itemsize": profile.itemsize,
+        "boundary": profile.fc_blocks[0].name if profile.fc_blocks else None,
+    }
+    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items())
+    blocks = ",\n".join(f"    {json.dumps(_block_data(b))}" for b in profile.blocks)
+    return f'{{\n{lines},\n  "blocks": [\n{blocks}\n  ]\n}}\n'
+
+
+def fingerprint(profile: ModelProfile) -> str:
+    """Return 16 hexadecimal digits that differ if the blocks, their tensors or their work differ.
+
+    Neither the model's name nor its boundary counts: measured block times hold for any.
+    """
+    data = [profile.itemsize, [_block_data(b) for b in profile.blocks]]
+    return sha256(json.dumps(data).encode()).hexdigest()[:16]
+
+
+def _block_data(block: Block) -> dict[str, object]:
+    work = {key: getattr(block, key) for key in _WORK}
+    tensors = [[t.name, *t.shape] for t in block.tensors]
+    return {"name": block.name, "output_shape": block.output_shape, **work, "tensors": tensors}
+
+
+def from_json(text: str | bytes, *, where: str) -> ModelProfile:
+    """Read what `to_json` wrote; raise `InputError` for anything else, with `where` (a file name) as its place."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"not JSON: {error}", where=where, hint=f"a file of the format {FORMAT}") from None
+    top = _Reader(data, where)
+    if top.data.get("format") != FORMAT:
+        raise InputError(f"format is {top.data.get('format')!r}", where=where, hint=f"it must be {FORMAT!r}")
+    top.only("format", *_HEAD, "blocks")
+    readers = [_Reader(b, f"{where}: blocks[{i}]") for i, b in enumerate(top.array("blocks"))]
+    names = [r.text("name") for r in readers]
+    boundary = top.optional_text("boundary")
+    if boundary is not None and boundary not in names:
+        raise top.wrong("boundary", "the name of a block, or null")
+    first_fc = len(names) if boundary is None else names.index(boundary)
+    kwargs = _Reader(top.data.get("factory_kwargs"), f"{where}: factory_kwargs")
+    return ModelProfile(
+        name=top.text("name"),
+        blocks=tuple(_block(r, BlockKind.CONV if i < first_fc else BlockKind.FC) for i, r in enumerate(readers)),
+        boundary=first_fc,
+        input_shape=top.shape("input_shape"),
+        num_classes=top.count("num_classes", least=1),
+        itemsize=top.count("itemsize", least=1),
+        factory=top.optional_text("factory"),
+        factory_kwargs=tuple((key, kwargs.scalar(key)) for key in kwargs.data),
+    )
+
+
+def _block(reader: _Reader, kind: BlockKind) -> Block:
+    reader.only("name", "output_shape", *_WORK, "tensors")
+    tensors = []
+    for i, entry in enumerate(reader.array("tensors")):
+        if not isinstance(entry, list) or not entry:
+            raise reader.wrong("tensors", "a list of [name, dimension, ...]")
+        tensor = _Reader({"name": entry[0], "shape": entry[1:]}, f"{reader.where}: tensors[{i}]")
+        tensors.append(ParamTensor(name=tensor.text("name"), shape=tensor.shape("shape")))
+    return Block(
+        name=reader.text("name"),
+        kind=kind,
+        tensors=tuple(tensors),
+        forward_flops=reader.count("forward_flops"),
+        backward_input_flops=reader.count("backward_input_flops"),
+        backward_weight_flops=reader.count("backward_weight_flops"),
+        bytes_touched=reader.count("bytes_touched"),
+        kernels=reader.count("kernels"),
+        output_shape=reader.shape("output_shape"),
+    )
+
+
+class _Reader:
+    """One JSON object: takes values by key and type, and says what is wrong with the others."""
+
+    def __init__(self, data: object, where: str) -> None:
+        if not isinstance(data, dict):
+            raise InputError(f"{type(data).__name__} in place of an object", where=where)
+        self.data: Mapping[str, object] = data
+        self.where = where
+
+    def wrong(self, key: str, right: str) -> InputError:
+        value = repr(self.data[key]) if key in self.data else "missing"
+        return InputError(f"{key} is {value[:60]}", where=self.where, hint=f"it must be {right}")
+
+    def only(self, *keys: str) -> None:
+        unknown = [key for key in self.data if key not in keys]
+        if unknown:
+            raise InputError(f"unknown key {unknown[0]!r}", where=self.where, hint=f"the keys are {', '.join(keys)}")
+
+    def text(self, key: str) -> str:
+        value = self.data.get(key)
+        if not isinstance(value, str) or not value:
+            raise self.wrong(key, "a text")
+        return value
+
+    def optional_text(self, key: str) -> str | None:
+        if key in self.data and self.data[key] is None:
+            return None
+        return self.text(key)
+
+    def count(self, key: str, *, least: int = 0) -> int:
+        value = self.data.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.wrong(key, f"an integer of at least {least}")
+        return value
+
+    def scalar(self, key: str) -> str | int | float | bool | None:
+        value = self.data[key]
+        if value is not None and not isinstance(value, str | int | float):
+            raise self.wrong(key, "a text, a number, true, false or null")
+        return value
+
+    def array(self, key: str) -> list[object]:
+        value = self.data.get(key)
+        if not isinstance(value, list):
+            raise self.wrong(key, "a list")
+        return value
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        sizes = self.array(key)
+        good = tuple(n for n in sizes if isinstance(n, int) and not isinstance(n, bool) and n >= 1)
+        if len(good) != len(sizes):
+            raise self.wrong(key, "a list of positive integers")
+        return good

@@ -1,0 +1,117 @@
+"""The models that work without torch: tables that `python -m stanza_sim.model.extract --write-zoo` wrote.
+
+`load_model` also takes a factory's import path, and then needs torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from functools import cache
+from importlib.resources import files
+
+from stanza_sim.errors import InputError
+from stanza_sim.model.profile import ModelProfile, with_boundary
+from stanza_sim.model.profile_json import from_json
+
+Scalar = str | int | float | bool | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """What a table was extracted from."""
+
+    factory: str
+    input_shape: tuple[int, ...]
+    factory_kwargs: dict[str, Scalar] = field(default_factory=dict)
+
+
+def _imagenet(name: str) -> Source:
+    return Source(factory=f"torchvision.models:{name}", input_shape=(3, 224, 224))
+
+
+#: Every shipped table. Inception-v3 is without its auxiliary classifier, which a chain of blocks cannot hold.
+SOURCES: dict[str, Source] = {
+    "alexnet": _imagenet("alexnet"),
+    "vgg16": _imagenet("vgg16"),
+    "vgg19": _imagenet("vgg19"),
+    "inception_v3": Source(
+        factory="torchvision.models:inception_v3",
+        input_shape=(3, 299, 299),
+        factory_kwargs={"aux_logits": False, "init_weights": True},
+    ),
+    "resnet50": _imagenet("resnet50"),
+    "resnet101": _imagenet("resnet101"),
+    "resnet152": _imagenet("resnet152"),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the shipped models."""
+    return tuple(SOURCES)
+
+
+@cache
+def get(name: str) -> ModelProfile:
+    """Return the shipped profile called `name`; raise `InputError` if there is none."""
+    if name not in SOURCES:
+        near = get_close_matches(name, SOURCES)
+        known = f"the shipped models are {', '.join(SOURCES)}; another is given as package.module:callable"
+        raise InputError(f"unknown model {name!r}", hint=f"did you mean {near[0]!r}? {known}" if near else known)
+    table = files("stanza_sim.model").joinpath("data", f"{name}.json")
+    return from_json(table.read_bytes(), where=str(table))
+
+
+def load_model(
+    ref: str,
+    *,
+    name: str | None = None,
+    input_shape: tuple[int, ...] | None = None,
+    factory_kwargs: Mapping[str, Scalar] | None = None,
+    boundary: int | str | None = None,
+) -> ModelProfile:
+    """Return the profile of a shipped model, or of what the factory at an import path builds.
+
+    `ref` is a shipped model's name or `package.module:callable`. For a factory `input_shape` (one sample's,
+    without the batch) is needed, and `name` is the callable's unless given. A shipped model has its own input
+    shape and arguments, which may be repeated but not changed. `boundary` is the first FC block, by name or
+    index; without it the boundary is found (see `extract`).
+
+    Raises `InputError` for what cannot be found, imported or extracted, and if torch is needed but missing.
+    """
+    if ":" in ref:
+        if input_shape is None:
+            raise InputError(
+                f"model {ref} needs an input_shape",
+                hint="the shape of one sample without the batch, as in input_shape: [3, 224, 224]",
+            )
+        try:
+            from stanza_sim.model.extract import extract
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise InputError(
+                f"model {ref} is extracted with torch, which is not installed",
+                hint=f"pip install 'stanza-sim[torch]', or use a shipped model: {', '.join(SOURCES)}",
+            ) from None
+        return extract(
+            ref,
+            name=name or ref.rpartition(":")[2],
+            input_shape=input_shape,
+            factory_kwargs=factory_kwargs or {},
+            boundary=boundary,
+        )
+    profile = get(ref)
+    source = SOURCES[ref]
+    if (input_shape is not None and tuple(input_shape) != source.input_shape) or (
+        factory_kwargs and not factory_kwargs.items() <= source.factory_kwargs.items()
+    ):
+        raise InputError(
+            f"model {ref} is a table for input_shape {list(source.input_shape)} "
+            f"and factory_kwargs {source.factory_kwargs}",
+            hint=f"for another input or variant give its factory: model: {source.factory}",
+        )
+    if name is not None:
+        profile = replace(profile, name=name)
+    return profile if boundary is None else with_boundary(profile, boundary)

@@ -1,0 +1,307 @@
+"""Cost models: the roofline against its formula, fits against the published rows, profiles against their numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import exp, log
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stanza_sim.cluster import Host, Nic, load_cluster, star
+from stanza_sim.cluster.device import load_device
+from stanza_sim.config import available, find
+from stanza_sim.errors import InputError
+from stanza_sim.model import zoo
+from stanza_sim.model.profile_json import fingerprint
+from stanza_sim.profiles import BlockTime, LoopbackTimes, Profile, ProfiledModel
+from stanza_sim.simulate import fit
+from stanza_sim.simulate.costs import (
+    UPDATE_PASSES,
+    CostModel,
+    MeasuredCosts,
+    RooflineCosts,
+    costs_for,
+    measured_name,
+)
+
+VGG = zoo.get("vgg16")
+GPUS = ("V100", "K80", "P100", "A100", "H100")
+
+
+def _step_s(costs: CostModel, samples: int) -> float:
+    return sum(costs.forward_s(b, samples) + costs.backward_s(b, samples) for b in VGG.blocks)
+
+
+# --- roofline --------------------------------------------------------------------------------------------------------
+
+
+def test_a_block_with_much_arithmetic_is_bound_by_it() -> None:
+    device, block = load_device("V100"), VGG.block("features.7")
+    costs = RooflineCosts(device, VGG, efficiency=0.5)
+    launch_s = block.kernels * 5e-6
+    assert costs.forward_s(block, 64) == pytest.approx(block.forward_flops * 64 / (0.5 * 15.7e12) + launch_s)
+    weight_s = block.backward_weight_flops * 64 / (0.5 * 15.7e12) + 5e-6
+    assert costs.backward_weight_s(block, 64) == pytest.approx(weight_s)
+
+
+def test_a_block_with_much_memory_is_bound_by_it() -> None:
+    device, block = load_device("V100"), VGG.fc_blocks[0]
+    costs = RooflineCosts(device, VGG)
+    parameters_s = block.numel * 4 / 900e9
+    one = costs.forward_s(block, 1)
+    assert parameters_s < one < 1.1 * parameters_s + block.kernels * 5e-6
+
+
+def test_reduce_update_and_loss_move_memory() -> None:
+    costs = RooflineCosts(load_device("V100"), VGG)
+    assert costs.update_s(10**9) == pytest.approx(UPDATE_PASSES * 1e9 / 900e9, rel=0.01)
+    assert costs.reduce_s(10**9, 4) == pytest.approx(5e9 / 900e9, rel=0.01)
+    assert 0 < costs.loss_s(VGG.blocks[-1], 32) < 1e-4
+
+
+@given(samples=st.integers(1, 512), more=st.integers(1, 512), name=st.sampled_from(GPUS))
+def test_laws_of_the_roofline(samples: int, more: int, name: str) -> None:
+    device = load_device(name)
+    costs, slow = RooflineCosts(device, VGG), RooflineCosts(device, VGG, speed=0.5)
+    for block in (VGG.blocks[0], VGG.blocks[7], VGG.blocks[-1]):
+        for phase in ("forward_s", "backward_input_s", "backward_weight_s", "backward_s", "loss_s"):
+            time_s = getattr(costs, phase)(block, samples)
+            assert 0 < time_s <= getattr(costs, phase)(block, samples + more)
+            assert getattr(slow, phase)(block, samples) == pytest.approx(2 * time_s)
+        both = costs.backward_input_s(block, samples) + costs.backward_weight_s(block, samples)
+        assert costs.backward_s(block, samples) == pytest.approx(both)
+    assert slow.update_s(1000) == pytest.approx(2 * costs.update_s(1000))
+    assert slow.reduce_s(1000, 3) == pytest.approx(2 * costs.reduce_s(1000, 3))
+
+
+def test_half_precision_moves_half_the_bytes() -> None:
+    device, block = load_device("V100"), VGG.fc_blocks[0]
+    single, half = RooflineCosts(device, VGG), RooflineCosts(device, VGG, "fp16")
+    overhead_s = block.kernels * 5e-6
+    assert half.forward_s(block, 1) - overhead_s == pytest.approx((single.forward_s(block, 1) - overhead_s) / 2)
+
+
+def test_a_precision_without_data_is_refused() -> None:
+    with pytest.raises(InputError, match=r"device K80 has no data for precision 'fp16'"):
+        RooflineCosts(load_device("K80"), VGG, "fp16")
+    with pytest.raises(InputError, match=r"has no data for precision 'tf32'"):
+        RooflineCosts(load_device("V100"), VGG, "tf32")
+
+
+def test_sources_say_what_was_fitted_to_what() -> None:
+    v100 = load_device("V100")
+    text = RooflineCosts(v100, VGG).source
+    assert text.startswith("roofline V100, vgg16 efficiency 1.3")
+    assert "fitted to 3 published timings (residual -11%..+14%)" in text
+    other = RooflineCosts(v100, zoo.get("resnet101")).source
+    assert "of other models (not measured for resnet101; geometric mean of alexnet, inception_v3" in other
+    assert "TF32 tensor cores likely" in RooflineCosts(load_device("A100"), VGG).source
+    assert RooflineCosts(load_device("A100"), VGG, "tf32").source == RooflineCosts(load_device("A100"), VGG).source
+    assert "1 published timing (its batch assumed)" in RooflineCosts(load_device("H100"), zoo.get("resnet50")).source
+    assert "not calibrated" in RooflineCosts(load_device("cpu"), VGG).source
+    assert RooflineCosts(v100, VGG, speed=0.8).source.endswith("at 0.8 of its speed")
+
+
+def test_a_model_keeps_its_efficiency_under_another_name_and_no_other_takes_it() -> None:
+    assert measured_name(replace(VGG, name="mine")) == "vgg16"
+    stranger = replace(VGG, factory="mymodel:vgg16")
+    assert "not measured for vgg16" in RooflineCosts(load_device("V100"), stranger).source
+
+
+# --- fits ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_shipped_device_files_equal_a_fresh_fit(name: str) -> None:
+    text = find("devices", name).read_text(encoding="utf-8")
+    assert fit.refit(text, load_device(name), fit.read_rows()) == text
+
+
+def test_every_published_row_is_in_exactly_one_device_file() -> None:
+    rows = fit.read_rows()
+    shown = [t for n in GPUS for p in load_device(n).precisions.values() for m in p.models.values() for t in m.timings]
+    assert len(shown) == len(rows)
+    assert {(t.gpu, t.batch, t.images_per_s) for t in shown} == {(r.gpu, r.batch, r.images_per_s) for r in rows}
+    left_out = [(t.gpu, t.images_per_s) for t in shown if not t.fitted]
+    assert left_out == [("V100 SXM2 32GB", 3861.0), ("A100 80GB SXM4", 1066.0)]
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_the_fit_is_a_minimum_and_the_ratios_are_its_predictions(name: str) -> None:
+    device = load_device(name)
+    rows = {(r.gpu, r.model, r.batch, r.images_per_s): r for r in fit.read_rows()}
+    for precision in device.precisions.values():
+        for model_name, fitted in precision.models.items():
+            model = zoo.get(model_name)
+
+            def ratio(row: fit.Row, value: float, model=model, precision=precision) -> float:  # type: ignore[no-untyped-def]
+                costs = RooflineCosts(device, model, precision.name, efficiency=value)
+                return fit.step_s(costs, model, row) / row.step_s
+
+            pairs = [(rows[t.gpu, model_name, t.batch, t.images_per_s], t) for t in fitted.timings]
+            for row, timing in pairs:
+                assert ratio(row, fitted.value) == pytest.approx(timing.ratio, abs=6e-4)
+            used = [row for row, timing in pairs if timing.fitted]
+
+            def error(value: float, used=used, ratio=ratio) -> float:  # type: ignore[no-untyped-def]
+                return sum(log(ratio(row, value)) ** 2 for row in used)
+
+            best = error(fitted.value)
+            assert all(best <= error(fitted.value * factor) for factor in (0.5, 0.9, 0.99, 1.01, 1.1, 2.0))
+            if len(used) == 1:
+                assert ratio(used[0], fitted.value) == pytest.approx(1, abs=1e-3)
+        values = [m.value for m in precision.models.values()]
+        assert precision.default == pytest.approx(exp(sum(map(log, values)) / len(values)), rel=1e-3)
+
+
+def test_the_fit_finds_a_known_efficiency() -> None:
+    device = load_device("V100")
+    row = next(row for row in fit.read_rows() if row.model == "vgg16" and row.with_update)
+    for truth in (0.1, 0.73, 1.6):
+        seconds = fit.step_s(RooflineCosts(device, VGG, efficiency=truth), VGG, row)
+        made = [replace(row, images_per_s=row.batch / seconds)]
+
+        def predict(row: fit.Row, value: float) -> float:
+            return fit.step_s(RooflineCosts(device, VGG, efficiency=value), VGG, row)
+
+        assert fit.fit_efficiency(predict, made) == pytest.approx(truth, rel=1e-3)
+
+
+def test_shipped_devices() -> None:
+    assert {*GPUS, "cpu"} <= set(available("devices"))
+    assert load_device("V100").precision("fp32").peak_flops == 15.7e12
+    assert load_device("V100").memory_bandwidth_Bps == 900e9
+    assert all(load_device(name).sources for name in available("devices"))
+
+
+# --- measured --------------------------------------------------------------------------------------------------------
+
+
+def _profile(**changes: object) -> Profile:
+    model = zoo.get("alexnet")
+    rows = []
+    for samples, scale in ((16, 1.0), (64, 2.5)):
+        for index, block in enumerate(model.blocks):
+            last = index == len(model.blocks) - 1
+            rows.append(
+                BlockTime(
+                    block=block.name,
+                    samples=samples,
+                    forward_s=1e-3 * scale,
+                    backward_s=3e-3 * scale,
+                    backward_input_s=1.4e-3 * scale,
+                    backward_weight_s=1.8e-3 * scale,
+                    loss_s=1e-4 * scale if last else None,
+                )
+            )
+    data: dict[str, object] = {
+        "device": "cpu Some Processor",
+        "host_cores": 2,
+        "date": "2026-01-01",
+        "precision": "fp32",
+        "ranks_at_once": 4,
+        "model": ProfiledModel(name="alexnet", fingerprint=fingerprint(model)),
+        "blocks": tuple(rows),
+        "reduce_Bps": 1e9,
+        "update_Bps": 2e9,
+    }
+    return Profile.model_validate(data | changes)
+
+
+@pytest.mark.parametrize(
+    ("samples", "forward_s"),
+    [(16, 1e-3), (64, 2.5e-3), (40, 1.75e-3), (8, 0.5e-3), (128, 5e-3), (1, 1e-3 / 16)],
+)
+def test_measured_times_are_exact_interpolated_or_proportional(samples: int, forward_s: float) -> None:
+    model = zoo.get("alexnet")
+    costs, block = MeasuredCosts(_profile(), model), model.blocks[-1]
+    assert costs.forward_s(block, samples) == pytest.approx(forward_s)
+    assert costs.backward_s(block, samples) == pytest.approx(3 * forward_s)
+    assert costs.backward_input_s(block, samples) == pytest.approx(1.4 * forward_s)
+    assert costs.backward_weight_s(block, samples) == pytest.approx(1.8 * forward_s)
+    assert costs.loss_s(block, samples) == pytest.approx(0.1 * forward_s)
+    estimated = "" if samples in (16, 64) else f"; from these estimated for {samples}"
+    known = "measured on cpu Some Processor (2026-01-01, 4 ranks at once) for 16, 64 samples"
+    assert costs.source == known + estimated
+
+
+def test_measured_rates_overhead_and_speed() -> None:
+    model = zoo.get("alexnet")
+    costs = MeasuredCosts(_profile(op_overhead_s=1e-4), model, speed=0.5)
+    assert costs.reduce_s(10**6, 3) == pytest.approx(2 * (3e-3 + 1e-4))
+    assert costs.update_s(10**6) == pytest.approx(2 * (0.5e-3 + 1e-4))
+    assert costs.forward_s(model.blocks[0], 16) == pytest.approx(2 * 1.1e-3)
+    assert costs.source.endswith("at 0.5 of its speed")
+    with pytest.raises(InputError, match="no loss time for block"):
+        costs.loss_s(model.blocks[0], 16)
+
+
+# --- costs of a cluster ----------------------------------------------------------------------------------------------
+
+
+def test_costs_by_device_and_speed() -> None:
+    nic = Nic(bandwidth_Bps=1e9)
+    cluster = star(
+        [
+            Host(name="a", cores=8, nic=nic, devices=("V100",)),
+            Host(name="b", cores=8, nic=nic, devices=("V100",), device_speed=0.5),
+            Host(name="c", cores=8, nic=nic, devices=("K80", "V100")),
+            Host(name="d", cores=8, nic=nic),
+        ]
+    )
+    costs = costs_for(cluster, VGG)
+    assert cluster.world_size == 5
+    assert costs(0) is costs(3)
+    assert _step_s(costs(1), 32) == pytest.approx(2 * _step_s(costs(0), 32))
+    assert _step_s(costs(2), 32) > 3 * _step_s(costs(0), 32)
+    assert _step_s(costs(4), 1) > _step_s(costs(2), 1)
+    parts = costs.source.split("; roofline ")
+    assert len(parts) == 4
+    assert parts[1].endswith("at 0.5 of its speed")
+
+
+def test_a_profile_serves_the_ranks_on_its_device() -> None:
+    model, profile = zoo.get("alexnet"), _profile()
+    assert costs_for(load_cluster("laptop"), model, "fp32", profile).source.startswith("measured on cpu")
+    nic = Nic(bandwidth_Bps=1e9)
+    mixed = star([Host(name="a", cores=8, nic=nic), Host(name="b", cores=8, nic=nic, devices=("V100",))])
+    costs = costs_for(mixed, model, "fp32", profile)
+    assert costs(0).source.startswith("measured")
+    assert costs(1).source.startswith("roofline V100")
+    gpu = _profile(device="cuda Tesla V100-SXM2-16GB")
+    assert costs_for(load_cluster("ec2-p3-10"), model, "fp32", gpu).source.startswith("measured on cuda")
+
+
+def test_a_profile_of_something_else_is_refused() -> None:
+    model, laptop = zoo.get("alexnet"), load_cluster("laptop")
+    with pytest.raises(InputError, match="measured for model alexnet, not for vgg16"):
+        costs_for(laptop, VGG, "fp32", _profile())
+    with pytest.raises(InputError, match="measured at fp32, not at tf32"):
+        costs_for(laptop, model, "tf32", _profile())
+    with pytest.raises(InputError, match=r"measured on cpu Some Processor, the ranks of ec2-p3-10 compute on V100"):
+        costs_for(load_cluster("ec2-p3-10"), model, "fp32", _profile())
+    with pytest.raises(InputError, match=r"no time for block 'features\.0'"):
+        costs_for(laptop, model, "fp32", _profile(blocks=_profile().blocks[1:8]))
+
+
+def test_a_device_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "devices").mkdir()
+    text = find("devices", "K80").read_text().partition(fit.MARKER)[0]
+    (tmp_path / "devices" / "Mine.yaml").write_text(text.replace("name: K80", "name: Mine"))
+    assert "Mine" in available("devices")
+    assert "nothing known" in RooflineCosts(load_device("Mine"), VGG).source
+    (tmp_path / "devices" / "Bad.yaml").write_text(text.replace("240GB/s", "240GB"))
+    with pytest.raises(InputError, match=r"Bad\.yaml:4: memory_bandwidth: '240GB' is not a rate"):
+        load_device("Bad")
+    (tmp_path / "devices" / "Bad2.yaml").write_text(text + "efficiency: {fp8: {default: {value: 1, source: x}}}\n")
+    with pytest.raises(InputError, match=r"Bad2\.yaml: efficiency: .*'fp8'"):
+        load_device("Bad2")
+
+
+def test_loopback_times_are_part_of_a_profile() -> None:
+    loopback = LoopbackTimes(latency_s=1e-5, message_core_s=2e-5, byte_core_s=1e-9, bandwidth_Bps=3e9)
+    assert _profile(loopback=loopback).loopback == loopback
