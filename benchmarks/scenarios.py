@@ -18,11 +18,7 @@ import numpy as np
 
 from stanza_sim.simulate import kernel
 
-VGG16 = (
-    [1728, 36864, 73728, 147456, 294912, 589824, 589824, 1179648]
-    + [2359296] * 5
-    + [102760448, 16777216, 4096000]
-)
+VGG16 = [1728, 36864, 73728, 147456, 294912, 589824, 589824, 1179648] + [2359296] * 5 + [102760448, 16777216, 4096000]
 """Parameters of VGG-16's weight layers in forward order, biases left out."""
 BANDWIDTH_BPS, LATENCY_S = 1.25e9, 1e-6
 
@@ -136,11 +132,7 @@ def to_kernel(sc: Scenario) -> tuple[kernel.Net, kernel.Nodes]:
     missing[p + q : p + q + g] = np.bincount(sc.push_group, minlength=g) + 1
     pulls_by_group = np.argsort(sc.pull_group, kind="stable")
     ptr = np.zeros(len(cls) + 1, dtype=np.int64)
-    ptr[1:] = np.cumsum(
-        np.concatenate(
-            [np.ones(p), np.zeros(q), np.bincount(sc.pull_group, minlength=g), np.ones(g)]
-        )
-    )
+    ptr[1:] = np.cumsum(np.concatenate([np.ones(p), np.zeros(q), np.bincount(sc.pull_group, minlength=g), np.ones(g)]))
     successor = np.concatenate([p + q + sc.push_group, p + pulls_by_group, p + q + np.arange(g)]).astype(np.int32)
     net = kernel.make_net(sc.capacity, routes, np.ones(len(routes)), np.full(len(routes), np.inf))
     return net, kernel.make_nodes(cls, work, delay, missing, ptr, successor)
@@ -157,5 +149,6 @@ SCENARIOS: tuple[tuple[tuple[str, str, int, float], float | None, float | None],
     (("assigned", "fattree8", 128, 0.1), 2.4, 2.1),
     (("sharded", "fattree8", 128, 0.0), 33.4, 33.7),
 )
-"""Arguments of `scenario`, and SimGrid 4.1's own seconds: its compiled interface and its Python one. They were measured on
-two cores of another machine and are good to about 40%; None: over 600 s or not run."""
+"""Arguments of `scenario`, and SimGrid 4.1's own seconds: its compiled interface and its Python one.
+
+They were measured on two cores of another machine and are good to about 40%; None: over 600 s or not run."""

@@ -68,9 +68,7 @@ class ArrayFabric:
         )
         self._at = at
         self._activity = {key: at.activity + k for k, key in enumerate(activities)}
-        units = {
-            (u.op.name, a.rank, u.kind): u.index for a in lowered.actors for u in a.program.units if u.peers.spans
-        }
+        units = {(u.op.name, a.rank, u.kind): u.index for a in lowered.actors for u in a.program.units if u.peers.spans}
         self._gate: dict[int, tuple[bool, int, int]] = {}  # node -> (sent?, rank, unit)
         self._post: dict[tuple[int, int], int] = {}
         for k, code in enumerate(sent_codes.tolist()):

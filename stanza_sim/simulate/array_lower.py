@@ -41,6 +41,11 @@ class Messages:
     def __len__(self) -> int:
         return len(self.op)
 
+    def bytes_by_load(self) -> list[float]:
+        """Bytes of all messages of each of `loads`."""
+        moved: list[float] = np.bincount(self.load, weights=self.nbytes, minlength=len(self.loads)).tolist()
+        return moved
+
 
 @dataclass(slots=True, kw_only=True)
 class ArrayLowered(Lowered):
@@ -96,7 +101,9 @@ class _ArrayLowering(Lowering):
         load = np.zeros(len(op_), dtype=np.int32)
         loads: list[Load] = []
         near = host[src] == host[dst]
-        far_codes, inverse = np.unique(host[src[~near]] * len(self.cluster.hosts) + host[dst[~near]], return_inverse=True)
+        far_codes, inverse = np.unique(
+            host[src[~near]] * len(self.cluster.hosts) + host[dst[~near]], return_inverse=True
+        )
         load[~near] = inverse
         loads.extend(self.far_load(*divmod(int(c), len(self.cluster.hosts))) for c in far_codes)
         near_codes, inverse = np.unique(np.stack([host[src[near]], nbytes[near]]), axis=1, return_inverse=True)
@@ -188,4 +195,10 @@ def lower_to_arrays(
             )
     actors = [work.rank_actor(r, by_op) for r in range(world)]
     rings = work.rings()
-    return ArrayLowered(resources=work.resources, actors=actors, rings=rings, messages=messages, op_names=tuple(op.name for op in schedule.ops))
+    return ArrayLowered(
+        resources=work.resources,
+        actors=actors,
+        rings=rings,
+        messages=messages,
+        op_names=tuple(op.name for op in schedule.ops),
+    )

@@ -21,6 +21,7 @@ WINDOW = 2
 """Iterations that a rank works on at once: buffers come in two generations, so work of iteration i (the posting of
 its receives included) waits until iteration i - 2 is complete at the rank."""
 
+
 @dataclass(slots=True)
 class _RingQueue:
     """Collectives of one group, in program order, across iterations, one at a time."""
@@ -240,8 +241,11 @@ class Engine:
     # ---- posting ------------------------------------------------------------------------------------------------
 
     def _drain(self, a: int) -> None:
-        """Post what is ready at a sender: program order among the same pairs and channel or in one group, between those the
-        lowest priority."""
+        """Post what is ready at a sender, one after the other.
+
+        Program order holds among the same pairs and channel, and in a group; between those the lowest priority goes
+        first.
+        """
         rank = self.ranks[a]
         while rank.posting and not rank.posting_busy:
             queue = min(rank.posting, key=lambda q: (rank.priority[rank.posting[q][0][1]], rank.posting[q][0]))

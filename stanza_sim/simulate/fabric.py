@@ -54,17 +54,16 @@ class Fabric(Protocol):
 
 
 class Clock:
-    """simpy's clock, with the delays and the end-of-instant work that the engine and its fabric share."""
+    """simpy's clock, with the delays and the end-of-instant work that the engine and its fabric share.
+
+    `now` is the simulated time in seconds, `events` counts what the clock has called.
+    """
 
     def __init__(self) -> None:
         self.env = simpy.Environment()
+        self.now = 0.0
         self.events = 0
         self.settle: Callable[[], None] = lambda: None
-
-    @property
-    def now(self) -> float:
-        """Simulated seconds."""
-        return self.env.now
 
     def after(self, delay_s: float, then: Callable[[], None]) -> None:
         """Call `then` in `delay_s` seconds, at once if that is zero."""
@@ -73,6 +72,7 @@ class Clock:
             return
 
         def fire(_: simpy.Event) -> None:
+            self.now = self.env.now
             self.events += 1
             then()
             self.settle()
@@ -83,6 +83,7 @@ class Clock:
         """Call `then` at `at_s`, a time that is not past."""
 
         def fire(_: simpy.Event) -> None:
+            self.now = self.env.now
             self.events += 1
             then()
 

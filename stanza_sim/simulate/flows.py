@@ -219,10 +219,8 @@ def _connects(
         known = ends.get(q, (None, None))
         if known[side] not in (None, host):
             verb = "leaves" if side == 0 else "enters"
-            raise InputError(
-                f"the route from {route.src} to {route.dst} does not connect: link {links[q].name} {verb} {known[side]}",
-                where=where,
-            )
+            said = f"link {links[q].name} {verb} {known[side]}"
+            raise InputError(f"the route from {route.src} to {route.dst} does not connect: {said}", where=where)
         ends[q] = (host, known[1]) if side == 0 else (known[0], host)
 
 
@@ -248,7 +246,9 @@ def _acyclic(deps: list[list[int]], names: list[str]) -> None:
             nxt = next(j for j in deps[path[-1]] if missing[j] > 0)
             if nxt in path:
                 cycle = [names[i] for i in path[path.index(nxt) :]]
-                raise InputError(f"flows depend on each other in a circle: {' <- '.join([*cycle, cycle[0]])}", where="flows")
+                raise InputError(
+                    f"flows depend on each other in a circle: {' <- '.join([*cycle, cycle[0]])}", where="flows"
+                )
             path.append(nxt)
 
 
@@ -316,7 +316,8 @@ def _run_compiled(c: _Checked) -> tuple[list[float], list[int]]:
     successors: list[list[int]] = [[] for _ in range(total)]
     missing = np.array([len(d) for d in c.deps] + [0] * len(held), dtype=np.int32)
     delay = np.array(
-        [c.delay[i] + (0.0 if c.deps[i] else c.start[i]) for i in range(n)] + [c.start[i] for i in held], dtype=np.float64
+        [c.delay[i] + (0.0 if c.deps[i] else c.start[i]) for i in range(n)] + [c.start[i] for i in held],
+        dtype=np.float64,
     )
     for i, d in enumerate(c.deps):
         for j in d:

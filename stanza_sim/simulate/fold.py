@@ -194,10 +194,7 @@ def _channels_agree(schedule: Schedule) -> bool:
     for op in schedule.ops:
         if isinstance(op, Transfer):
             by_channel[op.channel].add(_pattern_key(op, schedule))
-    for keys in by_channel.values():
-        if len(keys) > 1 and any(k[0] != "complete" for k in keys):
-            return False
-    return True
+    return all(len(keys) == 1 or all(k[0] == "complete" for k in keys) for keys in by_channel.values())
 
 
 def _folding(cluster: Cluster, colour: Colours, hosts: Colours) -> Folding:

@@ -16,7 +16,7 @@ of `work[k]` that completes when it has been served. Times are seconds, work and
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -39,8 +39,8 @@ def _jit(function: _F) -> _F:
     """Compile `function`; without numba the same code runs as it is, some hundred times slower."""
     if not COMPILED:
         return function
-    compiled: _F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    return compiled
+    return cast("_F", numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+
 
 TIE = 1e-12
 """Relative tolerance: instants, and levels, that differ by less are one."""
@@ -226,9 +226,7 @@ def _pop(heap_s: F64, heap_k: I32, scalars: I64) -> int:
         j = 2 * i + 1
         if j >= last:
             break
-        if j + 1 < last and (
-            heap_s[j + 1] < heap_s[j] or (heap_s[j + 1] == heap_s[j] and heap_k[j + 1] < heap_k[j])
-        ):
+        if j + 1 < last and (heap_s[j + 1] < heap_s[j] or (heap_s[j + 1] == heap_s[j] and heap_k[j + 1] < heap_k[j])):
             j += 1
         if heap_s[j] > at or (heap_s[j] == at and heap_k[j] >= k):
             break
@@ -542,6 +540,7 @@ def happen(net: Net, nodes: Nodes, st: State, now: float) -> None:
                 link_epoch[q] = -1
                 changed[scalars[CHANGED]] = q
                 scalars[CHANGED] += 1
+
 
 @_jit
 def trigger(nodes: Nodes, st: State, which: I32, now: float) -> None:

@@ -80,9 +80,9 @@ class Message:
 class Actor:
     """A class of ranks and the program of the rank that stands for it.
 
-    For each unit: `loads` (a computation's), `sends` (how many message classes a send has), `messages` (those), `arrivals`
-    (how many message classes a receive waits for), `post_s` (time to post it) and `traffic` (bytes that the rank
-    sends, bytes that it receives).
+    For each unit: `loads` (a computation's), `sends` (how many message classes a send has), `messages` (those),
+    `arrivals` (how many message classes a receive waits for), `post_s` (time to post it) and `traffic` (bytes that the
+    rank sends, bytes that it receives).
     """
 
     rank: int
@@ -142,12 +142,14 @@ class Lowering:
     # ---- resources -----------------------------------------------------------------------------------------
 
     def resource(self, key: tuple[object, ...], label: str, capacity: float, kind: str) -> int:
+        """The index of the resource `key`, made when it is first asked for."""
         if key not in self.keys:
             self.keys[key] = len(self.resources)
             self.resources.append(Resource(label=label, capacity=capacity, kind=kind))
         return self.keys[key]
 
     def link(self, link: int) -> int:
+        """The resource of a directed link; the NICs of hosts of one class are one."""
         hosts = len(self.cluster.hosts)
         made = self.cluster.links[link]
         key: tuple[object, ...] = ("link", link)
@@ -156,6 +158,7 @@ class Lowering:
         return self.resource(key, made.label, made.bandwidth_Bps, "link")
 
     def cores(self, rank: int) -> int:
+        """The resource of the cores of the host of `rank`."""
         host = self.cluster.placement[rank].host
         h = self.cluster.hosts[host]
         return self.resource(("cores", self.folding.host_class_of[host]), f"{h.name} cores", h.cores, "cores")
@@ -209,6 +212,7 @@ class Lowering:
         )
 
     def compute(self, op: Compute, rank: int) -> Load:
+        """The activity of a computation at `rank`."""
         seconds = self.compute_s(op, rank)
         if self.cluster.on_cores(rank):
             sharing = self.near[self.folding.class_of[rank]][self.folding.class_of[rank]]
@@ -256,6 +260,7 @@ class Lowering:
         raise InputError(f"{op.name}: no peer in class {peer_class}")
 
     def message(self, op: Transfer, actor: int, peer_class: int, near: bool, count: int) -> Message:
+        """The messages of `op` from class `actor` to `peer_class`."""
         src = self.reps[actor]
         dst = self.a_peer(op, actor, peer_class, near)
         nbytes = self.s.message_bytes(op, src, dst)
@@ -377,7 +382,7 @@ class Lowering:
             match u.kind, u.op:
                 case UnitKind.COMPUTE, Compute() as op:
                     loads[u.index] = self.compute(op, rep)
-                case (UnitKind.SEND | UnitKind.RECV), Transfer() if not with_messages:
+                case ((UnitKind.SEND | UnitKind.RECV), Transfer()) if not with_messages:
                     pass
                 case UnitKind.SEND, Transfer() as op:
                     peers = self.peers(op, index, sending=True)
@@ -420,6 +425,7 @@ class Lowering:
         return found
 
     def received(self, op: Transfer, index: int, peers: dict[tuple[int, bool], int]) -> int:
+        """Bytes that the rank which stands for class `index` receives in `op`."""
         total = 0
         rep = self.reps[index]
         for (c, near), count in peers.items():

@@ -54,8 +54,6 @@ class Prediction:
     events: int
 
 
-
-
 def simulate(
     schedule: Schedule,
     model: ModelProfile,
@@ -170,10 +168,7 @@ def demands(lowered: Lowered) -> list[float]:
     """Work that one iteration puts on each resource: bytes on links, core-seconds, device-seconds."""
     total = [0.0] * len(lowered.resources)
     if isinstance(lowered, ArrayLowered):
-        moved = [0.0] * len(lowered.messages.loads)
-        for k, nbytes in zip(lowered.messages.load.tolist(), lowered.messages.nbytes.tolist(), strict=True):
-            moved[k] += nbytes
-        for load, nbytes in zip(lowered.messages.loads, moved, strict=True):
+        for load, nbytes in zip(lowered.messages.loads, lowered.messages.bytes_by_load(), strict=True):
             for q, demand in load.usage:
                 total[q] += nbytes * demand
     for a in lowered.actors:

@@ -23,9 +23,8 @@ class Strategy(Protocol):
 
     Settings: type[BaseModel]
 
-    def build(
-        self, model: ModelProfile, *, world_size: int, batch_per_worker: int, settings: BaseModel
-    ) -> Schedule: ...
+    def build(self, model: ModelProfile, *, world_size: int, batch_per_worker: int, settings: BaseModel) -> Schedule:
+        """The schedule of `model` on `world_size` ranks; raises `InputError` for settings that do not fit."""
 
 
 def names() -> list[str]:

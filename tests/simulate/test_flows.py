@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stanza_sim.errors import InputError
-from stanza_sim.simulate import simulate_flows
 from stanza_sim.simulate import flows as module
+from stanza_sim.simulate import simulate_flows
 
 CASES = sorted((Path(__file__).parent / "network").glob("*.json"))
 
@@ -55,10 +55,9 @@ def brute_force(case: dict[str, Any]) -> dict[str, float]:
             if k not in begin and all(d in done for d in f.get("deps", [])):
                 release = max([f.get("start", 0.0), *(done[d] for d in f.get("deps", []))]) + f.get("delay", 0.0)
                 begin[k] = release + sum(latency[q] for q in own[k])
-        close = lambda t: t <= now * (1 + 1e-12)  # noqa: E731
         changed = False
         for k, t in begin.items():
-            if k not in done and k not in left and close(t):
+            if k not in done and k not in left and t <= now * (1 + 1e-12):
                 if flows[k]["bytes"] == 0 or not own[k]:
                     done[k], changed = t, True
                 else:
@@ -237,7 +236,9 @@ def test_malformed(change: str, says: str) -> None:
         simulate_flows(broken(change))
 
 
-_ATOMS = st.one_of(st.none(), st.booleans(), st.integers(-5, 5), st.floats(), st.text(max_size=3), st.just([]), st.just({}))
+_ATOMS = st.one_of(
+    st.none(), st.booleans(), st.integers(-5, 5), st.floats(), st.text(max_size=3), st.just([]), st.just({})
+)
 
 
 @settings(max_examples=200, deadline=None)

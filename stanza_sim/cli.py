@@ -1,0 +1,122 @@
+"""The command line: `stanza-sim run` and `stanza-sim show`. What they need is imported when they need it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stanza_sim import __version__
+from stanza_sim.console import INTERRUPTED, errors_for_people, printing, say, speaks, stdout
+from stanza_sim.show import show
+
+app = typer.Typer(
+    name="stanza-sim",
+    help="Predict one iteration of distributed training on a cluster, then run the very same schedule for real.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Examples:  [bold]stanza-sim run ec2_v100[/]  |  [bold]stanza-sim run laptop --execute[/]  |  "
+    "[bold]stanza-sim show cluster ec2-p3-10[/]",
+)
+app.add_typer(show, name="show")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"stanza-sim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+_RUN_EXAMPLES = """Examples:\n
+[bold]stanza-sim run ec2_v100[/]\n
+[bold]stanza-sim run ec2_v100 --set nodes=16 --set network.rate=25Gbps[/]\n
+[bold]stanza-sim run ec2_v100 --set strategies.5.settings.fc_workers=2 --json[/]\n
+[bold]stanza-sim run laptop --execute -o results[/]\n
+[bold]torchrun --nproc-per-node 4 -m stanza_sim run laptop --execute --profile cpu.json[/]
+"""
+
+
+@app.command(epilog=_RUN_EXAMPLES)
+def run(
+    experiment: Annotated[str, typer.Argument(help="Name in experiments/, or path of a file.", show_default=False)],
+    execute: Annotated[bool, typer.Option("--execute", help="Also run every schedule for real.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a key of the experiment, by dotted path. Short: nodes, batch_per_worker, network.rate.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Write result, schedules and spans.", show_default=False),
+    ] = None,
+    profile: Annotated[
+        list[Path] | None,
+        typer.Option("--profile", metavar="FILE", help="Measured block times to use.", show_default=False),
+    ] = None,
+    save_profile: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-profile",
+            metavar="FILE",
+            help="Keep the block times that --execute measures; {model} in the name is replaced.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Predict every model and strategy of an experiment and, with [bold]--execute[/], run them too.
+
+    Prints a table; times are per iteration. The exit status is 0, 2 for bad input, 1 for a run that failed.
+    """
+    with errors_for_people():
+        from stanza_sim.report.folder import check_writable, write_result
+        from stanza_sim.run import run_experiment
+
+        if output is not None and speaks():
+            check_writable(output)
+        result = run_experiment(
+            experiment,
+            overrides=settings or [],
+            execute=execute,
+            profiles=profile or [],
+            save_profile=save_profile,
+            say=say,
+        )
+        if result is None or not speaks():
+            return
+        if output is not None:
+            write_result(result, output)
+        from stanza_sim.report.result import result_json
+        from stanza_sim.report.table import print_result
+
+        with printing():
+            if as_json:
+                sys.stdout.write(result_json(result))
+            else:
+                print_result(result, stdout())
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

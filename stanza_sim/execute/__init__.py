@@ -1,0 +1,42 @@
+"""Executing schedules for real with `torch.distributed`.
+
+Importing this package imports no torch; the processes of the ranks do. Names are imported when they are first used,
+since every rank imports this package and needs few of them.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from stanza_sim.execute.calibration import calibrate
+    from stanza_sim.execute.job import Backend, Issue, LearningRate, Measurement, Optimizer, RunJob, Training
+    from stanza_sim.execute.protocol import Workers
+    from stanza_sim.execute.start import execute, open_workers, require_torch
+
+_HOMES = {
+    "calibrate": "calibration",
+    **dict.fromkeys(("Backend", "Issue", "LearningRate", "Measurement", "Optimizer", "RunJob", "Training"), "job"),
+    "Workers": "protocol",
+    **dict.fromkeys(("execute", "open_workers", "require_torch"), "start"),
+}
+
+__all__ = [
+    "Backend",
+    "Issue",
+    "LearningRate",
+    "Measurement",
+    "Optimizer",
+    "RunJob",
+    "Training",
+    "Workers",
+    "calibrate",
+    "execute",
+    "open_workers",
+    "require_torch",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__} has no {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,426 @@
+"""One rank's run of its program: lanes, posting of messages, receivers, waiters. Knows neither torch nor sizes.
+
+Threads: one for each lane and each group of collectives, which carry out their units in program order; one for each
+(source, channel) that receives; one that waits for sends. Sends have no thread: whoever completes the last
+dependency posts them. One lock guards the readiness core; nothing else is done while it is held.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from queue import SimpleQueue
+from typing import Generic, Protocol, TypeVar
+
+from stanza_sim.errors import RunError
+from stanza_sim.execute.job import Issue, Message
+from stanza_sim.execute.readiness import Key, Progress, Readiness, SendQueue
+from stanza_sim.schedule import Collective, Compute, RankProgram, Ranks, Transfer, Unit, UnitKind
+
+Payload = TypeVar("Payload")
+In = TypeVar("In", contravariant=True)
+Out = TypeVar("Out", covariant=True)
+now = time.perf_counter
+"""The clock of every time in this package: monotonic, and one clock for all processes of a Linux host."""
+
+
+class Handle(Protocol):
+    """A message under way."""
+
+    def wait(self) -> object:
+        """Return when it has been sent, or received."""
+        ...
+
+
+class Mover(Protocol[In]):
+    """Moves payloads between ranks."""
+
+    def send(self, tensor: In, dst: int, channel: str) -> Handle:
+        """Post a message to `dst`."""
+        ...
+
+    def receive(self, tensor: In, src: int, channel: str) -> Handle:
+        """Post the receipt of a message from `src`."""
+        ...
+
+    def together(
+        self, sends: Sequence[tuple[In, int]], receives: Sequence[tuple[In, int]], channel: str
+    ) -> list[Handle]:
+        """Post several messages as one group."""
+        ...
+
+
+class Work(Protocol[Out]):
+    """What a rank's units do."""
+
+    def compute(self, op: Compute, iteration: int) -> None:
+        """Carry out a computation."""
+        ...
+
+    def collective(self, op: Collective, iteration: int) -> None:
+        """Carry out a collective."""
+        ...
+
+    def outgoing(self, op: Transfer, iteration: int, dst: int) -> Out:
+        """What is sent to `dst`."""
+        ...
+
+    def incoming(self, op: Transfer, iteration: int, src: int) -> Out:
+        """Where the message from `src` goes."""
+        ...
+
+    def nbytes(self, op: Transfer, src: int, dst: int) -> int:
+        """Size of a message; one of 0 bytes is not sent at all."""
+        ...
+
+
+OPENED = -1
+"""In place of a unit's index: the iteration opened."""
+
+
+class _Stopped(Exception):
+    """The run was given up: leave the thread."""
+
+
+class Inbox:
+    """What a thread waits for: keys of units that became ready, and (i, OPENED) for iterations that opened.
+
+    They come in any order. `None` ends the thread.
+    """
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[Key | None] = SimpleQueue()
+        self._got: set[Key] = set()
+
+    def put(self, key: Key | None) -> None:
+        """Tell the thread that `key` is ready."""
+        self._queue.put(key)
+
+    def wait_for(self, key: Key) -> None:
+        """Return once `key` is ready; raises `_Stopped`."""
+        while key not in self._got:
+            got = self._queue.get()
+            if got is None:
+                raise _Stopped
+            self._got.add(got)
+        self._got.discard(key)
+
+
+class Engine(Generic[Payload]):
+    """Runs `program` for `iterations` iterations. `start` is called in every thread first (device, thread count).
+
+    After `run`, `spans` has (unit, iteration, start, end) of computations and collectives, `sends` and `receives`
+    the messages, `iteration_end_s[i]` the last completion of iteration i at this rank.
+    """
+
+    def __init__(
+        self,
+        program: RankProgram,
+        iterations: int,
+        work: Work[Payload],
+        mover: Mover[Payload],
+        *,
+        issue: Issue = Issue.EAGER,
+        group_of: Callable[[Collective], Ranks],
+        start: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.program, self.iterations = program, iterations
+        self._work, self._mover, self._start = work, mover, start
+        self._in_order = issue is Issue.IN_ORDER
+        units, rank = program.units, program.rank
+        self._peers: dict[int, list[int]] = {}
+        self._senders: dict[tuple[int, str], list[int]] = {}  # (destination, channel) -> units
+        self._sources: dict[tuple[int, str], list[int]] = {}  # (source, channel) -> units
+        self._serial: dict[tuple[str, str], list[int]] = {}  # a thread that works in program order -> units
+        self._channels: dict[str, list[list[int]]] = {}  # channel -> units of each of its ops
+        for u in units:
+            op = u.op
+            if isinstance(op, Transfer):
+                out = u.kind is UnitKind.SEND
+                peers = [p for p in u.peers if work.nbytes(op, *((rank, p) if out else (p, rank)))]
+                self._peers[u.index] = peers
+                for p in peers:
+                    (self._senders if out else self._sources).setdefault((p, op.channel), []).append(u.index)
+                if peers:
+                    ops = self._channels.setdefault(op.channel, [])
+                    if ops and units[ops[-1][0]].op is op:
+                        ops[-1].append(u.index)
+                    else:
+                        ops.append([u.index])
+            else:
+                name = ("lane", op.lane) if isinstance(op, Compute) else ("group", str(group_of(op)))
+                self._serial.setdefault(name, []).append(u.index)
+        self._ready = Readiness(program, iterations, {i: len(p) for i, p in self._peers.items()}, self._protect())
+        self._queue = SendQueue(units, self._senders)
+        needed = {j for u in units for j in (*u.needs, *u.needs_previous)}
+        self._awaited_sends = {u.index for u in units if u.kind is UnitKind.SEND and u.index in needed}
+        self._lock, self._posting = threading.Lock(), threading.Lock()
+        self._inboxes: dict[tuple[str, str], Inbox] = {name: Inbox() for name in self._serial}
+        self._inbox_of = {i: self._inboxes[name] for name, indices in self._serial.items() for i in indices}
+        self._receivers = {pair: Inbox() for pair in self._sources}
+        self._issuers = {channel: Inbox() for channel in self._channels}
+        self._opening = [*self._issuers.values()] if self._in_order else [*self._receivers.values()]
+        self._opened = 0
+        self._unsent: dict[Key, int] = {}
+        self._waiters: dict[tuple[int, str] | None, SimpleQueue[tuple[Handle, Key] | None]] = {}
+        self._done = threading.Event()
+        self._error: BaseException | None = None
+        self.last_progress_s = now()
+        self.spans: list[tuple[int, int, float, float]] = []
+        self.sends: list[Message] = []
+        self.receives: list[Message] = []
+        self.iteration_end_s = [0.0] * iterations
+
+    def _protect(self) -> dict[int, list[int]]:
+        """Updates that must wait for the sends of the iteration before, lest they overwrite what is being sent.
+
+        Where all receivers of the parameters also send gradients that the update needs, they have the
+        parameters already, by causality. Elsewhere the update waits.
+        """
+        units = self.program.units
+        needed: dict[int, list[int]] = {}
+        for send in units:
+            if send.kind is not UnitKind.SEND or not isinstance(send.op, Transfer):
+                continue
+            for value in send.op.values:
+                if value.kind != "param":
+                    continue
+                pushers = {
+                    p
+                    for u in units
+                    if u.kind is UnitKind.RECV and isinstance(u.op, Transfer)
+                    for v in u.op.values
+                    if v.kind == "grad" and v.name == value.name
+                    for p in u.peers
+                }
+                if set(send.peers) <= pushers:
+                    continue
+                for u in units:
+                    if isinstance(u.op, Compute) and u.op.phase == "update" and u.op.target == value.name:
+                        needed.setdefault(u.index, []).append(send.index)
+        return needed
+
+    # ---- running -----------------------------------------------------------------------------------------------
+
+    def run(self, *, timeout_s: float, beat: Callable[[], None] = lambda: None) -> None:
+        """Carry out all iterations; raises what a thread raised, and `RunError` if nothing completes for `timeout_s`.
+
+        `beat` is called about twice a second while there is progress. After an error threads may be left that
+        wait for other ranks for ever: the process must end.
+        """
+        if self._ready.finished:
+            return
+        threads = [self._thread(self._work_serially, name) for name in self._serial]
+        if self._in_order:
+            threads += [self._thread(self._issue, channel) for channel in self._channels]
+        else:
+            threads += [self._thread(self._receive, *pair) for pair in self._sources]
+            waiters: set[tuple[int, str] | None] = {None} if self._senders else set()
+            waiters |= {pair for pair, indices in self._senders.items() if self._awaited_sends & set(indices)}
+            for pair in waiters:
+                self._waiters[pair] = SimpleQueue()
+                threads.append(self._thread(self._wait_for_sends, self._waiters[pair]))
+        with self._lock:
+            self._dispatch(self._ready.begin())
+        for t in threads:
+            t.start()
+        self._post()
+        seen, self.last_progress_s = -1, now()
+        while not self._done.wait(0.5):
+            with self._lock:
+                completed = self._ready.completed
+            if completed != seen:
+                seen, self.last_progress_s = completed, now()
+                beat()
+            elif now() - self.last_progress_s > timeout_s:
+                with self._lock:
+                    lines = self._ready.waiting()
+                raise RunError(f"nothing completed for {timeout_s:g} s; " + "; ".join(lines))
+        self._stop()
+        if self._error is not None:
+            raise self._error
+        for t in threads:
+            t.join()
+
+    def _thread(self, body: Callable[..., None], *args: object) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                self._start()
+                body(*args)
+            except _Stopped:
+                pass
+            except BaseException as error:  # noqa: BLE001 - raised again by `run`
+                self._error = self._error or error
+                self._done.set()
+
+        return threading.Thread(target=guarded, daemon=True, name=" ".join(map(str, args[:2])))
+
+    def _stop(self) -> None:
+        for inbox in (*self._inboxes.values(), *self._opening):
+            inbox.put(None)
+        for queue in self._waiters.values():
+            queue.put(None)
+
+    def _dispatch(self, progress: Progress) -> None:
+        """Hand out what became ready. The lock is held."""
+        for key in progress.ready:
+            unit = self.program.units[key[1]]
+            if unit.kind is UnitKind.SEND:
+                if self._in_order:
+                    self._issuers[self._transfer(unit).channel].put(key)
+                else:
+                    self._unsent[key] = len(self._peers[key[1]])
+                    self._queue.ready(key)
+            else:
+                self._inbox_of[key[1]].put(key)
+        for i in progress.opened:
+            self._opened = i + 1
+            for inbox in self._opening:
+                inbox.put((i, OPENED))
+        for i in progress.ended:
+            self.iteration_end_s[i] = now()
+        if self._ready.finished:
+            self._done.set()
+
+    def _complete(self, key: Key) -> None:
+        with self._lock:
+            self._dispatch(self._ready.complete(key))
+        self._post()
+
+    def _arrived(self, key: Key) -> None:
+        with self._lock:
+            self._dispatch(self._ready.arrived(key))
+        self._post()
+
+    # ---- threads -------------------------------------------------------------------------------------------------
+
+    def _work_serially(self, name: tuple[str, str]) -> None:
+        """Carry out the units of one lane or group, in program order."""
+        inbox, units = self._inboxes[name], [self.program.units[i] for i in self._serial[name]]
+        for iteration in range(self.iterations):
+            for unit in units:
+                key = iteration, unit.index
+                inbox.wait_for(key)
+                begin = now()
+                if isinstance(unit.op, Compute):
+                    self._work.compute(unit.op, iteration)
+                elif isinstance(unit.op, Collective):
+                    self._work.collective(unit.op, iteration)
+                self.spans.append((unit.index, iteration, begin, now()))
+                self._complete(key)
+
+    def _post(self) -> None:
+        """Post what may be posted. If another thread is posting, it will see to it."""
+        while self._queue and self._posting.acquire(blocking=False):
+            try:
+                while True:
+                    with self._lock:
+                        message = self._queue.pop()
+                    if message is None:
+                        break
+                    self._send(*message)
+            finally:
+                self._posting.release()
+
+    def _send(self, key: Key, dst: int, channel: str) -> None:
+        op = self._transfer(self.program.units[key[1]])
+        payload = self._work.outgoing(op, key[0], dst)
+        self.sends.append(self._message(key, dst, self._work.nbytes(op, self.program.rank, dst)))
+        handle = self._mover.send(payload, dst, channel)
+        waiter = (dst, channel) if key[1] in self._awaited_sends else None
+        self._waiters[waiter].put((handle, key))
+
+    def _wait_for_sends(self, queue: SimpleQueue[tuple[Handle, Key] | None]) -> None:
+        """Wait for sends in the order in which they were posted.
+
+        One thread waits for all sends on which nothing depends; they only delay the reuse of buffers. A send
+        that something depends on is waited for by the thread of its own (destination, channel).
+        """
+        while (item := queue.get()) is not None:
+            handle, key = item
+            handle.wait()
+            with self._lock:
+                self._unsent[key] -= 1
+                last = not self._unsent[key]
+                if last:
+                    del self._unsent[key]
+                    self._dispatch(self._ready.complete(key))
+            if last:
+                self._post()
+
+    def _receive(self, src: int, channel: str) -> None:
+        """Receive all messages from `src` on `channel`, posted as far ahead as buffers allow."""
+        inbox, units = self._receivers[src, channel], [self.program.units[i] for i in self._sources[src, channel]]
+        keys = ((i, unit) for i in range(self.iterations) for unit in units)
+        following = next(keys, None)
+        ahead: deque[tuple[Handle, Message]] = deque()
+        while following is not None or ahead:
+            while following is not None and following[0] < self._opened:
+                iteration, unit = following
+                op = self._transfer(unit)
+                target = self._work.incoming(op, iteration, src)
+                posted = self._message((iteration, unit.index), src, self._work.nbytes(op, src, self.program.rank))
+                ahead.append((self._mover.receive(target, src, channel), posted))
+                following = next(keys, None)
+            if not ahead:
+                if following is not None:
+                    inbox.wait_for((following[0], OPENED))
+                continue
+            handle, posted = ahead.popleft()
+            handle.wait()
+            self._record_arrival(posted)
+            self._arrived((posted.iteration, posted.unit))
+
+    def _issue(self, channel: str) -> None:
+        """Issue the transfers of `channel` in program order, each op's sends and receives together."""
+        inbox, rank = self._issuers[channel], self.program.rank
+        for iteration in range(self.iterations):
+            inbox.wait_for((iteration, OPENED))
+            for indices in self._channels[channel]:
+                sends: list[tuple[Payload, int]] = []
+                receives: list[tuple[Payload, int]] = []
+                posted: list[Message] = []
+                send_key: Key | None = None
+                for index in indices:
+                    unit = self.program.units[index]
+                    op, key = self._transfer(unit), (iteration, index)
+                    if unit.kind is UnitKind.SEND:
+                        inbox.wait_for(key)
+                        send_key = key
+                        for p in self._peers[index]:
+                            sends.append((self._work.outgoing(op, iteration, p), p))
+                            self.sends.append(self._message(key, p, self._work.nbytes(op, rank, p)))
+                    else:
+                        for p in self._peers[index]:
+                            receives.append((self._work.incoming(op, iteration, p), p))
+                            posted.append(self._message(key, p, self._work.nbytes(op, p, rank)))
+                for handle in self._mover.together(sends, receives, channel):
+                    handle.wait()
+                for message in posted:
+                    self._record_arrival(message)
+                    self._arrived((message.iteration, message.unit))
+                if send_key is not None:
+                    self._complete(send_key)
+
+    def _message(self, key: Key, peer: int, nbytes: int) -> Message:
+        return Message(unit=key[1], iteration=key[0], peer=peer, nbytes=nbytes, posted_s=now())
+
+    def _record_arrival(self, posted: Message) -> None:
+        self.receives.append(
+            Message(
+                unit=posted.unit,
+                iteration=posted.iteration,
+                peer=posted.peer,
+                nbytes=posted.nbytes,
+                posted_s=posted.posted_s,
+                arrived_s=now(),
+            )
+        )
+
+    @staticmethod
+    def _transfer(unit: Unit) -> Transfer:
+        if not isinstance(unit.op, Transfer):
+            raise TypeError(f"{unit.op.name} is no transfer")
+        return unit.op

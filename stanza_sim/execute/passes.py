@@ -1,0 +1,369 @@
+"""The arithmetic of one rank: forward, loss, backward, reduce and update, and the messages' contents.
+
+Each value has two generations of buffers, by the iteration's parity. Blocks are joined by detached tensors, so that
+each block has an autograd graph of its own, which lives from its forward pass to the last of its backward passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stanza_sim.execute.dropout import CounterDropout
+from stanza_sim.execute.flat import FlatBundle, sgd_step
+from stanza_sim.execute.job import Training
+from stanza_sim.execute.readiness import GENERATIONS
+from stanza_sim.execute.samples import Origin, Samples
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, ValueKind
+from stanza_sim.schedule.legality import LABEL_BYTES
+
+Batch = Callable[[int], tuple[Tensor, Tensor]]
+Spot = tuple[str, int]
+"""(block, micro-batch)."""
+
+
+class Reducer(Protocol):
+    """Carries out a collective on tensors."""
+
+    def collective(self, op: Collective, output: Tensor, source: Tensor) -> None:
+        """Carry out `op` from `source` to `output`, which may be one tensor."""
+        ...
+
+
+@dataclass(slots=True, kw_only=True)
+class HeldBlock:
+    """A block that this rank computes. `parameters` are views of flat vectors, in the profile's order."""
+
+    name: str
+    module: nn.Module
+    parameters: tuple[tuple[str, nn.Parameter], ...]
+    dropouts: tuple[CounterDropout, ...]
+
+
+@dataclass(slots=True)
+class _Generation:
+    outputs: dict[Spot, Tensor] = field(default_factory=dict)
+    graphs: dict[Spot, tuple[Tensor, Tensor]] = field(default_factory=dict)  # (input, output)
+    gradients: dict[Spot, Tensor] = field(default_factory=dict)  # of the block's output
+    received: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # (transfer, source) -> bytes
+    sent: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # keeps what is on its way alive
+
+
+class Passes:
+    """The values of one rank in one run, and the work on them.
+
+    `bundle_of[tensor]` is the flat bundle that holds a tensor. Losses are kept as tensors until `losses` is called, so
+    that nothing waits for them.
+    """
+
+    def __init__(
+        self,
+        *,
+        schedule: Schedule,
+        model: ModelProfile,
+        training: Training,
+        rank: int,
+        samples: Samples,
+        blocks: Sequence[HeldBlock],
+        bundles: dict[str, FlatBundle],
+        batch: Batch,
+        device: torch.device,
+    ) -> None:
+        self.schedule, self.model, self.training, self.rank = schedule, model, training, rank
+        self.samples, self.batch, self.device = samples, batch, device
+        self.blocks = {b.name: b for b in blocks}
+        self.bundles = bundles
+        self._names = [b.name for b in model.blocks]
+        self._bundle_of = {t: f for f in bundles.values() for t in f.extents}
+        self._size = schedule.batch_per_worker // schedule.microbatches
+        self._generations = [_Generation() for _ in range(GENERATIONS)]
+        self._loss: list[dict[int, Tensor]] = [{} for _ in range(training.iterations)]
+        self._positions: dict[Spot, Tensor] = {}
+        for (r, block, m), rows in samples.rows.items():
+            if r == rank:
+                self._positions[block, m] = torch.tensor(rows, dtype=torch.int32, device=device)
+        self._label_order = self._find_label_order()
+        self._transfers = {op.name: op for op in schedule.ops if isinstance(op, Transfer)}
+        mine = [o for o in schedule.for_rank(rank) if isinstance(o, Compute)]
+        self._first_backward: dict[str, str] = {}
+        for o in mine:
+            if o.phase in (Phase.BACKWARD, Phase.BACKWARD_WEIGHT):
+                self._first_backward.setdefault(o.target, o.name)
+        backward = (Phase.BACKWARD, Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
+        self._last_use = {(o.target, o.microbatch): o.name for o in mine if o.phase in backward}
+        self._summed = {o.target for o in mine if o.phase is Phase.REDUCE}
+        self._contributors = self._find_contributors()
+        for op in schedule.for_rank(rank):
+            if isinstance(op, Collective) and op.kind is CollectiveKind.REDUCE_SCATTER:
+                self._summed.add(op.value.name)
+
+    def _find_label_order(self) -> dict[int, Tensor | None]:
+        """For each micro-batch, how to pick the labels of the last block's samples from those at hand."""
+        order: dict[int, Tensor | None] = {}
+        for m in range(self.schedule.microbatches):
+            rows = self.samples.rows.get((self.rank, self._names[-1], m))
+            have = self.samples.label_rows.get((self.rank, m))
+            if rows is not None and have is not None:
+                place = {p: i for i, p in enumerate(have)}
+                pick = [place[p] for p in rows if p in place]
+                order[m] = None if pick == list(range(len(have))) else torch.tensor(pick, device=self.device)
+        return order
+
+    def _find_contributors(self) -> dict[str, list[int]]:
+        found: dict[str, set[int]] = {}
+        for op in self.schedule.for_rank(self.rank):
+            if isinstance(op, Transfer):
+                for v in op.values:
+                    if v.kind is ValueKind.GRAD:
+                        found.setdefault(v.name, set()).update(self.schedule.sources(op, self.rank))
+        return {name: sorted(ranks) for name, ranks in found.items()}
+
+    # ---- computations ------------------------------------------------------------------------------------------
+
+    def compute(self, op: Compute, iteration: int) -> None:
+        """Carry out `op`; on a GPU, return when it is done."""
+        g = iteration % GENERATIONS
+        match op.phase:
+            case Phase.FORWARD:
+                self._forward(op, iteration, self._generations[g])
+            case Phase.LOSS:
+                self._compute_loss(op, iteration, self._generations[g])
+            case Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT:
+                self._backward(op, g)
+            case Phase.REDUCE:
+                self.bundles[op.target].reduce(g, self._contributors[op.target], self.rank)
+            case Phase.UPDATE:
+                self._update(op, iteration)
+        if self.device.type == "cuda":
+            torch.cuda.current_stream(self.device).synchronize()
+
+    def _forward(self, op: Compute, iteration: int, values: _Generation) -> None:
+        k, m = self._names.index(op.target), op.microbatch
+        block = self.blocks[op.target]
+        if k == 0:
+            x = self._own_batch(iteration, m)[0]
+        else:
+            x = self._gather(self.samples.inputs[self.rank, op.target, m], self._names[k - 1], m, values)
+            x = x.detach().requires_grad_()
+        for dropout in block.dropouts:
+            dropout.step, dropout.positions = iteration, self._positions[op.target, m]
+        with torch.enable_grad():
+            output = block.module(x)
+        values.graphs[op.target, m] = x, output
+        values.outputs[op.target, m] = output.detach()
+
+    def _compute_loss(self, op: Compute, iteration: int, values: _Generation) -> None:
+        m = op.microbatch
+        logits = values.outputs[op.target, m].detach().requires_grad_()
+        labels = self._labels(m, iteration, values)
+        with torch.enable_grad():
+            loss = F.cross_entropy(logits, labels, reduction="sum")
+        values.gradients[op.target, m] = torch.autograd.grad(loss, logits)[0]
+        self._loss[iteration][m] = loss.detach()
+
+    def _backward(self, op: Compute, g: int) -> None:
+        values, spot = self._generations[g], (op.target, op.microbatch)
+        block, k = self.blocks[op.target], self._names.index(op.target)
+        x, output = values.graphs[spot]
+        with_input = op.phase is not Phase.BACKWARD_WEIGHT and k > 0
+        with_weights = op.phase is not Phase.BACKWARD_INPUT
+        wanted: list[Tensor] = [x] if with_input else []
+        if with_weights:
+            wanted += [p for _, p in block.parameters]
+        keep = self._last_use[spot] != op.name
+        if wanted:
+            origin = self.samples.gradients[self.rank, *spot]
+            found = list(
+                torch.autograd.grad(
+                    output,
+                    wanted,
+                    self._output_gradient(origin, *spot, values),
+                    retain_graph=keep,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+            )
+            if with_input:
+                values.gradients[self._names[k - 1], op.microbatch] = found.pop(0)
+            if with_weights:
+                first = self._first_backward[op.target] == op.name
+                for (name, _), gradient in zip(block.parameters, found, strict=True):
+                    flat = self._bundle_of[name]
+                    target = flat.view(flat.gradients[g], name)
+                    if first:
+                        target.copy_(gradient)
+                    else:
+                        target.add_(gradient)
+        if not keep:
+            del values.graphs[spot]
+
+    def _update(self, op: Compute, iteration: int) -> None:
+        flat, g, o = self.bundles[op.target], iteration % GENERATIONS, self.training.optimizer
+        if flat.own is None or flat.velocity is None:
+            raise RuntimeError(f"rank {self.rank} does not own {op.target}")
+        gradient = flat.sums[g][: flat.hi - flat.lo] if op.target in self._summed else flat.gradient(g)
+        sgd_step(
+            flat.own,
+            gradient,
+            flat.velocity,
+            lr=o.schedule.at(o.lr, iteration, self.training.iterations),
+            momentum=o.momentum,
+            weight_decay=o.weight_decay,
+            global_batch=self.schedule.global_batch,
+        )
+
+    # ---- where values come from ----------------------------------------------------------------------------------
+
+    def _own_batch(self, iteration: int, microbatch: int) -> tuple[Tensor, Tensor]:
+        x, y = self.batch(iteration)
+        if self.schedule.microbatches == 1:
+            return x, y
+        part = slice(microbatch * self._size, (microbatch + 1) * self._size)
+        return x[part], y[part]
+
+    def _gather(self, origin: Origin, block: str, microbatch: int, values: _Generation) -> Tensor:
+        """The outputs of `block` of all samples that this rank holds, in its order."""
+        if origin.transfer is None:
+            return values.outputs[block, microbatch]
+        parts = []
+        for r in origin.ranks:
+            if r == self.rank:
+                parts.append(values.outputs[block, microbatch])
+            else:
+                parts.append(self._read(origin.transfer, r, ValueKind.ACT, values))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _output_gradient(self, origin: Origin, block: str, microbatch: int, values: _Generation) -> Tensor:
+        if origin.transfer is None:
+            return values.gradients[block, microbatch]
+        (source,) = origin.ranks
+        if source == self.rank:
+            return self._rows_for(self.rank, block, microbatch, values)
+        return self._read(origin.transfer, source, ValueKind.ACTGRAD, values)
+
+    def _labels(self, microbatch: int, iteration: int, values: _Generation) -> Tensor:
+        labels = self._all_labels(microbatch, iteration, values)
+        order = self._label_order[microbatch]
+        return labels if order is None else labels[order]
+
+    def _all_labels(self, microbatch: int, iteration: int, values: _Generation) -> Tensor:
+        origin = self.samples.labels[self.rank, microbatch]
+        if origin.transfer is None:
+            return self._own_batch(iteration, microbatch)[1]
+        parts = []
+        for r in origin.ranks:
+            if r == self.rank:
+                parts.append(self._own_batch(iteration, microbatch)[1])
+            else:
+                parts.append(self._read(origin.transfer, r, ValueKind.LABELS, values))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _rows_for(self, rank: int, block: str, microbatch: int, values: _Generation) -> Tensor:
+        """The gradient of `block`'s output for the samples of `rank`, from all that this rank computed."""
+        following = self._names[self._names.index(block) + 1]
+        have = self.samples.rows[self.rank, following, microbatch]
+        wanted = self.samples.rows[rank, block, microbatch]
+        gradient = values.gradients[block, microbatch]
+        start = have.index(wanted[0])
+        if have[start : start + len(wanted)] == wanted:
+            return gradient[start : start + len(wanted)]
+        return gradient[torch.tensor([have.index(p) for p in wanted], device=self.device)]
+
+    # ---- messages ------------------------------------------------------------------------------------------------
+
+    def outgoing(self, op: Transfer, iteration: int, dst: int) -> Tensor:
+        """The message of `op` to `dst`: a flat, contiguous tensor that stays untouched until it has been sent."""
+        g = iteration % GENERATIONS
+        value = op.values[0]
+        if value.kind in (ValueKind.GRAD, ValueKind.PARAM):
+            flat = self.bundles[value.name]
+            cut = self.schedule.value_slice(op, value, self.rank, dst) or (0, flat.bundle.numel)
+            if value.kind is ValueKind.GRAD:
+                return flat.gradients[g][cut[0] : cut[1]]
+            if flat.own is None:
+                raise RuntimeError(f"rank {self.rank} does not own {value.name}")
+            return flat.own
+        values, parts = self._generations[g], []
+        for v in op.values:
+            match v.kind:
+                case ValueKind.ACT:
+                    parts.append(values.outputs[v.name, op.microbatch])
+                case ValueKind.ACTGRAD:
+                    parts.append(self._rows_for(dst, v.name, op.microbatch, values))
+                case _:
+                    parts.append(self._all_labels(op.microbatch, iteration, values))
+        flats = [p.contiguous().view(-1).view(torch.uint8) for p in parts]
+        message = flats[0] if len(flats) == 1 else torch.cat(flats)
+        values.sent[op.name, dst] = message
+        return message
+
+    def incoming(self, op: Transfer, iteration: int, src: int) -> Tensor:
+        """Where the message of `op` from `src` is to be received; parameters go straight into the module."""
+        g = iteration % GENERATIONS
+        value = op.values[0]
+        if value.kind in (ValueKind.GRAD, ValueKind.PARAM):
+            flat = self.bundles[value.name]
+            cut = self.schedule.value_slice(op, value, src, self.rank) or (0, flat.bundle.numel)
+            if value.kind is ValueKind.PARAM:
+                if flat.whole is None:
+                    raise RuntimeError(f"rank {self.rank} does not hold {value.name}")
+                return flat.whole[cut[0] : cut[1]]
+            if src not in flat.contributions[g]:
+                flat.contributions[g][src] = flat.zeros(cut[1] - cut[0])
+            return flat.contributions[g][src]
+        received = self._generations[g].received
+        if (op.name, src) not in received:
+            nbytes = self.schedule.message_bytes(op, src, self.rank)
+            received[op.name, src] = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+        return received[op.name, src]
+
+    def _read(self, transfer: str, src: int, kind: ValueKind, values: _Generation) -> Tensor:
+        """The value of `kind` in the message of `transfer` from `src`."""
+        op, position = self._transfers[transfer], 0
+        message = values.received[transfer, src]
+        for v in op.values:
+            if v.kind is ValueKind.LABELS:
+                nbytes = self._size * LABEL_BYTES
+            else:
+                nbytes = self._size * self.model.block(v.name).output_numel * self.schedule.itemsize
+            if v.kind is kind:
+                part = message[position : position + nbytes]
+                if kind is ValueKind.LABELS:
+                    return part.clone().view(torch.int64)  # a view would have to begin at a multiple of 8
+                shape = self._size, *self.model.block(v.name).output_shape
+                return part.view(self._dtype).view(shape)
+            position += nbytes
+        raise RuntimeError(f"{transfer} carries no {kind}")
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return torch.float64 if self.schedule.itemsize == 8 else torch.float32
+
+    def collective(self, op: Collective, iteration: int, reducer: Reducer) -> None:
+        """Carry out the collective `op` through `reducer`."""
+        flat, g = self.bundles[op.value.name], iteration % GENERATIONS
+        match op.kind:
+            case CollectiveKind.ALL_REDUCE:
+                reducer.collective(op, flat.gradients[g], flat.gradients[g])
+            case CollectiveKind.REDUCE_SCATTER:
+                reducer.collective(op, flat.sums[g], flat.gradients[g])
+            case CollectiveKind.ALL_GATHER:
+                if flat.whole is None or flat.own_padded is None:
+                    raise RuntimeError(f"rank {self.rank} does not hold {op.value.name}")
+                reducer.collective(op, flat.whole, flat.own_padded.clone())
+            case CollectiveKind.BROADCAST:
+                if flat.whole is None:
+                    raise RuntimeError(f"rank {self.rank} does not hold {op.value.name}")
+                reducer.collective(op, flat.whole, flat.whole)
+
+    # ---- results -------------------------------------------------------------------------------------------------
+
+    def losses(self) -> tuple[float, ...]:
+        """Loss summed over the samples whose loss this rank computed, for each iteration."""
+        return tuple(sum(float(parts[m]) for m in sorted(parts)) for parts in self._loss)

@@ -1,0 +1,222 @@
+"""The pure core of one rank's run: what is ready, and which message goes next. No threads, no torch, no clock.
+
+A key is (iteration, unit index). Units of iteration i are *open* once iteration i - 2 is complete at this rank: values
+have two generations of buffers, so opening later iterations would overwrite what is still in use.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from stanza_sim.schedule import RankProgram, Unit, UnitKind
+
+Key = tuple[int, int]
+
+GENERATIONS = 2
+"""Iterations that may be under way at one rank at once."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """What follows from an event: units that became ready to start, iterations that ended, iterations that opened."""
+
+    ready: list[Key] = field(default_factory=list)
+    ended: list[int] = field(default_factory=list)
+    opened: list[int] = field(default_factory=list)
+
+
+class Readiness:
+    """Counts, for each unit of each iteration under way, the dependencies that are missing.
+
+    `messages[u]` is the number of messages that unit u sends to or awaits from other ranks. A receive is complete once
+    its messages have arrived and its dependencies (of a value handed over in memory) are met; a send without messages
+    as soon as its dependencies are met. Everything else is complete when `complete` says so.
+    `previous` adds dependencies on units of the iteration before to those of the program.
+    """
+
+    def __init__(
+        self,
+        program: RankProgram,
+        iterations: int,
+        messages: Mapping[int, int],
+        previous: Mapping[int, Sequence[int]] | None = None,
+    ) -> None:
+        self.units: tuple[Unit, ...] = program.units
+        self.iterations = iterations
+        self._messages = messages
+        n = len(self.units)
+        self._needs_previous = [
+            tuple(sorted({*u.needs_previous, *(previous or {}).get(u.index, ())})) for u in self.units
+        ]
+        self._next: list[list[int]] = [[] for _ in range(n)]
+        self._next_iteration: list[list[int]] = [[] for _ in range(n)]
+        for u in self.units:
+            for j in u.needs:
+                self._next[j].append(u.index)
+            for j in self._needs_previous[u.index]:
+                self._next_iteration[j].append(u.index)
+        self._missing: dict[int, list[int]] = {}
+        self._left: dict[int, set[int]] = {}
+        self._opened = 0
+        self._ended: set[int] = set()  # of which the iteration that shares their buffers is still to open
+        self.completed = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether every iteration has ended."""
+        return self.completed == self.iterations * len(self.units)
+
+    def begin(self) -> Progress:
+        """Open the first iterations."""
+        progress = Progress()
+        if self.units:
+            for _ in range(min(GENERATIONS, self.iterations)):
+                self._open(progress)
+        return progress
+
+    def complete(self, key: Key) -> Progress:
+        """`key` has been carried out."""
+        progress = Progress()
+        self._finish(key, progress)
+        return progress
+
+    def arrived(self, key: Key) -> Progress:
+        """One of the messages that `key` awaits has arrived."""
+        progress = Progress()
+        self._less(key, progress)
+        return progress
+
+    def waiting(self, most: int = 6) -> list[str]:
+        """In words, what is incomplete in the oldest iteration under way, and what each unit waits for."""
+        if not self._left:
+            return []
+        i = min(self._left)
+        left, lines = self._left[i], []
+        for index in sorted(left):
+            u = self.units[index]
+            lacks = [f"{label(self.units[j])}" for j in u.needs if j in left]
+            if i > 0 and i - 1 in self._left:
+                lacks += [
+                    f"{label(self.units[j])} of the iteration before"
+                    for j in self._needs_previous[index]
+                    if j in self._left[i - 1]
+                ]
+            if u.kind is UnitKind.RECV and len(u.peers):
+                what = f"awaits messages from ranks {u.peers}" + (f" and {', '.join(lacks)}" if lacks else "")
+            elif lacks:
+                what = f"waits for {', '.join(lacks)}"
+            else:
+                what = "has been started or waits for its turn"
+            lines.append(f"iteration {i}: {label(u)} {what}")
+        return lines[:most] + ([f"and {len(lines) - most} more"] if len(lines) > most else [])
+
+    # ---- counting ----------------------------------------------------------------------------------------------
+
+    def _counts(self, iteration: int) -> list[int]:
+        counts = self._missing.get(iteration)
+        if counts is None:
+            counts = []
+            for u in self.units:
+                n = 1 + len(u.needs)  # one for the iteration's opening
+                if iteration > 0:
+                    n += len(self._needs_previous[u.index])
+                if u.kind is UnitKind.RECV:
+                    n += self._messages.get(u.index, 0)
+                counts.append(n)
+            self._missing[iteration] = counts
+            self._left[iteration] = set(range(len(self.units)))
+        return counts
+
+    def _open(self, progress: Progress) -> None:
+        i = self._opened
+        self._opened += 1
+        self._counts(i)
+        progress.opened.append(i)
+        for u in self.units:
+            self._less((i, u.index), progress)
+
+    def _less(self, key: Key, progress: Progress) -> None:
+        counts = self._counts(key[0])
+        counts[key[1]] -= 1
+        if counts[key[1]]:
+            return
+        unit = self.units[key[1]]
+        by_itself = unit.kind is UnitKind.RECV or (
+            unit.kind is UnitKind.SEND and not self._messages.get(unit.index, 0)
+        )
+        if by_itself:
+            self._finish(key, progress)
+        else:
+            progress.ready.append(key)
+
+    def _finish(self, key: Key, progress: Progress) -> None:
+        i, index = key
+        self.completed += 1
+        self._left[i].discard(index)
+        for j in self._next[index]:
+            self._less((i, j), progress)
+        if i + 1 < self.iterations:
+            for j in self._next_iteration[index]:
+                self._less((i + 1, j), progress)
+        if i in self._missing and not self._left[i]:  # a unit that this one completed may have ended it
+            del self._missing[i], self._left[i]
+            progress.ended.append(i)
+            self._ended.add(i)
+            while self._opened < self.iterations and self._opened - GENERATIONS in self._ended:
+                self._ended.discard(self._opened - GENERATIONS)
+                self._open(progress)
+
+
+class SendQueue:
+    """Which message is posted next: first in, first out for each (destination, channel); lowest priority first.
+
+    `order` has the units that send to each (destination, channel), in program order.
+    """
+
+    def __init__(self, units: Sequence[Unit], order: Mapping[tuple[int, str], Sequence[int]]) -> None:
+        self._units = units
+        self._order = order
+        self._pairs_of: dict[int, list[tuple[int, str]]] = {}
+        for pair, indices in order.items():
+            for index in indices:
+                self._pairs_of.setdefault(index, []).append(pair)
+        self._head: dict[tuple[int, str], tuple[int, int]] = dict.fromkeys(order, (0, 0))  # (iteration, position)
+        self._ready: dict[tuple[int, str], set[Key]] = {pair: set() for pair in order}
+        self._heap: list[tuple[int, int, int, int, str]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._heap)
+
+    def ready(self, key: Key) -> None:
+        """The send unit `key` may start: queue its messages, each behind those before it on its pair."""
+        for pair in self._pairs_of[key[1]]:
+            self._ready[pair].add(key)
+            self._queue_head(pair)
+
+    def pop(self) -> tuple[Key, int, str] | None:
+        """The next message to post as (key, destination, channel); None if no message may be posted now."""
+        if not self._heap:
+            return None
+        _, iteration, index, dst, channel = heapq.heappop(self._heap)
+        pair = dst, channel
+        i, position = self._head[pair]
+        following = position + 1
+        self._head[pair] = (i, following) if following < len(self._order[pair]) else (i + 1, 0)
+        self._queue_head(pair)
+        return (iteration, index), dst, channel
+
+    def _queue_head(self, pair: tuple[int, str]) -> None:
+        i, position = self._head[pair]
+        key = i, self._order[pair][position]
+        if key in self._ready[pair]:
+            self._ready[pair].discard(key)
+            priority = getattr(self._units[key[1]].op, "priority", 0)
+            heapq.heappush(self._heap, (priority, *key, *pair))
+
+
+def label(unit: Unit) -> str:
+    """The unit's op with its side, as in `push.fc1.recv`."""
+    side = {UnitKind.SEND: ".sent", UnitKind.RECV: ".recv"}.get(unit.kind, "")
+    return unit.op.name + side

@@ -1,0 +1,339 @@
+"""Timing on the ranks: blocks while all local ranks compute at once, and single messages between two of them.
+
+Nothing here runs a schedule's communication: the blocks run without any, and the probes send one message at a time
+between two ranks while the others rest.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from stanza_sim.execute.build import build
+from stanza_sim.execute.engine import Engine, now
+from stanza_sim.execute.exchange import meet
+from stanza_sim.execute.flat import FlatBundle, dtype_of, sgd_step
+from stanza_sim.execute.job import Backend, Issue, Training
+from stanza_sim.execute.passes import HeldBlock, Passes
+from stanza_sim.execute.protocol import RankTimes, Times, Wanted
+from stanza_sim.execute.samples import follow
+from stanza_sim.execute.worker import Context, transport_for
+from stanza_sim.execute.world import device_name
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import (
+    Bundle,
+    Collective,
+    Compute,
+    Group,
+    Op,
+    Pattern,
+    Phase,
+    Ranks,
+    Schedule,
+    Transfer,
+    Value,
+    ValueKind,
+    parse,
+    project,
+)
+
+SECTION_S = 0.5
+"""Wall time spent on each pair of sample count and way of backward pass."""
+LEAST_CYCLES, MOST_CYCLES, DROPPED = 4, 60, 2
+SMALL_BYTES, LARGE_BYTES = 1024, 4 * 1024 * 1024
+SMALL_EXCHANGES, LARGE_EXCHANGES = 150, 12
+NULL_OPS, NULL_ITERATIONS = 50, 20
+
+
+class _Timer:
+    """Core time of the calling thread on one CPU thread; wall time on a GPU and with several threads.
+
+    With several threads the wall time is divided by the ranks' demand for cores where that exceeds what there is.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._device = context.device
+        self._own = context.device.type == "cpu" and context.threads == 1
+        demand = context.local_size * context.threads
+        self._share = 1.0 if self._own or self._device.type != "cpu" else min(1.0, cores() / demand)
+
+    def __call__(self, body: Callable[[], None]) -> float:
+        if self._own:
+            begin = time.thread_time()
+            body()
+            return time.thread_time() - begin
+        self._synchronize()
+        begin = now()
+        body()
+        self._synchronize()
+        return (now() - begin) * self._share
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def alone(model: ModelProfile, samples: int, *, apart: bool) -> Schedule:
+    """One rank that passes forward and backward through the model, without any exchange.
+
+    With `apart` the gradients of a block's input and of its weights are computed one after the other.
+    """
+    ops: list[Op] = []
+
+    def add(phase: Phase, target: str) -> None:
+        after = (ops[-1].name,) if ops else ()
+        ops.append(Compute(name=f"{phase}.{target}", ranks="worker", phase=phase, target=target, after=after))
+
+    for b in model.blocks:
+        add(Phase.FORWARD, b.name)
+    add(Phase.LOSS, model.blocks[-1].name)
+    for b in reversed(model.blocks):
+        if apart:
+            add(Phase.BACKWARD_INPUT, b.name)
+            add(Phase.BACKWARD_WEIGHT, b.name)
+        else:
+            add(Phase.BACKWARD, b.name)
+    return Schedule(
+        name="alone",
+        model=model.name,
+        world_size=1,
+        batch_per_worker=samples,
+        itemsize=model.itemsize,
+        groups=(Group(name="worker", ranks=Ranks.of([0])),),
+        bundles=tuple(
+            Bundle(name=b.name, tensors=tuple(t.name for t in b.tensors), numel=b.numel, owners="worker")
+            for b in model.blocks
+            if b.tensors
+        ),
+        ops=tuple(ops),
+    )
+
+
+def time_all(wanted: Wanted, context: Context, beat: Callable[[], None]) -> RankTimes:
+    """Time blocks, reduction, update, the engine's overhead and single messages; every rank calls this at once."""
+    context.start_thread()
+    timer = _Timer(context)
+    times: Times = {}
+    _, held, bundles = build(alone(wanted.model, 1, apart=False), wanted.model, 0, wanted.seed, context.device)
+    for count in sorted({n for counts in wanted.samples.values() for n in counts}):
+        blocks = {name for name, counts in wanted.samples.items() if count in counts}
+        for apart in (False, True):
+            _time_blocks(wanted, count, blocks, apart, context, held, bundles, timer, times)
+            beat()
+    reduce_Bps, update_Bps = _time_vectors(wanted, context, timer)
+    overhead = _time_engine(context)
+    beat()
+    backend = context.backend(wanted.backend)
+    small = _probe(SMALL_BYTES, SMALL_EXCHANGES, context, backend)
+    large = _probe(LARGE_BYTES, LARGE_EXCHANGES, context, backend)
+    name, driver = device_name(context.device)
+    return RankTimes(
+        host=socket.gethostname(),
+        device=name,
+        driver=driver,
+        cores=cores(),
+        blocks=times,
+        reduce_Bps=reduce_Bps,
+        update_Bps=update_Bps,
+        op_overhead_s=overhead,
+        small_bytes=SMALL_BYTES,
+        large_bytes=LARGE_BYTES,
+        small=small,
+        large=large,
+        torch_version=torch.__version__.split("+")[0],
+    )
+
+
+def _time_blocks(
+    wanted: Wanted,
+    count: int,
+    blocks: set[str],
+    apart: bool,
+    context: Context,
+    held: list[HeldBlock],
+    bundles: dict[str, FlatBundle],
+    timer: _Timer,
+    times: Times,
+) -> None:
+    """Time `blocks` at `count` samples: the whole model once, then again and again what is wanted, in its order."""
+    model, device = wanted.model, context.device
+    schedule = alone(model, count, apart=apart)
+    training = Training(iterations=MOST_CYCLES + 1, warmup=0, seed=wanted.seed)
+    generator = torch.Generator().manual_seed(wanted.seed)
+    x = torch.randn((count, *model.input_shape), generator=generator).to(device=device, dtype=dtype_of(model.itemsize))
+    y = torch.randint(model.num_classes, (count,), generator=generator).to(device)
+    passes = Passes(
+        schedule=schedule,
+        model=model,
+        training=training,
+        rank=0,
+        samples=follow(schedule, model),
+        blocks=held,
+        bundles=bundles,
+        batch=lambda iteration: (x, y),
+        device=device,
+    )
+    ops = [op for op in schedule.ops if isinstance(op, Compute)]
+    for i in range(2):  # fills both generations of buffers
+        for op in ops:
+            passes.compute(op, i)
+    again = [op for op in ops if op.target in blocks]
+    meet(context.rank, context.world_size)
+    begin = now()
+    for i in range(2, MOST_CYCLES):
+        for op in again:
+            seconds = timer(lambda op=op, i=i: passes.compute(op, i))  # type: ignore[misc]
+            if i >= DROPPED + 2:
+                times.setdefault((op.target, count, op.phase), []).append(seconds)
+        if i >= DROPPED + 2 + LEAST_CYCLES and now() - begin > SECTION_S:
+            break
+    meet(context.rank, context.world_size)
+
+
+def _time_vectors(wanted: Wanted, context: Context, timer: _Timer) -> tuple[float, float]:
+    """Bytes per second read by a reduction in rank order, and parameter bytes per second of an update.
+
+    On vectors of the largest block's size, with all ranks at once.
+    """
+    numel = max(b.numel for b in wanted.model.blocks)
+    dtype = dtype_of(wanted.model.itemsize)
+
+    def vectors(count: int) -> list[Tensor]:
+        return [torch.zeros(numel, dtype=dtype, device=context.device) for _ in range(count)]
+
+    parts = vectors(max(wanted.contributions, 2))
+    total, parameters, gradient, velocity = vectors(4)
+
+    def reduce() -> None:
+        torch.add(parts[0], parts[1], out=total)
+        for part in parts[2:]:
+            total.add_(part)
+
+    def update() -> None:
+        sgd_step(parameters, gradient, velocity, lr=0.1, momentum=0.9, weight_decay=1e-4, global_batch=64)
+
+    meet(context.rank, context.world_size)
+    rates = []
+    for body, nbytes in ((reduce, len(parts) * total.nbytes), (update, total.nbytes)):
+        seconds = sorted(timer(body) for _ in range(15))
+        rates.append(nbytes / max(seconds[len(seconds) // 2], 1e-9))
+    return rates[0], rates[1]
+
+
+class _Nothing:
+    """Work that does nothing, for the engine's own cost; or sends `size` bytes to and fro."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._size = size
+        self._buffers = [torch.zeros(max(size, 1), dtype=torch.uint8, device=device) for _ in range(4)]
+
+    def compute(self, op: Compute, iteration: int) -> None:
+        """Nothing."""
+
+    def collective(self, op: Collective, iteration: int) -> None:
+        """Nothing."""
+
+    def outgoing(self, op: Transfer, iteration: int, dst: int) -> Tensor:
+        """Bytes, in two generations."""
+        return self._buffers[iteration % 2]
+
+    def incoming(self, op: Transfer, iteration: int, src: int) -> Tensor:
+        """Room for bytes, in two generations."""
+        return self._buffers[2 + iteration % 2]
+
+    def nbytes(self, op: Transfer, src: int, dst: int) -> int:
+        """The probe's size."""
+        return self._size
+
+
+def _time_engine(context: Context) -> float:
+    """Core seconds that the engine takes for one computation that does nothing, on all ranks at once."""
+    lines = ["schedule null model=null world=1 batch=1", "group worker 0"]
+    for n in range(NULL_OPS):
+        after = f" after=op{n - 1}" if n else f" after_previous=op{NULL_OPS - 1}"
+        lines.append(f"op{n}: forward b{n} @worker{after}")
+    schedule = parse("\n".join(lines))
+    work = _Nothing(0, torch.device("cpu"))
+    transport = transport_for(context, Backend.GLOO, schedule, {})
+    engine = Engine(
+        project(schedule, 0), NULL_ITERATIONS, work, transport, group_of=_no_group, start=context.start_thread
+    )
+    meet(context.rank, context.world_size)
+    begin = time.process_time()
+    engine.run(timeout_s=60)
+    return (time.process_time() - begin) / (NULL_OPS * NULL_ITERATIONS)
+
+
+def _no_group(op: Collective) -> Ranks:
+    raise ValueError(f"{op.name}: there is no collective here")
+
+
+def _probe(size: int, exchanges: int, context: Context, backend: Backend) -> tuple[float, float] | None:
+    """Wall seconds of a message of `size` bytes and core seconds of this process for it, on ranks 0 and 1.
+
+    Each sends when it has received, through the same engine and transport as a run: what posting, waking and
+    marking cost is in. Ranks other than 0 and 1 wait meanwhile, and get None.
+    """
+    if context.world_size < 2:
+        return None
+    value = (Value(ValueKind.ACT, "b"),)
+    schedule = Schedule(
+        name="probe",
+        model="probe",
+        world_size=2,
+        batch_per_worker=1,
+        groups=(Group(name="a", ranks=Ranks.of([0])), Group(name="b", ranks=Ranks.of([1]))),
+        bundles=(),
+        ops=(
+            Transfer(
+                name="ping",
+                src="a",
+                dst="b",
+                pattern=Pattern.ONE_TO_ONE,
+                values=value,
+                nbytes=size,
+                channel="probe",
+                after_previous=("pong",),
+            ),
+            Transfer(
+                name="pong",
+                src="b",
+                dst="a",
+                pattern=Pattern.ONE_TO_ONE,
+                values=value,
+                nbytes=size,
+                channel="probe",
+                after=("ping",),
+            ),
+        ),
+    )
+    groups = context.groups.prepare(schedule, backend)
+    found: tuple[float, float] | None = None
+    for _ in range(2):  # the first time connects
+        meet(context.rank, context.world_size)
+        if context.rank < 2:
+            engine = Engine(
+                project(schedule, context.rank),
+                exchanges,
+                _Nothing(size, context.device),
+                transport_for(context, backend, schedule, groups),
+                issue=Issue.IN_ORDER if backend is Backend.NCCL else Issue.EAGER,
+                group_of=_no_group,
+                start=context.start_thread,
+            )
+            core = time.process_time()
+            engine.run(timeout_s=60)
+            ends = engine.iteration_end_s
+            found = (ends[-1] - ends[0]) / (2 * (exchanges - 1)), (time.process_time() - core) / (2 * exchanges)
+        meet(context.rank, context.world_size)
+    return found

@@ -1,0 +1,218 @@
+"""Moving tensors with `torch.distributed`: process groups, one message, one collective, bytes counted.
+
+`Transport` moves tensors where they are: on the CPU with gloo, on GPUs with NCCL. `StagedTransport` takes CUDA tensors
+through pinned host memory, since gloo has no CUDA send and receive. On CUDA tensors neither has ever run. What could
+be tried without a GPU was: issuing in order and in groups, which NCCL needs, on gloo, and staging with CPU tensors.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from stanza_sim.execute.job import Backend
+from stanza_sim.execute.measure import collective_bytes
+from stanza_sim.schedule import Collective, CollectiveKind, Schedule, Transfer
+
+GroupKey = tuple[str, tuple[int, ...]]
+"""(channel or empty, ranks): each channel of transfers has a group, and each set of ranks one for collectives."""
+
+
+class Handle(Protocol):
+    """A message under way. `wait` must be called exactly once: waiting twice on a gloo message never returns."""
+
+    def wait(self) -> object:
+        """Return when it has been sent, or received."""
+        ...
+
+
+class ProcessGroups:
+    """Process groups by channel or ranks, kept from one job to the next. All ranks must ask for the same groups."""
+
+    def __init__(self, world_size: int) -> None:
+        self._world = tuple(range(world_size))
+        self._made: dict[tuple[Backend, GroupKey], dist.ProcessGroup | None] = {}
+
+    def prepare(self, schedule: Schedule, backend: Backend) -> dict[GroupKey, dist.ProcessGroup]:
+        """Make the groups that `schedule` needs, in one sorted order, and return those this rank is a member of."""
+        found: dict[GroupKey, dist.ProcessGroup] = {}
+        for key in sorted(group_keys(schedule, self._world)):
+            if (backend, key) not in self._made:
+                made = dist.new_group(list(key[1]), backend=str(backend))
+                self._made[backend, key] = made if dist.get_rank() in key[1] else None
+            group = self._made[backend, key]
+            if group is not None:
+                found[key] = group
+        return found
+
+
+def group_keys(schedule: Schedule, world: Sequence[int]) -> set[GroupKey]:
+    """Process groups that `schedule` needs in a world of the ranks `world`."""
+    keys: set[GroupKey] = set()
+    for op in schedule.ops:
+        if isinstance(op, Transfer):
+            keys.add((op.channel, tuple(world)))
+        elif isinstance(op, Collective) and len(schedule.group(op.ranks)) > 1:
+            keys.add(("", tuple(schedule.group(op.ranks))))
+    return keys
+
+
+class Transport:
+    """Messages and collectives of one rank in one run, on `groups`.
+
+    Posting on a process group from two threads at once crashes gloo, so each group has a lock for posting; waiting is
+    outside of it.
+    """
+
+    def __init__(self, schedule: Schedule, rank: int, groups: dict[GroupKey, dist.ProcessGroup]) -> None:
+        self._schedule, self._rank = schedule, rank
+        self._channels = {key[0]: group for key, group in groups.items() if key[0]}
+        self._groups = {key[1]: group for key, group in groups.items() if not key[0]}
+        self._locks = {name: threading.Lock() for name in self._channels}
+        self._count = threading.Lock()
+        self.sent_bytes = 0
+        self.received_bytes = 0
+
+    def send(self, tensor: Tensor, dst: int, channel: str) -> Handle:
+        """Post a message."""
+        with self._count:
+            self.sent_bytes += tensor.nbytes
+        with self._locks[channel]:
+            return _posted(dist.isend(tensor, dst, group=self._channels[channel]))
+
+    def receive(self, tensor: Tensor, src: int, channel: str) -> Handle:
+        """Post the receipt of a message into `tensor`."""
+        with self._count:
+            self.received_bytes += tensor.nbytes
+        with self._locks[channel]:
+            return _posted(dist.irecv(tensor, src, group=self._channels[channel]))
+
+    def together(
+        self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]], channel: str
+    ) -> list[Handle]:
+        """Post sends (tensor, destination) and receives (tensor, source) as one group; wait for every handle."""
+        group = self._channels[channel]
+        ops = [dist.P2POp(dist.irecv, t, r, group=group) for t, r in receives]
+        ops += [dist.P2POp(dist.isend, t, r, group=group) for t, r in sends]
+        with self._count:
+            self.sent_bytes += sum(t.nbytes for t, _ in sends)
+            self.received_bytes += sum(t.nbytes for t, _ in receives)
+        with self._locks[channel]:
+            return list(dist.batch_isend_irecv(ops)) if ops else []
+
+    def collective(self, op: Collective, output: Tensor, source: Tensor) -> None:
+        """Carry out a collective and return when it is done; over one rank, copy."""
+        ranks = self._schedule.group(op.ranks)
+        if len(ranks) == 1:
+            if output is not source:
+                output.copy_(source[: len(output)])
+            return
+        sent, received = collective_bytes(op, ranks, self._rank, source.element_size())
+        with self._count:
+            self.sent_bytes += sent
+            self.received_bytes += received
+        run_collective(op, output, source, self._groups[tuple(ranks)])
+        if output.is_cuda:
+            torch.cuda.current_stream(output.device).synchronize()
+
+
+def _posted(work: dist.Work | None) -> Handle:
+    if work is None:
+        raise RuntimeError("this rank is not in the process group")
+    return work
+
+
+def run_collective(op: Collective, output: Tensor, source: Tensor, group: dist.ProcessGroup) -> None:
+    """Carry out `op` with torch's function for it, in place where it is all-reduce or broadcast."""
+    match op.kind:
+        case CollectiveKind.ALL_REDUCE:
+            dist.all_reduce(output, group=group)
+        case CollectiveKind.REDUCE_SCATTER:
+            _reduce_scatter(output, source, group=group)
+        case CollectiveKind.ALL_GATHER:
+            _all_gather(output, source, group=group)
+        case CollectiveKind.BROADCAST:
+            dist.broadcast(output, src=op.root, group=group)
+
+
+# torch 2.13 renamed these two; older versions have the old names only.
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
+
+class StagedTransport(Transport):
+    """Gloo for CUDA tensors: copied to pinned host memory before they are sent, and back when they have arrived."""
+
+    def send(self, tensor: Tensor, dst: int, channel: str) -> Handle:
+        """Copy to the host, wait for the copy, and post the message."""
+        return super().send(_to_host(tensor), dst, channel)
+
+    def receive(self, tensor: Tensor, src: int, channel: str) -> Handle:
+        """Post the receipt into host memory; waiting also copies it to `tensor`."""
+        host = _host_like(tensor)
+        return _Landing(super().receive(host, src, channel), host, tensor)
+
+    def together(
+        self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]], channel: str
+    ) -> list[Handle]:
+        """Stage all messages and post them as one group."""
+        hosts = [(_host_like(t), r) for t, r in receives]
+        handles = super().together([(_to_host(t), r) for t, r in sends], hosts, channel)
+        return [_Landings(handles, [(h, t) for (h, _), (t, _) in zip(hosts, receives, strict=True)])]
+
+    def collective(self, op: Collective, output: Tensor, source: Tensor) -> None:
+        """Carry out the collective on host copies."""
+        host_source = _to_host(source)
+        host_output = host_source if output is source else _host_like(output)
+        super().collective(op, host_output, host_source)
+        _to_device(host_output, output)
+
+
+class _Landing:
+    """A message for a device, received in host memory."""
+
+    def __init__(self, handle: Handle, host: Tensor, target: Tensor) -> None:
+        self._handle, self._host, self._target = handle, host, target
+
+    def wait(self) -> None:
+        self._handle.wait()
+        _to_device(self._host, self._target)
+
+
+class _Landings:
+    """Several messages of one group, of which the received ones go on to a device."""
+
+    def __init__(self, handles: Iterable[Handle], landings: Sequence[tuple[Tensor, Tensor]]) -> None:
+        self._handles, self._landings = list(handles), landings
+
+    def wait(self) -> None:
+        for handle in self._handles:
+            handle.wait()
+        for host, target in self._landings:
+            _to_device(host, target)
+
+
+def _host_like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=torch.cuda.is_available())
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    host = _host_like(tensor)
+    host.copy_(tensor, non_blocking=True)
+    _synchronize(tensor)
+    return host
+
+
+def _to_device(host: Tensor, target: Tensor) -> None:
+    target.copy_(host, non_blocking=True)
+    _synchronize(target)
+
+
+def _synchronize(tensor: Tensor) -> None:
+    if tensor.is_cuda:
+        torch.cuda.current_stream(tensor.device).synchronize()

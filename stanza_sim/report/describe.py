@@ -1,0 +1,194 @@
+"""What `stanza-sim show` prints: a model's blocks, a cluster's hosts, a device's data, a strategy's settings."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from stanza_sim.cluster.cluster import Cluster, LinkKind
+from stanza_sim.cluster.device import DeviceSpec
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.units import Size, format_bytes, format_flops, format_rate, format_time
+
+_SHOWN = 12
+"""Rows of hosts and links beyond so many are left out."""
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1) -> Table:
+    """A plain table; the first `texts` columns are texts, the others numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for i, head in enumerate(heads):
+        text = i < texts
+        table.add_column(head, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _facts(console: Console, facts: Iterable[tuple[str, str]]) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, value in facts:
+        table.add_row(name, value)
+    console.print(table)
+
+
+def print_model(profile: ModelProfile, console: Console) -> None:
+    """Blocks with their parameters, work and output; where the CONV part ends; totals."""
+    forward = sum(b.forward_flops for b in profile.blocks)
+    backward = sum(b.backward_input_flops + b.backward_weight_flops for b in profile.blocks)
+    fc = sum(b.numel for b in profile.fc_blocks)
+    _facts(
+        console,
+        [
+            ("model", profile.name),
+            ("factory", profile.factory or "none"),
+            ("input", "x".join(map(str, profile.input_shape)) + f", {profile.num_classes} classes"),
+            ("parameters", f"{profile.numel:,} ({format_bytes(profile.nbytes)}), {fc / profile.numel:.1%} of them FC"),
+            ("work per sample", f"{forward / 1e9:.4g} GFLOP forward, {backward / 1e9:.4g} GFLOP backward"),
+            ("FC part", f"from {profile.fc_blocks[0].name}" if profile.fc_blocks else "none"),
+        ],
+    )
+    console.print()
+    rows = [
+        (
+            b.name,
+            b.kind,
+            f"{b.numel:,}",
+            f"{b.forward_flops / 1e6:,.1f}",
+            f"{(b.backward_input_flops + b.backward_weight_flops) / 1e6:,.1f}",
+            "x".join(map(str, b.output_shape)),
+        )
+        for b in profile.blocks
+    ]
+    console.print(_table(("block", "part", "parameters", "fwd MFLOP", "bwd MFLOP", "output"), rows, texts=2))
+
+
+def _counted(names: Sequence[str]) -> str:
+    """`8 x A100`, for devices and NICs of a host."""
+    counts = Counter(names)
+    return ", ".join(name if n == 1 else f"{n} x {name}" for name, n in counts.items())
+
+
+def _host_rows(cluster: Cluster) -> list[tuple[str, ...]]:
+    """A row for each run of equal hosts."""
+    ranks = Counter(place.host for place in cluster.placement)
+    several = len(cluster.hosts) > 1
+    rows: list[tuple[str, ...]] = []
+    alike = groupby(enumerate(cluster.hosts), key=lambda item: (replace(item[1], name=""), ranks[item[0]]))
+    for (host, count), members in alike:
+        names = [member.name for _, member in members]
+        rows.append(
+            (
+                names[0] if len(names) == 1 else f"{names[0]} .. {names[-1]} ({len(names)})",
+                _counted([d.rpartition("/")[2] for d in host.devices]) or "cores",
+                str(host.cores),
+                f"{host.device_speed:g}",
+                _counted([format_rate(nic.bandwidth_Bps) for nic in host.nics]) if several else "-",
+                f"{host.nic.efficiency:.3g}" if several else "-",
+                str(count),
+            )
+        )
+    return rows
+
+
+def print_cluster(cluster: Cluster, console: Console) -> None:
+    """Hosts with their cores, devices, NICs and ranks; what is between them."""
+    several = len(cluster.hosts) > 1
+    first = cluster.hosts[0]
+    facts = [
+        ("cluster", cluster.name),
+        ("", cluster.description),
+        ("nodes", f"{cluster.nodes} ({'ranks' if cluster.nodes_are_ranks else 'hosts'})"),
+        ("ranks", str(cluster.world_size)),
+    ]
+    if several:
+        latency, overhead = format_time(cluster.latency_s(0, 1)), format_time(first.nic.overhead_s)
+        facts.append(("switches", _first(cluster.switches)))
+        facts.append(("messages", f"{first.name} to {cluster.hosts[1].name}: {latency}, {overhead} to send one"))
+    shares = cluster.world_size > len({place.host for place in cluster.placement})
+    if first.intra is not None:
+        inside = first.intra
+        rate = f"{inside.bandwidth_Bps / 1e9:g} GB/s at {inside.efficiency:.3g}"
+        facts.append(("inside a host", f"{inside.kind}, {rate} for a device, {format_time(inside.latency_s)} a link"))
+    elif shares:
+        loop = first.loopback
+        costs = f"{format_time(loop.message_core_s)} of a core a message, {loop.byte_core_s * 1e9:.3g} ns a byte"
+        rate = f"{loop.bandwidth_Bps / 1e9:g} GB/s, latency {format_time(loop.latency_s)}"
+        facts.append(("inside a host", f"{rate}, {costs}"))
+    _facts(console, facts)
+    console.print()
+    heads = ("host", "devices", "cores", "speed", "NIC", "goodput", "ranks")
+    rows = _host_rows(cluster)
+    console.print(_table(heads, rows[:_SHOWN], texts=2))
+    if len(rows) > _SHOWN:
+        console.print(f"... and {len(rows) - _SHOWN} more")
+    between = [k for k in cluster.links if k.kind in (LinkKind.TRUNK, LinkKind.CABLE, LinkKind.BACKPLANE)]
+    if between:
+        console.print()
+        links = [(k.label, format_rate(k.bandwidth_Bps), format_time(k.latency_s)) for k in between[:_SHOWN]]
+        console.print(_table(("link", "goodput", "latency"), links))
+        if len(between) > _SHOWN:
+            console.print(f"... and {len(between) - _SHOWN} more")
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "none") + more
+
+
+def print_device(device: DeviceSpec, console: Console) -> None:
+    """Data sheet, efficiency by model, and every published timing beside what the fit makes of it."""
+    _facts(
+        console,
+        [
+            ("device", device.name),
+            ("", device.description),
+            ("memory", f"{format_bytes(device.memory_nbytes)} at {device.memory_bandwidth_Bps / 1e9:.4g} GB/s"),
+            ("kernel launch", format_time(device.launch_overhead_s)),
+            *((("peak", f"{format_flops(p.peak_flops)}, {p.note}")) for p in device.precisions.values()),
+            *(("source", s) for s in device.sources),
+        ],
+    )
+    for precision in device.precisions.values():
+        console.print()
+        default = f"{precision.default:.3g} for other models: {precision.default_source}"
+        console.print(f"{precision.name}: efficiency (achieved over peak) by model; {default}", soft_wrap=False)
+        rows = [
+            (
+                name,
+                timing.gpu,
+                f"{fit.value:.3f}",
+                f"{timing.batch}{'?' if timing.batch_assumed else ''}",
+                f"{timing.images_per_s:,g}",
+                f"{timing.ratio - 1:+.0%}" + ("" if timing.fitted else " (not fitted)"),
+            )
+            for name, fit in precision.models.items()
+            for timing in fit.timings
+        ]
+        if rows:
+            console.print(_table(("model", "measured on", "effic.", "batch", "images/s", "residual"), rows, texts=2))
+
+
+def _default(field: FieldInfo) -> str:
+    """The default of a setting as a user would write it."""
+    if get_args(Size)[1] in field.metadata:
+        return f"{field.default / 2**20:g}MiB"
+    return "none" if field.default is None else str(field.default).lower()
+
+
+def print_settings(settings: type[BaseModel], console: Console) -> None:
+    """The keys that `settings:` of a strategy takes, with defaults."""
+    rows = [
+        (name, _default(field), field.description or "")
+        for name, field in settings.model_fields.items()
+    ]
+    console.print(_table(("setting", "default", "meaning"), rows, texts=3))

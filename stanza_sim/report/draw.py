@@ -1,0 +1,272 @@
+"""Draws a cluster: as text for a terminal of 80 columns, and (see `picture`) as PNG or SVG.
+
+Hosts, and switches, that are alike share a line: alike in themselves and, layer by layer, in what they are linked to.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stanza_sim.cluster import Cluster, DirectedLink, Host, LinkKind
+from stanza_sim.units import format_rate, format_time
+
+WIDTH = 80
+_BAR = 20
+_ASCII = str.maketrans({"│": "|", "├": "+", "└": "`", "─": "-", "█": "#", "░": ".", "…": "~"})
+
+Utilisation = Mapping[str, float]
+"""Share of the time for which a link is busy, by its label or name, such as `Prediction.utilisation`; links that it
+does not name are not drawn as busy or idle."""
+
+
+def draw_text(cluster: Cluster, utilisation: Utilisation | None = None, *, plain: bool = False) -> str:
+    """Return a drawing of `cluster` in lines of at most 80 characters, from the top switches down to the devices.
+
+    With `utilisation`, each kind of link has a bar: the mean over the links that are known and, beside it, the
+    busiest. `plain` draws with ASCII characters only, for terminals that have no others.
+    """
+    drawing = _Drawing(cluster=cluster, utilisation=utilisation or {})
+    text = "\n".join(_cut(line) for line in drawing.lines()) + "\n"
+    return text.translate(_ASCII) if plain else text
+
+
+def draw_picture(cluster: Cluster, path: Path, utilisation: Utilisation | None = None) -> None:
+    """Draw `cluster` into `path`, a `.png` or `.svg`; links are coloured by `utilisation` if it is given.
+
+    Raises `InputError` where matplotlib is not installed, for another suffix, and where `path` cannot be written.
+    """
+    from stanza_sim.report.picture import save_picture
+
+    save_picture(cluster, path, utilisation or {})
+
+
+def busy(link: DirectedLink, utilisation: Utilisation) -> float | None:
+    """Return how busy `link` is, if `utilisation` has it."""
+    return utilisation.get(link.label, utilisation.get(link.name))
+
+
+def levels(cluster: Cluster) -> list[int]:
+    """Return the layer of each switch: 1 next to hosts, 2 for those above, and so on."""
+    beside: list[set[int]] = [set() for _ in cluster.switches]
+    for a, b, _ in cluster.fabric.trunks:
+        beside[a].add(b)
+        beside[b].add(a)
+    level = [0] * len(cluster.switches)
+    frontier = sorted({s for attached in cluster.fabric.attached for s in attached})
+    depth = 1
+    while frontier:
+        for s in frontier:
+            level[s] = depth
+        frontier = sorted({t for s in frontier for t in beside[s] if not level[t]})
+        depth += 1
+    return [at or depth for at in level]
+
+
+def alike(count: int, looks: Callable[[int], Hashable], near: Sequence[Iterable[tuple[Hashable, int]]]) -> list[int]:
+    """Return the class of each of `count` things: same looks and, refined, the same neighbours over the same links."""
+    classes = _number(looks(i) for i in range(count))
+    while True:
+        finer = _number(
+            (classes[i], tuple(sorted((str(link), classes[j]) for link, j in near[i]))) for i in range(count)
+        )
+        if max(finer, default=0) == max(classes, default=0):
+            return classes
+        classes = finer
+
+
+def span_of(names: Sequence[str]) -> str:
+    """Return many names in short: `node-0..31` if they count up, otherwise the first and the last."""
+    if len(names) == 1:
+        return names[0]
+    parts = [re.fullmatch(r"(.*?)(\d+)", name) for name in names]
+    first = parts[0]
+    if first and all(p and p[1] == first[1] and int(p[2]) == int(first[2]) + i for i, p in enumerate(parts)):
+        return f"{names[0]}..{int(first[2]) + len(names) - 1}"
+    return f"{names[0]} .. {names[-1]}"
+
+
+def about_host(host: Host) -> str:
+    """Return what a host has, in a few words."""
+    devices = [d.rpartition("/")[2].removesuffix(".yaml") for d in host.devices]
+    kinds = [f"{devices.count(d)} x {d}" if devices.count(d) > 1 else d for d in dict.fromkeys(devices)]
+    speed = "" if host.device_speed == 1 else f", speed {host.device_speed:g}"
+    return ", ".join([f"{host.cores} core{'s' if host.cores > 1 else ''}", *kinds]) + speed
+
+
+def about_link(link: DirectedLink, back: DirectedLink | None = None) -> str:
+    """Return a link's goodput and latency, and those of the way back where they differ."""
+    text = f"{format_rate(link.bandwidth_Bps)} goodput, {format_time(link.latency_s)}"
+    if back is None or (back.bandwidth_Bps, back.latency_s) == (link.bandwidth_Bps, link.latency_s):
+        return text
+    return f"{text} (back {format_rate(back.bandwidth_Bps)}, {format_time(back.latency_s)})"
+
+
+def _number(keys: Iterable[Hashable]) -> list[int]:
+    ids: dict[Hashable, int] = {}
+    return [ids.setdefault(key, len(ids)) for key in keys]
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"
+
+
+@dataclass(slots=True, kw_only=True)
+class _Drawing:
+    """Collects the lines. Vertices are hosts from 0, then switches."""
+
+    cluster: Cluster
+    utilisation: Utilisation
+    near: list[list[tuple[Hashable, int]]] = field(init=False)
+    joint: dict[tuple[int, int], list[tuple[int, int]]] = field(default_factory=dict)
+    members: dict[int, list[int]] = field(default_factory=dict)
+    class_of: list[int] = field(init=False)
+    level: list[int] = field(init=False)
+    drawn: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        cluster = self.cluster
+        hosts, fabric = len(cluster.hosts), cluster.fabric
+        self.near = [[] for _ in range(hosts + len(cluster.switches))]
+        for h in range(hosts):
+            for tx, rx in cluster.nic_links_of(h):
+                for s in cluster.ports()[tx // 2] if not fabric.forwarding else ():
+                    self._link(h, hosts + s, tx, rx)
+        trunks = {(a, b): link for a, b, link in fabric.trunks}
+        for (a, b), link in trunks.items():
+            if a < b:
+                self._link(hosts + a, hosts + b, link, trunks[b, a])
+        cables = {(a, b): links for a, b, links in fabric.cables}
+        for (a, b), links in cables.items():
+            if a < b and links:
+                self._link(a, b, links[0], cables[b, a][0])
+        planes = {s: cluster.links[link].bandwidth_Bps for s, link in fabric.backplanes}
+        ranks = [0] * hosts
+        for at in cluster.placement:
+            ranks[at.host] += 1
+
+        def looks(i: int) -> Hashable:
+            if i >= hosts:
+                return "switch", planes.get(i - hosts)
+            host = cluster.hosts[i]
+            return host.cores, host.devices, host.device_speed, host.intra, host.nics, ranks[i]
+
+        self.class_of = alike(len(self.near), looks, self.near)
+        self.level = [0] * hosts + levels(cluster)
+        for i, c in enumerate(self.class_of):
+            self.members.setdefault(c, []).append(i)
+
+    def _link(self, a: int, b: int, there: int, back: int) -> None:
+        """Note that `a` and `b` are joined."""
+        links = self.cluster.links
+        ways = [(links[k].bandwidth_Bps, links[k].latency_s) for k in (there, back)]
+        self.near[a].append((tuple(ways), b))
+        self.near[b].append((tuple(reversed(ways)), a))
+        self.joint.setdefault((a, b), []).append((there, back))
+
+    def lines(self) -> Iterable[str]:
+        """Yield the lines."""
+        cluster = self.cluster
+        hosts, switches = len(cluster.hosts), len(cluster.switches)
+        facts = [f"{hosts} host{'s' if hosts > 1 else ''}", f"{cluster.world_size} ranks"]
+        if switches and hosts > 1:
+            facts.append(f"{switches} switch{'es' if switches > 1 else ''}")
+        several = bool(cluster.fabric.trunks) or cluster.fabric.forwarding
+        routing = f"; routing {cluster.fabric.routing.kind}" if several else ""
+        yield f"{cluster.name}: {', '.join(facts)}{routing}"
+        yield ""
+        if hosts == 1:
+            switches = 0
+        order = sorted(self.members, key=lambda c: (-self.level[self.members[c][0]], self.members[c][0]))
+        for c in order:
+            if c not in self.drawn and (switches or self.level[self.members[c][0]] == 0):
+                yield from self._vertex(c, "", "")
+        if cables := [k for ends, k in self.joint.items() if max(ends) < hosts]:
+            yield from self._cables([pair for found in cables for pair in found])
+
+    def _vertex(self, c: int, first: str, rest: str) -> Iterable[str]:
+        """Yield the class `c` and all that hangs below it."""
+        self.drawn.add(c)
+        cluster, members = self.cluster, self.members[c]
+        hosts, several = len(cluster.hosts), len(members) > 1
+        if members[0] < hosts:
+            host = cluster.hosts[members[0]]
+            count = f"{len(members)} hosts, each " if several else ""
+            yield f"{first}{self._names(c)}  {count}{about_host(host)}"
+            yield from self._inside(members, rest)
+            return
+        names = self._names(c)
+        noun = f"{len(members)} switches" if several else "switch"
+        yield first + (names if names == noun else f"{names}  {noun}")
+        planes = [link for s, link in cluster.fabric.backplanes if s + hosts in members]
+        if planes:
+            yield f"{rest}   backplane {format_rate(cluster.links[planes[0]].bandwidth_Bps)}{' each' * several}"
+            yield from self._bars(rest + "   ", [("all", planes)])
+        mine = self.level[members[0]]
+        below = dict.fromkeys(self.class_of[j] for i in members for _, j in self.near[i] if self.level[j] < mine)
+        todo = [d for d in below if d not in self.drawn]
+        for d in below:
+            if d in self.drawn:
+                yield f"{rest}├─ also {self._names(d)}, drawn above"
+                yield from self._between(d, c, rest + "│  ")
+        for n, d in enumerate(todo):
+            last = n == len(todo) - 1
+            yield f"{rest}│"
+            yield from self._between(d, c, rest + "│  ")
+            yield from self._vertex(d, rest + ("└─ " if last else "├─ "), rest + ("   " if last else "│  "))
+
+    def _names(self, c: int) -> str:
+        named = [*(host.name for host in self.cluster.hosts), *self.cluster.switches]
+        return span_of([named[i] for i in self.members[c]])
+
+    def _between(self, low: int, high: int, indent: str) -> Iterable[str]:
+        """Yield the links between two classes, bars included."""
+        pairs = []
+        for a in self.members[low]:
+            for b in self.members[high]:
+                pairs += self.joint.get((a, b), []) + [(x, y) for y, x in self.joint.get((b, a), [])]
+        if not pairs:
+            return
+        links = self.cluster.links
+        each = len(pairs) / len(self.members[low])
+        noun = "NIC" if links[pairs[0][0]].kind is LinkKind.SEND else "link"
+        number = f"{each:g} {noun}{'s' if each != 1 else ''}"
+        text = about_link(links[pairs[0][0]], links[pairs[0][1]])
+        yield f"{indent}{number}{' each' if len(self.members[low]) > 1 else ''}: {text}"
+        yield from self._bars(indent, [("up", [x for x, _ in pairs]), ("down", [y for _, y in pairs])])
+
+    def _inside(self, members: Sequence[int], indent: str) -> Iterable[str]:
+        """Yield the fabric inside hosts."""
+        cluster = self.cluster
+        intra = cluster.hosts[members[0]].intra
+        if intra is None:
+            return
+        found = [pair for h in members for pair in cluster.fabric.device_links[h]]
+        yield f"{indent}   inside: {intra.kind} for each device, {about_link(cluster.links[found[0][0]])}"
+        yield from self._bars(indent + "   ", [("out", [a for a, _ in found]), ("in", [b for _, b in found])])
+
+    def _cables(self, pairs: Sequence[tuple[int, int]]) -> Iterable[str]:
+        """Yield the cables between hosts, those alike on one line."""
+        links = self.cluster.links
+        kinds: dict[str, list[tuple[int, int]]] = {}
+        for x, y in pairs:
+            kinds.setdefault(about_link(links[x], links[y]), []).append((x, y))
+        yield ""
+        for text, found in kinds.items():
+            which = f" ({links[found[0][0]].name})" if len(found) == 1 else ""
+            yield f"{len(found)} cable{'s' if len(found) > 1 else ''} between hosts{which}: {text}"
+            yield from self._bars("", [("there", [x for x, _ in found]), ("back", [y for _, y in found])])
+
+    def _bars(self, indent: str, rows: Iterable[tuple[str, Sequence[int]]]) -> Iterable[str]:
+        """Yield a bar for each row of links, if any of them is known."""
+        for name, numbers in rows:
+            found = [(b, k) for k in numbers if (b := busy(self.cluster.links[k], self.utilisation)) is not None]
+            if not found:
+                continue
+            mean = sum(b for b, _ in found) / len(found)
+            most, link = max(found, key=lambda f: (f[0], -f[1]))
+            full = round(min(mean, 1.0) * _BAR)
+            text = f"{indent}{name:<5} {'█' * full}{'░' * (_BAR - full)} {mean:4.0%}"
+            yield text + (f", most {most:.0%}: {self.cluster.links[link].label}" if len(found) > 1 else "")

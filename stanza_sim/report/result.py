@@ -1,0 +1,125 @@
+"""A row of a report: a strategy for a model on a cluster, its prediction and, where it ran, its measurement."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+from stanza_sim.schedule import Schedule
+
+if TYPE_CHECKING:  # the executor needs torch, a report of predictions does not
+    from stanza_sim.execute.job import Measurement
+    from stanza_sim.simulate import Prediction
+
+Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None
+
+LOSS_WINDOW = 10
+"""`loss_first` and `loss_last` are means over this many iterations (fewer if the run is shorter)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One strategy on one model: the schedule, the prediction and the measurement (None if it was not executed)."""
+
+    label: str
+    model: str
+    strategy: str
+    settings: Mapping[str, Json]
+    cluster: str
+    nodes: int
+    batch_per_worker: int
+    precision: str
+    seed: int
+    schedule: Schedule
+    prediction: Prediction
+    measurement: Measurement | None = None
+
+    @property
+    def error_pct(self) -> float | None:
+        """Prediction against measured median, in percent of the measured: negative where the prediction is too fast."""
+        if self.measurement is None:
+            return None
+        return 100 * (self.prediction.iteration_s / self.measurement.iteration_s - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """Everything that one `stanza-sim run` found out, rows in the order of the experiment file."""
+
+    experiment: str
+    rows: tuple[Row, ...]
+
+    def by_model(self) -> dict[str, list[Row]]:
+        """The rows of each model, in order."""
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault(row.model, []).append(row)
+        return groups
+
+
+def loss_ends(losses: Sequence[float]) -> tuple[float, float]:
+    """Means of the first and of the last `LOSS_WINDOW` losses; raises `ValueError` if there are none."""
+    if not losses:
+        raise ValueError("no losses")
+    first, last = losses[:LOSS_WINDOW], losses[-LOSS_WINDOW:]
+    return math.fsum(first) / len(first), math.fsum(last) / len(last)
+
+
+def _measured(row: Row) -> dict[str, Json] | None:
+    m = row.measurement
+    if m is None:
+        return None
+    first, last = loss_ends(m.losses) if m.losses else (None, None)
+    return {
+        "iteration_s": m.iteration_s,
+        "iteration_s_min": m.iteration_s_min,
+        "iteration_s_max": m.iteration_s_max,
+        "samples_per_s": m.samples_per_s,
+        "loss_first": _finite(first),
+        "loss_last": _finite(last),
+    }
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity: a loss that diverged is null."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def result_object(result: Result) -> dict[str, Json]:
+    """The result as plain JSON values; times in seconds, `error_pct` as `Row.error_pct`."""
+    return {
+        "experiment": result.experiment,
+        "runs": [
+            {
+                "label": row.label,
+                "model": row.model,
+                "strategy": row.strategy,
+                "settings": dict(row.settings),
+                "cluster": row.cluster,
+                "nodes": row.nodes,
+                "batch_per_worker": row.batch_per_worker,
+                "precision": row.precision,
+                "seed": row.seed,
+                "schedule_hash": row.schedule.digest(),
+                "predicted": {
+                    "iteration_s": row.prediction.iteration_s,
+                    "samples_per_s": row.prediction.samples_per_s,
+                    "exposed_comm_s": row.prediction.exposed_comm_s,
+                    "bound_s": row.prediction.bound_s,
+                    "bottleneck": row.prediction.bottleneck,
+                    "cost_source": row.prediction.cost_source,
+                },
+                "measured": _measured(row),
+                "error_pct": row.error_pct,
+            }
+            for row in result.rows
+        ],
+    }
+
+
+def result_json(result: Result) -> str:
+    """The result as one JSON object, equal bytes for equal results."""
+    return json.dumps(result_object(result), indent=1, allow_nan=False) + "\n"

@@ -1,0 +1,157 @@
+"""The table that `stanza-sim run` prints: one section for each model, laid out for 80 columns.
+
+Numbers are never cut off: labels give way first, and texts that belong to a row stand below it on lines of their own.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import floor, log10
+
+from rich.console import Console
+from rich.text import Text
+
+from stanza_sim.report.compare import explain
+from stanza_sim.report.result import Result, Row, loss_ends
+from stanza_sim.simulate.run import Prediction
+
+WIDTH = 80
+_GAP = "  "
+_MIN_LABEL = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Column:
+    """A column of numbers: its heading, the unit below it, and a cell for each row."""
+
+    heading: str
+    unit: str
+    cells: Sequence[str]
+
+    @property
+    def width(self) -> int:
+        """Characters of the widest entry."""
+        return max(map(len, (self.heading, self.unit, *self.cells)))
+
+
+def fixed(values: Iterable[float], *, significant: int = 3, most: int = 3) -> list[str]:
+    """Print numbers with one count of decimals, so that the smallest that is not zero has `significant` digits.
+
+    At most `most` decimals; thousands are set off by commas.
+    """
+    numbers = list(values)
+    sizes = [abs(v) for v in numbers if v]
+    decimals = min(most, max(0, significant - 1 - floor(log10(min(sizes))))) if sizes else 0
+    return [f"{v:,.{decimals}f}" for v in numbers]
+
+
+def _ms(values: Iterable[float]) -> list[str]:
+    return fixed(v * 1e3 for v in values)
+
+
+def _write(console: Console, line: str, style: str = "") -> None:
+    console.print(Text(line.rstrip(), style=style), soft_wrap=True)
+
+
+def _note(console: Console, text: str) -> None:
+    """Print a text that belongs to the row above, indented."""
+    for line in textwrap.wrap(text, WIDTH - 4, break_long_words=False):
+        _write(console, f"    {line}", "dim")
+
+
+def _grid(console: Console, labels: Sequence[str], columns: Sequence[Column], notes: Sequence[Sequence[str]]) -> None:
+    """Print a heading and, for each label, its numbers and below them its notes."""
+    numbers = sum(len(_GAP) + c.width for c in columns)
+    space = max(_MIN_LABEL, WIDTH - numbers)
+    width = min(space, max(len("strategy"), *map(len, labels)))
+
+    def line(label: str, cells: Iterable[str]) -> str:
+        return label.ljust(width) + "".join(_GAP + cell.rjust(c.width) for cell, c in zip(cells, columns, strict=True))
+
+    _write(console, line("strategy", (c.heading for c in columns)), "bold")
+    if any(c.unit for c in columns):
+        _write(console, line("", (c.unit for c in columns)), "dim")
+    for i, label in enumerate(labels):
+        first, *more = textwrap.wrap(label, width) or [""]
+        _write(console, line(first, (c.cells[i] for c in columns)))
+        for rest in more:
+            _write(console, rest)
+        for note in notes[i]:
+            _note(console, note)
+
+
+def _predictions(console: Console, rows: Sequence[Row]) -> None:
+    found = [r.prediction for r in rows]
+    base = found[0].samples_per_s
+    columns = [
+        Column(heading="nodes", unit="", cells=[str(r.nodes) for r in rows]),
+        Column(heading="iteration", unit="ms", cells=_ms(p.iteration_s for p in found)),
+        Column(heading="samples/s", unit="", cells=fixed(p.samples_per_s for p in found)),
+        Column(heading="speed-up", unit="", cells=[f"{p.samples_per_s / base:.2f}x" for p in found]),
+        Column(heading="exposed", unit="ms", cells=_ms(p.exposed_comm_s for p in found)),
+        Column(heading="bound", unit="ms", cells=_ms(p.bound_s for p in found)),
+    ]
+    _grid(console, [r.label for r in rows], columns, [_predicted_notes(p) for p in found])
+
+
+def _predicted_notes(prediction: Prediction) -> list[str]:
+    notes = [f"bottleneck: {prediction.bottleneck}"]
+    if not prediction.steady:
+        notes.append(f"did not settle: a mean over the last of {prediction.iterations} iterations")
+    return notes
+
+
+def _measured_notes(row: Row) -> list[str]:
+    m = row.measurement
+    if m is None:
+        return []
+    shares = explain(row.prediction.timeline, m.timeline, row.schedule)
+    parts = ", ".join(f"{s.kind} {s.difference_s * 1e3:+.2f}" for s in shares)
+    notes = [f"predicted less measured, ms: {parts}"]
+    if m.losses:
+        first, last = loss_ends(m.losses)
+        accuracy = "" if m.accuracy is None else f", accuracy {m.accuracy:.1%}"
+        notes.append(f"loss {first:#.3g} -> {last:#.3g}{accuracy}")
+    return notes
+
+
+def _measurements(console: Console, rows: Sequence[Row]) -> None:
+    pairs = [(r, r.measurement, r.error_pct) for r in rows]
+    done = [(r, m, e) for r, m, e in pairs if m is not None and e is not None]
+    if not done:
+        return
+    times = _ms(v for _, m, _ in done for v in (m.iteration_s_min, m.iteration_s, m.iteration_s_max))
+    columns = [
+        Column(heading="predicted", unit="ms", cells=_ms(r.prediction.iteration_s for r, _, _ in done)),
+        Column(heading="measured", unit="median, ms", cells=times[1::3]),
+        Column(heading="spread", unit="ms", cells=[f"{a} - {b}" for a, b in zip(times[::3], times[2::3], strict=True)]),
+        Column(heading="samples/s", unit="", cells=fixed(m.samples_per_s for _, m, _ in done)),
+        Column(heading="error", unit="%", cells=[f"{e:+.1f}" for _, _, e in done]),
+    ]
+    _write(console, "")
+    _grid(console, [r.label for r, _, _ in done], columns, [_measured_notes(r) for r, _, _ in done])
+
+
+def print_result(result: Result, console: Console) -> None:
+    """Print the whole result on `console`; lines are at most 80 characters wide unless a number needs more."""
+    shared = result.rows[0]
+    _write(console, f"{result.experiment}: {shared.nodes} nodes of {shared.cluster}, {shared.precision}", "bold")
+    for model, rows in result.by_model().items():
+        _write(console, "")
+        _write(console, f"{model}, {rows[0].batch_per_worker} samples per worker", "bold cyan")
+        _predictions(console, rows)
+        _measurements(console, rows)
+        for source in dict.fromkeys(r.prediction.cost_source for r in rows):
+            for line in textwrap.wrap(f"costs: {source}", WIDTH, subsequent_indent="  ", break_long_words=False):
+                _write(console, line, "dim")
+    legend = [
+        "speed-up: samples/s against the first row. exposed: mean time that a rank waits for what is moving.",
+        "bound: no schedule of this kind takes less on this cluster.",
+    ]
+    if any(r.measurement is not None for r in result.rows):
+        legend.append("error: prediction against measured median; negative means that the prediction is too fast.")
+    _write(console, "")
+    for line in textwrap.wrap(" ".join(legend), WIDTH):
+        _write(console, line, "dim")

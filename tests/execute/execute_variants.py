@@ -1,0 +1,64 @@
+"""Every variant of every strategy, as (id, strategy, world size, settings): what the tests of the executor run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from stanza_sim import strategies
+from stanza_sim.execute.job import LearningRate, Measurement, Optimizer, RunJob, Training
+from stanza_sim.execute.launch import Pool
+from stanza_sim.execute.measure import merge
+from stanza_sim.execute.protocol import RunTask
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Schedule, check
+
+PS, AR, ST = "parameter_server", "all_reduce", "stanza"
+VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
+    ("ps-1", PS, 4, {"servers": 1, "overlap": False}),
+    ("ps-1-overlap", PS, 4, {"servers": 1}),
+    ("ps-2-balanced", PS, 5, {"servers": 2}),
+    ("ps-2-cut", PS, 5, {"servers": 2, "assignment": "cut"}),
+    ("ps-2-cut-no-overlap", PS, 4, {"servers": 2, "assignment": "cut", "overlap": False}),
+    ("colocated-cut", PS, 4, {"placement": "colocated", "assignment": "cut"}),
+    ("colocated-cut-no-overlap", PS, 4, {"placement": "colocated", "assignment": "cut", "overlap": False}),
+    ("colocated-balanced", PS, 4, {"placement": "colocated"}),
+    ("colocated-balanced-no-overlap", PS, 3, {"placement": "colocated", "overlap": False}),
+    ("colocated-2-of-4", PS, 4, {"placement": "colocated", "servers": 2, "assignment": "cut"}),
+    ("all-reduce", AR, 4, {}),
+    ("all-reduce-no-overlap", AR, 4, {"overlap": False}),
+    ("all-reduce-small-buckets", AR, 5, {"first_bucket": "400B", "bucket": "2kB"}),
+    ("one-rank", AR, 1, {}),
+    ("stanza-1", ST, 4, {}),
+    ("stanza-1-no-overlap", ST, 4, {"overlap": False}),
+    ("stanza-1-ps", ST, 4, {"conv_exchange": "parameter_server"}),
+    ("stanza-1-ps-no-overlap", ST, 4, {"conv_exchange": "parameter_server", "overlap": False}),
+    ("stanza-2", ST, 4, {"fc_workers": 2}),
+    ("stanza-2-uneven", ST, 5, {"fc_workers": 2}),
+    ("stanza-2-uneven-ps", ST, 5, {"fc_workers": 2, "conv_exchange": "parameter_server"}),
+    ("stanza-2-small-buckets", ST, 5, {"fc_workers": 2, "first_bucket": "100B", "bucket": "100B"}),
+]
+TRAINING = Training(
+    iterations=5,
+    warmup=1,
+    data="digits",
+    seed=3,
+    optimizer=Optimizer(
+        lr=0.1, momentum=0.9, weight_decay=5e-3, schedule=LearningRate(kind="cosine", warmup=2)
+    ),
+)
+
+
+def schedule_of(model: ModelProfile, strategy: str, world: int, settings: dict[str, object]) -> Schedule:
+    found = strategies.get(strategy)
+    made = found.build(model, world_size=world, batch_per_worker=6, settings=found.Settings.model_validate(settings))
+    check(made, model)
+    return made
+
+
+def job_of(model: ModelProfile, schedule: Schedule, **changes: object) -> RunJob:
+    job = RunJob(schedule=schedule, model=model, training=TRAINING, timeout_s=15, keep_parameters=True)
+    return replace(job, **changes)
+
+
+def run(pool: Pool, job: RunJob) -> Measurement:
+    return merge(job, [r for r in pool.run(RunTask(job)) if r is not None])

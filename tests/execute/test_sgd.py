@@ -1,0 +1,24 @@
+"""Training with a schedule equals single-process SGD on the same global batches."""
+
+from __future__ import annotations
+
+import pytest
+from execute_variants import VARIANTS, job_of, run, schedule_of
+
+from stanza_sim.execute.launch import Pool
+from stanza_sim.execute.reference import largest_deviation, train
+from stanza_sim.model.profile import ModelProfile
+
+TOLERANCE = 1e-4
+
+
+@pytest.mark.parametrize(("strategy", "world", "settings"), [v[1:] for v in VARIANTS], ids=[v[0] for v in VARIANTS])
+def test_every_variant_equals_sgd(
+    pool: Pool, tiny: ModelProfile, strategy: str, world: int, settings: dict[str, object]
+) -> None:
+    job = job_of(tiny, schedule_of(tiny, strategy, world, settings))
+    measured = run(pool, job)
+    reference = train(job)
+    assert measured.parameters is not None
+    assert largest_deviation(dict(measured.parameters), reference) <= TOLERANCE
+    assert measured.losses == pytest.approx(reference.losses, rel=1e-5)

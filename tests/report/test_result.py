@@ -1,0 +1,66 @@
+"""The JSON object: its keys are a promise."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from stanza_sim.report.result import Result, loss_ends, result_json
+
+RUN_KEYS = [
+    "label",
+    "model",
+    "strategy",
+    "settings",
+    "cluster",
+    "nodes",
+    "batch_per_worker",
+    "precision",
+    "seed",
+    "schedule_hash",
+    "predicted",
+    "measured",
+    "error_pct",
+]
+PREDICTED_KEYS = ["iteration_s", "samples_per_s", "exposed_comm_s", "bound_s", "bottleneck", "cost_source"]
+MEASURED_KEYS = ["iteration_s", "iteration_s_min", "iteration_s_max", "samples_per_s", "loss_first", "loss_last"]
+
+
+def test_keys_and_values_of_the_json_object(make_row):
+    result = Result(experiment="example", rows=(make_row(measured=True), make_row(label="again")))
+    data = json.loads(result_json(result))
+    assert list(data) == ["experiment", "runs"]
+    assert data["experiment"] == "example"
+    first, second = data["runs"]
+    assert list(first) == list(second) == RUN_KEYS
+    assert list(first["predicted"]) == PREDICTED_KEYS
+    assert list(first["measured"]) == MEASURED_KEYS
+    assert first["schedule_hash"] == make_row().schedule.digest()
+    assert first["settings"] == {"overlap": True}
+    assert first["predicted"]["iteration_s"] == 7.6e-3
+    assert first["measured"]["iteration_s_max"] == 12.25e-3
+    assert first["measured"]["loss_first"] == pytest.approx(2.0 - 0.05 * 4.5)
+    assert first["measured"]["loss_last"] == pytest.approx(2.0 - 0.05 * 24.5)
+    assert first["error_pct"] == pytest.approx(-24.0)
+    assert second["measured"] is None
+    assert second["error_pct"] is None
+
+
+def test_equal_results_give_equal_bytes(make_row):
+    texts = {result_json(Result(experiment="e", rows=(make_row(measured=True),))) for _ in range(3)}
+    assert len(texts) == 1
+
+
+def test_a_loss_that_diverged_is_null(make_row):
+    row = make_row(measured=True)
+    row = replace(row, measurement=replace(row.measurement, losses=(2.0, math.inf, math.nan)))
+    measured = json.loads(result_json(Result(experiment="e", rows=(row,))))["runs"][0]["measured"]
+    assert measured["loss_first"] is None
+    assert measured["loss_last"] is None
+
+
+def test_loss_ends_of_a_short_run():
+    assert loss_ends([4.0, 2.0]) == (3.0, 3.0)
+    with pytest.raises(ValueError, match="no losses"):
+        loss_ends([])

@@ -1,0 +1,86 @@
+"""The table fits 80 columns and cuts no number off."""
+
+import io
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from stanza_sim.report.result import Result
+from stanza_sim.report.table import fixed, print_result
+
+
+def printed(*rows, width: int = 80) -> str:
+    out = io.StringIO()
+    print_result(Result(experiment="example", rows=rows), Console(file=out, width=width, highlight=False))
+    return out.getvalue()
+
+
+
+
+def test_a_row_with_its_measurement(make_row):
+    text = printed(make_row(measured=True))
+    head, _, tail = text.partition("    predicted less measured")
+    assert head.splitlines() == [
+        "example: 2 nodes of star, fp32",
+        "",
+        "net, 4 samples per worker",
+        "strategy    nodes  iteration  samples/s  speed-up  exposed  bound",
+        "                          ms                            ms     ms",
+        "all-reduce      2       7.60      1,053     1.00x     4.00   4.00",
+        "    bottleneck: node-0 transmit side (worker, 1 more like it), 53% busy",
+        "",
+        "strategy    predicted    measured        spread  samples/s  error",
+        "                   ms  median, ms            ms                 %",
+        "all-reduce       7.60       10.00  9.50 - 12.25        800  -24.0",
+    ]
+    assert tail.splitlines()[:3] == [
+        ", ms: all_reduce -2.00, forward -0.50, update +0.10",
+        "    loss 1.77 -> 0.775, accuracy 95.3%",
+        "costs: roofline V100, by hand",
+    ]
+
+
+def test_speed_up_is_against_the_first_row_of_the_same_model(make_row):
+    def at(label: str, model: str, rate: float):
+        row = make_row(label=label, model=model)
+        return replace(row, prediction=replace(row.prediction, samples_per_s=rate))
+
+    text = printed(at("a", "one", 100.0), at("b", "one", 250.0), at("c", "two", 10.0), at("d", "two", 5.0))
+    factors = [word for line in text.splitlines() for word in line.split() if word.endswith("x") and word[0].isdigit()]
+    assert factors == ["1.00x", "2.50x", "1.00x", "0.50x"]
+
+
+def test_a_prediction_that_did_not_settle_says_so(make_row):
+    row = make_row()
+    assert "did not settle" not in printed(row)
+    assert "did not settle" in printed(replace(row, prediction=replace(row.prediction, steady=False)))
+
+
+LABELS = st.text(alphabet="abcdefg ,-", min_size=1, max_size=60).filter(str.strip)
+SECONDS = st.floats(min_value=1e-6, max_value=5e3)
+
+
+def test_any_row_keeps_to_80_columns(make_row):
+    base = make_row(measured=True)
+
+    @given(LABELS, SECONDS, SECONDS, st.floats(min_value=0.1, max_value=1e6))
+    def check(label, iteration, exposed, rate):
+        prediction = replace(base.prediction, iteration_s=iteration, exposed_comm_s=exposed, samples_per_s=rate)
+        text = printed(replace(base, label=label.strip(), prediction=prediction), replace(base, label="other"))
+        lines = text.splitlines()
+        assert max(map(len, lines)) <= 80, text
+        assert "…" not in text
+        assert fixed([iteration * 1e3, base.prediction.iteration_s * 1e3])[0] in text
+
+    check()
+
+
+@given(st.lists(st.floats(min_value=1e-3, max_value=1e7), min_size=1))
+def test_numbers_of_a_column_keep_three_digits_of_the_smallest(values):
+    cells = fixed(values)
+    assert len({c.partition(".")[2] and len(c.partition(".")[2]) for c in cells}) == 1
+    for cell, value in zip(cells, values, strict=True):
+        shown = float(cell.replace(",", ""))
+        assert abs(shown - value) <= max(5e-3 * value, 5e-4) * 1.0001
