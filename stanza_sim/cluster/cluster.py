@@ -1,107 +1,60 @@
 """What a schedule runs on: hosts, their NICs, the switches between them, and the links of every route.
 
 A NIC is two directed links, since a port is full duplex: its transmit side and its receive side. Between two hosts
-a message crosses the sender's transmit side, the links between the switches on its way, and the receiver's receive
-side; each adds its latency. Hosts do not forward for others. Ranks on one host talk over its loopback, which is
-not a link: it has a single-stream cap and costs core time.
+a message crosses the sender's transmit side, the links (and backplanes) of the switches on its way, and the
+receiver's receive side; each adds its latency. Hosts forward for others only where the topology says so. Ranks on
+one host talk over its internal fabric, where their devices have one, and otherwise over its loopback, which is not
+a link: it has a single-stream cap and costs core time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice, pairwise
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from stanza_sim.cluster.parts import (
+    DirectedLink,
+    Fabric,
+    Host,
+    Intra,
+    IntraKind,
+    LinkKind,
+    Loopback,
+    Nic,
+    Placement,
+    Routing,
+    RoutingKind,
+)
+from stanza_sim.cluster.routing import Core, Part, Usage, flow_key
+from stanza_sim.cluster.wiring import Wiring
 from stanza_sim.errors import InputError
 
 if TYPE_CHECKING:
     import networkx as nx
 
-MOST_EQUAL_PATHS = 64
-"""Of more equally short paths between two switches than this, only so many are used."""
+    from stanza_sim.cluster.orbits import Orbits
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DirectedLink:
-    """One direction of a cable. `bandwidth_Bps` is goodput (rate x efficiency); `label` is for tables."""
-
-    name: str
-    label: str
-    bandwidth_Bps: float
-    latency_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Nic:
-    """A network port, full duplex.
-
-    `bandwidth_Bps` is the raw rate of each direction and `efficiency` the share of it that payload gets;
-    `latency_s` is one way from the host to the switch (or back), `overhead_s` the time that the sending side needs
-    for each message before its first byte leaves.
-    """
-
-    bandwidth_Bps: float
-    latency_s: float = 0.0
-    overhead_s: float = 0.0
-    efficiency: float = 1.0
-
-    @property
-    def goodput_Bps(self) -> float:
-        """Payload bytes per second in each direction."""
-        return self.bandwidth_Bps * self.efficiency
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Loopback:
-    """How ranks on one host exchange messages.
-
-    `bandwidth_Bps` caps a single stream; `message_core_s` and `byte_core_s` are the core-seconds that a message and
-    a byte cost, both sides together. The defaults are what gloo reached between two processes of a virtual machine
-    with 2 cores (16 MB one way: 1.5 GB/s and 0.75 core-seconds per GB; 64 bytes: 140 us); they are calibrated before
-    a run on this machine is predicted.
-    """
-
-    bandwidth_Bps: float = 1.5e9
-    latency_s: float = 50e-6
-    message_core_s: float = 100e-6
-    byte_core_s: float = 0.8e-9
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Host:
-    """A machine. `devices` names its accelerators; without any, ranks compute on its cores (device `cpu`).
-
-    `device_speed` scales how fast its devices (or cores) compute: 0.5 is half as fast as the device's data say.
-    """
-
-    name: str
-    cores: int
-    nic: Nic
-    devices: tuple[str, ...] = ()
-    device_speed: float = 1.0
-    loopback: Loopback = field(default_factory=Loopback)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """Where a rank runs: the index of its host and of its device there (None: on the host's cores)."""
-
-    host: int
-    device: int | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fabric:
-    """How hosts hang together. All numbers are indices of hosts, of switches or into `Cluster.links`.
-
-    `attached[h]` are the switches of host h; `trunks` are (switch, switch, link) and `cables` (host, host, links),
-    each for one direction.
-    """
-
-    attached: tuple[tuple[int, ...], ...]
-    trunks: tuple[tuple[int, int, int], ...] = ()
-    cables: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
+__all__ = [
+    "Cluster",
+    "DirectedLink",
+    "Fabric",
+    "Host",
+    "Intra",
+    "IntraKind",
+    "LinkKind",
+    "Loopback",
+    "Nic",
+    "Placement",
+    "Routing",
+    "RoutingKind",
+    "Usage",
+    "flow_key",
+    "place",
+    "star",
+    "with_loopback",
+]
 
 
 @dataclass(slots=True)
@@ -109,19 +62,20 @@ class _Found:
     """What has been worked out so far; a cache, so no part of a cluster's value."""
 
     ranks: list[tuple[int, ...]] | None = None
-    graph: nx.DiGraph | None = None
-    trunks: dict[tuple[int, int], int] | None = None
+    core: Core | None = None
+    first_port: Sequence[int] | None = None
+    ports: Sequence[tuple[int, ...]] | None = None
     cables: dict[tuple[int, int], tuple[int, ...]] | None = None
-    between: dict[tuple[int, int], tuple[tuple[int, ...], ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
     """Hosts, links and the place of each rank.
 
-    Host h has the links 2h (transmit side) and 2h + 1 (receive side), unless there is one host only; links between
-    switches and cables between hosts follow. `nodes_are_ranks` says that a node in the sense of the comparison at
-    equal node count is a rank (ranks that share a host) and not a host.
+    NIC number p, counted host by host, has the links 2p (transmit side) and 2p + 1 (receive side), unless there is
+    one host only; so these are 2h and 2h + 1 where all hosts have one NIC. Links between switches, cables between
+    hosts, backplanes of switches and links of devices follow. `nodes_are_ranks` says that a node in the sense of the
+    comparison at equal node count is a rank (ranks that share a host) and not a host.
     """
 
     name: str
@@ -146,10 +100,11 @@ class Cluster:
 
     @property
     def hosts_on_one_switch(self) -> bool:
-        """Whether the two sides of the NICs are the only links that any route uses."""
-        if self.fabric.cables:
+        """Whether the two sides of NICs, one for each host, are the only links that any route uses."""
+        fabric = self.fabric
+        if fabric.cables or fabric.ports or fabric.backplanes or fabric.device_links:
             return False
-        shared = set(self.fabric.attached[0]).intersection(*set(self.fabric.attached))
+        shared = set(fabric.attached[0]).intersection(*set(fabric.attached))
         return bool(shared) or len(self.hosts) == 1
 
     def host_of(self, rank: int) -> Host:
@@ -178,77 +133,177 @@ class Cluster:
         """Return whether ranks `a` and `b` are on one host."""
         return self.placement[a].host == self.placement[b].host
 
+    # --- routes ------------------------------------------------------------------------------------------------------
+
+    def nic_host(self, link: int) -> int | None:
+        """Return the host whose NIC has `link` as one of its sides; None for every other link."""
+        found = self.links[link]
+        return found.host if found.kind in (LinkKind.SEND, LinkKind.RECEIVE) else None
+
+    def nic_links_of(self, host: int) -> tuple[tuple[int, int], ...]:
+        """Return (transmit side, receive side) of each NIC of `host`; nothing where there is one host only."""
+        if len(self.hosts) == 1 and not (self.links and self.links[0].kind is LinkKind.SEND):
+            return ()
+        first = self._port(host, None)
+        return tuple((2 * p, 2 * p + 1) for p in range(first, first + len(self.hosts[host].nics)))
+
     def route(self, src_host: int, dst_host: int) -> tuple[int, ...]:
         """Return the indices of the links from one host to another, in order; () on the same host.
 
-        The path has the fewest hops. Among n equally short paths the destination decides (dst modulo n), so that
-        routes are the same every time and a shift of all hosts loads the paths evenly (D-mod-k routing, E. Zahavi,
-        "Fat-tree routing and node ordering providing contention free traffic for MPI global collectives", 2012).
+        The route is that of a message between the hosts' first devices, without the links inside the hosts. With
+        routing `spread`, which has no single route, it is the one that `shortest` would take.
         Raises `InputError` if the hosts are not connected (`load_cluster` has checked that they are).
         """
         if src_host == dst_host:
             return ()
-        tx, rx = 2 * src_host, 2 * dst_host + 1
-        attached = self.fabric.attached
-        if not self.fabric.cables and attached[src_host] and attached[src_host] == attached[dst_host]:
-            return tx, rx
-        cables = self._found.cables
-        if cables is None:
-            cables = self._found.cables = {(a, b): links for a, b, links in self.fabric.cables}
-        if (direct := cables.get((src_host, dst_host))) is not None:
-            return tx, *direct, rx
-        paths = self._switch_paths(src_host, dst_host)
-        if not paths:
-            raise InputError(
-                f"{self.hosts[src_host].name} and {self.hosts[dst_host].name} are not connected", where=self.name
-            )
-        return tx, *paths[dst_host % len(paths)], rx
+        src, dst = self._port(src_host, None), self._port(dst_host, None)
+        spread = self.fabric.routing.kind is RoutingKind.SPREAD
+        part = self._part(src_host, dst_host, src, dst, 0, RoutingKind.SHORTEST if spread else None)
+        return 2 * src, *(link for link, _ in part.usage), 2 * dst + 1
 
     def latency_s(self, src_host: int, dst_host: int) -> float:
         """Return the sum of the latencies of the route's links; 0 on the same host (see `Loopback.latency_s`)."""
         return sum(self.links[link].latency_s for link in self.route(src_host, dst_host))
 
-    def _switch_paths(self, src_host: int, dst_host: int) -> tuple[tuple[int, ...], ...]:
-        """Return the shortest ways, as trunk links, from a switch of one host to a switch of another."""
-        attached = self.fabric.attached
-        best: list[tuple[int, ...]] = []
-        for a in attached[src_host]:
-            for b in attached[dst_host]:
-                for path in self._between(a, b):
-                    if not best or len(path) < len(best[0]):
-                        best = [path]
-                    elif len(path) == len(best[0]):
-                        best.append(path)
-        return tuple(best)
+    def usage(
+        self,
+        src_host: int,
+        dst_host: int,
+        key: int = 0,
+        src_device: int | None = None,
+        dst_device: int | None = None,
+    ) -> tuple[Usage, float]:
+        """Return what a message uses, as (link, share of its bytes), and its latency (the largest over its ways).
 
-    def _between(self, a: int, b: int) -> tuple[tuple[int, ...], ...]:
-        """Return the shortest paths between two switches, as trunk links; found once per pair."""
-        if a == b:
-            return ((),)
-        cache = self._found.between
-        if (a, b) not in cache:
-            import networkx as nx  # a star never needs it, and it takes longer to import than a star to build
+        `key` is what ECMP's hash takes beside the two ends; see `flow_key`. A device uses the NIC that
+        `Host.nic_of` says; None (a rank on its host's cores) uses the first NIC. On one host the links are those of
+        two devices in its internal fabric; without such a fabric there are none, since the loopback is no link.
+        Raises `InputError` if the hosts are not connected (`load_cluster` has checked that they are).
+        """
+        links = self.links
+        if src_host == dst_host:
+            inner = self.device_links(src_host, src_device), self.device_links(src_host, dst_device)
+            if inner[0] is None or inner[1] is None or src_device == dst_device:
+                return (), 0.0
+            out, into = inner[0][0], inner[1][1]
+            return ((out, 1.0), (into, 1.0)), links[out].latency_s + links[into].latency_s
+        src, dst = self._port(src_host, src_device), self._port(dst_host, dst_device)
+        part = self._part(src_host, dst_host, src, dst, key, None)
+        tx, rx = 2 * src, 2 * dst + 1
+        latency_s = links[tx].latency_s + part.latency_s + links[rx].latency_s
+        usage = ((tx, 1.0), *part.usage, (rx, 1.0))
+        if self.fabric.device_links:
+            if (pcie := self._pcie(src_host, src_device)) is not None:
+                usage, latency_s = ((pcie[0], 1.0), *usage), latency_s + links[pcie[0]].latency_s
+            if (pcie := self._pcie(dst_host, dst_device)) is not None:
+                usage, latency_s = (*usage, (pcie[1], 1.0)), latency_s + links[pcie[1]].latency_s
+        return usage, latency_s
 
-            trunks = self._found.trunks
-            if trunks is None:
-                trunks = self._found.trunks = {(x, y): link for x, y, link in self.fabric.trunks}
-                self._found.graph = nx.DiGraph(sorted(trunks))
-                self._found.graph.add_nodes_from(range(len(self.switches)))
-            try:
-                found = sorted(islice(nx.all_shortest_paths(self._found.graph, a, b), MOST_EQUAL_PATHS))
-            except nx.NetworkXNoPath:
-                found = []
-            cache[a, b] = tuple(tuple(trunks[hop] for hop in pairwise(p)) for p in found)
-        return cache[a, b]
+    def device_links(self, host: int, device: int | None) -> tuple[int, int] | None:
+        """Return the links (out, in) of a device into its host's internal fabric, if it has one."""
+        if device is None or not self.fabric.device_links or not self.fabric.device_links[host]:
+            return None
+        return self.fabric.device_links[host][device]
 
+    def host_orbits(
+        self, colour: Sequence[int] | None = None, pairs: Iterable[Iterable[tuple[int, int]]] | None = None
+    ) -> Orbits | None:
+        """Return classes of hosts and of links that no flow can tell apart; None where no symmetry is proved.
 
-def nic_links(name: str, nic: Nic) -> tuple[DirectedLink, DirectedLink]:
-    """Return the transmit and the receive side of the NIC of host `name`."""
-    goodput, latency = nic.goodput_Bps, nic.latency_s
-    return (
-        DirectedLink(name=f"{name}.tx", label=f"{name} transmit side", bandwidth_Bps=goodput, latency_s=latency),
-        DirectedLink(name=f"{name}.rx", label=f"{name} receive side", bandwidth_Bps=goodput, latency_s=latency),
-    )
+        See `stanza_sim.cluster.orbits`, which says what is proved. `colour` tells hosts apart that play different
+        roles; `pairs` limits who sends to whom: one collection of (source host, destination host) for each pattern.
+        Left out, every host may send to every other.
+        """
+        from stanza_sim.cluster.orbits import find_orbits  # numpy
+
+        return find_orbits(self, colour, pairs)
+
+    def graph(self) -> nx.DiGraph:
+        """Return hosts, switches and the links between them as a networkx graph.
+
+        Nodes are names with `kind` (host or switch) and `index`; edges have `links`, indices into `self.links`.
+        """
+        import networkx as nx  # takes longer to import than a star to build
+
+        graph = nx.DiGraph(name=self.name)
+        graph.add_nodes_from((host.name, {"kind": "host", "index": i}) for i, host in enumerate(self.hosts))
+        graph.add_nodes_from((name, {"kind": "switch", "index": i}) for i, name in enumerate(self.switches))
+        for h, host in enumerate(self.hosts):
+            for tx, rx in self.nic_links_of(h):
+                for s in self.ports()[tx // 2] if not self.fabric.forwarding else ():
+                    for start, end, link in ((host.name, self.switches[s], tx), (self.switches[s], host.name, rx)):
+                        others = graph.get_edge_data(start, end, {"links": ()})["links"]
+                        graph.add_edge(start, end, links=(*others, link))
+        for a, b, trunk in self.fabric.trunks:
+            graph.add_edge(self.switches[a], self.switches[b], links=(trunk,))
+        for a, b, links in self.fabric.cables:
+            graph.add_edge(self.hosts[a].name, self.hosts[b].name, links=links)
+        return graph
+
+    def _port(self, host: int, device: int | None) -> int:
+        """Return the number, among all NICs, of the one that a device uses."""
+        if not self.fabric.ports:
+            return host
+        first = self._found.first_port
+        if first is None:
+            first = self._found.first_port = [0, *accumulate(len(nics) for nics in self.fabric.ports)]
+        return first[host] + self.hosts[host].nic_of(device)
+
+    def ports(self) -> Sequence[tuple[int, ...]]:
+        """Return the vertices of the core to which each NIC is attached."""
+        ports = self._found.ports
+        if ports is None:
+            fabric = self.fabric
+            if fabric.forwarding:
+                ports = [(h,) for h in range(len(self.hosts))]
+            else:
+                ports = [nic for nics in fabric.ports for nic in nics] if fabric.ports else fabric.attached
+            self._found.ports = ports
+        return ports
+
+    def core(self) -> Core:
+        """Return what finds ways between switches (or, where hosts forward, between hosts)."""
+        core = self._found.core
+        if core is None:
+            size = len(self.hosts) if self.fabric.forwarding else len(self.switches)
+            core = self._found.core = Core(links=self.links, fabric=self.fabric, size=size)
+        return core
+
+    def part_between(self, src_host: int, src_nic: int, dst_host: int, dst_nic: int) -> Part:
+        """Return what a message between two NICs of different hosts uses beside the NICs' own sides (key 0)."""
+        src, dst = self._port(src_host, None) + src_nic, self._port(dst_host, None) + dst_nic
+        return self._part(src_host, dst_host, src, dst, 0, None)
+
+    def _part(
+        self, src_host: int, dst_host: int, src_port: int, dst_port: int, key: int, kind: RoutingKind | None
+    ) -> Part:
+        """Return the part of a route between a transmit and a receive side."""
+        fabric = self.fabric
+        if fabric.cables and not fabric.forwarding:
+            cables = self._found.cables
+            if cables is None:
+                cables = self._found.cables = {(a, b): links for a, b, links in fabric.cables}
+            if (direct := cables.get((src_host, dst_host))) is not None:
+                latency_s = sum(self.links[link].latency_s for link in direct)
+                return Part(usage=tuple((link, 1.0) for link in direct), latency_s=latency_s)
+        ports = self.ports()
+        try:
+            return self.core().part(
+                ports[src_port],
+                ports[dst_port],
+                hosts=(src_host, dst_host),
+                ports=(src_port, dst_port),
+                key=key,
+                kind=kind,
+            )
+        except InputError as error:
+            names = f"{self.hosts[src_host].name} and {self.hosts[dst_host].name}"
+            raise InputError(f"{names} are not connected", where=self.name, hint=error.hint) from None
+
+    def _pcie(self, host: int, device: int | None) -> tuple[int, int] | None:
+        """Return the links of a device that it also needs to reach its NIC."""
+        intra = self.hosts[host].intra
+        return self.device_links(host, device) if intra is not None and intra.kind is IntraKind.PCIE else None
 
 
 def place(hosts: Iterable[Host], ranks_per_host: int | None) -> tuple[Placement, ...]:
@@ -266,14 +321,14 @@ def place(hosts: Iterable[Host], ranks_per_host: int | None) -> tuple[Placement,
 def star(hosts: Iterable[Host], *, name: str = "star", ranks_per_host: int | None = None) -> Cluster:
     """Return the cluster of `hosts` around one switch, a rank on each device or, without devices, on each host."""
     hosts = tuple(hosts)
-    links = tuple(link for host in hosts for link in nic_links(host.name, host.nic))
+    links, fabric = Wiring(switches=["switch"], default=(0,)).lay_out(hosts)
     return Cluster(
         name=name,
         hosts=hosts,
         switches=("switch",),
-        links=links,
+        links=tuple(links),
         placement=place(hosts, ranks_per_host),
-        fabric=Fabric(attached=((0,),) * len(hosts)),
+        fabric=fabric,
     )
 
 

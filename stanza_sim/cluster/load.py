@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from stanza_sim.cluster.cluster import Cluster, DirectedLink, Fabric, Host, Loopback, Nic, Placement, nic_links, place
-from stanza_sim.cluster.topology import HostOverride, LinkSection, LoopbackSection, NicSection, TopologySection
-from stanza_sim.config import Kind, Source, find, load_located, near
+from stanza_sim.cluster import fabrics
+from stanza_sim.cluster.cluster import Cluster, Host, Loopback, Nic, Placement, place
+from stanza_sim.cluster.freeform import Joiner, PathReader, check_connected, known_names
+from stanza_sim.cluster.parts import Intra
+from stanza_sim.cluster.topology import (
+    FabricSection,
+    HostOverride,
+    HostSection,
+    IntraSection,
+    LatencySides,
+    LoopbackSection,
+    NicOverride,
+    NicSection,
+    RateSides,
+    TopologySection,
+)
+from stanza_sim.cluster.wiring import Wiring
+from stanza_sim.config import Kind, Source, find, load_located
 from stanza_sim.errors import InputError
 
 NO_NIC = Nic(bandwidth_Bps=1.0)
 """Stands in for the NIC of a host that has none; no route uses it."""
+GRAPH_SUFFIXES = (".graphml", ".json")
 
 
 def load_cluster(
@@ -21,27 +37,58 @@ def load_cluster(
 ) -> Cluster:
     """Return the cluster of a topology, given by name or path (also relative to the folder of the file `beside`).
 
-    `nodes` replaces the count of the only host group or, where the file says `scales: ranks`, the number of ranks
-    on the only host; `rate_Bps` replaces the raw rate of every NIC. Raises `InputError` for a file that is wrong, and
-    for a `nodes` or `rate_Bps` that this topology cannot take.
+    `nodes` replaces the count of the only host group (a fabric that a file describes by its kind is scaled with it) or,
+    where the file says `scales: ranks`, the number of ranks on the only host; `rate_Bps` replaces the raw rate of
+    every NIC. A path that ends in `.graphml` or `.json` is a graph, see `stanza_sim.cluster.graph_file`.
+    Raises `InputError` for a file that is wrong, and for a `nodes` or `rate_Bps` that this topology cannot take.
     """
-    loaded = load_located(find(Kind.TOPOLOGIES, name_or_path, beside=beside), TopologySection)
+    if str(name_or_path).endswith(GRAPH_SUFFIXES):
+        name_or_path = Path(name_or_path)
+    path = find(Kind.TOPOLOGIES, name_or_path, beside=beside)
+    if path.suffix in GRAPH_SUFFIXES:
+        from stanza_sim.cluster.graph_file import load_graph  # networkx
+
+        return load_graph(path, nodes=nodes, rate_Bps=rate_Bps)
+    loaded = load_located(path, TopologySection)
     return _Builder(topology=loaded.value, source=loaded.source, path=loaded.path).build(nodes, rate_Bps)
 
 
-def _nic(section: NicSection | None, rate_Bps: float | None) -> Nic:
-    """Return the NIC of a host group, with `rate_Bps` in the place of its rate."""
-    if section is None:
-        return NO_NIC
+def _sides(value: float | RateSides | LatencySides) -> tuple[float, float | None]:
+    """Return what a NIC's sides have: (send, receive), the latter None where it is the same."""
+    return (value, None) if isinstance(value, float | int) else (value.send, value.receive)
+
+
+def make_nic(section: NicSection, rate_Bps: float | None) -> Nic:
+    """Return the NIC that a section states, with `rate_Bps` in the place of its rate."""
+    rate, back = (rate_Bps, None) if rate_Bps else _sides(section.rate)
+    latency, late_back = _sides(section.latency)
     return Nic(
-        bandwidth_Bps=rate_Bps or section.rate,
-        latency_s=section.latency,
+        bandwidth_Bps=rate,
+        latency_s=latency,
         overhead_s=section.overhead,
         efficiency=section.efficiency,
+        receive_bandwidth_Bps=back,
+        receive_latency_s=late_back,
     )
 
 
-def _loopback(section: LoopbackSection) -> Loopback:
+def _changed(nic: Nic, stated: NicOverride, rate_Bps: float | None) -> Nic:
+    """Return `nic` with what an override states, except the rate where `rate_Bps` replaces it."""
+    if stated.rate is not None and not rate_Bps:
+        rate, back = _sides(stated.rate)
+        nic = replace(nic, bandwidth_Bps=rate, receive_bandwidth_Bps=back)
+    if stated.latency is not None:
+        latency, late_back = _sides(stated.latency)
+        nic = replace(nic, latency_s=latency, receive_latency_s=late_back)
+    if stated.overhead is not None:
+        nic = replace(nic, overhead_s=stated.overhead)
+    if stated.efficiency is not None:
+        nic = replace(nic, efficiency=stated.efficiency)
+    return nic
+
+
+def make_loopback(section: LoopbackSection) -> Loopback:
+    """Return the loopback that a section states."""
     return Loopback(
         bandwidth_Bps=section.rate,
         latency_s=section.latency,
@@ -50,9 +97,43 @@ def _loopback(section: LoopbackSection) -> Loopback:
     )
 
 
-def _cores(cores: int | str) -> int:
+def make_intra(section: IntraSection | None) -> Intra | None:
+    """Return the fabric inside a host that a section states."""
+    if section is None:
+        return None
+    return Intra(
+        kind=section.kind, bandwidth_Bps=section.rate, latency_s=section.latency, efficiency=section.efficiency
+    )
+
+
+def count_cores(cores: int | str) -> int:
     """Return a number of cores; `this-machine` means those that this process may use."""
     return cores if isinstance(cores, int) else len(os.sched_getaffinity(0))
+
+
+def check_devices(devices: tuple[str, ...], beside: Path, where: str) -> tuple[str, ...]:
+    """Return device names as `load_device` takes them; raise `InputError` (at `where`) for one that has no data."""
+    names: dict[str, str] = {}
+    for device in dict.fromkeys(devices):
+        if device == "cpu":
+            hint = "leave devices out: ranks then compute on the host's cores"
+            raise InputError("cpu is not a device to list", where=where, hint=hint)
+        try:
+            path = find(Kind.DEVICES, device, beside=beside)
+        except InputError as error:
+            raise InputError(error.message, where=where, hint=error.hint) from None
+        is_path = "/" in device or device.endswith((".yaml", ".yml"))
+        names[device] = str(path.resolve()) if is_path else device
+    return tuple(names[device] for device in devices)
+
+
+def too_many_ranks(placement: Iterable[Placement], hosts: Sequence[Host], where: str) -> None:
+    """Raise `InputError` if more ranks are placed on a host than it has devices."""
+    for at in placement:
+        has = len(hosts[at.host].devices)
+        if at.device is not None and at.device >= has:
+            what, hint = f"more ranks on {hosts[at.host].name} than its {has} devices", "a device takes one rank"
+            raise InputError(what, where=where, hint=hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,36 +146,67 @@ class _Builder:
 
     def build(self, nodes: int | None, rate_Bps: float | None) -> Cluster:
         topology = self.topology
-        counts, ranks_per_host = self._scaled(nodes)
+        counts, ranks_per_host, fabric_section = self._scaled(nodes)
         groups = self._groups(counts)
-        hosts = self._hosts(groups, rate_Bps)
+        hosts = self._hosts(groups, counts, rate_Bps)
         index = {host.name: i for i, host in enumerate(hosts)}
-        switches = {switch.name: i for i, switch in enumerate(topology.switches)}
-        links: list[DirectedLink] = []
-        if len(hosts) > 1:
-            links.extend(link for host in hosts for link in nic_links(host.name, host.nic))
-        fabric = self._fabric(hosts, groups, index, switches, links)
-        cluster = Cluster(
+        wiring = self._wiring(hosts, groups, index, fabric_section, rate_Bps)
+        wiring.routing = PathReader(source=self.source, hosts=hosts, wiring=wiring).routing(topology)
+        links, fabric = wiring.lay_out(hosts)
+        check_connected(hosts, len(wiring.switches), fabric, self.source.where("links"))
+        return Cluster(
             name=topology.name,
             description=topology.description,
             hosts=hosts,
-            switches=tuple(switches),
+            switches=tuple(wiring.switches),
             links=tuple(links),
             placement=self._placement(hosts, index, ranks_per_host),
             fabric=fabric,
             nodes_are_ranks=topology.scales == "ranks",
         )
-        self._check_connected(cluster)
-        return cluster
+
+    def _wiring(
+        self,
+        hosts: tuple[Host, ...],
+        groups: dict[str, range],
+        index: dict[str, int],
+        section: FabricSection | None,
+        rate_Bps: float | None,
+    ) -> Wiring:
+        """Return what is joined to what, from `fabric:` or from `switches:` and `links:`."""
+        topology, source = self.topology, self.source
+        if section is None:
+            self._check_switch_names([switch.name for switch in topology.switches], groups, index)
+            wiring = Wiring(forwarding=topology.forwarding)
+            Joiner(source=source, hosts=hosts, groups=groups, index=index, wiring=wiring).join(
+                topology.switches, topology.links
+            )
+        else:
+            for key in ("switches", "links", "forwarding"):
+                if key in topology.model_fields_set:
+                    raise InputError(f"fabric and {key} exclude each other", where=source.where(key))
+            nics = (NO_NIC,) if len(hosts) == 1 else self._nics(0, topology.hosts[0], rate_Bps)
+            try:
+                wiring = fabrics.Generator(hosts=hosts, nics=nics).wire(section)
+            except InputError as error:
+                raise InputError(error.message, where=source.where("fabric"), hint=error.hint) from None
+            self._check_switch_names(wiring.switches, groups, index)
+        if wiring.forwarding:
+            several = next((host.name for host in hosts if host.more_nics), None)
+            if several is not None:
+                hint = "a host that forwards has one port like its NIC for each cable"
+                raise InputError(f"{several} has several NICs", where=source.where("hosts"), hint=hint)
+        return wiring
 
     # --- hosts -------------------------------------------------------------------------------------------------------
 
-    def _scaled(self, nodes: int | None) -> tuple[list[int | None], int | None]:
-        """Return the count of each host group and the ranks per host, with `nodes` in its place."""
+    def _scaled(self, nodes: int | None) -> tuple[list[int | None], int | None, FabricSection | None]:
+        """Return the count of each host group, the ranks per host and the fabric, with `nodes` in its place."""
         topology = self.topology
         counts = [group.count for group in topology.hosts]
+        fabric = topology.fabric
         if nodes is None:
-            return counts, topology.ranks_per_host
+            return self._fitting(counts, fabric), topology.ranks_per_host, fabric
         name, hint = f"nodes={nodes} does not fit {topology.name}", "edit the topology, or write one of its own"
         if nodes < 1:
             raise InputError(f"nodes is {nodes}", where=self.source.file, hint="it must be at least 1")
@@ -103,11 +215,28 @@ class _Builder:
         if topology.scales == "ranks":
             if len(counts) != 1 or (counts[0] or 1) != 1:
                 raise InputError(f"{name}: it has several hosts", where=self.source.file, hint=hint)
-            return counts, nodes
-        if len(counts) != 1 or counts[0] is None:
+            return self._fitting(counts, fabric), nodes, fabric
+        if len(counts) != 1 or (counts[0] is None and fabric is None):
             what = f"{len(counts)} host groups" if len(counts) > 1 else "a single host without a count"
             raise InputError(f"{name}: it has {what}", where=self.source.file, hint=hint)
-        return [nodes], topology.ranks_per_host
+        if fabric is not None:
+            try:
+                fabric = fabrics.scaled(fabric, nodes)
+            except InputError as error:
+                raise InputError(f"{name}: {error.message}", where=self.source.file, hint=error.hint) from None
+        return [nodes], topology.ranks_per_host, fabric
+
+    def _fitting(self, counts: list[int | None], fabric: FabricSection | None) -> list[int | None]:
+        """Return `counts`, that of an only group without one as the fabric needs; refuse those that do not fit."""
+        needed = None if fabric is None else fabrics.capacity(fabric)
+        if needed is None:
+            return counts
+        if counts == [None]:
+            return [needed]
+        if (total := sum(count or 1 for count in counts)) != needed:
+            what = f"a fabric for {needed} hosts, but there are {total}"
+            raise InputError(what, where=self.source.where("fabric"), hint="leave count out: the fabric sets it")
+        return counts
 
     def _groups(self, counts: list[int | None]) -> dict[str, range]:
         """Return the host indices of each group; refuse names that are used twice."""
@@ -120,7 +249,9 @@ class _Builder:
             start += count or 1
         return groups
 
-    def _hosts(self, groups: dict[str, range], rate_Bps: float | None) -> tuple[Host, ...]:
+    def _hosts(
+        self, groups: dict[str, range], counts: list[int | None], rate_Bps: float | None
+    ) -> tuple[Host, ...]:
         """Return every host, overrides and `rate_Bps` applied."""
         hosts: list[Host] = []
         only = sum(len(members) for members in groups.values()) == 1
@@ -128,197 +259,95 @@ class _Builder:
             what, hint = "network.rate has no use: there is one host", "set the loopback's rate in the topology"
             raise InputError(what, where=self.source.file, hint=hint)
         for i, (group, members) in enumerate(zip(self.topology.hosts, groups.values(), strict=True)):
-            if group.nic is None and not only:
-                hint = "write such as nic: {rate: 10Gbps, latency: 25us}"
-                raise InputError("the key 'nic' is missing", where=self.source.where("hosts", i), hint=hint)
-            nic, loopback, cores = _nic(group.nic, rate_Bps), _loopback(group.loopback), _cores(group.cores)
+            nics = (NO_NIC,) if only and group.nic is None and group.nics is None else self._nics(i, group, rate_Bps)
             devices = self._devices(group.devices, "hosts", i, "devices")
-            names = [group.name] if group.count is None else [f"{group.name}-{k}" for k in range(len(members))]
+            if group.intra is not None and not devices:
+                hint = "list devices, or leave intra out"
+                raise InputError("intra joins devices, and there is none", where=self._at(i, "intra"), hint=hint)
+            names = [group.name] if counts[i] is None else [f"{group.name}-{k}" for k in range(len(members))]
+            cores, loopback, intra = count_cores(group.cores), make_loopback(group.loopback), make_intra(group.intra)
             hosts.extend(
                 Host(
-                    name=name, cores=cores, nic=nic, devices=devices, device_speed=group.device_speed, loopback=loopback
+                    name=name,
+                    cores=cores,
+                    nic=nics[0],
+                    devices=devices,
+                    device_speed=group.device_speed,
+                    loopback=loopback,
+                    more_nics=nics[1:],
+                    intra=intra,
                 )
                 for name in names
             )
         index = {host.name: i for i, host in enumerate(hosts)}
-        self._check_names(hosts)
+        self._check_names(hosts, counts)
         for name, override in self.topology.overrides.items():
             if name not in index:
                 where = self.source.where("overrides", name)
-                raise InputError(f"there is no host {name!r}", where=where, hint=_known(name, index))
+                raise InputError(f"there is no host {name!r}", where=where, hint=known_names(name, index))
             hosts[index[name]] = self._overridden(hosts[index[name]], override, rate_Bps)
         return tuple(hosts)
 
-    def _check_names(self, hosts: list[Host]) -> None:
+    def _at(self, i: int, *key: str | int) -> str:
+        return self.source.where("hosts", i, *key)
+
+    def _nics(self, i: int, group: HostSection, rate_Bps: float | None) -> tuple[Nic, ...]:
+        """Return the NICs of each host of a group."""
+        if isinstance(group.nics, tuple):
+            if group.nic is not None:
+                hint = "write each NIC in the list, or nics as their number"
+                raise InputError("nic and a list of nics exclude each other", where=self._at(i, "nics"), hint=hint)
+            return tuple(make_nic(section, rate_Bps) for section in group.nics)
+        if group.nic is None:
+            hint = "write such as nic: {rate: 10Gbps, latency: 25us}"
+            raise InputError("the key 'nic' is missing", where=self._at(i), hint=hint)
+        return (make_nic(group.nic, rate_Bps),) * (group.nics or 1)
+
+    def _check_names(self, hosts: list[Host], counts: list[int | None]) -> None:
         """Refuse a name that means two things."""
-        names = {group.name for group in self.topology.hosts if group.count is not None}
+        names = {group.name for group, count in zip(self.topology.hosts, counts, strict=True) if count is not None}
         for host in hosts:
             if host.name in names:
                 raise InputError(f"two hosts called {host.name!r}", where=self.source.where("hosts"))
             names.add(host.name)
-        for i, switch in enumerate(self.topology.switches):
-            if switch.name in names:
-                where = self.source.where("switches", i, "name")
-                raise InputError(f"the name {switch.name!r} is used twice", where=where)
-            names.add(switch.name)
+
+    def _check_switch_names(self, switches: list[str], groups: dict[str, range], index: dict[str, int]) -> None:
+        names = {*groups, *index}
+        for i, switch in enumerate(switches):
+            if switch in names:
+                key = ("switches", i, "name") if self.topology.fabric is None else ("hosts",)
+                raise InputError(f"the name {switch!r} is used twice", where=self.source.where(*key))
+            names.add(switch)
 
     def _devices(self, devices: tuple[str, ...], *key: str | int) -> tuple[str, ...]:
-        """Return device names as `load_device` takes them; raise `InputError` for one that has no data."""
-        names = []
-        for device in devices:
-            if device == "cpu":
-                hint = "leave devices out: ranks then compute on the host's cores"
-                raise InputError("cpu is not a device to list", where=self.source.where(*key), hint=hint)
-            try:
-                path = find(Kind.DEVICES, device, beside=self.path)
-            except InputError as error:
-                raise InputError(error.message, where=self.source.where(*key), hint=error.hint) from None
-            is_path = "/" in device or device.endswith((".yaml", ".yml"))
-            names.append(str(path.resolve()) if is_path else device)
-        return tuple(names)
+        return check_devices(devices, self.path, self.source.where(*key))
 
     def _overridden(self, host: Host, override: HostOverride, rate_Bps: float | None) -> Host:
         """Return `host` with what `override` states."""
-        nic = host.nic
+        nics = host.nics
         if override.nic is not None:
-            stated = override.nic
-            if nic is NO_NIC:
+            if host.nic is NO_NIC:
                 where = self.source.where("overrides", host.name, "nic")
                 raise InputError("the only host has no NIC", where=where)
-            nic = Nic(
-                bandwidth_Bps=rate_Bps or stated.rate or nic.bandwidth_Bps,
-                latency_s=nic.latency_s if stated.latency is None else stated.latency,
-                overhead_s=nic.overhead_s if stated.overhead is None else stated.overhead,
-                efficiency=nic.efficiency if stated.efficiency is None else stated.efficiency,
-            )
+            nics = tuple(_changed(nic, override.nic, rate_Bps) for nic in nics)
         devices = host.devices
         if override.devices is not None:
             devices = self._devices(override.devices, "overrides", host.name, "devices")
+        intra = host.intra if override.intra is None else make_intra(override.intra)
+        if intra is not None and not devices:
+            hint = "list devices, or leave intra out"
+            where = self.source.where("overrides", host.name)
+            raise InputError("intra joins devices, and there is none", where=where, hint=hint)
         return replace(
             host,
-            nic=nic,
+            nic=nics[0],
+            more_nics=nics[1:],
+            intra=intra,
             devices=devices,
             cores=host.cores if override.cores is None else override.cores,
             device_speed=host.device_speed if override.device_speed is None else override.device_speed,
-            loopback=host.loopback if override.loopback is None else _loopback(override.loopback),
+            loopback=host.loopback if override.loopback is None else make_loopback(override.loopback),
         )
-
-    # --- links -------------------------------------------------------------------------------------------------------
-
-    def _fabric(
-        self,
-        hosts: tuple[Host, ...],
-        groups: dict[str, range],
-        index: dict[str, int],
-        switches: dict[str, int],
-        links: list[DirectedLink],
-    ) -> Fabric:
-        """Return how the hosts hang together; appends the links between switches and between hosts to `links`."""
-        attached: dict[int, tuple[int, ...]] = {}
-        trunks: dict[tuple[int, int], int] = {}
-        cables: dict[tuple[int, int], tuple[int, ...]] = {}
-        for i, link in enumerate(self.topology.links):
-            ends: list[int | range] = []
-            for key, name in (("from", link.start), ("to", link.end)):
-                if name in switches:
-                    ends.append(switches[name])
-                elif name in index:
-                    ends.append(range(index[name], index[name] + 1))
-                elif name in groups:
-                    ends.append(groups[name])
-                else:
-                    where, hint = self.source.where("links", i, key), _known(name, [*switches, *groups, *index])
-                    raise InputError(f"there is no host or switch {name!r}", where=where, hint=hint)
-            match ends:
-                case [int(a), int(b)]:
-                    self._add_trunk(i, link, (a, b), trunks, links)
-                case [int(switch), range() as members] | [range() as members, int(switch)]:
-                    if link.model_fields_set - {"start", "end"}:
-                        hint = "state them as the host's nic, under hosts or overrides"
-                        where = self.source.where("links", i)
-                        raise InputError("a host's link to a switch has the values of its NIC", where=where, hint=hint)
-                    for host in members:
-                        before = attached.get(host, ())
-                        attached[host] = before if switch in before else (*before, switch)
-                case [range() as a_hosts, range() as b_hosts]:
-                    if len(a_hosts) != 1 or len(b_hosts) != 1 or a_hosts == b_hosts:
-                        where = self.source.where("links", i)
-                        raise InputError("a cable joins one host to another host", where=where)
-                    self._add_cable(i, link, (a_hosts[0], b_hosts[0]), cables, links)
-        default: tuple[int, ...] = (0,) if len(switches) == 1 else ()
-        if len(hosts) > 1 and len(switches) > 1 and not self.topology.links:
-            hint = "write such as links: [{from: node, to: leaf}, {from: leaf, to: spine, rate: 40Gbps}]"
-            raise InputError("several switches, but no links", where=self.source.where("switches"), hint=hint)
-        return Fabric(
-            attached=tuple(attached.get(h, default) for h in range(len(hosts))),
-            trunks=tuple((a, b, link) for (a, b), link in trunks.items()),
-            cables=tuple((a, b, way) for (a, b), way in cables.items()),
-        )
-
-    def _add_trunk(
-        self,
-        i: int,
-        link: LinkSection,
-        ends: tuple[int, int],
-        trunks: dict[tuple[int, int], int],
-        links: list[DirectedLink],
-    ) -> None:
-        where = self.source.where("links", i)
-        if link.rate is None:
-            hint = "write such as {from: leaf, to: spine, rate: 40Gbps}"
-            raise InputError("the rate of a link between switches is missing", where=where, hint=hint)
-        if ends in trunks or ends[0] == ends[1]:
-            raise InputError(f"{link.start} and {link.end} are linked twice, or one switch to itself", where=where)
-        for (a, b), (x, y) in ((ends, (link.start, link.end)), (ends[::-1], (link.end, link.start))):
-            trunks[a, b] = len(links)
-            links.append(_directed(x, y, link.rate * link.efficiency, link.latency))
-
-    def _add_cable(
-        self,
-        i: int,
-        link: LinkSection,
-        ends: tuple[int, int],
-        cables: dict[tuple[int, int], tuple[int, ...]],
-        links: list[DirectedLink],
-    ) -> None:
-        where = self.source.where("links", i)
-        if ends in cables:
-            raise InputError(f"{link.start} and {link.end} are linked twice", where=where)
-        if link.rate is None and (link.latency or link.efficiency != 1.0):
-            hint = "state its rate too, or state latency and efficiency as the NIC's"
-            raise InputError("a cable without a rate has the values of the NICs", where=where, hint=hint)
-        for (a, b), (x, y) in ((ends, (link.start, link.end)), (ends[::-1], (link.end, link.start))):
-            cables[a, b] = () if link.rate is None else (len(links),)
-            if link.rate is not None:
-                links.append(_directed(x, y, link.rate * link.efficiency, link.latency))
-
-    def _check_connected(self, cluster: Cluster) -> None:
-        """Raise `InputError` if some host cannot reach another."""
-        part = list(range(len(cluster.switches)))
-
-        def root(switch: int) -> int:
-            while part[switch] != switch:
-                part[switch] = part[part[switch]]
-                switch = part[switch]
-            return switch
-
-        for a, b, _ in cluster.fabric.trunks:
-            part[root(a)] = root(b)
-        first_with: dict[frozenset[int], list[int]] = {}
-        roots = {attached: frozenset(root(s) for s in attached) for attached in set(cluster.fabric.attached)}
-        for host, attached in enumerate(cluster.fabric.attached):
-            first_with.setdefault(roots[attached], []).append(host)
-        joined = {(a, b) for a, b, _ in cluster.fabric.cables}
-        for mine, a_hosts in first_with.items():
-            for yours, b_hosts in first_with.items():
-                if mine & yours:
-                    continue
-                for a in a_hosts:
-                    for b in b_hosts:
-                        if a != b and (a, b) not in joined:
-                            names = f"{cluster.hosts[a].name} and {cluster.hosts[b].name}"
-                            hint = "add a switch, or a link between them (hosts do not forward for others)"
-                            raise InputError(f"{names} are not connected", where=self.source.where("links"), hint=hint)
 
     # --- ranks -------------------------------------------------------------------------------------------------------
 
@@ -340,29 +369,11 @@ class _Builder:
             ranks = []
             for rank, name in enumerate(topology.placement):
                 if name not in index:
-                    where, hint = self.source.where("placement", rank), _known(name, index)
+                    where, hint = self.source.where("placement", rank), known_names(name, index)
                     raise InputError(f"rank {rank} is on a missing host {name!r}", where=where, hint=hint)
                 host = index[name]
                 ranks.append(Placement(host=host, device=used[host] if hosts[host].devices else None))
                 used[host] += 1
             placed, key = tuple(ranks), ("placement",)
-        for at in placed:
-            has = len(hosts[at.host].devices)
-            if at.device is not None and at.device >= has:
-                what, hint = f"more ranks on {hosts[at.host].name} than its {has} devices", "a device takes one rank"
-                raise InputError(what, where=self.source.where(*key), hint=hint)
+        too_many_ranks(placed, hosts, self.source.where(*key))
         return placed
-
-
-def _known(name: str, names: Iterable[str]) -> str:
-    """Return a hint about what `name` may have meant that stays short, and quick, for thousands of `names`."""
-    known = list(names)
-    if len(known) > 100:
-        return f"known: {known[0]} to {known[-1]} ({len(known)} names)"
-    return near(name, known)
-
-
-def _directed(start: str, end: str, bandwidth_Bps: float, latency_s: float) -> DirectedLink:
-    return DirectedLink(
-        name=f"{start}->{end}", label=f"link {start} to {end}", bandwidth_Bps=bandwidth_Bps, latency_s=latency_s
-    )

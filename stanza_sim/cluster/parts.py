@@ -1,0 +1,183 @@
+"""The parts of a cluster: links, NICs, hosts, the place of a rank, and how all hangs together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class LinkKind(StrEnum):
+    """What a directed link stands for."""
+
+    SEND = "send"  # a NIC's transmit side
+    RECEIVE = "receive"  # a NIC's receive side
+    TRUNK = "trunk"  # from switch to switch
+    CABLE = "cable"  # from host to host
+    BACKPLANE = "backplane"  # what a switch passes on in total
+    DEVICE_OUT = "device-out"  # from a device into its host's internal fabric
+    DEVICE_IN = "device-in"  # and back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DirectedLink:
+    """One direction of a cable, or something else that messages share.
+
+    `bandwidth_Bps` is goodput (rate x efficiency); `label` is for tables. `host` is the index of the host that a
+    side of a NIC or a device's link belongs to.
+    """
+
+    name: str
+    label: str
+    bandwidth_Bps: float
+    latency_s: float
+    kind: LinkKind = LinkKind.TRUNK
+    host: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nic:
+    """A network port, full duplex.
+
+    `bandwidth_Bps` is the raw rate of each direction and `efficiency` the share of it that payload gets;
+    `latency_s` is one way from the host to the switch (or back), `overhead_s` the time that the sending side needs
+    for each message before its first byte leaves. Where the way back differs, `receive_bandwidth_Bps` and
+    `receive_latency_s` say so.
+    """
+
+    bandwidth_Bps: float
+    latency_s: float = 0.0
+    overhead_s: float = 0.0
+    efficiency: float = 1.0
+    receive_bandwidth_Bps: float | None = None
+    receive_latency_s: float | None = None
+
+    @property
+    def goodput_Bps(self) -> float:
+        """Payload bytes per second that the transmit side carries."""
+        return self.bandwidth_Bps * self.efficiency
+
+    @property
+    def receive_goodput_Bps(self) -> float:
+        """Payload bytes per second that the receive side carries."""
+        return (self.receive_bandwidth_Bps or self.bandwidth_Bps) * self.efficiency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loopback:
+    """How ranks on one host exchange messages.
+
+    `bandwidth_Bps` caps a single stream; `message_core_s` and `byte_core_s` are the core-seconds that a message and
+    a byte cost, both sides together. The defaults are what gloo reached between two processes of a virtual machine
+    with 2 cores (16 MB one way: 1.5 GB/s and 0.75 core-seconds per GB; 64 bytes: 140 us); they are calibrated before
+    a run on this machine is predicted.
+    """
+
+    bandwidth_Bps: float = 1.5e9
+    latency_s: float = 50e-6
+    message_core_s: float = 100e-6
+    byte_core_s: float = 0.8e-9
+
+
+class IntraKind(StrEnum):
+    """What joins the devices of one host."""
+
+    NVLINK = "nvlink"
+    PCIE = "pcie"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intra:
+    """The fabric inside a host: every device has one link out of it and one into it, over a switch that never limits.
+
+    `bandwidth_Bps` is the raw rate of a device's link in each direction, `efficiency` the share that payload gets,
+    `latency_s` the time across one link, so a message from device to device takes two. PCIe is also the way to the
+    NICs, so there a message to another host crosses its device's links too; NVLink joins the devices only.
+    """
+
+    kind: IntraKind
+    bandwidth_Bps: float
+    latency_s: float = 0.0
+    efficiency: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Host:
+    """A machine. `devices` names its accelerators; without any, ranks compute on its cores (device `cpu`).
+
+    `device_speed` scales how fast its devices (or cores) compute: 0.5 is half as fast as the device's data say.
+    `more_nics` are NICs beside `nic`; `intra` joins the devices, which otherwise talk over the loopback.
+    """
+
+    name: str
+    cores: int
+    nic: Nic
+    devices: tuple[str, ...] = ()
+    device_speed: float = 1.0
+    loopback: Loopback = field(default_factory=Loopback)
+    more_nics: tuple[Nic, ...] = ()
+    intra: Intra | None = None
+
+    @property
+    def nics(self) -> tuple[Nic, ...]:
+        """All NICs."""
+        return (self.nic, *self.more_nics)
+
+    def nic_of(self, device: int | None) -> int:
+        """Return the number of the NIC that `device` uses: its share of them in order; the first for the cores."""
+        return 0 if device is None or not self.devices else device * (1 + len(self.more_nics)) // len(self.devices)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a rank runs: the index of its host and of its device there (None: on the host's cores)."""
+
+    host: int
+    device: int | None = None
+
+
+class RoutingKind(StrEnum):
+    """How a message finds its way; see `stanza_sim.cluster.routing`."""
+
+    SHORTEST = "shortest"
+    ECMP = "ecmp"
+    SPREAD = "spread"
+    EXPLICIT = "explicit"
+
+
+Way = tuple[int, ...]
+"""A path as the switches (or, where hosts forward, the hosts) that it visits."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Routing:
+    """How messages find their way.
+
+    `seed` is that of ECMP's hash. `host_ways` are (source host, destination host, way) and `switch_ways` (first
+    switch, last switch, way) for explicit routing; a pair of hosts that neither gives takes the shortest way.
+    """
+
+    kind: RoutingKind = RoutingKind.SHORTEST
+    seed: int = 0
+    host_ways: tuple[tuple[int, int, Way], ...] = ()
+    switch_ways: tuple[tuple[int, int, Way], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fabric:
+    """How hosts hang together. All numbers are indices of hosts, of switches or into `Cluster.links`.
+
+    `attached[h]` are the switches of host h; `trunks` are (switch, switch, link) and `cables` (host, host, links),
+    each for one direction. `ports[h][n]` are the switches of NIC n of host h; left out, all hosts have one NIC.
+    `backplanes` are (switch, link). `device_links[h][d]` are the links (out, in) of device d into the fabric inside
+    host h; left out, no host has one. With `forwarding` messages pass through other hosts, over cables, and there
+    are no switches.
+    """
+
+    attached: tuple[tuple[int, ...], ...]
+    trunks: tuple[tuple[int, int, int], ...] = ()
+    cables: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
+    ports: tuple[tuple[tuple[int, ...], ...], ...] = ()
+    backplanes: tuple[tuple[int, int], ...] = ()
+    device_links: tuple[tuple[tuple[int, int], ...], ...] = ()
+    forwarding: bool = False
+    routing: Routing = field(default_factory=Routing)
