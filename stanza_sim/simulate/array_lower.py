@@ -97,23 +97,33 @@ class _ArrayLowering(Lowering):
             empty = np.zeros(0, dtype=np.int32)
             parts.append((empty, empty, empty, empty, empty.astype(np.int64)))
         op_, src, dst, channel_, nbytes = (np.concatenate(x) for x in zip(*parts, strict=True))
-        host = np.array([p.host for p in self.cluster.placement], dtype=np.int64)
-        load = np.zeros(len(op_), dtype=np.int32)
+        # Messages with the same two ends (and hash) use the same links; over the loopback their size matters as well.
+        code = src.astype(np.int64) * s.world_size + dst
+        if self.hashed:
+            code = code * len(channels) + channel_
+        codes, inverse = np.unique(code, return_inverse=True)
+        ends = codes // len(channels) if self.hashed else codes
+        names = list(channels)
+        paths = [
+            self.path(*divmod(int(e), s.world_size), names[int(c) % len(channels)] if self.hashed else "")
+            for e, c in zip(ends, codes, strict=True)
+        ]
         loads: list[Load] = []
-        near = host[src] == host[dst]
-        far_codes, inverse = np.unique(
-            host[src[~near]] * len(self.cluster.hosts) + host[dst[~near]], return_inverse=True
-        )
-        load[~near] = inverse
-        loads.extend(self.far_load(*divmod(int(c), len(self.cluster.hosts))) for c in far_codes)
-        near_codes, inverse = np.unique(np.stack([host[src[near]], nbytes[near]]), axis=1, return_inverse=True)
+        place = np.full(len(codes), -1, dtype=np.int32)
+        known: dict[object, int] = {}
+        for k, path in enumerate(paths):
+            if path is not None:
+                if path not in known:
+                    known[path] = len(loads)
+                    loads.append(self.link_load(path, 0.0, 1.0, 1.0))
+                place[k] = known[path]
+        load = place[inverse]
+        near = load < 0
+        hosts = np.array([p.host for p in self.cluster.placement], dtype=np.int64)
+        sizes, inverse = np.unique(np.stack([hosts[src[near]], nbytes[near]]), axis=1, return_inverse=True)
         load[near] = len(loads) + inverse.reshape(-1)
-        for h, size in near_codes.T.tolist():
-            loads.append(self.near_load(self.on_host[h][0], size, 1.0))
+        loads.extend(self.near_load(self.on_host[host][0], size, 1.0) for host, size in sizes.T.tolist())
         return Messages(op=op_, src=src, dst=dst, channel=channel_, nbytes=nbytes, load=load, loads=tuple(loads))
-
-    def far_load(self, src_host: int, dst_host: int) -> Load:
-        return self.remote_load(src_host, dst_host, 0.0, 1.0, 1.0)
 
     def pair_arrays(self, op: Transfer) -> tuple[I32, I32]:
         """Source and destination of every message of `op`, sources in ascending order."""

@@ -5,14 +5,14 @@ Costs are looked up once here; the engine only decides when things happen.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
 from typing import TYPE_CHECKING
 
-from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.cluster.cluster import Cluster, RoutingKind, Usage, flow_key
 from stanza_sim.errors import InputError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import (
@@ -135,6 +135,7 @@ class Lowering:
         for r, p in enumerate(cluster.placement):
             on_host.setdefault(p.host, []).append(r)
         self.on_host = on_host
+        self.hashed = cluster.fabric.routing.kind is RoutingKind.ECMP
         for rep in self.reps:
             self.near.append(Counter(folding.class_of[r] for r in on_host[cluster.placement[rep].host]))
         self._routes: dict[tuple[int, int, bool, int], tuple[tuple[tuple[int, float], ...], float]] = {}
@@ -153,7 +154,7 @@ class Lowering:
         hosts = len(self.cluster.hosts)
         made = self.cluster.links[link]
         key: tuple[object, ...] = ("link", link)
-        if link < 2 * hosts:
+        if link < 2 * hosts and self.cluster.hosts_on_one_switch:
             key = ("nic", self.folding.host_class_of[link // 2], link % 2)
         return self.resource(key, made.label, made.bandwidth_Bps, "link")
 
@@ -266,11 +267,11 @@ class Lowering:
         nbytes = self.s.message_bytes(op, src, dst)
         here, there = self.near[actor][actor], self.near[peer_class][peer_class]
         senders = self.peers(op, peer_class, sending=False).get((actor, near), 0)
-        if near:
+        path = self.path(src, dst, op.channel)
+        if path is None:
             load = self.near_load(src, nbytes, float(here * count))
         else:
-            hosts = self.cluster.placement[src].host, self.cluster.placement[dst].host
-            load = self.remote_load(*hosts, float(nbytes), float(here * count), float(there * senders))
+            load = self.link_load(path, float(nbytes), float(here * count), float(there * senders))
         return Message(src=actor, dst=peer_class, near=near, count=count, nbytes=nbytes, load=load)
 
     def near_load(self, rank: int, nbytes: int, flows: float) -> Load:
@@ -285,16 +286,23 @@ class Lowering:
             delay_s=loop.latency_s,
         )
 
-    def remote_load(self, src_host: int, dst_host: int, work: float, leaving: float, entering: float) -> Load:
-        """A message between hosts, of which `leaving` alike use the sender's NIC and `entering` the receiver's."""
-        route = self.cluster.route(src_host, dst_host)
-        weights = [1.0] * len(route)
+    def path(self, src: int, dst: int, channel: str) -> tuple[Usage, float] | None:
+        """The (link, share) that a message between two ranks uses, and its latency; None over the loopback."""
+        a, b = self.cluster.placement[src], self.cluster.placement[dst]
+        key = flow_key(src, dst, channel) if self.hashed else 0
+        links, latency_s = self.cluster.usage(a.host, b.host, key, a.device, b.device)
+        return (links, latency_s) if links else None
+
+    def link_load(self, path: tuple[Usage, float], work: float, leaving: float, entering: float) -> Load:
+        """A message over links, of which `leaving` alike use the sender's NIC and `entering` the receiver's."""
+        links, latency_s = path
+        weights = [share for _, share in links]
         weights[0], weights[-1] = leaving, entering
         return Load(
             work=work,
-            usage=usage_of((self.link(q), w) for q, w in zip(route, weights, strict=True)),
+            usage=usage_of((self.link(q), w) for (q, _), w in zip(links, weights, strict=True)),
             phi=LINK_PHI,
-            delay_s=sum(self.cluster.links[q].latency_s for q in route),
+            delay_s=latency_s,
         )
 
     # ---- collectives -----------------------------------------------------------------------------------------
@@ -320,16 +328,16 @@ class Lowering:
         place, hosts = self.cluster.placement, self.cluster.hosts
         seen = {self.folding.host_class_of[place[rep].host]: place[rep].host for rep in reversed(self.reps)}
         standing = set(seen.values())
-        crossing: Counter[int] = Counter()
+        crossing: dict[int, float] = defaultdict(float)
         inside: Counter[int] = Counter()
         latency = overhead = 0.0
         cap = inf
-        links = self.cluster.links
         folded = len(self.folding.classes) < self.cluster.world_size
         met: set[tuple[int, int]] = set()
         for a, b in edges:
             ha, hb = place[a].host, place[b].host
-            if ha == hb:
+            path = None if ha != hb else self.path(a, b, op.ranks)
+            if ha == hb and path is None:
                 inside[ha] += 1
                 latency = max(latency, hosts[ha].loopback.latency_s)
                 cap = min(cap, hosts[ha].loopback.bandwidth_Bps)
@@ -338,13 +346,13 @@ class Lowering:
             if folded and ha not in standing and hb not in standing and alike in met:
                 continue
             met.add(alike)  # the slowest edge may be one that no standing host has
-            route = self.cluster.route(ha, hb)
-            latency = max(latency, sum(links[q].latency_s for q in route))
-            overhead = max(overhead, hosts[ha].nic.overhead_s)
-            for q in route:
+            path = path or self.path(a, b, op.ranks)
+            latency = max(latency, path[1] if path else 0.0)
+            overhead = max(overhead, hosts[ha].nic.overhead_s if ha != hb else 0.0)
+            for q, share in path[0] if path else ():
                 if not folded or q // 2 in standing:
-                    crossing[q] += 1
-        usage = [(self.link(q), float(w)) for q, w in crossing.items()]
+                    crossing[q] += share
+        usage = [(self.link(q), w) for q, w in crossing.items()]
         phi = LINK_PHI
         reducing = op.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER)
         for host in standing if folded else {p.host for p in place}:

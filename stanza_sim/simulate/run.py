@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 REPEATS = 1e-6
 """Iterations repeat when their lengths differ by no more than this, relatively."""
-COMPILED_FROM = 20_000
+COMPILED_FROM = 1_500
 """From so many messages in an iteration on, the compiled fabric is worth its start-up time."""
 MOST_PERIODS = 8
 """A steady state may alternate: lengths may repeat after up to so many iterations."""
