@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 REPEATS = 1e-6
 """Iterations repeat when their lengths differ by no more than this, relatively."""
+EVEN, EVEN_FROM = 1e-3, 4
+"""Where iterations do not repeat, the mean has settled when two halves of so many agree by so much, relatively."""
 COMPILED_FROM = 1_500
 """From so many messages in an iteration on, the compiled fabric is worth its start-up time."""
 MOST_PERIODS = 8
@@ -84,9 +86,9 @@ def simulate(
 
     def enough(known: list[tuple[float, ...]]) -> bool:
         nonlocal ends, window
-        found = steady_window(known)
-        if found is None and len(known[0]) >= max(2, max_iterations):
-            found = ((len(known[0]) - 1) // 2, len(known[0]) - 1)
+        found = steady_window(known) or even_window(known)
+        if found is None and len(known[0]) >= max(max_iterations, 2):
+            found = (len(known[0]) // 2 - 1, len(known[0]) - 1)
         if found is None:
             return False
         ends, window = list(known), found
@@ -162,6 +164,23 @@ def steady_window(ends: Sequence[Sequence[float]]) -> tuple[int, int] | None:
         if all(abs(x - longest) <= REPEATS * longest for x in (*lengths, *before)):
             return last - period, last
     return None
+
+
+def even_window(ends: Sequence[Sequence[float]]) -> tuple[int, int] | None:
+    """Return (first, last) for iterations that never quite repeat but whose mean has settled, or None.
+
+    Many messages whose order changes from one iteration to the next lead to this. The means over the last half and the
+    half before it, each of at least `EVEN_FROM` iterations, must agree within `EVEN` at every rank.
+    """
+    last = len(ends[0]) - 1
+    half = last // 2
+    if half < EVEN_FROM:
+        return None
+    for e in ends:
+        late, early = e[last] - e[last - half], e[last - half] - e[last - 2 * half]
+        if abs(late - early) > EVEN * late:
+            return None
+    return last - half, last
 
 
 def demands(lowered: Lowered) -> list[float]:
