@@ -21,7 +21,7 @@ from stanza_sim.simulate.lower import Load, Lowered, Message
 LATE = 2
 """simpy priority of what is done after every event of an instant."""
 
-Pair = tuple[int, int, bool, str]
+Pair = tuple[int, int, int, str]
 
 
 class Listener(Protocol):
@@ -125,7 +125,7 @@ class SmallFabric:
         self._arrived: dict[tuple[int, int, int], int] = defaultdict(int)
         self._first_s: dict[tuple[int, int, int], float] = {}
         self._queues: dict[Pair, _Queue] = {}
-        self._place: dict[tuple[int, int, int, bool], tuple[Pair, int]] = {}
+        self._place: dict[tuple[int, int, int, int], tuple[Pair, int]] = {}
         self._incoming: list[list[Pair]] = [[] for _ in self.actors]
         self._solving = False
         self._wake_s = -1.0
@@ -139,12 +139,12 @@ class SmallFabric:
                 if not isinstance(op, Transfer):
                     continue
                 for m in messages:
-                    pair = (m.src, m.dst, m.near, op.channel)
+                    pair = (m.src, m.dst, m.kind, op.channel)
                     queue = self._queues.get(pair)
                     if queue is None:
                         queue = self._queues[pair] = _Queue(order=[])
                         self._incoming[m.dst].append(pair)
-                    self._place[a, index, m.dst, m.near] = (pair, len(queue.order))
+                    self._place[a, index, m.dst, m.kind] = (pair, len(queue.order))
                     queue.order.append((index, receives[m.dst][op.name], m))
 
     # ---- activities -----------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ class SmallFabric:
     def post(self, a: int, i: int, u: int) -> None:
         """See `Fabric.post`."""
         for m in self.actors[a].messages[u]:
-            pair, position = self._place[a, u, m.dst, m.near]
+            pair, position = self._place[a, u, m.dst, m.kind]
             self._queues[pair].posted.add((i, position))
             self._advance(pair)
 

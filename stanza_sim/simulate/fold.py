@@ -10,7 +10,9 @@ between hosts, transfers of different patterns in one channel), every rank is a 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,12 @@ import numpy.typing as npt
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.schedule import Collective, CollectiveKind, Layout, Pattern, Ranks, Schedule, Transfer
 from stanza_sim.schedule.samples import data_rank_counts
+
+if TYPE_CHECKING:
+    from stanza_sim.cluster.orbits import Orbits
+
+MOST_PAIRS = 200_000
+"""Beyond so many pairs of ranks on a fabric with shared links, looking for symmetry takes longer than it saves."""
 
 Colours = npt.NDArray[np.int64]
 _COMPLETE = (Pattern.FAN_IN, Pattern.FAN_OUT, Pattern.ALL_PAIRS)
@@ -27,13 +35,15 @@ _COMPLETE = (Pattern.FAN_IN, Pattern.FAN_OUT, Pattern.ALL_PAIRS)
 class Folding:
     """Classes of ranks (each ascending; its first rank stands for it) and of hosts.
 
-    `class_of[r]` and `host_class_of[h]` are indices into `classes` and `host_classes`.
+    `class_of[r]` and `host_class_of[h]` are indices into `classes` and `host_classes`. `orbits` are the classes of links
+    and of pairs of hosts on a fabric with shared links; without them hosts are on one switch, or nothing is folded.
     """
 
     classes: tuple[Ranks, ...]
     class_of: tuple[int, ...]
     host_classes: tuple[tuple[int, ...], ...]
     host_class_of: tuple[int, ...]
+    orbits: Orbits | None = None
 
 
 def unfolded(cluster: Cluster) -> Folding:
@@ -49,7 +59,7 @@ def unfolded(cluster: Cluster) -> Folding:
 
 def fold(schedule: Schedule, cluster: Cluster) -> Folding:
     """Return the coarsest folding whose symmetry is proved for `schedule` on `cluster`."""
-    if not cluster.hosts_on_one_switch or not _channels_agree(schedule):
+    if not _channels_agree(schedule) or not (cluster.hosts_on_one_switch or _one_rank_per_nic(cluster)):
         return unfolded(cluster)
     n = cluster.world_size
     hosts = np.array([p.host for p in cluster.placement], dtype=np.int64)
@@ -62,15 +72,57 @@ def fold(schedule: Schedule, cluster: Cluster) -> Folding:
         colour = _refine(colour, feature)
     many_per_host = len(np.unique(hosts)) < n
     links = _partner_links(schedule)
+    orbits: Orbits | None = None
     while True:
         before = int(colour.max())
         for pairs in links:
             colour = _refine_by_partners(colour, pairs, hosts)
         if many_per_host:
             colour = _refine_by_devices(_refine_by_hosts(colour, hosts, schedule), cluster)
+        if not cluster.hosts_on_one_switch:
+            orbits = _orbits(schedule, cluster, colour, hosts)
+            if orbits is None:
+                return unfolded(cluster)
+            colour = _refine(colour, np.array(orbits.host_class)[hosts])
         if int(colour.max()) == before:
             break
-    return _folding(cluster, colour, hosts)
+    folding = _folding(cluster, colour, hosts)
+    return unfolded(cluster) if len(folding.classes) == n else replace(folding, orbits=orbits)
+
+
+def _one_rank_per_nic(cluster: Cluster) -> bool:
+    """Whether each host has at most one rank, one NIC and no internal fabric: what orbits of hosts speak of."""
+    hosts = {p.host for p in cluster.placement}
+    alone = len(hosts) == cluster.world_size and not cluster.fabric.device_links
+    return alone and all(len(h.nics) <= 1 for h in cluster.hosts)
+
+
+def _orbits(schedule: Schedule, cluster: Cluster, colour: Colours, hosts: Colours) -> Orbits | None:
+    """Classes of hosts, links and pairs of hosts that respect `colour` and who sends to whom; None: not proved."""
+    by_host = [-1] * len(cluster.hosts)
+    for h, c in zip(hosts.tolist(), colour.tolist(), strict=True):
+        by_host[h] = c
+    patterns: dict[tuple[object, ...], list[tuple[int, int]]] = {}
+    rings = {schedule.group(op.ranks): op for op in schedule.ops if isinstance(op, Collective)}
+    partial = bool(rings) or bool(_partner_links(schedule))
+    if not partial:  # classes are in a group as a whole, so complete patterns cut no class of pairs
+        return cluster.host_orbits(by_host)
+    crossings = 0
+    for op in schedule.ops:
+        if isinstance(op, Transfer) and _pattern_key(op, schedule) not in patterns:
+            found = [(int(hosts[a]), int(hosts[b])) for a, b in schedule.pairs(op) if a != b]
+            patterns[_pattern_key(op, schedule)] = found
+        elif isinstance(op, Collective) and ("ring", op.kind, op.ranks, op.root) not in patterns:
+            order = ring_order(schedule, op)
+            closed = order if op.kind is CollectiveKind.BROADCAST else [*order, order[0]]
+            found = [(int(hosts[a]), int(hosts[b])) for a, b in pairwise(closed)]
+            patterns["ring", op.kind, op.ranks, op.root] = found
+        else:
+            continue
+        crossings += len(found)
+        if crossings > MOST_PAIRS:
+            return None
+    return cluster.host_orbits(by_host, patterns.values())
 
 
 def _refine(colour: Colours, feature: Colours) -> Colours:

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 LINK_PHI = 1e9
 """Weight of a flow that uses links only: that of a flow which costs a core one nanosecond per byte."""
 
+NEAR, FAR = 0, 1
+"""Kinds of pairs of ranks: on one host, across a switch."""
+
 _COMPLETE = (Pattern.FAN_IN, Pattern.FAN_OUT, Pattern.ALL_PAIRS)
 
 
@@ -66,11 +69,15 @@ class Load:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """Messages of one op from one class to another: each rank of the source class sends `count` of them."""
+    """Messages of one op from one class to another: each rank of the source class sends `count` of them.
+
+    `kind` tells apart the pairs of ranks between the two classes: `NEAR` on one host, `FAR` across a switch, and from
+    `FAR` + 1 on the classes of pairs of hosts on a fabric with shared links.
+    """
 
     src: int
     dst: int
-    near: bool
+    kind: int
     count: int
     nbytes: int
     load: Load
@@ -135,6 +142,9 @@ class Lowering:
         for r, p in enumerate(cluster.placement):
             on_host.setdefault(p.host, []).append(r)
         self.on_host = on_host
+        self._kinds: dict[tuple[int, str, bool], dict[tuple[int, int], int]] = {}
+        orbits = folding.orbits
+        self.link_sizes = Counter(orbits.link_class) if orbits is not None else Counter[int]()
         self.hashed = cluster.fabric.routing.kind is RoutingKind.ECMP
         for rep in self.reps:
             self.near.append(Counter(folding.class_of[r] for r in on_host[cluster.placement[rep].host]))
@@ -154,6 +164,8 @@ class Lowering:
         hosts = len(self.cluster.hosts)
         made = self.cluster.links[link]
         key: tuple[object, ...] = ("link", link)
+        if self.folding.orbits is not None:
+            key = ("class", self.folding.orbits.link_class[link])
         if link < 2 * hosts and self.cluster.hosts_on_one_switch:
             key = ("nic", self.folding.host_class_of[link // 2], link % 2)
         return self.resource(key, made.label, made.bandwidth_Bps, "link")
@@ -223,15 +235,17 @@ class Lowering:
 
     # ---- messages --------------------------------------------------------------------------------------------
 
-    def peers(self, op: Transfer, actor: int, *, sending: bool) -> dict[tuple[int, bool], int]:
-        """How many peers of each (class, on the same host) the rank that stands for `actor` has in `op`."""
+    def peers(self, op: Transfer, actor: int, *, sending: bool) -> dict[tuple[int, int], int]:
+        """How many peers of each (class, kind of pair) the rank that stands for `actor` has in `op`."""
         rep = self.reps[actor]
         mine, other = (op.src, op.dst) if sending else (op.dst, op.src)
         if rep not in self.s.group(mine):
             return {}
-        found: dict[tuple[int, bool], int] = {}
+        found: dict[tuple[int, int], int] = {}
         if op.pattern in _COMPLETE:
             group = self.s.group(other)
+            if self.folding.orbits is not None:
+                return self.kinds(actor, other, sending=sending)
             for c, members in enumerate(self.folding.classes):
                 if members[0] not in group:
                     continue
@@ -240,39 +254,57 @@ class Lowering:
                 if c == actor:
                     near -= 1
                 if near:
-                    found[c, True] = near
+                    found[c, NEAR] = near
                 if far:
-                    found[c, False] = far
+                    found[c, FAR] = far
             return found
         for r in self.s.destinations(op, rep) if sending else self.s.sources(op, rep):
             if r != rep:
-                key = (self.folding.class_of[r], self.cluster.same_host(rep, r))
+                pair = (rep, r) if sending else (r, rep)
+                key = (self.folding.class_of[r], self.kind(*pair))
                 found[key] = found.get(key, 0) + 1
         return found
 
-    def a_peer(self, op: Transfer, actor: int, peer_class: int, near: bool) -> int:
+    def kind(self, src: int, dst: int) -> int:
+        """What kind of pair two ranks are; see `Message`."""
+        a, b = self.cluster.placement[src].host, self.cluster.placement[dst].host
+        if a == b:
+            return NEAR
+        return FAR if self.folding.orbits is None else FAR + 1 + self.folding.orbits.pair_class(a, b)
+
+    def kinds(self, actor: int, group: str, *, sending: bool) -> dict[tuple[int, int], int]:
+        """How many others of `group`, by (class, kind of pair), the rank that stands for `actor` sends to or hears."""
+        key = (actor, group, sending)
+        if key not in self._kinds:
+            rep = self.reps[actor]
+            pairs = ((r, (rep, r) if sending else (r, rep)) for r in self.s.group(group) if r != rep)
+            self._kinds[key] = dict(Counter((self.folding.class_of[r], self.kind(*pair)) for r, pair in pairs))
+        return self._kinds[key]
+
+    def a_peer(self, op: Transfer, actor: int, peer_class: int, kind: int) -> int:
         """One rank of `peer_class` to which the rank that stands for `actor` sends in `op`."""
         rep = self.reps[actor]
         members: Ranks = self.folding.classes[peer_class]
         candidates = members if op.pattern in _COMPLETE else self.s.destinations(op, rep)
         for r in candidates:
-            if r != rep and self.folding.class_of[r] == peer_class and self.cluster.same_host(rep, r) == near:
+            if r != rep and self.folding.class_of[r] == peer_class and self.kind(rep, r) == kind:
                 return r
         raise InputError(f"{op.name}: no peer in class {peer_class}")
 
-    def message(self, op: Transfer, actor: int, peer_class: int, near: bool, count: int) -> Message:
+    def message(self, op: Transfer, actor: int, peer_class: int, kind: int, count: int) -> Message:
         """The messages of `op` from class `actor` to `peer_class`."""
         src = self.reps[actor]
-        dst = self.a_peer(op, actor, peer_class, near)
+        dst = self.a_peer(op, actor, peer_class, kind)
         nbytes = self.s.message_bytes(op, src, dst)
         here, there = self.near[actor][actor], self.near[peer_class][peer_class]
-        senders = self.peers(op, peer_class, sending=False).get((actor, near), 0)
+        senders = self.peers(op, peer_class, sending=False).get((actor, kind), 0)
         path = self.path(src, dst, op.channel)
         if path is None:
             load = self.near_load(src, nbytes, float(here * count))
         else:
-            load = self.link_load(path, float(nbytes), float(here * count), float(there * senders))
-        return Message(src=actor, dst=peer_class, near=near, count=count, nbytes=nbytes, load=load)
+            flows = len(self.folding.classes[actor]) * count
+            load = self.link_load(path, float(nbytes), float(here * count), float(there * senders), flows)
+        return Message(src=actor, dst=peer_class, kind=kind, count=count, nbytes=nbytes, load=load)
 
     def near_load(self, rank: int, nbytes: int, flows: float) -> Load:
         """A message over the loopback of the host of `rank`, of which `flows` alike move at once."""
@@ -293,11 +325,19 @@ class Lowering:
         links, latency_s = self.cluster.usage(a.host, b.host, key, a.device, b.device)
         return (links, latency_s) if links else None
 
-    def link_load(self, path: tuple[Usage, float], work: float, leaving: float, entering: float) -> Load:
-        """A message over links, of which `leaving` alike use the sender's NIC and `entering` the receiver's."""
+    def link_load(
+        self, path: tuple[Usage, float], work: float, leaving: float, entering: float, flows: int = 1
+    ) -> Load:
+        """A message over links, of which `leaving` alike use the sender's NIC and `entering` the receiver's.
+
+        On a fabric with shared links, `flows` alike are spread evenly over the links of each class.
+        """
         links, latency_s = path
         weights = [share for _, share in links]
-        weights[0], weights[-1] = leaving, entering
+        if (orbits := self.folding.orbits) is not None:
+            weights = [share * flows / self.link_sizes[orbits.link_class[q]] for q, share in links]
+        else:
+            weights[0], weights[-1] = leaving, entering
         return Load(
             work=work,
             usage=usage_of((self.link(q), w) for (q, _), w in zip(links, weights, strict=True)),
@@ -333,6 +373,7 @@ class Lowering:
         latency = overhead = 0.0
         cap = inf
         folded = len(self.folding.classes) < self.cluster.world_size
+        orbits = self.folding.orbits
         met: set[tuple[int, int]] = set()
         for a, b in edges:
             ha, hb = place[a].host, place[b].host
@@ -343,14 +384,16 @@ class Lowering:
                 cap = min(cap, hosts[ha].loopback.bandwidth_Bps)
                 continue
             alike = (self.folding.host_class_of[ha], self.folding.host_class_of[hb])
-            if folded and ha not in standing and hb not in standing and alike in met:
+            if folded and orbits is None and ha not in standing and hb not in standing and alike in met:
                 continue
             met.add(alike)  # the slowest edge may be one that no standing host has
             path = path or self.path(a, b, op.ranks)
             latency = max(latency, path[1] if path else 0.0)
             overhead = max(overhead, hosts[ha].nic.overhead_s if ha != hb else 0.0)
             for q, share in path[0] if path else ():
-                if not folded or q // 2 in standing:
+                if orbits is not None:
+                    crossing[q] += share / self.link_sizes[orbits.link_class[q]]
+                elif not folded or q // 2 in standing:
                     crossing[q] += share
         usage = [(self.link(q), w) for q, w in crossing.items()]
         phi = LINK_PHI
@@ -394,9 +437,9 @@ class Lowering:
                     pass
                 case UnitKind.SEND, Transfer() as op:
                     peers = self.peers(op, index, sending=True)
-                    made = tuple(self.message(op, index, c, near, n) for (c, near), n in sorted(peers.items()))
+                    made = tuple(self.message(op, index, c, kind, n) for (c, kind), n in sorted(peers.items()))
                     messages[u.index] = made
-                    post_s[u.index] = host.nic.overhead_s * sum(m.count for m in made if not m.near)
+                    post_s[u.index] = host.nic.overhead_s * sum(m.count for m in made if m.kind != NEAR)
                     traffic[u.index] = (sum(m.count * m.nbytes for m in made), 0)
                 case UnitKind.RECV, Transfer() as op:
                     peers = self.peers(op, index, sending=False)
@@ -432,14 +475,14 @@ class Lowering:
                 found[op.name] = made[key]
         return found
 
-    def received(self, op: Transfer, index: int, peers: dict[tuple[int, bool], int]) -> int:
+    def received(self, op: Transfer, index: int, peers: dict[tuple[int, int], int]) -> int:
         """Bytes that the rank which stands for class `index` receives in `op`."""
         total = 0
         rep = self.reps[index]
-        for (c, near), count in peers.items():
+        for (c, kind), count in peers.items():
             sources = self.folding.classes[c] if op.pattern in _COMPLETE else self.s.sources(op, rep)
             for r in sources:
-                if r != rep and self.folding.class_of[r] == c and self.cluster.same_host(r, rep) == near:
+                if r != rep and self.folding.class_of[r] == c and self.kind(r, rep) == kind:
                     total += count * self.s.message_bytes(op, r, rep)
                     break
         return total
