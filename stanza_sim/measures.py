@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from stanza_sim.schedule import Collective, Compute, Op, Phase, Schedule, Transfer
 from stanza_sim.schedule.ops import dependency
@@ -36,7 +38,7 @@ def waiting(schedule: Schedule, timeline: Timeline, first: int, last: int) -> Wa
 
     Counted are the gaps before the main lane's computations of iterations first+1 .. last of `timeline`.
     """
-    awaited = _awaited(schedule)
+    awaited = _Awaited(schedule)
     moving: dict[tuple[str, int], dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     main: dict[int, list[Span]] = defaultdict(list)
     passes = {
@@ -54,7 +56,7 @@ def waiting(schedule: Schedule, timeline: Timeline, first: int, last: int) -> Wa
                 working.add(s.rank)
         else:
             moving[s.op, s.iteration][s.side].append((s.start_s, s.end_s))
-    merged = {key: _both([_merge(v) for v in sides.values()]) for key, sides in moving.items()}
+    moves = _Moving({key: _both([_merge(v) for v in sides.values()]) for key, sides in moving.items()})
     exposed = idle = weight = 0.0
     for rank in sorted(working):
         here = timeline.multiplicity.get(rank, 1)
@@ -62,7 +64,7 @@ def waiting(schedule: Schedule, timeline: Timeline, first: int, last: int) -> Wa
         reach: float | None = None
         for s in sorted(main[rank], key=lambda s: (s.start_s, s.end_s)):
             if reach is not None and s.start_s > reach and first < s.iteration <= last:
-                comm = _overlap((reach, s.start_s), awaited[s.op], s.iteration, merged)
+                comm = moves.overlap((reach, s.start_s), s.iteration, awaited, s.op)
                 exposed += here * comm
                 idle += here * (s.start_s - reach - comm)
             reach = s.end_s if reach is None else max(reach, s.end_s)
@@ -100,59 +102,71 @@ def _both(sides: Sequence[list[tuple[float, float]]]) -> list[tuple[float, float
     return out
 
 
-def _overlap(
-    gap: tuple[float, float],
-    awaited: Sequence[tuple[str, int]],
-    iteration: int,
-    moving: Mapping[tuple[str, int], list[tuple[float, float]]],
-) -> float:
-    pieces: list[tuple[float, float]] = []
-    for name, back in awaited:
-        for a, b in moving.get((name, iteration - back), ()):
-            if b > gap[0] and a < gap[1]:
+class _Moving:
+    """When each transfer and collective moves, in order of time: what moves in a gap is found without trying all."""
+
+    def __init__(self, intervals: Mapping[tuple[str, int], list[tuple[float, float]]]) -> None:
+        self._intervals = sorted((a, b, *key) for key, pieces in intervals.items() for a, b in pieces)
+        self._starts = [a for a, *_ in self._intervals]
+        self._last_end = list(accumulate((b for _, b, *_ in self._intervals), max))  # of all up to this one
+
+    def overlap(self, gap: tuple[float, float], iteration: int, awaited: _Awaited, op: str) -> float:
+        """Seconds of `gap` in which something moves that `op` of `iteration` awaits."""
+        pieces: list[tuple[float, float]] = []
+        k = bisect_left(self._starts, gap[1]) - 1
+        while k >= 0 and self._last_end[k] > gap[0]:
+            a, b, name, when = self._intervals[k]
+            if b > gap[0] and awaited.by(op, name, iteration - when):
                 pieces.append((max(a, gap[0]), min(b, gap[1])))
-    return union_length(pieces)
+            k -= 1
+        return union_length(pieces)
 
 
-def _awaited(schedule: Schedule) -> dict[str, tuple[tuple[str, int], ...]]:
-    """For each computation, the transfers and collectives that it awaits, as (op, iterations back: 0 or 1).
+class _Awaited:
+    """Which transfers and collectives each op awaits, in its own iteration or in the one before.
 
     An op awaits what it names, what comes before it in its lane, channel or group, and what those await.
     """
-    ops = schedule.ops
-    place = {op.name: i for i, op in enumerate(ops)}
-    queues: dict[tuple[object, ...], list[int]] = defaultdict(list)
-    for i, op in enumerate(ops):
-        queues[_queue(op)].append(i)
-    ahead: dict[int, int] = {}
-    around: dict[int, int] = {}  # the first of a queue comes after the last of the iteration before
-    for queue in queues.values():
-        ahead.update(zip(queue[1:], queue, strict=False))
-        around[queue[0]] = queue[-1]
-    earlier: list[list[int]] = []
-    same: list[int] = []
-    for i, op in enumerate(ops):
-        earlier.append([place[dependency(d)[0]] for d in op.after] + ([ahead[i]] if i in ahead else []))
-        bits = 0
-        for j in earlier[i]:
-            bits |= same[j] | 1 << j
-        same.append(bits)
-    reach: list[int] = []  # ops of the iteration before
-    for i, op in enumerate(ops):
-        previous = [place[dependency(d)[0]] for d in op.after_previous] + ([around[i]] if i in around else [])
-        back = 0
-        for j in earlier[i]:
-            back |= reach[j]
-        for j in previous:
-            back |= same[j] | 1 << j
-        reach.append(back)
-    comm = sum(1 << i for i, op in enumerate(ops) if isinstance(op, Transfer | Collective))
-    result: dict[str, tuple[tuple[str, int], ...]] = {}
-    for i, op in enumerate(ops):
-        if isinstance(op, Compute):
-            found = [(ops[j].name, 0) for j in _bits(same[i] & comm)]
-            result[op.name] = (*found, *((ops[j].name, 1) for j in _bits(reach[i] & comm)))
-    return result
+
+    def __init__(self, schedule: Schedule) -> None:
+        ops = schedule.ops
+        self._place = {op.name: i for i, op in enumerate(ops)}
+        queues: dict[tuple[object, ...], list[int]] = defaultdict(list)
+        for i, op in enumerate(ops):
+            queues[_queue(op)].append(i)
+        ahead: dict[int, int] = {}
+        around: dict[int, int] = {}  # the first of a queue comes after the last of the iteration before
+        for queue in queues.values():
+            ahead.update(zip(queue[1:], queue, strict=False))
+            around[queue[0]] = queue[-1]
+        # Only transfers and collectives have a bit: nothing else is asked for.
+        comm = (i for i, op in enumerate(ops) if isinstance(op, Transfer | Collective))
+        self._bit = {i: k for k, i in enumerate(comm)}
+        own = [1 << self._bit[i] if i in self._bit else 0 for i in range(len(ops))]
+        self._same: list[int] = []
+        earlier: list[list[int]] = []
+        for i, op in enumerate(ops):
+            earlier.append([self._place[dependency(d)[0]] for d in op.after] + ([ahead[i]] if i in ahead else []))
+            bits = 0
+            for j in earlier[i]:
+                bits |= self._same[j] | own[j]
+            self._same.append(bits)
+        self._previous: list[int] = []
+        for i, op in enumerate(ops):
+            previous = [self._place[dependency(d)[0]] for d in op.after_previous] + ([around[i]] if i in around else [])
+            bits = 0
+            for j in earlier[i]:
+                bits |= self._previous[j]
+            for j in previous:
+                bits |= self._same[j] | own[j]
+            self._previous.append(bits)
+
+    def by(self, op: str, other: str, back: int) -> bool:
+        """Whether `op` awaits the transfer or collective `other` of `back` iterations before; never if that is > 1."""
+        if back not in (0, 1):
+            return False
+        known = self._previous if back else self._same
+        return bool(known[self._place[op]] >> self._bit[self._place[other]] & 1)
 
 
 def _queue(op: Op) -> tuple[object, ...]:
@@ -164,15 +178,6 @@ def _queue(op: Op) -> tuple[object, ...]:
             return "channel", op.src, op.dst, op.channel
         case Collective():
             return "group", op.ranks
-
-
-def _bits(value: int) -> list[int]:
-    found = []
-    while value:
-        low = value & -value
-        found.append(low.bit_length() - 1)
-        value ^= low
-    return found
 
 
 def op_seconds(schedule: Schedule, timeline: Timeline, first: int, last: int) -> dict[str, float]:

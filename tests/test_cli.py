@@ -125,9 +125,9 @@ def same_but_for_last_digits(one: str, other: str) -> bool:
     return True
 
 
-def test_the_shipped_experiment_needs_no_torch_and_little_time():
+def test_the_shipped_experiment_needs_no_torch():
     code = """
-import sys, time
+import sys
 from stanza_sim.cli import app
 try:
     app(["run", "ec2_v100"])
@@ -135,17 +135,10 @@ except SystemExit as end:
     assert end.code == 0, end.code
 heavy = {"torch", "torchvision", "matplotlib", "pandas", "scipy", "sklearn"} & sys.modules.keys()
 assert not heavy, heavy
-print("seconds", time.process_time())
 """
-    seconds = []
-    for _ in range(3):  # CPU time, and the best of three, since other processes may be busy
-        done = process(code=code)
-        assert done.returncode == 0, done.stderr
-        seconds.append(float(done.stdout.split()[-1]))
-        if seconds[-1] < 3:
-            break
-    assert min(seconds) < 3
-    printed = done.stdout.rpartition("seconds")[0]
+    done = process(code=code)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout
     for model in ("alexnet, 128", "vgg16, 32", "inception_v3, 32", "resnet152, 32"):
         assert f"{model} samples per worker" in printed
     # To bring what stands beside the experiment up to date: stanza-sim run ec2_v100 > experiments/ec2_v100/table.txt

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stanza_sim.cluster import Nic
 from stanza_sim.measures import op_seconds, steady_iteration_s, waiting
-from stanza_sim.schedule import Schedule, parse
+from stanza_sim.model.profile import BlockKind
+from stanza_sim.schedule import Compute, Schedule, parse
 from stanza_sim.timeline import Span, Timeline, union_length
-from tests.schedule.toys import Costs, build, cluster, predict, toy
+from tests.schedule.toys import Costs, block, build, cluster, predict, toy
 
 SCHEDULE = parse("""\
 schedule m model=toy world=3 batch=1
@@ -81,6 +84,36 @@ def test_the_server_is_no_rank_that_waits() -> None:
     """Only ranks that run passes are counted: a server's gap is not a worker's waiting."""
     spans = (*HAND, _span("red", 2, 2, 50, 51))
     assert waiting(SCHEDULE, _timeline(spans), 1, 2) == waiting(SCHEDULE, _timeline(HAND), 1, 2)
+
+
+def test_only_what_overlaps_the_gap_counts() -> None:
+    """Of what is awaited, what moves before a gap, after it or in an iteration long past fills none of it."""
+    far = (_span("push", 0, 0, 5, 6, "sent"), _span("push", 2, 0, 5, 6, "recv"))  # two before iteration 2
+    assert waiting(SCHEDULE, _timeline((*far, *HAND)), 1, 2) == waiting(SCHEDULE, _timeline(HAND), 1, 2)
+    last = (_span("pull", 2, 0, 5, 9, "sent"), _span("pull", 0, 0, 5, 9, "recv"), _span("f", 0, 1, 9, 10))
+    spans = (_span("k", 0, 0, 0, 7), *last)
+    w = waiting(SCHEDULE, _timeline(spans), 0, 1)
+    assert (w.exposed_comm_s, w.idle_s) == (2.0, 0.0)
+
+
+def test_waiting_in_a_deep_model() -> None:
+    """Each of 3,600 ops awaits some thousand transfers; only those that move in a gap are looked at."""
+    blocks = tuple(block(f"b{i}", BlockKind.CONV, [(9,), (3,)], 10) for i in range(600))
+    deep = replace(toy(), name="deep", blocks=blocks, boundary=600)
+    schedule = build("parameter_server", deep, 3)
+    spans, end = [], 0.0
+    for iteration in (1, 2):
+        for op in schedule.ops:
+            ranks = {"sent": 2, "recv": 0} if op.name.startswith("pull") else {"sent": 0, "recv": 2}
+            if isinstance(op, Compute):
+                spans.append(_span(op.name, min(schedule.group(op.ranks)), iteration, end, end + 1))
+            else:
+                spans += [_span(op.name, rank, iteration, end, end + 1, side) for side, rank in ranks.items()]
+            end += 1
+    w = waiting(schedule, _timeline(tuple(spans)), 1, 2)
+    # One thing happens at a time. Rank 0 waits for everything since its last pass: 600 pushes and pulls, and as many
+    # reductions and updates.
+    assert (w.exposed_comm_s, w.idle_s) == (1200.0, 1200.0)
 
 
 def test_op_seconds_by_hand() -> None:

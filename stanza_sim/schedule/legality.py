@@ -1,13 +1,13 @@
-"""Every rule that a schedule must keep, in one place. Both engines call `check` before they start.
+"""Every rule that a schedule must keep. Both engines call `check` before they start.
 
-Names resolve to earlier ops and gate somebody; groups, blocks, bundles and lanes exist; both ends of each
-pair exist; sizes agree with the model; gradients go to owners and parameters come from them; a value is there
-before it is used; a pull writes parameters in place only behind a reduction that needed the rank's own push.
+Here are the rules of form: names resolve to earlier ops and gate somebody; groups, blocks, bundles and lanes exist;
+both ends of each pair exist; sizes agree with the model; gradients go to owners and parameters come from them; a rank
+runs a forward pass once. In `stanza_sim.schedule.dataflow` are those of data flow: a value is there before it is used;
+a pull writes parameters in place only behind a reduction that needed the rank's own push.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from stanza_sim.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule.dataflow import check_data_flow, violation
 from stanza_sim.schedule.ops import (
     NAME,
     Collective,
@@ -30,7 +31,6 @@ from stanza_sim.schedule.ops import (
     dependency,
 )
 from stanza_sim.schedule.schedule import Schedule
-from stanza_sim.schedule.text import print_op
 
 Mask = npt.NDArray[np.bool_]
 NAME_HINT = "names have letters, digits and _ . - / and no spaces, so that the printed form reads back"
@@ -51,25 +51,26 @@ def value_bytes(schedule: Schedule, model: ModelProfile, value: Value, microbatc
 
 
 def check(schedule: Schedule, model: ModelProfile) -> None:
-    """Raise `ScheduleError`, with the op's printed form, for the first rule that `schedule` breaks."""
-    _Checker(schedule, model).run()
+    """Raise `ScheduleError`, with the op's printed form, for the first rule that `schedule` breaks.
+
+    The rules of data flow are held against every rank, but for very large schedules: see
+    `stanza_sim.schedule.order.order_of`.
+    """
+    _Form(schedule, model).run()
+    check_data_flow(schedule, model)
 
 
-class _Checker:
+class _Form:
     def __init__(self, schedule: Schedule, model: ModelProfile) -> None:
         self.s, self.model = schedule, model
         self.blocks = {b.name: i for i, b in enumerate(model.blocks)}
-        self.block_of = {t.name: i for i, b in enumerate(model.blocks) for t in b.tensors}
         self.groups = {g.name for g in schedule.groups}
         self.bundles = {b.name for b in schedule.bundles}
-        self.names = list(self.blocks)
         self.masks: dict[str, Mask] = {}
-        self.closure: list[int] = []  # bit j of closure[i]: op i comes after op j in the same iteration
-        self.under: dict[tuple[object, ...], int] = {}  # bit j: op j is found under that heading
-        self.lanes: dict[tuple[str, str], int] = {}  # the last op of each group's lane
+        self.forward: dict[tuple[str, int], Mask] = {}  # (block, micro-batch): ranks that run it forward
 
     def fail(self, op: Op, message: str, hint: str | None = None) -> ScheduleError:
-        return ScheduleError(f"{message}\n  in: {print_op(op)}", where=f"schedule {self.s.name}", hint=hint)
+        return violation(self.s, op, message, hint)
 
     def mask(self, group: str) -> Mask:
         if group not in self.masks:
@@ -92,8 +93,6 @@ class _Checker:
                     self._transfer(op)
                 case Collective():
                     self._collective(op)
-            self._closure(i, op)
-            self._flow(i, op)
 
     # ---- header ----------------------------------------------------------------------------------------------
 
@@ -207,6 +206,13 @@ class _Checker:
             raise self.fail(op, f"model {self.model.name} has no block {op.target}")
         elif op.phase is Phase.LOSS and self.blocks[op.target] != len(self.blocks) - 1:
             raise self.fail(op, "the loss is computed from the last block's output")
+        elif op.phase is Phase.FORWARD:
+            key, at = (op.target, op.microbatch), self.mask(op.ranks)
+            done = self.forward.setdefault(key, np.zeros_like(at))
+            if (done & at).any():
+                # Nothing could say which of the two results the later ops use, or whose samples count.
+                raise self.fail(op, f"rank {int((done & at).argmax())} has run this forward pass already")
+            self.forward[key] = done | at
 
     def _transfer(self, op: Transfer) -> None:
         n, k = len(self.s.group(op.src)), len(self.s.group(op.dst))
@@ -278,179 +284,3 @@ class _Checker:
             case ValueKind.LABELS:
                 if value.name:
                     raise self.fail(op, "labels have no name")
-
-    # ---- a value is there before it is used --------------------------------------------------------------------
-
-    def _closure(self, i: int, op: Op) -> None:
-        bits = 0
-        for text in op.after:
-            name, side = dependency(text)
-            j = self._positions[name]
-            bits |= self.closure[j]
-            if side != "sent":  # what was sent need not have arrived
-                bits |= 1 << j
-        if isinstance(op, Compute):  # a lane works in program order
-            if (last := self.lanes.get((op.ranks, op.lane))) is not None:
-                bits |= self.closure[last] | 1 << last
-            self.lanes[op.ranks, op.lane] = i
-        self.closure.append(bits)
-        for heading in self._headings(op):
-            self.under[heading] = self.under.get(heading, 0) | 1 << i
-
-    def _headings(self, op: Op) -> Iterable[tuple[object, ...]]:
-        """Under what later ops look for `op`: the values that it makes or brings, the gradients that it sums."""
-        match op:
-            case Compute(phase=Phase.FORWARD):
-                yield "value", Value(ValueKind.ACT, op.target), op.microbatch
-            case Compute(phase=Phase.LOSS):
-                yield "value", Value(ValueKind.ACTGRAD, op.target), op.microbatch
-            case Compute(phase=Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT):
-                k = self.blocks[op.target]
-                if k and op.phase is not Phase.BACKWARD_WEIGHT:
-                    yield "value", Value(ValueKind.ACTGRAD, self.names[k - 1]), op.microbatch
-                if op.phase is not Phase.BACKWARD_INPUT:
-                    yield "weight gradient", op.target, op.microbatch
-            case Compute(phase=Phase.REDUCE):
-                yield "sum", op.target
-            case Transfer():
-                for value in op.values:
-                    yield "value", value, op.microbatch
-                    if value.kind is ValueKind.GRAD:
-                        yield "push", value.name
-            case Collective() if op.value.kind is ValueKind.GRAD:
-                yield "sum", op.value.name
-
-    def _before(self, i: int, *heading: object) -> Iterable[Op]:
-        """Ops under `heading` that op `i` comes after."""
-        bits = self.closure[i] & self.under.get(heading, 0)
-        while bits:
-            low = bits & -bits
-            yield self.s.ops[low.bit_length() - 1]
-            bits ^= low
-
-    def _covered(self, at: Mask, producers: Iterable[Mask]) -> bool:
-        missing = at.copy()
-        for m in producers:
-            missing &= ~m
-            if not missing.any():
-                return True
-        return not missing.any()
-
-    def _need(self, i: int, op: Op, at: Mask, value: Value, microbatch: int) -> None:
-        """`value` must be at the ranks `at` before op `i`: computed there, or received."""
-        made = (self._completes(o, "recv") for o in self._before(i, "value", value, microbatch))
-        if not self._covered(at, made):
-            raise self.fail(op, f"{value} is not there before it is used", hint="name what brings it in after=")
-
-    def _need_gradients(self, i: int, op: Op, at: Mask, bundle: str) -> None:
-        """The gradients of every tensor of `bundle`, for every micro-batch, must be computed at `at`."""
-        for block in self._blocks_of(bundle):
-            for m in range(self.s.microbatches):
-                if not self._covered(at, (self._gate(o) for o in self._before(i, "weight gradient", block, m))):
-                    raise self.fail(
-                        op,
-                        f"grad({bundle}) needs the backward pass of {block}",
-                        hint="name that op in after=",
-                    )
-
-    def _blocks_of(self, bundle: str) -> list[str]:
-        return [self.names[k] for k in sorted({self.block_of[t] for t in self.s.bundle(bundle).tensors})]
-
-    def _flow(self, i: int, op: Op) -> None:
-        match op:
-            case Compute():
-                self._compute_flow(i, op)
-            case Transfer():
-                for value in op.values:
-                    if value.kind in (ValueKind.ACT, ValueKind.ACTGRAD):
-                        self._need(i, op, self.mask(op.src), value, op.microbatch)
-                    elif value.kind is ValueKind.GRAD:
-                        self._need_gradients(i, op, self.mask(op.src), value.name)
-                    elif value.kind is ValueKind.PARAM:
-                        self._in_place(i, op, self.mask(op.dst) & ~self._local_only(op), value.name)
-            case Collective():
-                if op.value.kind is ValueKind.GRAD:
-                    self._need_gradients(i, op, self.mask(op.ranks), op.value.name)
-                else:
-                    written = self.mask(op.ranks).copy()
-                    if op.root is not None:
-                        written[op.root] = False
-                    self._in_place(i, op, written, op.value.name)
-
-    def _compute_flow(self, i: int, op: Compute) -> None:
-        at = self.mask(op.ranks)
-        match op.phase:
-            case Phase.FORWARD:
-                k = self.blocks[op.target]
-                if k:
-                    self._need(i, op, at, Value(ValueKind.ACT, self.names[k - 1]), op.microbatch)
-            case Phase.LOSS:
-                self._need(i, op, at, Value(ValueKind.ACT, op.target), op.microbatch)
-                away = at & ~self.mask_of_data()
-                if away.any():
-                    self._need(i, op, away, Value(ValueKind.LABELS), op.microbatch)
-            case Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT:
-                self._need(i, op, at, Value(ValueKind.ACT, op.target), op.microbatch)
-                self._need(i, op, at, Value(ValueKind.ACTGRAD, op.target), op.microbatch)
-            case Phase.REDUCE:
-                if not self._covered(at, (self._completes(o, "recv") for o in self._before(i, "push", op.target))):
-                    raise self.fail(op, f"no transfer brings grad({op.target}) before it is reduced")
-            case Phase.UPDATE:
-                if not self._covered(at, (self._gate(o) for o in self._before(i, "sum", op.target))):
-                    self._need_gradients(i, op, at, op.target)
-                self._after_readers(i, op, at, op.target)
-
-    def mask_of_data(self) -> Mask:
-        """Ranks that draw samples, and so have their labels."""
-        m = np.zeros(self.s.world_size, dtype=np.bool_)
-        for a, b in self.s.data_ranks.spans:
-            m[a:b] = True
-        return m
-
-    def _local_only(self, op: Transfer) -> Mask:
-        """Ranks that receive nothing but their own pair: nothing is written there."""
-        m = np.zeros(self.s.world_size, dtype=np.bool_)
-        if op.pattern is Pattern.EXPLICIT or op.pattern is Pattern.ONE_TO_ONE or op.pattern is Pattern.BLOCKED:
-            for r in self.s.group(op.dst):
-                m[r] = tuple(self.s.sources(op, r)) in ((r,), ())
-        elif len(self.s.group(op.src)) == 1:
-            m[self.s.group(op.src)[0]] = True
-        return m
-
-    def _in_place(self, i: int, op: Op, at: Mask, bundle: str) -> None:
-        """Parameters that arrive at `at` overwrite what its passes read: its own push must be needed first."""
-        readers = np.zeros(self.s.world_size, dtype=np.bool_)
-        for block in self._blocks_of(bundle):
-            for _, mask in self._readers.get(block, ()):
-                readers |= mask
-        pushed: list[Mask] = []
-        for o in self._before(i, "sum", bundle):
-            if isinstance(o, Collective):
-                pushed.append(self.mask(o.ranks))
-            else:
-                pushed += [self._gate(p) for p in self._before(self._positions[o.name], "push", bundle)]
-        if not self._covered(at & readers, pushed):
-            raise self.fail(
-                op,
-                f"param({bundle}) would be overwritten while a pass may still read it",
-                hint="a pull must follow a reduction that needed the same rank's push",
-            )
-        self._after_readers(i, op, at, bundle)
-
-    @cached_property
-    def _readers(self) -> dict[str, list[tuple[int, Mask]]]:
-        """Passes over each block, but for those that only compute weight gradients and so read no parameters."""
-        found: dict[str, list[tuple[int, Mask]]] = {}
-        for i, op in enumerate(self.s.ops):
-            if isinstance(op, Compute) and op.phase in (Phase.FORWARD, Phase.BACKWARD, Phase.BACKWARD_INPUT):
-                found.setdefault(op.target, []).append((i, self.mask(op.ranks)))
-        return found
-
-    def _after_readers(self, i: int, op: Op, at: Mask, bundle: str) -> None:
-        """Op `i` writes the parameters of `bundle` at the ranks `at`: every pass that reads them must come first."""
-        for block in self._blocks_of(bundle):
-            for j, mask in self._readers.get(block, ()):
-                if not self.closure[i] >> j & 1 and (mask & at).any():
-                    raise self.fail(
-                        op, f"param({bundle}) would be overwritten while {self.s.ops[j].name} may still read it"
-                    )

@@ -13,8 +13,9 @@ Counts = npt.NDArray[np.int64]
 
 
 def data_rank_counts(schedule: Schedule) -> dict[str, Counts]:
-    """For each block, how many data ranks' samples each rank computes it for.
+    """For each block, how many data ranks' samples each rank computes it for, in a legal schedule.
 
+    Legality allows one forward pass of a block and micro-batch per rank, so micro-batch 0 counts each rank once.
     Returns arrays of shape (world_size,). A rank's batch for a block is its count times `batch_per_worker`.
     """
     first: str | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
+from itertools import chain, count
 
 from stanza_sim.model.profile import Block, ModelProfile, ParamTensor
 from stanza_sim.schedule.legality import value_bytes
@@ -48,7 +49,8 @@ class Builder:
     def bundle(
         self, name: str, tensors: Sequence[ParamTensor], owners: str, layout: Layout = Layout.REPLICATED
     ) -> Bundle:
-        """Add a bundle of `tensors` held by the group `owners`."""
+        """Add a bundle of `tensors` held by the group `owners`; if the name is taken, see `free_name`."""
+        name = self.free_name(name)
         made = Bundle(
             name=name,
             tensors=tuple(t.name for t in tensors),
@@ -58,6 +60,11 @@ class Builder:
         )
         self.bundles[name] = made
         return made
+
+    def free_name(self, name: str, reserved: Container[str] = ()) -> str:
+        """`name`, or the first of `name-2`, `name-3`, ... that no bundle has and that is not `reserved`."""
+        numbered = (f"{name}-{i}" for i in count(2))
+        return next(n for n in chain([name], numbered) if n not in self.bundles and n not in reserved)
 
     def blocks_of(self, bundle: Bundle) -> list[str]:
         """Names of the blocks that hold tensors of `bundle`, in forward order."""
@@ -260,6 +267,7 @@ def exchange_by_servers(
     k = len(server_ranks)
     bundles: list[Bundle] = []
     where = balance([t for block in blocks for t in block.tensors], k)
+    named = {block.name for block in blocks if block.tensors}  # a part must not take the name of another block's bundle
     for block in reversed(blocks):
         if not block.tensors:
             continue
@@ -269,7 +277,8 @@ def exchange_by_servers(
         for j in sorted({where[t.name] for t in block.tensors}):
             mine = [t for t in block.tensors if where[t.name] == j]
             owner = servers if k == 1 else b.group(f"{servers}.{j}", [server_ranks[j]])
-            name = block.name if len(mine) == len(block.tensors) else f"{block.name}.{j}"
+            whole = len(mine) == len(block.tensors)
+            name = block.name if whole else b.free_name(f"{block.name}.{j}", named)
             bundles.append(b.bundle(name, mine, owner))
     last = [ready[block.name] for block in blocks if block.tensors]
     updates: dict[str, list[str]] = {}

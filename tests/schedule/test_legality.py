@@ -122,6 +122,8 @@ BROKEN: dict[str, tuple[str, str, str, str, str]] = {
     "bundle of a computation": ("servers", "reduce wc2", "reduce wx", "there is no bundle 'wx'", "rc2:"),
     "update at owners": ("servers", "update wf2 @worker", "update wf2 @both", "only an owner of bundle wf2", "uf2:"),
     "block": ("servers", "forward pool", "forward lake", "model toy has no block lake", "fpool:"),
+    "forward twice": ("servers", "fpool: forward pool @worker after=fc1", "fpool: forward pool @worker after=fc1\n"
+                      "again: forward c1 @both after=fc1", "rank 2 has run this forward pass already", "again:"),
     "loss of the last block": ("servers", "loss f2", "loss f1", "from the last block's output", "loss:"),
     "one-to-one sizes": ("servers", "worker->server fan-in", "worker->server one-to-one", "not 3 and 1", "push2:"),
     "fan-in": ("servers", "worker->both all-pairs", "worker->both fan-in", "one destination, not 2", "push1:"),
@@ -273,6 +275,132 @@ def test_two_groups_may_draw_samples_by_ops_of_their_own() -> None:
     check(schedule, MODEL)
     assert str(schedule.data_ranks) == "0-2"
     assert schedule.global_batch == 12
+
+
+# ---- the rules of data flow hold at every rank ----------------------------------------------------------------------
+
+# Ranks 0 and 1 run every pass; f2's parameters are exchanged, between them or by the servers 2 and 3. `k` runs at one
+# rank only, so that what is `after=k` is not gated at the other.
+PER_RANK = """\
+schedule s model=toy world=4 batch=4
+group w 0-1
+group first 0
+group servers 2-3
+group last 3
+{head}a: forward c1 @w
+b: forward pool @w
+c: forward c2 @w
+d: forward f1 @w
+e: forward f2 @w
+l: loss f2 @w
+weight: backward_weight f2 @w
+input: backward_input f2 @w lane=x after=weight
+{rest}"""
+ON_SERVERS = "bundle wf2 numel=32 owners=servers tensors=f2.t0,f2.t1\n"
+ON_WORKERS = "bundle wf2 numel=32 owners=w tensors=f2.t0,f2.t1\n"
+IN_SLICES = "bundle wf2 numel=32 owners=w layout=cut tensors=f2.t0,f2.t1\n"
+PUSH = "push: transfer grad(wf2) w->servers {} nbytes=128 {}after={}\n"
+SERVE = "red: reduce wf2 @servers after={}\nupd: update wf2 @servers after=red\n"
+PULL = "pull: transfer param(wf2) servers->w {} nbytes=128 {}after={}\n"
+ALL_REDUCE = "ar: all_reduce grad(wf2) @w nbytes=128 algorithm=ring after={}\n"
+SLICES = (
+    "push: transfer grad(wf2) w->w all-pairs nbytes=128 after={}\nred: reduce wf2 @w after=push\n"
+    "upd: update wf2 @w after={}\npull: transfer param(wf2) w->w all-pairs nbytes=128 after=upd\n"
+)
+
+# name -> (bundle, ops that are legal, the same with something wrong at one rank only, the message, the op)
+AT_ONE_RANK: dict[str, tuple[str, str, str, str, str]] = {
+    "gradient before it is pushed": (
+        ON_SERVERS,
+        PUSH.format("all-pairs", "", "input"),
+        "k: backward_weight f1 @first lane=x after=input\n" + PUSH.format("all-pairs", "", "k"),
+        "grad(wf2) needs the backward pass of f2 (rank 1)",
+        "push:",
+    ),
+    "gradient before it is reduced": (
+        ON_WORKERS,
+        ALL_REDUCE.format("weight"),
+        "k: backward_weight f1 @first lane=x after=input\n" + ALL_REDUCE.format("k"),
+        "grad(wf2) needs the backward pass of f2 (rank 1)",
+        "ar:",
+    ),
+    "reduce where nothing arrives": (
+        ON_SERVERS,
+        PUSH.format("explicit", "pairs=0>2,0>3,1>2 ", "weight") + SERVE.format("push"),
+        PUSH.format("explicit", "pairs=0>2,1>2 ", "weight") + SERVE.format("push"),
+        "no transfer brings grad(wf2) before it is reduced (rank 3)",
+        "red:",
+    ),
+    "update while a pass reads": (
+        ON_WORKERS,
+        ALL_REDUCE.format("weight") + "upd: update wf2 @w lane=z after=ar,input\n",
+        ALL_REDUCE.format("weight")
+        + "k: backward_weight f1 @first lane=x after=input\nupd: update wf2 @w lane=z after=ar,k\n",
+        "overwritten while input may still read it (rank 1)",
+        "upd:",
+    ),
+    "pull from a server that has not reduced": (
+        ON_SERVERS,
+        PUSH.format("all-pairs", "", "input") + SERVE.format("push") + PULL.format("all-pairs", "", "upd"),
+        PUSH.format("all-pairs", "", "input")
+        + SERVE.format("push")
+        + "k: update wf2 @last after=upd\n"
+        + PULL.format("all-pairs", "", "k"),
+        "param(wf2) would be overwritten while a pass may still read it",
+        "pull:",
+    ),
+    "pull from the server of another": (
+        ON_SERVERS,
+        PUSH.format("one-to-one", "", "input")
+        + SERVE.format("push")
+        + PULL.format("explicit", "pairs=2>0,3>1 ", "upd"),
+        PUSH.format("one-to-one", "", "input")
+        + SERVE.format("push")
+        + PULL.format("explicit", "pairs=2>1,3>0 ", "upd"),
+        "param(wf2) would be overwritten while a pass may still read it",
+        "pull:",
+    ),
+    "slices written where another rank still reads": (
+        IN_SLICES,
+        SLICES.format("input", "red"),
+        SLICES.format("weight", "red,input"),
+        "overwritten while input may still read it",
+        "pull:",
+    ),
+}
+
+
+@pytest.mark.parametrize("rule", AT_ONE_RANK)
+def test_each_rule_of_data_flow_at_every_rank(rule: str) -> None:
+    head, good, bad, message, op = AT_ONE_RANK[rule]
+    check(parse(PER_RANK.format(head=head, rest=good)), MODEL)
+    with pytest.raises(ScheduleError) as e:
+        check(parse(PER_RANK.format(head=head, rest=bad)), MODEL)
+    assert message in str(e.value)
+    assert f"in: {op}" in str(e.value)
+
+
+def test_an_activation_is_there_at_every_rank_that_sends_it() -> None:
+    """`k` at rank 0 gates rank 0 only; as a dependency of both it would do."""
+    text = (
+        "schedule s model=toy world=3 batch=4\ngroup w 0-1\ngroup first 0\ngroup s 2\nc: forward c1 @w\n"
+        "k: forward pool @{} lane=x after=c\nact: transfer act(c1) w->s fan-in nbytes=160 after=k\n"
+    )
+    check(parse(text.format("w")), MODEL)
+    with pytest.raises(ScheduleError, match=r"act\(c1\) is not there before it is used \(rank 1\)") as e:
+        check(parse(text.format("first")), MODEL)
+    assert "in: act:" in str(e.value)
+
+
+def test_a_lane_works_in_program_order_whichever_groups_its_ops_are_of() -> None:
+    text = (
+        "schedule s model=toy world=2 batch=4\ngroup w 0-1\ngroup a 0\ngroup b 1\nf: forward c1 @w\n"
+        "a: forward pool @a\nb: forward pool @b{}\ng: forward c2 @w\n"
+    )
+    check(parse(text.format("")), MODEL)
+    for lane in (" lane=x", " lane=x after=f"):
+        with pytest.raises(ScheduleError, match="is not there before it is used"):
+            check(parse(text.format(lane)), MODEL)
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,0 +1,193 @@
+"""The rules of data flow: a value is there before it is used, and is not overwritten while it may still be read.
+
+They must hold at every rank. `stanza_sim.schedule.order` says how finely ranks are told apart.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from functools import cached_property
+
+from stanza_sim.errors import ScheduleError
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule.atoms import bits
+from stanza_sim.schedule.ops import Collective, Compute, Op, Phase, Transfer, Value, ValueKind
+from stanza_sim.schedule.order import order_of
+from stanza_sim.schedule.schedule import Schedule
+from stanza_sim.schedule.text import print_op
+
+
+def violation(schedule: Schedule, op: Op, message: str, hint: str | None = None) -> ScheduleError:
+    """The error for a rule that `op` breaks, with its printed form."""
+    return ScheduleError(f"{message}\n  in: {print_op(op)}", where=f"schedule {schedule.name}", hint=hint)
+
+
+def check_data_flow(schedule: Schedule, model: ModelProfile) -> None:
+    """Raise `ScheduleError` for the first op that uses or overwrites a value too early; ops must be well-formed."""
+    _DataFlow(schedule, model).run()
+
+
+class _DataFlow:
+    """Atoms stand for ranks: `at` is a mask of them."""
+
+    def __init__(self, schedule: Schedule, model: ModelProfile) -> None:
+        self.s = schedule
+        self.names = [b.name for b in model.blocks]
+        self.blocks = {name: i for i, name in enumerate(self.names)}
+        self.block_of = {t.name: i for i, b in enumerate(model.blocks) for t in b.tensors}
+        self.order = order_of(schedule)
+        self.atoms = self.order.atoms
+        self.under: dict[tuple[object, ...], list[int]] = defaultdict(list)  # ops found under that heading
+
+    def run(self) -> None:
+        for i, op in enumerate(self.s.ops):
+            self.order.add(i)
+            match op:
+                case Compute():
+                    self._compute(i, op)
+                case Transfer():
+                    self._transfer(i, op)
+                case Collective():
+                    self._collective(i, op)
+            for heading in self._headings(op):
+                self.under[heading].append(i)
+
+    def fail(self, i: int, message: str, at: int, hint: str | None = None) -> ScheduleError:
+        """The error, with a rank at which the rule is broken where it is not broken everywhere."""
+        if at not in (self.atoms.gated[i], self.atoms.completes[i]):
+            message += f" (rank {min(self.atoms.first[a] for a in bits(at))})"
+        return violation(self.s, self.s.ops[i], message, hint)
+
+    def _headings(self, op: Op) -> Iterable[tuple[object, ...]]:
+        """Under what later ops look for `op`: the values that it makes or brings, the gradients that it sums."""
+        match op:
+            case Compute(phase=Phase.FORWARD):
+                yield "value", Value(ValueKind.ACT, op.target), op.microbatch
+            case Compute(phase=Phase.LOSS):
+                yield "value", Value(ValueKind.ACTGRAD, op.target), op.microbatch
+            case Compute(phase=Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT):
+                k = self.blocks[op.target]
+                if k and op.phase is not Phase.BACKWARD_WEIGHT:
+                    yield "value", Value(ValueKind.ACTGRAD, self.names[k - 1]), op.microbatch
+                if op.phase is not Phase.BACKWARD_INPUT:
+                    yield "weight gradient", op.target, op.microbatch
+            case Compute(phase=Phase.REDUCE):
+                yield "sum", op.target
+            case Transfer():
+                for value in op.values:
+                    yield "value", value, op.microbatch
+                    if value.kind is ValueKind.GRAD:
+                        yield "push", value.name
+            case Collective() if op.value.kind is ValueKind.GRAD:
+                yield "sum", op.value.name
+
+    # ---- what is missing where ---------------------------------------------------------------------------------
+
+    def _missing(self, i: int, at: int, *heading: object) -> int:
+        """Atoms of `at` at which no op under `heading` is complete before op `i` starts there."""
+        for j in self.under.get(heading, ()):
+            if not at:
+                break
+            at &= ~self.order.before(i, j, at & self.atoms.completes[j])
+        return at
+
+    def _need(self, i: int, at: int, value: Value, microbatch: int) -> None:
+        """`value` must be at the atoms `at` before op `i`: computed there, or received."""
+        if missing := self._missing(i, at, "value", value, microbatch):
+            hint = "name what brings it in after="
+            raise self.fail(i, f"{value} is not there before it is used", missing, hint)
+
+    def _need_gradients(self, i: int, at: int, bundle: str) -> None:
+        """The gradients of every tensor of `bundle`, for every micro-batch, must be computed at `at`."""
+        for block in self._blocks_of(bundle):
+            for m in range(self.s.microbatches):
+                if missing := self._missing(i, at, "weight gradient", block, m):
+                    message = f"grad({bundle}) needs the backward pass of {block}"
+                    raise self.fail(i, message, missing, "name that op in after=")
+
+    def _blocks_of(self, bundle: str) -> list[str]:
+        return [self.names[k] for k in sorted({self.block_of[t] for t in self.s.bundle(bundle).tensors})]
+
+    # ---- by kind of op -----------------------------------------------------------------------------------------
+
+    def _compute(self, i: int, op: Compute) -> None:
+        at = self.atoms.gated[i]
+        match op.phase:
+            case Phase.FORWARD:
+                k = self.blocks[op.target]
+                if k:
+                    self._need(i, at, Value(ValueKind.ACT, self.names[k - 1]), op.microbatch)
+            case Phase.LOSS:
+                self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch)
+                away = at & ~self.atoms.mask(self.s.data_ranks)  # who draws samples has their labels
+                self._need(i, away, Value(ValueKind.LABELS), op.microbatch)
+            case Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT:
+                self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch)
+                self._need(i, at, Value(ValueKind.ACTGRAD, op.target), op.microbatch)
+            case Phase.REDUCE:
+                if missing := self._missing(i, at, "push", op.target):
+                    raise self.fail(i, f"no transfer brings grad({op.target}) before it is reduced", missing)
+            case Phase.UPDATE:
+                if self._missing(i, at, "sum", op.target):
+                    self._need_gradients(i, at, op.target)
+                self._after_readers(i, at, op.target, writing=False)
+
+    def _transfer(self, i: int, op: Transfer) -> None:
+        for value in op.values:
+            if value.kind in (ValueKind.ACT, ValueKind.ACTGRAD):
+                self._need(i, self.atoms.gated[i], value, op.microbatch)
+            elif value.kind is ValueKind.GRAD:
+                self._need_gradients(i, self.atoms.gated[i], value.name)
+            elif value.kind is ValueKind.PARAM:
+                self._in_place(i, self.atoms.written(i), value.name)
+
+    def _collective(self, i: int, op: Collective) -> None:
+        at = self.atoms.gated[i]
+        if op.value.kind is ValueKind.GRAD:
+            self._need_gradients(i, at, op.value.name)
+        else:
+            root = 0 if op.root is None else 1 << self.atoms.of_rank(op.root)
+            self._in_place(i, at & ~root, op.value.name)
+
+    # ---- parameters are written behind their readers ----------------------------------------------------------------
+
+    @cached_property
+    def _readers(self) -> dict[str, list[int]]:
+        """Passes over each block, but for those that only compute weight gradients and so read no parameters."""
+        found: dict[str, list[int]] = defaultdict(list)
+        for i, op in enumerate(self.s.ops):
+            if isinstance(op, Compute) and op.phase in (Phase.FORWARD, Phase.BACKWARD, Phase.BACKWARD_INPUT):
+                found[op.target].append(i)
+        return found
+
+    def _in_place(self, i: int, at: int, bundle: str) -> None:
+        """Parameters that arrive at `at` overwrite what its passes read: its own push must be needed first."""
+        readers = 0
+        for block in self._blocks_of(bundle):
+            for j in self._readers.get(block, ()):
+                readers |= self.atoms.gated[j]
+        early = at & readers
+        early &= ~self.order.needed(i, bundle, early)
+        if early:
+            raise self.fail(
+                i,
+                f"param({bundle}) would be overwritten while a pass may still read it",
+                early,
+                hint="a pull must follow a reduction that needed the same rank's push",
+            )
+        self._after_readers(i, at, bundle, writing=True)
+
+    def _after_readers(self, i: int, at: int, bundle: str, *, writing: bool) -> None:
+        """Op `i` writes the parameters of `bundle` at the atoms `at`: every pass that reads them must come first.
+
+        `writing`: it brings them, so what counts is what is complete where they come from.
+        """
+        before = self.order.before_writing if writing else self.order.before
+        for block in self._blocks_of(bundle):
+            for j in self._readers.get(block, ()):
+                reads = self.atoms.gated[j] & at
+                early = reads and reads & ~before(i, j, reads)
+                if early:
+                    name = self.s.ops[j].name
+                    raise self.fail(i, f"param({bundle}) would be overwritten while {name} may still read it", early)
