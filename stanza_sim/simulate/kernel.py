@@ -58,6 +58,7 @@ class Net(NamedTuple):
     link_ptr: I64  # per link, into link_class
     link_class: I32
     link_demand: F64
+    limited: I32  # classes with a finite cap
     phi: F64  # per class
     cap: F64  # per class, rate of one flow
 
@@ -92,6 +93,8 @@ class State(NamedTuple):
     heap_s: F64  # pending starts: time
     heap_k: I32  # and node
     level: F64  # scratch per link + class: progressive filling
+    load: F64  # per link: weight of all flows under way
+    users: I64  # per link: classes under way
     left: F64  # per link
     weight: F64  # per link
     opened: I64  # per link: flows' classes not frozen
@@ -110,7 +113,9 @@ class State(NamedTuple):
     reported: I32  # nodes of `Nodes.report` that completed and were not yet taken
 
 
-HEAP, EPOCH, CHANGED, EVENTS, LEFT, SOLVES, REPORTED = range(7)
+HEAP, EPOCH, CHANGED, EVENTS, LEFT, SOLVES, REPORTED, ACTIVE, WHOLE = range(9)
+"""Places in `State.scalars`: pending starts, number of the solve, changed links, completions, nodes not complete, solves,
+reports not taken, classes under way, and how many more solves take everything as one component."""
 
 
 def make_nodes(cls: I32, work: F64, delay: F64, missing: I32, successor_ptr: I64, successor: I32) -> Nodes:
@@ -153,6 +158,7 @@ def net_of(capacity: F64, counts: I64, links: I32, demands: F64, phi: F64, cap: 
         link_ptr=link_ptr,
         link_class=owner[order],
         link_demand=np.ascontiguousarray(demands[order], dtype=np.float64),
+        limited=np.nonzero(np.isfinite(cap))[0].astype(np.int32),
         phi=np.ascontiguousarray(phi, dtype=np.float64),
         cap=np.ascontiguousarray(cap, dtype=np.float64),
     )
@@ -175,6 +181,8 @@ def make_state(net: Net, nodes: Nodes) -> State:
         heap_s=np.zeros(n + 1),
         heap_k=np.zeros(n + 1, dtype=np.int32),
         level=np.zeros(links + classes),
+        load=np.zeros(links),
+        users=np.zeros(links, dtype=np.int64),
         left=np.zeros(links),
         weight=np.zeros(links),
         opened=np.zeros(links, dtype=np.int64),
@@ -184,7 +192,7 @@ def make_state(net: Net, nodes: Nodes) -> State:
         links=np.zeros(links + classes, dtype=np.int32),
         classes=np.zeros(classes, dtype=np.int32),
         changed=np.zeros(links, dtype=np.int32),
-        scalars=np.zeros(8, dtype=np.int64),
+        scalars=np.zeros(9, dtype=np.int64),
         queue=np.zeros(n + 1, dtype=np.int32),
         starting=np.zeros(n + 1, dtype=np.int32),
         limit=np.full(classes, -1, dtype=np.int32),
@@ -310,7 +318,10 @@ def _reblock(finish: F64, block: F64, b: int) -> None:
 
 @_jit
 def solve(net: Net, st: State, now: float) -> None:
-    """Give max-min fair rates to every class that shares links, directly or not, with a changed link."""
+    """Give max-min fair rates to every class that shares links, directly or not, with a changed link.
+
+    Where that is most of them, the next solves do not look for the component and take all classes.
+    """
     capacity, phi, cap = net.capacity, net.phi, net.cap
     class_ptr, class_link, class_demand = net.class_ptr, net.class_link, net.class_demand
     link_ptr, link_class, link_demand = net.link_ptr, net.link_class, net.link_demand
@@ -331,12 +342,22 @@ def solve(net: Net, st: State, now: float) -> None:
     epoch = scalars[EPOCH]
     n_links = scalars[CHANGED]
     scalars[CHANGED] = 0
+    load, users_of = st.load, st.users
+    whole = scalars[WHOLE] > 0
     for i in range(n_links):
         links[i] = changed[i]
         link_epoch[changed[i]] = epoch
     n_classes = 0
     i = 0
     capped = False
+    if whole:
+        scalars[WHOLE] -= 1
+        n_classes = scalars[ACTIVE]
+        n_links = len(capacity)
+        for q in range(n_links):
+            links[q] = q
+            left[q], weight[q], opened[q] = capacity[q], load[q], users_of[q]
+        i = n_links
     while i < n_links:  # the component of what changed
         q = links[i]
         i += 1
@@ -361,6 +382,9 @@ def solve(net: Net, st: State, now: float) -> None:
                         links[n_links] = r
                         n_links += 1
         left[q], weight[q], opened[q] = capacity[q], total, users
+        load[q] = total  # the sum anew, so that rounding does not add up
+    if not whole and n_classes * 2 > scalars[ACTIVE] and n_classes > _BLOCK:
+        scalars[WHOLE] = 32
     # A heap of levels: links, and as if links of their own the caps of classes.
     base = len(capacity)
     size = 0
@@ -370,7 +394,14 @@ def solve(net: Net, st: State, now: float) -> None:
             level[q] = left[q] / weight[q]
             links[size] = q
             size += 1
-    if capped:
+    if whole:
+        for i in range(len(net.limited)):
+            c = net.limited[i]
+            if count[c] > 0:
+                level[base + c] = cap[c] / phi[c]
+                links[size] = base + c
+                size += 1
+    elif capped:
         for i in range(n_classes):
             c = classes[i]
             if cap[c] < np.inf:
@@ -423,7 +454,7 @@ def solve(net: Net, st: State, now: float) -> None:
                 rates[c] = rate
             finish[c] = since[c] + (mark[root[c]] - served[c]) / rate
     # The search for the next finish looks at blocks of classes.
-    if n_classes * 4 > len(finish):
+    if whole or n_classes * 4 > len(finish):
         for b in range(len(st.block)):
             _reblock(finish, st.block, b)
     else:
@@ -457,6 +488,7 @@ def happen(net: Net, nodes: Nodes, st: State, now: float) -> None:
     heap_s, heap_k, scalars, queue, starting = st.heap_s, st.heap_k, st.scalars, st.queue, st.starting
     link_epoch, changed, limit, limited_by = st.link_epoch, st.changed, st.limit, st.limited_by
     full, report, reported, first_s = nodes.full, nodes.report, st.reported, st.first_s
+    load, users, phi, class_demand = st.load, st.users, net.phi, net.class_demand
     until = now + TIE * abs(now)
     done = began = 0
     # Flows that end: their classes' clocks are set to the mark of the first of them.
@@ -470,6 +502,7 @@ def happen(net: Net, nodes: Nodes, st: State, now: float) -> None:
             served[c] = mark[root[c]]
             since[c] = now
             slack = served[c] + rates[c] * TIE * abs(now)
+            before = count[c]
             while root[c] >= 0 and mark[root[c]] <= slack:
                 k = root[c]
                 root[c] = _pop_root(child, sibling, mark, k)
@@ -477,8 +510,14 @@ def happen(net: Net, nodes: Nodes, st: State, now: float) -> None:
                 limited_by[k] = limit[c]
                 queue[done] = k
                 done += 1
+            gone = 1 if count[c] == 0 else 0
+            scalars[ACTIVE] -= gone
             for y in range(class_ptr[c], class_ptr[c + 1]):
                 q = class_link[y]
+                load[q] -= (before - count[c]) * phi[c] * class_demand[y]
+                users[q] -= gone
+                if users[q] == 0:
+                    load[q] = 0.0
                 if link_epoch[q] != -1:
                     link_epoch[q] = -1
                     changed[scalars[CHANGED]] = q
@@ -523,9 +562,11 @@ def happen(net: Net, nodes: Nodes, st: State, now: float) -> None:
     for i in range(began):
         k = starting[i]
         c = cls[k]
+        new = 0
         if count[c] == 0:
             served[c] = 0.0
             rates[c] = 0.0
+            new = 1
         else:
             served[c] += rates[c] * (now - since[c])
         since[c] = now
@@ -534,8 +575,11 @@ def happen(net: Net, nodes: Nodes, st: State, now: float) -> None:
         child[k] = -1
         sibling[k] = -1
         root[c] = _meld(child, sibling, mark, root[c], k)
+        scalars[ACTIVE] += new
         for y in range(class_ptr[c], class_ptr[c + 1]):
             q = class_link[y]
+            load[q] += phi[c] * class_demand[y]
+            users[q] += new
             if link_epoch[q] != -1:
                 link_epoch[q] = -1
                 changed[scalars[CHANGED]] = q
