@@ -36,7 +36,20 @@ def tiny(tmp_path: Path) -> Path:
 def start(*args: object, cwd: Path, module: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", *module, "stanza_sim", "run", *map(str, args)]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(cwd)]), "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=env, cwd=cwd, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        command,
+        env=env,
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=heed_interrupts,
+    )
+
+
+def heed_interrupts() -> None:
+    """A shell starts background jobs with SIGINT ignored, and that is inherited; a user's terminal does not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:

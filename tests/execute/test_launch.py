@@ -108,7 +108,13 @@ def test_no_orphan_is_left_when_the_parent_is_killed_or_interrupted() -> None:
     )
     for ending in (signal.SIGKILL, signal.SIGINT):
         with subprocess.Popen(
-            [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            # A shell starts background jobs with SIGINT ignored, and that is inherited.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as parent:
             assert parent.stdout is not None
             ranks = [int(p) for p in parent.stdout.readline().split()]
