@@ -17,8 +17,6 @@ def printed(*rows, width: int = 80) -> str:
     return out.getvalue()
 
 
-
-
 def test_a_row_with_its_measurement(make_row):
     text = printed(make_row(measured=True))
     head, _, tail = text.partition("    predicted less measured")
@@ -55,7 +53,7 @@ def test_speed_up_is_against_the_first_row_of_the_same_model(make_row):
 def test_a_prediction_that_did_not_settle_says_so(make_row):
     row = make_row()
     assert "did not settle" not in printed(row)
-    assert "did not settle" in printed(replace(row, prediction=replace(row.prediction, steady=False)))
+    assert "did not settle" in printed(replace(row, prediction=replace(row.prediction, settled=False)))
 
 
 LABELS = st.text(alphabet="abcdefg ,-", min_size=1, max_size=60).filter(str.strip)
