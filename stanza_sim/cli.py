@@ -114,6 +114,42 @@ def run(
                 print_result(result, stdout())
 
 
+@app.command(epilog="Example:  [bold]stanza-sim flows case.json --json[/]")
+def flows(
+    case: Annotated[Path, typer.Argument(help="JSON file with hosts, links, routes and flows.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Also write the JSON object.", show_default=False),
+    ] = None,
+) -> None:
+    """Run a bare flow-level case: flows with dependencies that share links max-min fairly.
+
+    Prints when each flow completes, what limited it, and how busy each link is. Bandwidths are bytes per second, times
+    seconds, and every link is one direction.
+    """
+    with errors_for_people():
+        from stanza_sim.errors import InputError
+        from stanza_sim.report.flows import flows_json, flows_table, write_json
+        from stanza_sim.simulate.flows import read_case, simulate_flows
+
+        data = read_case(case)
+        try:
+            result = simulate_flows(data)
+        except InputError as error:
+            where = f"{case}: {error.where}" if error.where else str(case)
+            raise InputError(error.message, where=where, hint=error.hint) from None
+        if output is not None:
+            write_json(result, output)
+        with printing():
+            if as_json:
+                sys.stdout.write(flows_json(result))
+            else:
+                console = stdout()
+                for line in flows_table(result):
+                    console.print(line, soft_wrap=True)
+
+
 def main() -> None:
     """Entry point of the console script."""
     try:

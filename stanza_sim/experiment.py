@@ -151,6 +151,51 @@ class Execute(Section):
     backend: Literal["auto", "gloo", "nccl"] = Field("auto", description="auto: nccl with one GPU a rank, else gloo.")
 
 
+class Jitter(Section):
+    """How computation times vary by chance, from rank to rank and from iteration to iteration."""
+
+    kind: Literal["none", "lognormal", "uniform"] = "none"
+    spread: float = Field(0.0, ge=0, allow_inf_nan=False, strict=True, description="Relative to the mean, such as 0.1.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.kind == "none") != (self.spread == 0):
+            what = "a spread without a kind" if self.kind == "none" else f"{self.kind} jitter without a spread"
+            raise _wrong(what, "write such as {kind: lognormal, spread: 0.1}")
+        if self.kind == "uniform" and self.spread >= 1:
+            raise _wrong(f"uniform jitter with a spread of {self.spread:g}", "its spread is below 1")
+        return self
+
+
+class Straggler(Section):
+    """A chance that a rank takes much longer for an iteration."""
+
+    probability: float | None = Field(None, gt=0, le=1, strict=True, description="Chance of a rank in an iteration.")
+    slowdown: float | None = Field(None, gt=1, allow_inf_nan=False, strict=True, description="How many times as long.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.probability is None) != (self.slowdown is None):
+            raise _wrong("stragglers need `probability` and `slowdown`", "such as {probability: 0.01, slowdown: 3}")
+        return self
+
+
+class Simulation(Section):
+    """What the simulator adds to the plain prediction. See `stanza_sim.simulate.variation`."""
+
+    jitter: Jitter = Jitter()
+    straggler: Straggler = Straggler()
+    repeats: Count | None = Field(None, description="Simulations with draws of their own; default: 20 if any vary.")
+    collectives: Literal["activity", "steps"] = Field(
+        "activity", description="activity: each as one flow over all its links; steps: message by message, slower."
+    )
+
+    @property
+    def varies(self) -> bool:
+        """Whether computation times vary by chance."""
+        return self.jitter.kind != "none" or self.straggler.probability is not None
+
+
 class Experiment(Section):
     """One experiment file."""
 
@@ -166,6 +211,7 @@ class Experiment(Section):
     strategies: tuple[Annotated[StrategyEntry, _from_name("strategy")], ...] = Field(min_length=1)
     training: Training = Training()
     execute: Execute = Execute()
+    simulation: Simulation = Simulation()
     profile: str | None = Field(None, description="File with measured block times, relative to this file.")
 
     @model_validator(mode="after")

@@ -17,7 +17,7 @@ from stanza_sim.experiment import Experiment, load_experiment
 from stanza_sim.plan import Plan, cluster_of, plans_of
 from stanza_sim.profiles import Profile, differences, mismatches, read_profile, require, with_profile, write_profile
 from stanza_sim.report.result import Result, Row
-from stanza_sim.simulate import Prediction, simulate
+from stanza_sim.simulate import Collectives, Prediction, simulate
 from stanza_sim.simulate.costs import costs_for
 from stanza_sim.units import format_time
 
@@ -41,13 +41,65 @@ def _profiles(paths: Sequence[Path], plans: Sequence[Plan], precision: str) -> d
     return found
 
 
-def predict(plan: Plan, cluster: Cluster, precision: str, profile: Profile | None) -> Prediction:
-    """Simulate one row, with measured costs where there is a profile."""
+REPEATS = 20
+"""How often a row that varies by chance is simulated unless the experiment says."""
+
+
+def predict(plan: Plan, cluster: Cluster, loaded: Loaded[Experiment], profile: Profile | None) -> Prediction:
+    """Simulate one row, with measured costs where there is a profile.
+
+    Raises `InputError` for `simulation.repeats` where nothing varies.
+    """
+    experiment = loaded.value
     if profile is not None:
         cluster = with_profile(cluster, profile)
-    costs = costs_for(cluster, plan.model, precision, profile)
-    prediction = simulate(plan.schedule, plan.model, cluster, costs)
+    costs = costs_for(cluster, plan.model, experiment.precision, profile)
+    simulation = experiment.simulation
+    collectives = Collectives(simulation.collectives)
+    if simulation.varies or cluster.varies:
+        from stanza_sim.simulate.variation import JitterKind, Variation, simulate_repeats
+
+        variation = Variation(
+            seed=experiment.seed,
+            jitter=JitterKind(simulation.jitter.kind),
+            spread=simulation.jitter.spread,
+            straggler_probability=simulation.straggler.probability or 0.0,
+            straggler_slowdown=simulation.straggler.slowdown or 1.0,
+        )
+        prediction = simulate_repeats(
+            plan.schedule,
+            plan.model,
+            cluster,
+            costs,
+            variation=variation,
+            repeats=simulation.repeats or REPEATS,
+            collectives=collectives,
+        )
+    elif simulation.repeats is not None:
+        hint = "add jitter, stragglers or background traffic that comes and goes, or leave repeats out"
+        raise InputError(
+            "every repeat would be the same", where=loaded.source.where("simulation", "repeats"), hint=hint
+        )
+    else:
+        prediction = simulate(plan.schedule, plan.model, cluster, costs, collectives=collectives)
     return replace(prediction, cost_source=costs.source)  # by now it knows what it had to estimate
+
+
+def predict_row(
+    name_or_path: str, overrides: Sequence[str] = (), *, model: str | None = None, row: str | None = None
+) -> tuple[Cluster, Plan, Prediction]:
+    """Predict one row of an experiment: the first whose label or strategy is `row`, for `model`; left out, the first.
+
+    Raises `InputError` for names that the experiment does not have, and as `run_experiment` does.
+    """
+    loaded = load_experiment(name_or_path, overrides)
+    experiment = loaded.value
+    cluster = cluster_of(loaded)
+    chosen = model or experiment.models[0].title, row or experiment.strategies[0].title
+    plan = plans_of(loaded, cluster, model=chosen[0], strategy=chosen[1])[0]
+    paths = [] if experiment.profile is None else [loaded.path.parent / experiment.profile]
+    profile = _profiles(paths, [plan], experiment.precision).get(plan.entry.title)
+    return cluster, plan, predict(plan, cluster, loaded, profile)
 
 
 def run_experiment(
@@ -84,7 +136,7 @@ def run_experiment(
     known = _profiles(paths, plans, experiment.precision)
 
     def predicted() -> list[Prediction]:
-        return [predict(p, cluster, experiment.precision, known.get(p.entry.title)) for p in plans]
+        return [predict(p, cluster, loaded, known.get(p.entry.title)) for p in plans]
 
     if not execute:
         return _result(experiment, cluster, plans, predicted(), [None] * len(plans))

@@ -65,7 +65,14 @@ def model(
         print_model(profile, stdout())
 
 
-@show.command(epilog="Example:  [bold]stanza-sim show cluster leaf-spine --nodes 16 --picture leaf-spine.svg[/]")
+_CLUSTER_EXAMPLES = """Examples:\n
+[bold]stanza-sim show cluster leaf-spine --nodes 16 --picture leaf-spine.svg[/]\n
+[bold]stanza-sim show cluster --run ec2_v100 --model vgg16 --row "PS co-located"[/]\n
+[bold]stanza-sim show cluster leaf-spine --run ec2_v100 --row all-reduce --picture busy.png[/]
+"""
+
+
+@show.command(epilog=_CLUSTER_EXAMPLES)
 def cluster(
     name: Annotated[str | None, typer.Argument(help="A topology's name or file.")] = None,
     nodes: Annotated[int | None, typer.Option("--nodes", help="Number of nodes.", show_default=False)] = None,
@@ -73,15 +80,41 @@ def cluster(
         Path | None,
         typer.Option("--picture", metavar="FILE", help="Also draw it into a .png or .svg.", show_default=False),
     ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="EXPERIMENT",
+            help="Predict a row of this experiment and draw how busy each link is; on NAME instead of its cluster.",
+            show_default=False,
+        ),
+    ] = None,
+    row: Annotated[
+        str | None,
+        typer.Option("--row", metavar="LABEL", help="With --run: the row or strategy; default: the first."),
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", help="With --run: the model; default: the first.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="With --run: change a key of it.", show_default=False),
+    ] = None,
 ) -> None:
-    """Show hosts, links and ranks of a cluster, and draw it; without a name, the topologies that there are."""
+    """Show hosts, links and ranks of a cluster, and draw it; without a name, the topologies that there are.
+
+    With [bold]--run[/] it is drawn with the utilisation of every link after a predicted run.
+    """
     with errors_for_people():
         from stanza_sim import config
+        from stanza_sim.errors import InputError
 
+        if run is not None:
+            _busy_cluster(run, name, nodes, picture, row, model, settings or [])
+            return
+        for option, value in (("--row", row), ("--model", model), ("--set", settings)):
+            if value:
+                raise InputError("is for --run", where=option, hint="add --run EXPERIMENT, or leave it out")
         if name is None:
             if picture is not None:
-                from stanza_sim.errors import InputError
-
                 raise InputError("there is no cluster to draw", where="--picture", hint="name a topology")
             _print(config.available(config.Kind.TOPOLOGIES))
             return
@@ -95,6 +128,35 @@ def cluster(
         print_cluster(found, console)
         console.print()
         console.print(draw_text(found, plain=not console.encoding.startswith("utf")), end="", soft_wrap=True)
+
+
+def _busy_cluster(
+    experiment: str,
+    name: str | None,
+    nodes: int | None,
+    picture: Path | None,
+    row: str | None,
+    model: str | None,
+    settings: list[str],
+) -> None:
+    """Print, and draw, a cluster as busy as it is in a row of an experiment."""
+    from stanza_sim.report.draw import draw_picture, draw_text
+    from stanza_sim.run import predict_row
+    from stanza_sim.units import format_time
+
+    overrides = [*settings]
+    overrides += [] if name is None else [f"cluster={name}"]
+    overrides += [] if nodes is None else [f"nodes={nodes}"]
+    found, plan, prediction = predict_row(experiment, overrides, model=model, row=row)
+    busy = {link.label: 0.0 for link in found.links} | prediction.utilisation
+    if picture is not None:
+        draw_picture(found, picture, busy)
+    console = stdout()
+    plain = not console.encoding.startswith("utf")
+    console.print(draw_text(found, busy, plain=plain), soft_wrap=True)
+    each = format_time(prediction.iteration_s)
+    console.print(f"{plan.entry.title}, {plan.strategy.title}: {each} an iteration", soft_wrap=True)
+    console.print(f"bottleneck: {prediction.bottleneck}", soft_wrap=True)
 
 
 @show.command()

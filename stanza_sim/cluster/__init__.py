@@ -20,8 +20,10 @@ from stanza_sim.cluster.cluster import (
 )
 from stanza_sim.cluster.device import DeviceSpec, load_device
 from stanza_sim.cluster.load import load_cluster
+from stanza_sim.cluster.parts import Bucket, Staging, Traffic
 
 __all__ = [
+    "Bucket",
     "Cluster",
     "DeviceSpec",
     "DirectedLink",
@@ -35,6 +37,8 @@ __all__ = [
     "Placement",
     "Routing",
     "RoutingKind",
+    "Staging",
+    "Traffic",
     "Usage",
     "flow_key",
     "load_cluster",

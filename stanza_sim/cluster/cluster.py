@@ -107,6 +107,11 @@ class Cluster:
         shared = set(fabric.attached[0]).intersection(*set(fabric.attached))
         return bool(shared) or len(self.hosts) == 1
 
+    @property
+    def varies(self) -> bool:
+        """Whether background traffic comes and goes by chance."""
+        return any(link.background is not None and link.background.on_s is not None for link in self.links)
+
     def host_of(self, rank: int) -> Host:
         """Return the host of `rank`."""
         return self.hosts[self.placement[rank].host]

@@ -13,6 +13,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from stanza_sim.cluster.parts import Host, Nic
+from stanza_sim.cluster.sharing import make_line
 from stanza_sim.cluster.topology import (
     FabricSection,
     FatTreeFabric,
@@ -103,7 +104,7 @@ class Generator:
             raw_Bps = fabric.rate
         else:
             raise InputError("rate and oversubscription exclude each other", hint="each follows from the other")
-        line = self._line(raw_Bps, fabric.latency, fabric.efficiency)
+        line = self._shared(fabric, raw_Bps)
         for h in range(len(self.hosts)):
             graph.add_edge(h, leaves[h // fabric.hosts_per_leaf])
         for ends in product(leaves, spines):
@@ -115,7 +116,7 @@ class Generator:
         if fabric.k % 2:
             raise InputError(f"k is {fabric.k}", hint="the k of a fat-tree is even: half of the ports go up, half down")
         graph, half = _empty(len(self.hosts)), fabric.k // 2
-        line = self._line(self._raw_Bps if fabric.rate is None else fabric.rate, fabric.latency, fabric.efficiency)
+        line = self._shared(fabric, self._raw_Bps if fabric.rate is None else fabric.rate)
         pods = [[[f"{layer}-{p}-{i}" for i in range(half)] for layer in ("edge", "agg")] for p in range(fabric.k)]
         for layer in (0, 1):
             for pod in pods:
@@ -165,6 +166,11 @@ class Generator:
     def _raw_Bps(self) -> float:
         """The raw rate of all NICs of a host."""
         return sum(nic.bandwidth_Bps for nic in self.nics)
+
+    def _shared(self, fabric: LeafSpineFabric | FatTreeFabric, raw_Bps: float) -> Line:
+        """Return the line of each link between switches, with its background and burst."""
+        share = self.nics[0].efficiency if fabric.efficiency is None else fabric.efficiency
+        return make_line(fabric, raw_Bps, fabric.latency, share)
 
     def _line(self, raw_Bps: float, latency_s: float, efficiency: float | None) -> Line:
         share = self.nics[0].efficiency if efficiency is None else efficiency

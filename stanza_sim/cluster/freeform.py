@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from stanza_sim.cluster.parts import Fabric, Host, Routing, RoutingKind, Way
+from stanza_sim.cluster.sharing import make_line
 from stanza_sim.cluster.topology import LatencyWays, LinkSection, PathSection, RateWays, SwitchSection, TopologySection
 from stanza_sim.cluster.wiring import Line, Wiring, port_line
 from stanza_sim.config import Source, near
@@ -75,24 +76,28 @@ class Joiner:
                 raise InputError(f"{self.hosts[h].name} has no NIC {link.nic}", where=where, hint=have)
             self.wiring.attach(h, nics, switch, link.nic)
 
-    def _lines(self, link: LinkSection) -> tuple[Line, Line] | None:
+    def _lines(self, link: LinkSection, i: int) -> tuple[Line, Line] | None:
         """Return what both directions of a link carry; None without a rate."""
         rate, latency = link.rate, link.latency
         if rate is None:
+            if {"background", "burst", "peak"} & link.model_fields_set:
+                hint = "state the rate of the link too"
+                raise InputError("background and burst need a rate", where=self._at("links", i), hint=hint)
             return None
         rates = (rate.forward, rate.backward) if isinstance(rate, RateWays) else (rate, rate)
         late = (latency.forward, latency.backward) if isinstance(latency, LatencyWays) else (latency, latency)
-        return (
-            Line(bandwidth_Bps=rates[0] * link.efficiency, latency_s=late[0]),
-            Line(bandwidth_Bps=rates[1] * link.efficiency, latency_s=late[1]),
-        )
+        try:
+            there, back = (make_line(link, rates[k], late[k], link.efficiency) for k in (0, 1))
+        except InputError as error:
+            raise InputError(error.message, where=self._at("links", i), hint=error.hint) from None
+        return there, back
 
     def _no_nic(self, i: int, link: LinkSection) -> None:
         if link.nic is not None:
             raise InputError("nic is for a host's link to a switch", where=self._at("links", i, "nic"))
 
     def _add_trunk(self, i: int, link: LinkSection, a: int, b: int) -> None:
-        where, lines, trunks = self._at("links", i), self._lines(link), self.wiring.trunks
+        where, lines, trunks = self._at("links", i), self._lines(link, i), self.wiring.trunks
         self._no_nic(i, link)
         if lines is None:
             hint = "write such as {from: leaf, to: spine, rate: 40Gbps}"
@@ -102,7 +107,7 @@ class Joiner:
         trunks[a, b], trunks[b, a] = lines
 
     def _add_cable(self, i: int, link: LinkSection, a: int, b: int) -> None:
-        where, lines, cables = self._at("links", i), self._lines(link), self.wiring.cables
+        where, lines, cables = self._at("links", i), self._lines(link, i), self.wiring.cables
         self._no_nic(i, link)
         if (a, b) in cables:
             raise InputError(f"{link.start} and {link.end} are linked twice", where=where)

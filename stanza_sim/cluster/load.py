@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stanza_sim.cluster import fabrics
 from stanza_sim.cluster.cluster import Cluster, Host, Loopback, Nic, Placement, place
 from stanza_sim.cluster.freeform import Joiner, PathReader, check_connected, known_names
-from stanza_sim.cluster.parts import Intra
+from stanza_sim.cluster.parts import Intra, IntraKind, Staging
+from stanza_sim.cluster.sharing import check_fits, make_bucket, make_traffic
 from stanza_sim.cluster.topology import (
     FabricSection,
     HostOverride,
@@ -21,6 +23,7 @@ from stanza_sim.cluster.topology import (
     NicOverride,
     NicSection,
     RateSides,
+    StagingSection,
     TopologySection,
 )
 from stanza_sim.cluster.wiring import Wiring
@@ -59,7 +62,10 @@ def _sides(value: float | RateSides | LatencySides) -> tuple[float, float | None
 
 
 def make_nic(section: NicSection, rate_Bps: float | None) -> Nic:
-    """Return the NIC that a section states, with `rate_Bps` in the place of its rate."""
+    """Return the NIC that a section states, with `rate_Bps` in the place of its rate.
+
+    Raises `InputError` for background and bursts that do not fit.
+    """
     rate, back = (rate_Bps, None) if rate_Bps else _sides(section.rate)
     latency, late_back = _sides(section.latency)
     return Nic(
@@ -69,7 +75,15 @@ def make_nic(section: NicSection, rate_Bps: float | None) -> Nic:
         efficiency=section.efficiency,
         receive_bandwidth_Bps=back,
         receive_latency_s=late_back,
+        background=make_traffic(section),
+        bucket=make_bucket(section),
     )
+
+
+def check_nic(nic: Nic) -> None:
+    """Raise `InputError` for background, or a peak, that contradicts the rate of either side."""
+    for raw_Bps in (nic.bandwidth_Bps, nic.receive_bandwidth_Bps or nic.bandwidth_Bps):
+        check_fits(raw_Bps, nic.background, nic.bucket)
 
 
 def _changed(nic: Nic, stated: NicOverride, rate_Bps: float | None) -> Nic:
@@ -84,6 +98,10 @@ def _changed(nic: Nic, stated: NicOverride, rate_Bps: float | None) -> Nic:
         nic = replace(nic, overhead_s=stated.overhead)
     if stated.efficiency is not None:
         nic = replace(nic, efficiency=stated.efficiency)
+    if stated.background is not None:
+        nic = replace(nic, background=make_traffic(stated))
+    if (bucket := make_bucket(stated)) is not None:
+        nic = replace(nic, bucket=bucket)
     return nic
 
 
@@ -104,6 +122,20 @@ def make_intra(section: IntraSection | None) -> Intra | None:
     return Intra(
         kind=section.kind, bandwidth_Bps=section.rate, latency_s=section.latency, efficiency=section.efficiency
     )
+
+
+def make_staging(section: StagingSection | None) -> Staging | None:
+    """Return the copies through a host's memory that a section states."""
+    return None if section is None else Staging(bandwidth_Bps=section.rate, latency_s=section.latency)
+
+
+@contextmanager
+def _at_key(where: str) -> Iterator[None]:
+    """Let errors within name the key that led to them."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(error.message, where=where, hint=error.hint) from None
 
 
 def count_cores(cores: int | str) -> int:
@@ -192,6 +224,9 @@ class _Builder:
                 raise InputError(error.message, where=source.where("fabric"), hint=error.hint) from None
             self._check_switch_names(wiring.switches, groups, index)
         if wiring.forwarding:
+            if any(nic.background or nic.bucket for host in hosts for nic in host.nics):
+                hint = "hosts that forward have one port for each cable: state it in links"
+                raise InputError("background and burst of a NIC", where=source.where("hosts"), hint=hint)
             several = next((host.name for host in hosts if host.more_nics), None)
             if several is not None:
                 hint = "a host that forwards has one port like its NIC for each cable"
@@ -249,9 +284,7 @@ class _Builder:
             start += count or 1
         return groups
 
-    def _hosts(
-        self, groups: dict[str, range], counts: list[int | None], rate_Bps: float | None
-    ) -> tuple[Host, ...]:
+    def _hosts(self, groups: dict[str, range], counts: list[int | None], rate_Bps: float | None) -> tuple[Host, ...]:
         """Return every host, overrides and `rate_Bps` applied."""
         hosts: list[Host] = []
         only = sum(len(members) for members in groups.values()) == 1
@@ -266,6 +299,7 @@ class _Builder:
                 raise InputError("intra joins devices, and there is none", where=self._at(i, "intra"), hint=hint)
             names = [group.name] if counts[i] is None else [f"{group.name}-{k}" for k in range(len(members))]
             cores, loopback, intra = count_cores(group.cores), make_loopback(group.loopback), make_intra(group.intra)
+            staging = make_staging(group.staging)
             hosts.extend(
                 Host(
                     name=name,
@@ -276,6 +310,7 @@ class _Builder:
                     loopback=loopback,
                     more_nics=nics[1:],
                     intra=intra,
+                    staging=staging,
                 )
                 for name in names
             )
@@ -286,7 +321,23 @@ class _Builder:
                 where = self.source.where("overrides", name)
                 raise InputError(f"there is no host {name!r}", where=where, hint=known_names(name, index))
             hosts[index[name]] = self._overridden(hosts[index[name]], override, rate_Bps)
+        self._check_extras(hosts)
         return tuple(hosts)
+
+    def _check_extras(self, hosts: list[Host]) -> None:
+        """Refuse what contradicts a host's other values."""
+        where = self.source.where("hosts")
+        for host in dict.fromkeys(replace(host, name="") for host in hosts):
+            for nic in host.nics:
+                with _at_key(where):
+                    check_nic(nic)
+            if host.staging is not None:
+                if not host.devices:
+                    hint = "list devices, or leave staging out"
+                    raise InputError("staging is for devices, and there is none", where=where, hint=hint)
+                if host.intra is not None and host.intra.kind is IntraKind.PCIE:
+                    hint = "with intra: pcie devices reach NICs themselves; state one of the two"
+                    raise InputError("staging and intra: pcie exclude each other", where=where, hint=hint)
 
     def _at(self, i: int, *key: str | int) -> str:
         return self.source.where("hosts", i, *key)
@@ -297,11 +348,13 @@ class _Builder:
             if group.nic is not None:
                 hint = "write each NIC in the list, or nics as their number"
                 raise InputError("nic and a list of nics exclude each other", where=self._at(i, "nics"), hint=hint)
-            return tuple(make_nic(section, rate_Bps) for section in group.nics)
+            with _at_key(self._at(i, "nics")):
+                return tuple(make_nic(section, rate_Bps) for section in group.nics)
         if group.nic is None:
             hint = "write such as nic: {rate: 10Gbps, latency: 25us}"
             raise InputError("the key 'nic' is missing", where=self._at(i), hint=hint)
-        return (make_nic(group.nic, rate_Bps),) * (group.nics or 1)
+        with _at_key(self._at(i, "nic")):
+            return (make_nic(group.nic, rate_Bps),) * (group.nics or 1)
 
     def _check_names(self, hosts: list[Host], counts: list[int | None]) -> None:
         """Refuse a name that means two things."""
@@ -329,7 +382,8 @@ class _Builder:
             if host.nic is NO_NIC:
                 where = self.source.where("overrides", host.name, "nic")
                 raise InputError("the only host has no NIC", where=where)
-            nics = tuple(_changed(nic, override.nic, rate_Bps) for nic in nics)
+            with _at_key(self.source.where("overrides", host.name, "nic")):
+                nics = tuple(_changed(nic, override.nic, rate_Bps) for nic in nics)
         devices = host.devices
         if override.devices is not None:
             devices = self._devices(override.devices, "overrides", host.name, "devices")
@@ -343,6 +397,7 @@ class _Builder:
             nic=nics[0],
             more_nics=nics[1:],
             intra=intra,
+            staging=host.staging if override.staging is None else make_staging(override.staging),
             devices=devices,
             cores=host.cores if override.cores is None else override.cores,
             device_speed=host.device_speed if override.device_speed is None else override.device_speed,

@@ -9,8 +9,8 @@ each flow that the fabric's routing really puts on each link, until
   other, and receive as many;
 - flows of one class go from one class of hosts to another, have one latency, and put the same shares on the same
   numbers of links of each class;
-- links of one class have one bandwidth, latency and kind, and carry the same shares of the same numbers of flows of
-  each class.
+- links of one class have one bandwidth, latency, kind, background traffic and token bucket, and carry the same shares
+  of the same numbers of flows of each class.
 
 What that proves: let every flow of one class have one weight and cap, and start together with the others of its
 class. Averaging an allocation of rates over each class then gives an allocation that is feasible too (the three
@@ -108,7 +108,7 @@ def _places(cluster: Cluster, colour: Sequence[int] | None, *, alone: bool) -> l
     separate = alone or bool(cluster.fabric.cables)
     for h, host in enumerate(cluster.hosts):
         sides = tuple((links[k].bandwidth_Bps, links[k].latency_s) for nic in cluster.nic_links_of(h) for k in nic)
-        own = (host.cores, host.nics, host.devices, host.device_speed, host.loopback, host.intra, sides)
+        own = (host.cores, host.nics, host.devices, host.device_speed, host.loopback, host.intra, host.staging, sides)
         look = (own, None if colour is None else colour[h])
         at = h if separate else tuple(ports[tx // 2] for tx, _ in cluster.nic_links_of(h))
         found.setdefault((look, at), []).append(h)
@@ -135,7 +135,7 @@ class _Refinement:
         if not self._collect():
             return None
         place = _numbers((look, len(members)) for look, members in self.places)
-        link = _numbers((k.kind, k.bandwidth_Bps, k.latency_s) for k in self.cluster.links)
+        link = _numbers((k.kind, k.bandwidth_Bps, k.latency_s, k.background, k.bucket) for k in self.cluster.links)
         flow = _numbers(self.labels)
         ends = np.array(list(self.flows), dtype=np.int64).reshape(-1, 4)
         src, dst = ends[:, 0], ends[:, 2]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from math import inf
 
 
 class LinkKind(StrEnum):
@@ -16,6 +17,41 @@ class LinkKind(StrEnum):
     BACKPLANE = "backplane"  # what a switch passes on in total
     DEVICE_OUT = "device-out"  # from a device into its host's internal fabric
     DEVICE_IN = "device-in"  # and back
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traffic:
+    """What others send over a link, in each of its directions: one flow that wants `bandwidth_Bps` and no more.
+
+    It takes its max-min fair share beside the job's flows, so it has all that it wants where the link has room for it.
+    With `on_s` and `off_s` it comes and goes: both phases last exponentially distributed times with these means, drawn
+    from `seed`, and it starts as likely in either as it is to be found in it.
+    """
+
+    bandwidth_Bps: float
+    on_s: float | None = None
+    off_s: float | None = None
+    seed: int = 0
+
+    def scaled(self, efficiency: float) -> Traffic:
+        """Return it as goodput."""
+        return replace(self, bandwidth_Bps=self.bandwidth_Bps * efficiency)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bucket:
+    """The token bucket of a shaped link: see `stanza_sim.simulate.bucket`.
+
+    `nbytes` pass at `peak_Bps` after the link was idle for long; infinity means that nothing but other links limits
+    them.
+    """
+
+    nbytes: float
+    peak_Bps: float = inf
+
+    def scaled(self, efficiency: float) -> Bucket:
+        """Return it as goodput."""
+        return Bucket(nbytes=self.nbytes * efficiency, peak_Bps=self.peak_Bps * efficiency)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +68,8 @@ class DirectedLink:
     latency_s: float
     kind: LinkKind = LinkKind.TRUNK
     host: int | None = None
+    background: Traffic | None = None
+    bucket: Bucket | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +79,7 @@ class Nic:
     `bandwidth_Bps` is the raw rate of each direction and `efficiency` the share of it that payload gets;
     `latency_s` is one way from the host to the switch (or back), `overhead_s` the time that the sending side needs
     for each message before its first byte leaves. Where the way back differs, `receive_bandwidth_Bps` and
-    `receive_latency_s` say so.
+    `receive_latency_s` say so. `background` and `bucket` are those of each side, raw as the rate is.
     """
 
     bandwidth_Bps: float
@@ -50,6 +88,8 @@ class Nic:
     efficiency: float = 1.0
     receive_bandwidth_Bps: float | None = None
     receive_latency_s: float | None = None
+    background: Traffic | None = None
+    bucket: Bucket | None = None
 
     @property
     def goodput_Bps(self) -> float:
@@ -76,6 +116,18 @@ class Loopback:
     latency_s: float = 50e-6
     message_core_s: float = 100e-6
     byte_core_s: float = 0.8e-9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staging:
+    """Copies between the devices of a host and its memory, which messages take where NICs cannot reach devices.
+
+    A device copies in each direction with `bandwidth_Bps`, which its copies share, after `latency_s`; see
+    `stanza_sim.simulate.lower` for what is copied when.
+    """
+
+    bandwidth_Bps: float
+    latency_s: float = 0.0
 
 
 class IntraKind(StrEnum):
@@ -105,7 +157,8 @@ class Host:
     """A machine. `devices` names its accelerators; without any, ranks compute on its cores (device `cpu`).
 
     `device_speed` scales how fast its devices (or cores) compute: 0.5 is half as fast as the device's data say.
-    `more_nics` are NICs beside `nic`; `intra` joins the devices, which otherwise talk over the loopback.
+    `more_nics` are NICs beside `nic`; `intra` joins the devices, which otherwise talk over the loopback. With `staging`
+    what devices send and receive is copied through the host's memory.
     """
 
     name: str
@@ -116,6 +169,7 @@ class Host:
     loopback: Loopback = field(default_factory=Loopback)
     more_nics: tuple[Nic, ...] = ()
     intra: Intra | None = None
+    staging: Staging | None = None
 
     @property
     def nics(self) -> tuple[Nic, ...]:

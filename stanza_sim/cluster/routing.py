@@ -251,4 +251,3 @@ class Core:
             total += after[start]
             slowest = max(slowest, latest[stop])
         return Part(usage=tuple((link, ways / total) for link, ways in crossing.items()), latency_s=slowest)
-

@@ -11,12 +11,24 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from stanza_sim.cluster.parts import IntraKind, Loopback, RoutingKind
 from stanza_sim.config import Count, Factor, Fraction, Section
-from stanza_sim.units import Rate, Seconds
+from stanza_sim.units import PositiveSeconds, Rate, Seconds, Size
 
 
 def _form(value: object) -> str:
     """Tell a quantity that is one text from one by direction, so that what is wrong with either can be said."""
     return "directions" if isinstance(value, dict | Section) else "one"
+
+
+class TrafficSection(Section):
+    """`background:` of a NIC or link that comes and goes; a bare rate is always there.
+
+    The means of the times that it is there and away go together; `seed` is that of the draws.
+    """
+
+    rate: Rate
+    on: PositiveSeconds | None = None
+    off: PositiveSeconds | None = None
+    seed: Annotated[int, Field(strict=True, ge=0)] | None = None
 
 
 class RateSides(Section):
@@ -51,10 +63,19 @@ _One, _Two = Tag("one"), Tag("directions")
 SidesRate = Annotated[Annotated[Rate, _One] | Annotated[RateSides, _Two], Discriminator(_form)]
 SidesLatency = Annotated[Annotated[Seconds, _One] | Annotated[LatencySides, _Two], Discriminator(_form)]
 WaysRate = Annotated[Annotated[Rate, _One] | Annotated[RateWays, _Two], Discriminator(_form)]
+Background = Annotated[Annotated[Rate, _One] | Annotated[TrafficSection, _Two], Discriminator(_form)]
 WaysLatency = Annotated[Annotated[Seconds, _One] | Annotated[LatencyWays, _Two], Discriminator(_form)]
 
 
-class NicSection(Section):
+class Shared(Section):
+    """What a link that is shaped, or shared with others, may state beside its rate."""
+
+    background: Background | None = None
+    burst: Size | None = None
+    peak: Rate | None = None
+
+
+class NicSection(Shared):
     """`nic:` of a host group, or an entry of its `nics:`."""
 
     rate: SidesRate = Field(description="write the raw rate of the port, such as `rate: 10Gbps`")
@@ -95,10 +116,18 @@ class HostSection(Section):
     nic: NicSection | None = None
     nics: Count | Annotated[tuple[NicSection, ...], Field(min_length=1)] | None = None
     intra: IntraSection | None = None
+    staging: StagingSection | None = None
     loopback: LoopbackSection = LoopbackSection()
 
 
-class NicOverride(Section):
+class StagingSection(Section):
+    """`staging:` of a host group; see `stanza_sim.cluster.Staging`."""
+
+    rate: Rate
+    latency: Seconds = 0.0
+
+
+class NicOverride(Shared):
     """`nic:` of a single host under `overrides:`, for all its NICs; what it leaves out stays."""
 
     rate: SidesRate | None = None
@@ -115,6 +144,7 @@ class HostOverride(Section):
     device_speed: Factor | None = None
     nic: NicOverride | None = None
     intra: IntraSection | None = None
+    staging: StagingSection | None = None
     loopback: LoopbackSection | None = None
 
 
@@ -125,7 +155,7 @@ class SwitchSection(Section):
     backplane: Rate | None = None
 
 
-class LinkSection(Section):
+class LinkSection(Shared):
     """An entry of `links:`: a host (or host group) to a switch, a switch to a switch, or a host to a host.
 
     `nic` is the number of the NIC, from 0, of a host with several that the link is for; left out, all of them.
@@ -146,7 +176,7 @@ class StarFabric(Section):
     backplane: Rate | None = None
 
 
-class LeafSpineFabric(Section):
+class LeafSpineFabric(Shared):
     """`fabric: {kind: leaf-spine}`: hosts on leaves, every leaf joined to every spine.
 
     A leaf's links up have `rate` each or, instead, the rate at which the NICs below it are `oversubscription` times
@@ -165,7 +195,7 @@ class LeafSpineFabric(Section):
     spine_backplane: Rate | None = None
 
 
-class FatTreeFabric(Section):
+class FatTreeFabric(Shared):
     """`fabric: {kind: fat-tree}`: three layers of switches with k ports each, for k³/4 hosts (Al-Fares et al. 2008).
 
     `rate` left out is that of a host's NICs together, so that nothing is oversubscribed.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stanza_sim.cluster.parts import DirectedLink, Fabric, Host, LinkKind, Routing
+from stanza_sim.cluster.parts import Bucket, DirectedLink, Fabric, Host, LinkKind, Routing, Traffic
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One direction of a link to be: its goodput and latency."""
+    """One direction of a link to be: its goodput and latency, background traffic and token bucket."""
 
     bandwidth_Bps: float
     latency_s: float = 0.0
+    background: Traffic | None = None
+    bucket: Bucket | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -133,6 +135,8 @@ def nic_links(hosts: Iterable[Host], goodputs: Sequence[tuple[float, float]] | N
         for n, nic in enumerate(host.nics):
             if host.more_nics:
                 name, label = f"{host.name}.nic{n}", f"{host.name} NIC {n}"
+            background = nic.background and nic.background.scaled(nic.efficiency)
+            bucket = nic.bucket and nic.bucket.scaled(nic.efficiency)
             out_Bps, in_Bps = goodputs[h] if goodputs else (nic.goodput_Bps, nic.receive_goodput_Bps)
             links.append(
                 DirectedLink(
@@ -142,6 +146,8 @@ def nic_links(hosts: Iterable[Host], goodputs: Sequence[tuple[float, float]] | N
                     latency_s=nic.latency_s,
                     kind=LinkKind.SEND,
                     host=h,
+                    background=background,
+                    bucket=bucket,
                 )
             )
             links.append(
@@ -152,6 +158,8 @@ def nic_links(hosts: Iterable[Host], goodputs: Sequence[tuple[float, float]] | N
                     latency_s=nic.latency_s if nic.receive_latency_s is None else nic.receive_latency_s,
                     kind=LinkKind.RECEIVE,
                     host=h,
+                    background=background,
+                    bucket=bucket,
                 )
             )
     return links
@@ -193,4 +201,6 @@ def _directed(start: str, end: str, line: Line, kind: LinkKind) -> DirectedLink:
         bandwidth_Bps=line.bandwidth_Bps,
         latency_s=line.latency_s,
         kind=kind,
+        background=line.background,
+        bucket=line.bucket,
     )

@@ -175,7 +175,7 @@ class Measurement:
     `iteration_s` is a median, `iteration_s_min` and `iteration_s_max` the spread of single iterations. `losses` are
     means per sample over the global batch, one for each iteration, warm-up included. `accuracy` is of the held-out
     part of the data after training (None where there is none). `sent_bytes[r]` and `received_bytes[r]` are what rank r
-    passed to `torch.distributed` in all iterations; of a collective they count what its algorithm moves
+    passed to `torch.distributed` in all iterations; of a backend's collective they count what a ring moves
     (`measure.collective_bytes`).
     """
 

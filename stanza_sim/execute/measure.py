@@ -8,7 +8,8 @@ from statistics import median
 
 from stanza_sim.errors import RunError
 from stanza_sim.execute.job import Measurement, Message, RankReport, RunJob
-from stanza_sim.schedule import Collective, CollectiveKind, Compute, Ranks, Transfer, UnitKind, project
+from stanza_sim.schedule import Carrier, Collective, CollectiveKind, Compute, Ranks, Transfer, UnitKind, project
+from stanza_sim.schedule.collectives import traffic
 from stanza_sim.timeline import Span, Timeline
 
 _End = tuple[str, int, int, int]
@@ -16,16 +17,18 @@ _End = tuple[str, int, int, int]
 
 
 def collective_bytes(op: Collective, ranks: Ranks, rank: int, itemsize: int) -> tuple[int, int]:
-    """Bytes that `rank` sends and receives in `op` by the closed form of its algorithm.
+    """Bytes that `rank` sends and receives in `op`: of its steps, or of a backend's collective by the closed form.
 
-    With n ranks and S bytes, padded to n equal parts where it is cut: a ring all-reduce sends and receives
-    2(n-1)/n S per rank, a reduce-scatter or all-gather (n-1)/n S. A broadcast is a chain from the root on, in
+    The closed form, with n ranks and S bytes, padded to n equal parts where it is cut: a ring all-reduce sends and
+    receives 2(n-1)/n S per rank, a reduce-scatter or all-gather (n-1)/n S. A broadcast is a chain from the root on, in
     rank order: each but the last sends S, each but the root receives S. (gloo sends a broadcast along a binomial
     tree: the same bytes in all, differently spread.)
     """
     n = len(ranks)
     if n == 1:
         return 0, 0
+    if op.by is Carrier.STEPS:
+        return traffic(op, ranks, itemsize)[rank]
     part = -(-(op.nbytes // itemsize) // n) * itemsize
     match op.kind:
         case CollectiveKind.ALL_REDUCE:

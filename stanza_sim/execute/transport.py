@@ -17,7 +17,9 @@ from torch import Tensor
 
 from stanza_sim.execute.job import Backend
 from stanza_sim.execute.measure import collective_bytes
-from stanza_sim.schedule import Collective, CollectiveKind, Schedule, Transfer
+from stanza_sim.execute.stepwise import run_stepwise
+from stanza_sim.schedule import Carrier, Collective, CollectiveKind, Schedule, Transfer
+from stanza_sim.schedule.collectives import RankStep, rank_steps, steps_of
 
 GroupKey = tuple[str, tuple[int, ...]]
 """(channel or empty, ranks): each channel of transfers has a group, and each set of ranks one for collectives."""
@@ -75,6 +77,7 @@ class Transport:
         self._groups = {key[1]: group for key, group in groups.items() if not key[0]}
         self._locks = {name: threading.Lock() for name in self._channels}
         self._count = threading.Lock()
+        self._programs: dict[str, tuple[RankStep, ...]] = {}
         self.sent_bytes = 0
         self.received_bytes = 0
 
@@ -112,11 +115,18 @@ class Transport:
             if output is not source:
                 output.copy_(source[: len(output)])
             return
-        sent, received = collective_bytes(op, ranks, self._rank, source.element_size())
+        group, size = self._groups[tuple(ranks)], source.element_size()
+        if op.by is Carrier.BACKEND:
+            run_collective(op, output, source, group)
+            sent, received = collective_bytes(op, ranks, self._rank, size)
+        else:
+            if op.name not in self._programs:
+                self._programs[op.name] = rank_steps(steps_of(op, ranks, size), self._rank)
+            place = ranks.index(self._rank), len(ranks)
+            sent, received = run_stepwise(op, self._programs[op.name], place, output, source, group)
         with self._count:
             self.sent_bytes += sent
             self.received_bytes += received
-        run_collective(op, output, source, self._groups[tuple(ranks)])
         if output.is_cuda:
             torch.cuda.current_stream(output.device).synchronize()
 

@@ -187,8 +187,5 @@ def _default(field: FieldInfo) -> str:
 
 def print_settings(settings: type[BaseModel], console: Console) -> None:
     """The keys that `settings:` of a strategy takes, with defaults."""
-    rows = [
-        (name, _default(field), field.description or "")
-        for name, field in settings.model_fields.items()
-    ]
+    rows = [(name, _default(field), field.description or "") for name, field in settings.model_fields.items()]
     console.print(_table(("setting", "default", "meaning"), rows, texts=3))

@@ -18,8 +18,8 @@ _BAR = 20
 _ASCII = str.maketrans({"│": "|", "├": "+", "└": "`", "─": "-", "█": "#", "░": ".", "…": "~"})
 
 Utilisation = Mapping[str, float]
-"""Share of the time for which a link is busy, by its label or name, such as `Prediction.utilisation`; links that it
-does not name are not drawn as busy or idle."""
+"""Share of the time for which a link is busy, by its label or name, such as `Prediction.utilisation` (which leaves out
+links that nothing uses); links that it does not name are not drawn as busy or idle."""
 
 
 def draw_text(cluster: Cluster, utilisation: Utilisation | None = None, *, plain: bool = False) -> str:

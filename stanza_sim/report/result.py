@@ -88,6 +88,19 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def _repeats(row: Row) -> dict[str, Json]:
+    """What repeats of a random simulation add to a prediction; nothing where there was one only."""
+    repeats = row.prediction.repeats
+    if repeats is None:
+        return {}
+    return {
+        "repeats": repeats.count,
+        "iteration_s_p5": repeats.p5_s,
+        "iteration_s_median": repeats.median_s,
+        "iteration_s_p95": repeats.p95_s,
+    }
+
+
 def result_object(result: Result) -> dict[str, Json]:
     """The result as plain JSON values; times in seconds, `error_pct` as `Row.error_pct`."""
     return {
@@ -111,6 +124,7 @@ def result_object(result: Result) -> dict[str, Json]:
                     "bound_s": row.prediction.bound_s,
                     "bottleneck": row.prediction.bottleneck,
                     "cost_source": row.prediction.cost_source,
+                    **_repeats(row),
                 },
                 "measured": _measured(row),
                 "error_pct": row.error_pct,

@@ -98,8 +98,11 @@ def _predictions(console: Console, rows: Sequence[Row]) -> None:
 
 def _predicted_notes(prediction: Prediction) -> list[str]:
     notes = [f"bottleneck: {prediction.bottleneck}"]
-    if not prediction.steady:
+    if not prediction.settled:
         notes.append(f"did not settle: a mean over the last of {prediction.iterations} iterations")
+    if (over := prediction.repeats) is not None:
+        low, middle, high = fixed((v * 1e3 for v in (over.p5_s, over.median_s, over.p95_s)), significant=5)
+        notes.append(f"over {over.count} repeats, ms: p5 {low}, median {middle}, p95 {high}")
     return notes
 
 
@@ -150,6 +153,8 @@ def print_result(result: Result, console: Console) -> None:
         "speed-up: samples/s against the first row. exposed: mean time that a rank waits for what is moving.",
         "bound: no schedule of this kind takes less on this cluster.",
     ]
+    if (repeats := shared.prediction.repeats) is not None:
+        legend.append(f"iteration: the median of {repeats.count} repeats; p5, p95: their 5th and 95th percentile.")
     if any(r.measurement is not None for r in result.rows):
         legend.append("error: prediction against measured median; negative means that the prediction is too fast.")
     _write(console, "")

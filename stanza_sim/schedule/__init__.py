@@ -5,6 +5,7 @@ from stanza_sim.schedule.legality import check
 from stanza_sim.schedule.ops import (
     Algorithm,
     Bundle,
+    Carrier,
     Collective,
     CollectiveKind,
     Compute,
@@ -26,6 +27,7 @@ from stanza_sim.schedule.text import parse, parse_op, print_op
 __all__ = [
     "Algorithm",
     "Bundle",
+    "Carrier",
     "Collective",
     "CollectiveKind",
     "Compute",

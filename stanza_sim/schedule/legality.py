@@ -18,6 +18,8 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule.dataflow import check_data_flow, violation
 from stanza_sim.schedule.ops import (
     NAME,
+    Algorithm,
+    Carrier,
     Collective,
     CollectiveKind,
     Compute,
@@ -269,6 +271,18 @@ class _Form:
                 raise self.fail(op, "a broadcast's root must own the whole bundle")
         elif op.root is not None:
             raise self.fail(op, f"{op.kind} has no root")
+        self._algorithm(op)
+
+    def _algorithm(self, op: Collective) -> None:
+        if op.by is Carrier.BACKEND and op.algorithm is not Algorithm.RING:
+            hint = f"write algorithm={op.algorithm} by=steps"
+            raise self.fail(op, "a backend's own collectives are rings", hint=hint)
+        if op.algorithm is Algorithm.HIERARCHICAL and op.local < 1:
+            raise self.fail(op, "a hierarchy needs the number of ranks on a host", hint="write local=8")
+        if op.algorithm is not Algorithm.HIERARCHICAL and op.local:
+            raise self.fail(op, f"local={op.local} is for a hierarchy, not for {op.algorithm}")
+        if op.chunk < self.s.itemsize:
+            raise self.fail(op, f"chunk={op.chunk} is less than an element of {self.s.itemsize} bytes")
 
     def _bundle_exists(self, op: Op, name: str) -> None:
         if name not in self.bundles:

@@ -57,9 +57,26 @@ class CollectiveKind(StrEnum):
 
 
 class Algorithm(StrEnum):
-    """How a collective is carried out. `RING` for a broadcast is a pipelined chain from the root."""
+    """Which messages a collective consists of; see `stanza_sim.schedule.collectives`."""
 
     RING = "ring"
+    HALVING_DOUBLING = "halving_doubling"
+    TREE = "tree"
+    HIERARCHICAL = "hierarchical"
+
+
+class Carrier(StrEnum):
+    """Who carries a collective out: the backend's own collective, or this program, message by message.
+
+    What gloo and NCCL do by themselves is taken to be the ring, so only a ring may be theirs.
+    """
+
+    BACKEND = "backend"
+    STEPS = "steps"
+
+
+CHUNK_BYTES = 512 * 1024
+"""Bytes of one message of a pipeline (a tree, a chain), if not stated: NCCL's trees move slices of up to 512 KiB."""
 
 
 class ValueKind(StrEnum):
@@ -152,7 +169,11 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collective:
-    """A collective over the group `ranks` on one value of `nbytes` bytes in all; `root` for a broadcast."""
+    """A collective over the group `ranks` on one value of `nbytes` bytes in all; `root` for a broadcast.
+
+    For `Algorithm.HIERARCHICAL`, ranks r with the same r // `local` are taken to be on one host; elsewhere it is 0. A
+    schedule knows no hosts, and both engines must do the same. `chunk` is the most bytes of one message of a pipeline.
+    """
 
     name: str
     kind: CollectiveKind
@@ -160,6 +181,9 @@ class Collective:
     value: Value
     nbytes: int
     algorithm: Algorithm = Algorithm.RING
+    by: Carrier = Carrier.BACKEND
+    local: int = 0
+    chunk: int = CHUNK_BYTES
     priority: int = 0
     root: int | None = None
     after: tuple[str, ...] = ()

@@ -5,6 +5,7 @@
     bundle b0 numel=1690 owners=worker layout=replicated tensors=fc.weight,fc.bias
     fwd.fc: forward fc @worker after_previous=upd.b0
     ar.b0: all_reduce grad(b0) @worker nbytes=6760 algorithm=ring after=bwd.fc
+    ar.b1: all_reduce grad(b1) @worker nbytes=9600 algorithm=hierarchical by=steps local=2 after=bwd.fc
     push.b0: transfer grad(b0) worker->server fan-in nbytes=6760 channel=push priority=3 after=bwd.fc
 
 A default is not printed. Lines that are empty or begin with `#` are skipped when parsing.
@@ -18,8 +19,10 @@ from typing import TypeVar
 
 from stanza_sim.errors import InputError, ScheduleError
 from stanza_sim.schedule.ops import (
+    CHUNK_BYTES,
     Algorithm,
     Bundle,
+    Carrier,
     Collective,
     CollectiveKind,
     Compute,
@@ -60,6 +63,9 @@ def print_op(op: Op) -> str:
             options = {
                 "nbytes": op.nbytes,
                 "algorithm": op.algorithm,
+                "by": None if op.by is Carrier.BACKEND else op.by,
+                "local": op.local or None,
+                "chunk": None if op.chunk == CHUNK_BYTES else op.chunk,
                 "priority": op.priority or None,
                 "root": op.root,
             }
@@ -204,6 +210,9 @@ def parse_op(text: str) -> Op:
             ranks=line.marked("@", "the group"),
             nbytes=line.number("nbytes"),
             algorithm=line.choice(Algorithm, line.option("algorithm")),
+            by=line.choice(Carrier, line.option("by", Carrier.BACKEND)),
+            local=line.number("local", 0),
+            chunk=line.number("chunk", CHUNK_BYTES),
             priority=line.number("priority", 0),
             root=line.number("root") if "root" in line.options else None,
             after=line.names("after"),

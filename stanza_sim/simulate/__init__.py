@@ -2,6 +2,6 @@
 
 from stanza_sim.simulate.costs import costs_for
 from stanza_sim.simulate.flows import FlowResult, simulate_flows
-from stanza_sim.simulate.run import Prediction, simulate
+from stanza_sim.simulate.run import Collectives, Prediction, simulate
 
-__all__ = ["FlowResult", "Prediction", "costs_for", "simulate", "simulate_flows"]
+__all__ = ["Collectives", "FlowResult", "Prediction", "costs_for", "simulate", "simulate_flows"]

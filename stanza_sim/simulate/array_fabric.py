@@ -16,8 +16,9 @@ import numpy.typing as npt
 from stanza_sim.schedule import UnitKind
 from stanza_sim.simulate import kernel
 from stanza_sim.simulate.array_lower import ArrayLowered, Messages
+from stanza_sim.simulate.background import OnOff
 from stanza_sim.simulate.fabric import Clock, Listener
-from stanza_sim.simulate.lower import Load
+from stanza_sim.simulate.lower import LINK_PHI, Load
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -58,6 +59,11 @@ class ArrayFabric:
             (a, u): load for a, actor in enumerate(lowered.actors) for u, load in actor.loads.items()
         }
         activities |= {(name,): ring.load for name, ring in lowered.rings.items()}
+        self._traffic = lowered.background
+        activities |= {
+            ("background", k): Load(work=np.inf, usage=((f.resource, 1.0),), phi=LINK_PHI, cap=f.traffic.bandwidth_Bps)
+            for k, f in enumerate(lowered.background)
+        }
         at = _Places(
             sent=len(ms),
             recv=len(ms) + len(sent_codes),
@@ -82,6 +88,12 @@ class ArrayFabric:
         self._net, classes = _network(lowered, activities)
         self._nodes = _nodes(ms, sent, recv, world, at, [*activities.values()], classes)
         self._state = kernel.make_state(self._net, self._nodes)
+        self._on_off = OnOff(lowered.background, clock, self._switch)
+        for k, there in enumerate(self._on_off.there):
+            node = self._activity["background", k]
+            self._triggered.append(node)  # it never ends; while it is away, its cap is zero
+            if not there:
+                self._net.cap[self._nodes.cls[node]] = 0.0
 
     # ---- what the engine asks for ---------------------------------------------------------------------------
 
@@ -92,6 +104,7 @@ class ArrayFabric:
             return
         node = self._activity[key] + (iteration % 2) * self._at.size
         self._then[node] = then
+        self._nodes.work[node] = load.work  # which may differ from one iteration to the next
         self._triggered.append(node)
 
     def post(self, a: int, i: int, u: int) -> None:
@@ -137,6 +150,25 @@ class ArrayFabric:
         if at < np.inf and at != self._wake_s:
             self._wake_s = at
             self.clock.wake(at, self._alarm)
+        self._on_off.arm()
+
+    def _switch(self, k: int, there: bool) -> None:
+        """Background traffic comes or goes."""
+        flow, state = self._traffic[k], self._state
+        self._net.cap[self._nodes.cls[self._activity["background", k]]] = flow.traffic.bandwidth_Bps if there else 0.0
+        if state.link_epoch[flow.resource] != -1:
+            state.link_epoch[flow.resource] = -1
+            state.changed[state.scalars[kernel.CHANGED]] = flow.resource
+            state.scalars[kernel.CHANGED] += 1
+        self._alarm()
+
+    def background_bytes(self) -> dict[int, float]:
+        """See `Fabric.background_bytes`."""
+        state, now, found = self._state, self.clock.now, {}
+        for k, flow in enumerate(self._traffic):
+            c = self._nodes.cls[self._activity["background", k]]
+            found[flow.resource] = float(state.served[c] + state.rate[c] * (now - state.since[c]))
+        return found
 
     def _tell(self, node: int) -> None:
         generation, place = divmod(node, self._at.size)

@@ -209,6 +209,8 @@ def lower_to_arrays(
         resources=work.resources,
         actors=actors,
         rings=rings,
+        links=work.used_links(),
+        background=work.background(),
         messages=messages,
         op_names=tuple(op.name for op in schedule.ops),
     )

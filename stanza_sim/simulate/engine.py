@@ -8,14 +8,19 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
+from typing import TYPE_CHECKING
 
 from stanza_sim.errors import RunError
 from stanza_sim.schedule import Collective, Compute, Ranks, Schedule, Transfer, UnitKind
 from stanza_sim.simulate.fabric import Clock, Fabric, Listener, SmallFabric
-from stanza_sim.simulate.lower import Actor, Lowered
+from stanza_sim.simulate.lower import Actor, Load, Lowered
+from stanza_sim.simulate.stepping import Stepping
 from stanza_sim.timeline import Span
+
+if TYPE_CHECKING:
+    from stanza_sim.simulate.variation import Variation
 
 WINDOW = 2
 """Iterations that a rank works on at once: buffers come in two generations, so work of iteration i (the posting of
@@ -93,6 +98,8 @@ class Engine:
         fabric: Callable[[Lowered, Clock, Listener], Fabric] = SmallFabric,
     ) -> None:
         self.lowered = lowered
+        self.variation: Variation | None = None  # makes computations take longer or shorter
+        self._factor: dict[tuple[int, int], float] = {}  # (rank, iteration) -> by how much
         self.clock = Clock()
         self.fabric = fabric(lowered, self.clock, self)
         self.ranks = [_Rank(a) for a in lowered.actors]
@@ -114,6 +121,11 @@ class Engine:
                         self._ring_of[u.op.name] = (group, len(ring.order))
                         ring.order.append((u.op.name, {}))
                     ring.order[self._ring_of[u.op.name][1]][1][a] = u.index
+        self._stepping: dict[Ranks, Stepping] = {}
+        for group, ring in self._rings.items():
+            programs = [(name, p) for name, _ in ring.order if (p := lowered.rings[name].program) is not None]
+            if programs:
+                self._stepping[group] = Stepping(self.clock, self.fabric, self._stepped, programs)
 
     @property
     def events(self) -> int:
@@ -236,7 +248,13 @@ class Engine:
             self._complete(a, i, u)
             self._lane(a, lane)
 
-        self.fabric.begin((a, u), i, rank.actor.loads[u], done)
+        load = rank.actor.loads[u]
+        if self.variation is not None:
+            drawn = (rank.actor.rank, i)
+            if drawn not in self._factor:
+                self._factor[drawn] = self.variation.factor(*drawn)
+            load = replace(load, work=load.work * self._factor[drawn])
+        self.fabric.begin((a, u), i, load, done)
 
     # ---- posting ------------------------------------------------------------------------------------------------
 
@@ -307,8 +325,23 @@ class Engine:
     # ---- collectives --------------------------------------------------------------------------------------------
 
     def _join(self, a: int, i: int, u: int) -> None:
+        """Class `a` takes part in a collective, once its part is copied from a staged device."""
+        copies = self.ranks[a].actor.copies.get(u)
+        self._copy(None if copies is None else copies.out, i, lambda: self._joined(a, i, u))
+
+    def _copy(self, load: Load | None, i: int, then: Callable[[], None]) -> None:
+        """Call `then` when `load`, if any, is done."""
+        if load is None:
+            then()
+        else:
+            self.clock.after(load.delay_s, lambda: self.fabric.begin((), i, load, then))
+
+    def _joined(self, a: int, i: int, u: int) -> None:
         name = self.ranks[a].actor.program.units[u].op.name
         group, position = self._ring_of[name]
+        if group in self._stepping:
+            self._stepping[group].join(a, i, position)
+            return
         self._rings[group].joined[i, position] += 1
         self._advance_ring(group)
 
@@ -328,12 +361,26 @@ class Engine:
             if ring.position == len(ring.order):
                 ring.iteration, ring.position = i + 1, 0
             for a, u in members.items():
-                self._span(a, i, u, start, "", self.ranks[a].actor.traffic[u][0])
-                self._complete(a, i, u)
+                self._collected(a, i, u, start)
             self._advance_ring(group)
 
         load = self.lowered.rings[name].load
         self.clock.after(load.delay_s, lambda: self.fabric.begin((name,), i, load, done))
+
+    def _stepped(self, a: int, i: int, name: str, start_s: float) -> None:
+        """Class `a` is through with the steps of a collective."""
+        group, position = self._ring_of[name]
+        self._collected(a, i, self._rings[group].order[position][1][a], start_s)
+
+    def _collected(self, a: int, i: int, u: int, start_s: float) -> None:
+        """Class `a` has what a collective gives it, and copies it to a staged device."""
+
+        def there() -> None:
+            self._span(a, i, u, start_s, "", self.ranks[a].actor.traffic[u][0])
+            self._complete(a, i, u)
+
+        copies = self.ranks[a].actor.copies.get(u)
+        self._copy(None if copies is None else copies.into, i, there)
 
     # ---- records ------------------------------------------------------------------------------------------------
 

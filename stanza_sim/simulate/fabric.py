@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from math import inf
 from typing import Protocol
 
 import simpy
 
 from stanza_sim.schedule import Transfer, UnitKind
-from stanza_sim.simulate.fluid import Activity, FluidShare
-from stanza_sim.simulate.lower import Load, Lowered, Message
+from stanza_sim.simulate.background import OnOff
+from stanza_sim.simulate.bucket import Buckets
+from stanza_sim.simulate.fluid import TIE, Activity, FluidShare
+from stanza_sim.simulate.lower import LINK_PHI, Load, Lowered, Message
 
 LATE = 2
 """simpy priority of what is done after every event of an instant."""
@@ -52,6 +56,9 @@ class Fabric(Protocol):
     def settle(self) -> None:
         """The engine is through with an event: rates may be solved at the end of this instant."""
 
+    def background_bytes(self) -> dict[int, float]:
+        """Bytes of background traffic that have passed each resource until now."""
+
 
 class Clock:
     """simpy's clock, with the delays and the end-of-instant work that the engine and its fabric share.
@@ -78,6 +85,11 @@ class Clock:
             self.settle()
 
         self._timeout(delay_s, fire)
+
+    @property
+    def pending(self) -> bool:
+        """Whether anything is still to happen."""
+        return self.env.peek() < inf
 
     def wake(self, at_s: float, then: Callable[[], None]) -> None:
         """Call `then` at `at_s`, a time that is not past."""
@@ -130,6 +142,16 @@ class SmallFabric:
         self._solving = False
         self._wake_s = -1.0
         clock.settle = self.settle
+        self._traffic = [
+            Activity(work=inf, usage=((f.resource, 1.0),), phi=LINK_PHI, cap=f.traffic.bandwidth_Bps)
+            for f in lowered.background
+        ]
+        self._buckets = Buckets(lowered.buckets, self.share, clock)
+        self._empty_s = inf  # when the next bucket will be empty
+        self._on_off = OnOff(lowered.background, clock, self._switch)
+        for activity, there in zip(self._traffic, self._on_off.there, strict=True):
+            if there:
+                self.share.start(activity, 0.0)
         receives = [
             {u.op.name: u.index for u in actor.program.units if u.kind is UnitKind.RECV} for actor in self.actors
         ]
@@ -165,11 +187,27 @@ class SmallFabric:
 
     def _solve(self) -> None:
         self._solving = False
+        self._buckets.refill()
         self.share.solve(self.clock.now)
+        self._empty_s = self._buckets.drain()
         self._set_alarm()
+        self._on_off.arm()
+
+    def _switch(self, k: int, there: bool) -> None:
+        """Background traffic comes or goes."""
+        if there:
+            self.share.start(self._traffic[k], self.clock.now)
+        else:
+            self.share.stop(self._traffic[k], self.clock.now)
+        self.settle()
+
+    def background_bytes(self) -> dict[int, float]:
+        """See `Fabric.background_bytes`."""
+        now = self.clock.now
+        return {a.usage[0][0]: a.served + a.rate * (now - a.since_s) for a in self._traffic}
 
     def _set_alarm(self) -> None:
-        finish = self.share.next_finish_s()
+        finish = min(self.share.next_finish_s(), self._empty_s)
         if finish < float("inf") and finish != self._wake_s:
             self._wake_s = finish
             self.clock.wake(finish, self._alarm)
@@ -180,6 +218,8 @@ class SmallFabric:
             then = activity.tag
             if callable(then):
                 then()
+        if self._empty_s <= self.clock.now * (1 + TIE):
+            self._buckets.refill()
         self.settle()
         if not self.share.dirty:
             self._set_alarm()
@@ -190,8 +230,18 @@ class SmallFabric:
         """See `Fabric.post`."""
         for m in self.actors[a].messages[u]:
             pair, position = self._place[a, u, m.dst, m.kind]
-            self._queues[pair].posted.add((i, position))
-            self._advance(pair)
+            if m.copy_out is None:
+                self._posted(pair, i, position)
+            else:
+                self._first_s.setdefault((a, i, u), self.clock.now)
+                self._copy(m.copy_out, i, partial(self._posted, pair, i, position))
+
+    def _posted(self, pair: Pair, i: int, position: int) -> None:
+        self._queues[pair].posted.add((i, position))
+        self._advance(pair)
+
+    def _copy(self, load: Load, i: int, then: Callable[[], None]) -> None:
+        self.clock.after(load.delay_s, lambda: self.begin((), i, load, then))
 
     def open(self, a: int, i: int) -> None:
         """See `Fabric.open`."""
@@ -223,9 +273,15 @@ class SmallFabric:
                 queue.iteration, queue.position = i + 1, 0
             if self._count(self._sent, sender, len(self.actors[m.src].messages[src_unit])):
                 self.listener.sent(*sender, self._first_s.pop(sender))
+            if m.copy_in is None:
+                arrived()
+            else:
+                self._copy(m.copy_in, i, arrived)
+            self._advance(pair)
+
+        def arrived() -> None:
             if self._count(self._arrived, receiver, self.actors[m.dst].arrivals[dst_unit]):
                 self.listener.arrived(*receiver, self._first_s.pop(receiver))
-            self._advance(pair)
 
         self.clock.after(m.load.delay_s, lambda: self.begin((), i, m.load, moved))
 

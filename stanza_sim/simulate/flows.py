@@ -11,13 +11,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stanza_sim.errors import InputError
+from stanza_sim.errors import InputError, RunError
 from stanza_sim.simulate.fluid import TIE, Activity, FluidShare
 
 COMPILED_FROM = 20_000
@@ -123,12 +123,20 @@ def simulate_flows(case: Mapping[str, Any]) -> FlowResult:
     negative, zero where a rate is, or not finite.
     """
     checked = _check(case)
+    run = _run
     if len(checked.names) >= COMPILED_FROM:
         from stanza_sim.simulate import kernel
 
-        if kernel.COMPILED:
-            return _result(checked, *_run_compiled(checked))
-    return _result(checked, *_run(checked))
+        run = _run_compiled if kernel.COMPILED else _run
+    try:
+        done, limit = run(checked)
+    except RunError:  # a rate that is no number above zero any more
+        raise InputError("a link's bandwidth is too small to be shared", where="links") from None
+    for i, time_s in enumerate(done):
+        if not isfinite(time_s):
+            hint = "its bytes, bandwidths or times are beyond what can be computed"
+            raise InputError("does not complete in finite time", where=f"flows.{i} ({checked.names[i]})", hint=hint)
+    return _result(checked, done, limit)
 
 
 # ---- checking -------------------------------------------------------------------------------------------------------
@@ -264,7 +272,7 @@ def _run(c: _Checked) -> tuple[list[float], list[int]]:
     for i, d in enumerate(c.deps):
         for j in d:
             successors[j].append(i)
-    done = [0.0] * n
+    done = [inf] * n
     limit = [-1] * n
     starts: list[tuple[float, int]] = []
     for i in range(n):
@@ -349,15 +357,13 @@ def _run_compiled(c: _Checked) -> tuple[list[float], list[int]]:
 
 def _result(c: _Checked, done: list[float], limit: list[int]) -> FlowResult:
     makespan = max(done, default=0.0)
-    moved = [0.0] * len(c.links)
+    busy_s = [0.0] * len(c.links)
     for route, nbytes in zip(c.route, c.nbytes, strict=True):
         for q in route:
-            moved[q] += nbytes
+            busy_s[q] += nbytes / c.capacity[q]
     return FlowResult(
         completion_s=dict(zip(c.names, done, strict=True)),
-        utilisation={
-            name: moved[q] / (c.capacity[q] * makespan) if makespan > 0 else 0.0 for q, name in enumerate(c.links)
-        },
+        utilisation={name: busy_s[q] / makespan if makespan > 0 else 0.0 for q, name in enumerate(c.links)},
         bottleneck={name: c.links[q] if q >= 0 else None for name, q in zip(c.names, limit, strict=True)},
         makespan_s=makespan,
     )

@@ -40,6 +40,7 @@ class Activity:
     since_s: float = field(default=0.0, init=False)
     finish_s: float = field(default=inf, init=False)
     serial: int = field(default=0, init=False)
+    served: float = field(default=0.0, init=False)  # work done until `since_s`
     limit: int = field(default=-1, init=False)
 
 
@@ -61,6 +62,16 @@ class FluidShare:
     def dirty(self) -> bool:
         """Whether rates must be solved before time may pass."""
         return bool(self._changed or self._fresh)
+
+    def set_capacity(self, resource: int, capacity: float) -> None:
+        """Let a resource have another capacity from the next `solve` on."""
+        if capacity != self.capacities[resource]:
+            self.capacities[resource] = capacity
+            self._changed[resource] = None
+
+    def used(self, resource: int) -> float:
+        """What all activities take of a resource, per second."""
+        return sum(a.rate * demand for a, demand in self._users[resource].items())
 
     def start(self, activity: Activity, now_s: float) -> None:
         """Add `activity`; it has rate 0 until the next `solve`."""
@@ -95,6 +106,16 @@ class FluidShare:
         done.sort(key=lambda a: a.serial)
         return done
 
+    def stop(self, activity: Activity, now_s: float) -> None:
+        """Remove `activity`, which runs, whether it is done or not."""
+        activity.served += activity.rate * (now_s - activity.since_s)
+        activity.rate, activity.since_s, activity.finish_s = 0.0, now_s, inf
+        for q, _ in activity.usage:
+            del self._users[q][activity]
+            self._changed[q] = None
+        if activity in self._fresh:
+            self._fresh.remove(activity)
+
     def solve(self, now_s: float) -> None:
         """Give every activity that a change can affect its fair rate from `now_s` on."""
         seen: dict[Activity, None] = dict.fromkeys(self._fresh)
@@ -118,12 +139,15 @@ class FluidShare:
             if rate == a.rate and a.finish_s < inf:
                 continue
             if a.rate > 0:
-                a.remaining = max(0.0, a.remaining - a.rate * (now_s - a.since_s))
+                moved = a.rate * (now_s - a.since_s)
+                a.remaining = max(0.0, a.remaining - moved)
+                a.served += moved
             a.since_s, a.rate = now_s, rate
             if rate <= 0:
                 raise RunError("an activity was given no share of a resource")  # capacities are positive
             a.finish_s = now_s + a.remaining / rate
-            heappush(self._heap, (a.finish_s, a.serial, a))
+            if a.finish_s < inf:
+                heappush(self._heap, (a.finish_s, a.serial, a))
 
 
 def fair_rates(activities: Sequence[Activity], capacities: Sequence[float] | dict[int, float]) -> list[float]:

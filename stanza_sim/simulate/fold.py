@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.schedule import Collective, CollectiveKind, Layout, Pattern, Ranks, Schedule, Transfer
+from stanza_sim.schedule.collectives import has_closed_form
 from stanza_sim.schedule.samples import data_rank_counts
 
 if TYPE_CHECKING:
@@ -35,8 +36,9 @@ _COMPLETE = (Pattern.FAN_IN, Pattern.FAN_OUT, Pattern.ALL_PAIRS)
 class Folding:
     """Classes of ranks (each ascending; its first rank stands for it) and of hosts.
 
-    `class_of[r]` and `host_class_of[h]` are indices into `classes` and `host_classes`. `orbits` are the classes of links
-    and of pairs of hosts on a fabric with shared links; without them hosts are on one switch, or nothing is folded.
+    `class_of[r]` and `host_class_of[h]` are indices into `classes` and `host_classes`. `orbits` are the classes of
+    links and of pairs of hosts on a fabric with shared links; without them hosts are on one switch, or nothing is
+    folded.
     """
 
     classes: tuple[Ranks, ...]
@@ -59,6 +61,8 @@ def unfolded(cluster: Cluster) -> Folding:
 
 def fold(schedule: Schedule, cluster: Cluster) -> Folding:
     """Return the coarsest folding whose symmetry is proved for `schedule` on `cluster`."""
+    if not all(has_closed_form(op) for op in schedule.ops if isinstance(op, Collective)):
+        return unfolded(cluster)  # members of a tree, or surplus ranks, are not alike
     if not _channels_agree(schedule) or not (cluster.hosts_on_one_switch or _one_rank_per_nic(cluster)):
         return unfolded(cluster)
     n = cluster.world_size
@@ -66,7 +70,8 @@ def fold(schedule: Schedule, cluster: Cluster) -> Folding:
     kinds: dict[object, int] = {}
     colour: Colours = np.zeros(n, dtype=np.int64)
     host_kind = [
-        kinds.setdefault((h.cores, h.nic, h.devices, h.device_speed, h.loopback), len(kinds)) for h in cluster.hosts
+        kinds.setdefault((h.cores, h.nic, h.devices, h.device_speed, h.loopback, h.staging), len(kinds))
+        for h in cluster.hosts
     ]
     for feature in (np.array(host_kind)[hosts], _device_features(cluster), *_role_features(schedule)):
         colour = _refine(colour, feature)

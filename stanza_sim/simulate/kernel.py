@@ -114,8 +114,8 @@ class State(NamedTuple):
 
 
 HEAP, EPOCH, CHANGED, EVENTS, LEFT, SOLVES, REPORTED, ACTIVE, WHOLE = range(9)
-"""Places in `State.scalars`: pending starts, number of the solve, changed links, completions, nodes not complete, solves,
-reports not taken, classes under way, and how many more solves take everything as one component."""
+"""Places in `State.scalars`: pending starts, number of the solve, changed links, completions, nodes not complete,
+solves, reports not taken, classes under way, and how many more solves take everything as one component."""
 
 
 def make_nodes(cls: I32, work: F64, delay: F64, missing: I32, successor_ptr: I64, successor: I32) -> Nodes:

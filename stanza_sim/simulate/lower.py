@@ -5,17 +5,18 @@ Costs are looked up once here; the engine only decides when things happen.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, field
 from math import inf
 from typing import TYPE_CHECKING
 
 from stanza_sim.cluster.cluster import Cluster, RoutingKind, Usage, flow_key
+from stanza_sim.cluster.parts import Bucket
 from stanza_sim.errors import InputError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import (
+    Carrier,
     Collective,
     CollectiveKind,
     Compute,
@@ -32,8 +33,9 @@ from stanza_sim.schedule import (
     slice_bounds,
 )
 from stanza_sim.schedule.samples import data_rank_counts
+from stanza_sim.simulate.background import BackgroundFlow
 from stanza_sim.simulate.fluid import usage_of
-from stanza_sim.simulate.fold import Folding, ring_order
+from stanza_sim.simulate.fold import Folding
 
 if TYPE_CHECKING:
     from stanza_sim.simulate.costs import CostModel
@@ -72,7 +74,8 @@ class Message:
     """Messages of one op from one class to another: each rank of the source class sends `count` of them.
 
     `kind` tells apart the pairs of ranks between the two classes: `NEAR` on one host, `FAR` across a switch, and from
-    `FAR` + 1 on the classes of pairs of hosts on a fabric with shared links.
+    `FAR` + 1 on the classes of pairs of hosts on a fabric with shared links. Where devices are staged, `copy_out` runs
+    from the posting on and before all else, and `copy_in` after all else (see `Lowering.copy`).
     """
 
     src: int
@@ -81,6 +84,21 @@ class Message:
     count: int
     nbytes: int
     load: Load
+    copy_out: Load | None = None
+    copy_in: Load | None = None
+
+    @property
+    def loads(self) -> tuple[Load, ...]:
+        """All that it takes."""
+        return tuple(load for load in (self.copy_out, self.load, self.copy_in) if load is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copies:
+    """What a member of a collective copies from its device before, and to it afterwards."""
+
+    out: Load | None
+    into: Load | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +107,7 @@ class Actor:
 
     For each unit: `loads` (a computation's), `sends` (how many message classes a send has), `messages` (those),
     `arrivals` (how many message classes a receive waits for), `post_s` (time to post it) and `traffic` (bytes that the
-    rank sends, bytes that it receives).
+    rank sends, bytes that it receives), and `copies` (of a collective, where devices are staged).
     """
 
     rank: int
@@ -101,23 +119,49 @@ class Actor:
     arrivals: dict[int, int]
     post_s: dict[int, float]
     traffic: dict[int, tuple[int, int]]
+    copies: dict[int, Copies] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """What a class does in one step of a collective: messages by number, and seconds that posting the sends takes."""
+
+    post_s: float
+    sends: tuple[int, ...]
+    receives: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepProgram:
+    """A collective message by message: (source, destination, load) of each, and the turns of each class in order."""
+
+    actors: tuple[int, ...]
+    messages: tuple[tuple[int, int, Load], ...]
+    turns: dict[int, tuple[Turn, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ring:
-    """A collective: its member classes and what it costs once all have joined."""
+    """A collective: its member classes, what it costs once all have joined, and its steps where those are to be run."""
 
     actors: tuple[int, ...]
     load: Load
+    program: StepProgram | None = None
 
 
 @dataclass(slots=True, kw_only=True)
 class Lowered:
-    """Everything that the engine needs. `rings` is keyed by op name."""
+    """Everything that the engine needs. `rings` is keyed by op name; `links` are the resources of the cluster's links.
+
+    `background` is the traffic of others on those resources, `buckets` are those of shaped links.
+    """
 
     resources: list[Resource]
     actors: list[Actor]
     rings: dict[str, Ring]
+    links: dict[int, int] = field(default_factory=dict)
+    background: tuple[BackgroundFlow, ...] = ()
+    buckets: tuple[tuple[int, Bucket], ...] = ()
 
 
 class Lowering:
@@ -130,7 +174,11 @@ class Lowering:
         cluster: Cluster,
         folding: Folding,
         cost_of: Callable[[int], CostModel],
+        *,
+        stepwise: bool = False,
     ) -> None:
+        self.stepwise = stepwise
+        self._moved: dict[str, dict[int, tuple[int, int]]] = {}
         self.s, self.model, self.cluster, self.folding = schedule, model, cluster, folding
         self.cost_of = cost_of
         self.resources: list[Resource] = []
@@ -145,6 +193,7 @@ class Lowering:
         self._kinds: dict[tuple[int, str, bool], dict[tuple[int, int], int]] = {}
         orbits = folding.orbits
         self.link_sizes = Counter(orbits.link_class) if orbits is not None else Counter[int]()
+        self.one_switch = cluster.hosts_on_one_switch
         self.hashed = cluster.fabric.routing.kind is RoutingKind.ECMP
         for rep in self.reps:
             self.near.append(Counter(folding.class_of[r] for r in on_host[cluster.placement[rep].host]))
@@ -161,14 +210,36 @@ class Lowering:
 
     def link(self, link: int) -> int:
         """The resource of a directed link; the NICs of hosts of one class are one."""
-        hosts = len(self.cluster.hosts)
         made = self.cluster.links[link]
-        key: tuple[object, ...] = ("link", link)
+        return self.resource(self.link_key(link), made.label, made.bandwidth_Bps, "link")
+
+    def link_key(self, link: int) -> tuple[object, ...]:
+        """What links that share a resource (those that folding makes one) have in common."""
+        if self.one_switch and link < 2 * len(self.cluster.hosts):
+            return "nic", self.folding.host_class_of[link // 2], link % 2
         if self.folding.orbits is not None:
-            key = ("class", self.folding.orbits.link_class[link])
-        if link < 2 * hosts and self.cluster.hosts_on_one_switch:
-            key = ("nic", self.folding.host_class_of[link // 2], link % 2)
-        return self.resource(key, made.label, made.bandwidth_Bps, "link")
+            return "class", self.folding.orbits.link_class[link]
+        return "link", link
+
+    def used_links(self) -> dict[int, int]:
+        """The resource of every link of the cluster that has one by now."""
+        found = ((q, self.keys.get(self.link_key(q))) for q in range(len(self.cluster.links)))
+        return {q: resource for q, resource in found if resource is not None}
+
+    def background(self) -> tuple[BackgroundFlow, ...]:
+        """The traffic of others on every resource that is a link: on one of those that folding made one."""
+        found: dict[int, BackgroundFlow] = {}
+        for q, resource in self.used_links().items():
+            link = self.cluster.links[q]
+            if link.background is not None and resource not in found:
+                found[resource] = BackgroundFlow(resource=resource, name=link.name, traffic=link.background)
+        return tuple(found.values())
+
+    def buckets(self) -> tuple[tuple[int, Bucket], ...]:
+        """The token bucket of every resource that is a shaped link."""
+        links = self.cluster.links
+        found = {r: bucket for q, r in self.used_links().items() if (bucket := links[q].bucket) is not None}
+        return tuple(found.items())
 
     def cores(self, rank: int) -> int:
         """The resource of the cores of the host of `rank`."""
@@ -304,7 +375,59 @@ class Lowering:
         else:
             flows = len(self.folding.classes[actor]) * count
             load = self.link_load(path, float(nbytes), float(here * count), float(there * senders), flows)
-        return Message(src=actor, dst=peer_class, kind=kind, count=count, nbytes=nbytes, load=load)
+        staged = path is None or kind != NEAR
+        return Message(
+            src=actor,
+            dst=peer_class,
+            kind=kind,
+            count=count,
+            nbytes=nbytes,
+            load=load,
+            copy_out=self.copy(src, nbytes, "out", count) if staged else None,
+            copy_in=self.copy(dst, nbytes, "in", senders) if staged else None,
+        )
+
+    def copy(self, rank: int, nbytes: float, side: str, alike: int = 1) -> Load | None:
+        """A copy from a staged device to its host's memory (`out`) or back (`in`), one of `alike` at once.
+
+        A sender copies the whole buffer before it posts the send, and a receiver once the whole buffer is there: that
+        is what the executor does, so copying and sending one message are not pipelined. Copies of one device in one
+        direction share its rate; those of one message overlap with sending another.
+        Domain of validity: pinned memory, and copies that cost no core time. Copies asked for at once end together,
+        when the last would if they were made one after another; a copy engine has the first of them ready sooner.
+        """
+        place = self.cluster.placement[rank]
+        staging = self.cluster.hosts[place.host].staging
+        if staging is None or place.device is None or nbytes <= 0:
+            return None
+        device, sharing = self.device(rank)
+        label = f"{self.resources[device].label} staging {side}"
+        copier = self.resource(("staging", device, side), label, staging.bandwidth_Bps, "staging")
+        usage = ((copier, sharing * alike),)
+        return Load(work=float(nbytes), usage=usage, phi=LINK_PHI, delay_s=staging.latency_s)
+
+    def copies(self, op: Collective, rank: int) -> Copies:
+        """What `rank` copies for a collective: all that it contributes, and all that it gets.
+
+        Where the executor carries out the steps itself it copies what each of them sends and receives; here all that
+        is sent is copied before the first step, and all that is received after the last, with the latency once each.
+        """
+        group = self.s.group(op.ranks)
+        mine = op.nbytes / len(group)
+        match op.kind:
+            case CollectiveKind.ALL_REDUCE:
+                out, into = float(op.nbytes), float(op.nbytes)
+            case CollectiveKind.REDUCE_SCATTER:
+                out, into = float(op.nbytes), mine
+            case CollectiveKind.ALL_GATHER:
+                out, into = mine, float(op.nbytes)
+            case CollectiveKind.BROADCAST:
+                out, into = (float(op.nbytes), 0.0) if rank == op.root else (0.0, float(op.nbytes))
+        if op.by is Carrier.STEPS:
+            out, into = map(float, self.moved(op)[rank])
+        if len(group) == 1:
+            out = into = 0.0
+        return Copies(out=self.copy(rank, out, "out"), into=self.copy(rank, into, "in"))
 
     def near_load(self, rank: int, nbytes: int, flows: float) -> Load:
         """A message over the loopback of the host of `rank`, of which `flows` alike move at once."""
@@ -345,78 +468,6 @@ class Lowering:
             delay_s=latency_s,
         )
 
-    # ---- collectives -----------------------------------------------------------------------------------------
-
-    def ring(self, op: Collective) -> Ring:
-        """The ring algorithm as one activity over all the links that its steps use.
-
-        Bytes that cross each edge of the ring, and steps: all-reduce 2(N-1)/N*n in 2(N-1); reduce-scatter and
-        all-gather (N-1)/N*n in N-1; broadcast, as a pipelined chain, n in N-1 (Thakur et al. 2005).
-        """
-        members = ring_order(self.s, op)
-        n = len(members)
-        actors = tuple(sorted({self.folding.class_of[r] for r in members}))
-        edges = list(pairwise(members))
-        steps, edge_bytes = n - 1, float(op.nbytes)
-        if op.kind is not CollectiveKind.BROADCAST:
-            edges.append((members[-1], members[0]))
-            edge_bytes *= (n - 1) / n
-            if op.kind is CollectiveKind.ALL_REDUCE:
-                steps, edge_bytes = 2 * steps, 2 * edge_bytes
-        if n == 1 or edge_bytes == 0:
-            return Ring(actors=actors, load=Load(work=0.0, usage=()))
-        place, hosts = self.cluster.placement, self.cluster.hosts
-        seen = {self.folding.host_class_of[place[rep].host]: place[rep].host for rep in reversed(self.reps)}
-        standing = set(seen.values())
-        crossing: dict[int, float] = defaultdict(float)
-        inside: Counter[int] = Counter()
-        latency = overhead = 0.0
-        cap = inf
-        folded = len(self.folding.classes) < self.cluster.world_size
-        orbits = self.folding.orbits
-        met: set[tuple[int, int]] = set()
-        for a, b in edges:
-            ha, hb = place[a].host, place[b].host
-            path = None if ha != hb else self.path(a, b, op.ranks)
-            if ha == hb and path is None:
-                inside[ha] += 1
-                latency = max(latency, hosts[ha].loopback.latency_s)
-                cap = min(cap, hosts[ha].loopback.bandwidth_Bps)
-                continue
-            alike = (self.folding.host_class_of[ha], self.folding.host_class_of[hb])
-            if folded and orbits is None and ha not in standing and hb not in standing and alike in met:
-                continue
-            met.add(alike)  # the slowest edge may be one that no standing host has
-            path = path or self.path(a, b, op.ranks)
-            latency = max(latency, path[1] if path else 0.0)
-            overhead = max(overhead, hosts[ha].nic.overhead_s if ha != hb else 0.0)
-            for q, share in path[0] if path else ():
-                if orbits is not None:
-                    crossing[q] += share / self.link_sizes[orbits.link_class[q]]
-                elif not folded or q // 2 in standing:
-                    crossing[q] += share
-        usage = [(self.link(q), w) for q, w in crossing.items()]
-        phi = LINK_PHI
-        reducing = op.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER)
-        for host in standing if folded else {p.host for p in place}:
-            ranks = [r for r in self.on_host.get(host, ()) if r in self.s.group(op.ranks)]
-            loop = hosts[host].loopback
-            core_s = inside[host] * (loop.byte_core_s + loop.message_core_s * steps / edge_bytes)
-            for r in ranks:
-                if reducing and self.cluster.on_cores(r):
-                    core_s += self.cost_of(r).reduce_s(int(op.nbytes * (n - 1) / n), 2) / edge_bytes
-            if core_s > 0 and ranks:
-                usage.append((self.cores(ranks[0]), core_s))
-                phi = min(phi, len(ranks) / core_s)
-        load = Load(
-            work=edge_bytes,
-            usage=usage_of(usage),
-            phi=phi,
-            cap=cap,
-            delay_s=steps * latency + (steps - 1) * overhead,
-        )
-        return Ring(actors=actors, load=load)
-
     # ---- actors ----------------------------------------------------------------------------------------------
 
     def actor(self, index: int, *, with_messages: bool = True) -> Actor:
@@ -429,6 +480,7 @@ class Lowering:
         arrivals: dict[int, int] = {}
         post_s: dict[int, float] = {}
         traffic: dict[int, tuple[int, int]] = {}
+        copies: dict[int, Copies] = {}
         for u in program.units:
             match u.kind, u.op:
                 case UnitKind.COMPUTE, Compute() as op:
@@ -448,7 +500,9 @@ class Lowering:
                 case _, Collective() as op:
                     alone = len(self.s.group(op.ranks)) == 1
                     post_s[u.index] = 0.0 if alone else host.nic.overhead_s
-                    traffic[u.index] = self.ring_traffic(op, rep)
+                    traffic[u.index] = self.moved(op)[rep]
+                    if host.staging is not None:
+                        copies[u.index] = self.copies(op, rep)
                 case _:
                     raise InputError(f"{u.op.name}: {u.kind} is no part of such an op")
         return Actor(
@@ -461,19 +515,30 @@ class Lowering:
             arrivals=arrivals,
             post_s=post_s,
             traffic=traffic,
+            copies=copies,
         )
 
     def rings(self) -> dict[str, Ring]:
         """Every collective, by op name; those alike are looked up once."""
+        from stanza_sim.simulate.collectives import collective  # which needs this module
+
         made: dict[tuple[object, ...], Ring] = {}
         found: dict[str, Ring] = {}
         for op in self.s.ops:
             if isinstance(op, Collective):
-                key = (op.kind, op.ranks, op.nbytes, op.root)
+                key = (op.kind, op.ranks, op.nbytes, op.root, op.algorithm, op.by, op.local, op.chunk)
                 if key not in made:
-                    made[key] = self.ring(op)
+                    made[key] = collective(self, op)
                 found[op.name] = made[key]
         return found
+
+    def moved(self, op: Collective) -> dict[int, tuple[int, int]]:
+        """Bytes that each member sends and receives in `op`."""
+        from stanza_sim.simulate.collectives import moved
+
+        if op.name not in self._moved:
+            self._moved[op.name] = moved(self, op)
+        return self._moved[op.name]
 
     def received(self, op: Transfer, index: int, peers: dict[tuple[int, int], int]) -> int:
         """Bytes that the rank which stands for class `index` receives in `op`."""
@@ -487,15 +552,6 @@ class Lowering:
                     break
         return total
 
-    def ring_traffic(self, op: Collective, rank: int) -> tuple[int, int]:
-        """Bytes that `rank` sends and receives, rounded to whole bytes."""
-        order = ring_order(self.s, op)
-        n = len(order)
-        if op.kind is CollectiveKind.BROADCAST:
-            return op.nbytes * (rank != order[-1]), op.nbytes * (rank != order[0])
-        each = round(op.nbytes * (n - 1) / n) * (2 if op.kind is CollectiveKind.ALL_REDUCE else 1)
-        return each, each
-
 
 def lower(
     schedule: Schedule,
@@ -503,11 +559,22 @@ def lower(
     cluster: Cluster,
     folding: Folding,
     cost_of: Callable[[int], CostModel],
+    *,
+    stepwise: bool = False,
 ) -> Lowered:
     """Return the activities of `schedule` on `cluster`, for each class of `folding`.
 
-    `cost_of(rank)` gives the cost model of the device that a rank computes on.
+    `cost_of(rank)` gives the cost model of the device that a rank computes on. With `stepwise`, for which nothing may
+    be folded, collectives come with their steps.
     """
-    work = Lowering(schedule, model, cluster, folding, cost_of)
+    work = Lowering(schedule, model, cluster, folding, cost_of, stepwise=stepwise)
     actors = [work.actor(i) for i in range(len(folding.classes))]
-    return Lowered(resources=work.resources, actors=actors, rings=work.rings())
+    rings = work.rings()
+    return Lowered(
+        resources=work.resources,
+        actors=actors,
+        rings=rings,
+        links=work.used_links(),
+        background=work.background(),
+        buckets=work.buckets(),
+    )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.errors import InputError
 from stanza_sim.measures import op_seconds, steady_iteration_s, waiting
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Schedule, check
+from stanza_sim.schedule import Collective, Schedule, check
 from stanza_sim.simulate.array_lower import ArrayLowered, lower_to_arrays, message_count
 from stanza_sim.simulate.engine import Engine
 from stanza_sim.simulate.fold import Folding, fold, unfolded
@@ -19,6 +20,7 @@ from stanza_sim.timeline import Timeline
 
 if TYPE_CHECKING:
     from stanza_sim.simulate.costs import CostModel
+    from stanza_sim.simulate.variation import Variation
 
 REPEATS = 1e-6
 """Iterations repeat when their lengths differ by no more than this, relatively."""
@@ -26,17 +28,42 @@ EVEN, EVEN_FROM = 1e-3, 4
 """Where iterations do not repeat, the mean has settled when two halves of so many agree by so much, relatively."""
 COMPILED_FROM = 1_500
 """From so many messages in an iteration on, the compiled fabric is worth its start-up time."""
+WARM_UP, MEASURED = 2, 5
+"""Iterations of a random simulation: those before the window, and those in it."""
 MOST_PERIODS = 8
 """A steady state may alternate: lengths may repeat after up to so many iterations."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Repeats:
+    """How long an iteration takes over `count` repeats of a random simulation: 5th, 50th and 95th percentile, seconds.
+
+    Percentiles interpolate linearly between repeats.
+    """
+
+    count: int
+    p5_s: float
+    median_s: float
+    p95_s: float
+
+
+class Collectives(StrEnum):
+    """How collectives are simulated: each as one activity over all links that it uses, or message by message."""
+
+    ACTIVITY = "activity"
+    STEPS = "steps"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
     """What the simulator predicts for one schedule. Times in seconds, per iteration, in the steady state.
 
-    `utilisation` maps resources to the share of the iteration in which they are busy; `bound_s` is what no order of
-    the same work can beat; bytes are per iteration and rank (of the rank that stands for its class when folded).
-    `steady` is False if iterations had not begun to repeat after `iterations`; `iteration_s` is then a mean.
+    `utilisation` maps resources (links, also those that folding made one, devices and cores) to the share of the
+    iteration in which they are busy, background traffic included; `bound_s` is what no order of the same work can
+    beat; bytes are per iteration and rank (of the rank that stands for its class when folded). `steady` says that
+    iterations repeat; otherwise `iteration_s` is a mean, which has `settled` or not after `iterations`. `repeats` is
+    there for a prediction made of several (see `simulate_repeats`), of which all but `iteration_s` and `samples_per_s`
+    is the one in the middle.
     """
 
     timeline: Timeline
@@ -54,6 +81,8 @@ class Prediction:
     iterations: int
     steady: bool
     events: int
+    settled: bool = True
+    repeats: Repeats | None = None
 
 
 def simulate(
@@ -65,11 +94,16 @@ def simulate(
     cost_source: str = "",
     fold_ranks: bool = True,
     max_iterations: int = 40,
+    variation: Variation | None = None,
+    collectives: Collectives = Collectives.ACTIVITY,
 ) -> Prediction:
     """Predict the steady state of `schedule`, with the costs of rank r's device from `costs(r)`.
 
-    Identical ranks are folded and simulated once unless `fold_ranks` is False; the answer is the same. Raises
-    `ScheduleError` for an illegal schedule and `InputError` if the cluster has another number of ranks.
+    Identical ranks are folded and simulated once unless `fold_ranks` is False; the answer is the same. `variation`
+    makes computations take longer or shorter by chance: nothing is then folded, and `iteration_s` is the mean over a
+    fixed number of iterations, as it is where background traffic comes and goes. Raises `ScheduleError` for an illegal
+    schedule and `InputError` if the cluster has another number of ranks. With `collectives` step by step nothing is
+    folded where there are any.
     """
     check(schedule, model)
     if cluster.world_size != schedule.world_size:
@@ -78,16 +112,28 @@ def simulate(
             f"{cluster.world_size}",
             hint="build the schedule for the cluster's number of ranks, or set `nodes`",
         )
-    folding = fold(schedule, cluster) if fold_ranks else unfolded(cluster)
-    engine = _engine(schedule, model, cluster, folding, costs)
+    if variation is not None and not variation.varies:
+        variation = None
+    by_chance = variation is not None or cluster.varies
+    stepwise = collectives is Collectives.STEPS and any(isinstance(op, Collective) for op in schedule.ops)
+    folds = fold_ranks and not by_chance and not stepwise
+    folding = fold(schedule, cluster) if folds else unfolded(cluster)
+    if stepwise:
+        engine = Engine(schedule, lower(schedule, model, cluster, folding, costs, stepwise=True))
+    else:
+        engine = _engine(schedule, model, cluster, folding, costs)
+    engine.variation = variation
     lowered = engine.lowered
     ends: list[Sequence[float]] = []
     window = (0, 0)
 
     def enough(known: list[tuple[float, ...]]) -> bool:
         nonlocal ends, window
-        found = steady_window(known) or even_window(known)
-        if found is None and len(known[0]) >= max(max_iterations, 2):
+        if by_chance:  # iterations that look alike do not end it
+            found = (WARM_UP, WARM_UP + MEASURED) if len(known[0]) > WARM_UP + MEASURED else None
+        else:
+            found = steady_window(known) or even_window(known)
+        if not by_chance and found is None and len(known[0]) >= max(max_iterations, 2):
             found = (len(known[0]) // 2 - 1, len(known[0]) - 1)
         if found is None:
             return False
@@ -103,12 +149,19 @@ def simulate(
         iteration_end_s={r.actor.rank: tuple(e) for r, e in zip(working, ends, strict=True)},
         multiplicity={r.actor.rank: r.actor.size for r in engine.ranks},
     )
-    busy = demands(lowered)
-    floor = bound_s(lowered, busy)
-    utilisation = {
-        r.label: min(1.0, d / (r.capacity * iteration_s)) if iteration_s > 0 else 0.0
+    slower = None if variation is None else [variation.mean(a.rank, first + 1, last) for a in lowered.actors]
+    busy = demands(lowered, slower)
+    floor = bound_s(lowered, busy, slower)
+    if by_chance:  # some of the window's work may have been done before it
+        floor = min(floor, iteration_s)
+    for q, nbytes in engine.fabric.background_bytes().items():
+        busy[q] += nbytes * iteration_s / engine.clock.now
+    shares = [
+        min(1.0, d / (r.capacity * iteration_s)) if iteration_s > 0 else 0.0
         for r, d in zip(lowered.resources, busy, strict=True)
-    }
+    ]
+    utilisation = {r.label: share for r, share in zip(lowered.resources, shares, strict=True)}
+    utilisation |= {cluster.links[q].label: shares[r] for q, r in lowered.links.items()}
     waits = waiting(schedule, timeline, first, last)
     return Prediction(
         timeline=timeline,
@@ -124,7 +177,8 @@ def simulate(
         sent_bytes={a.rank: sum(t[0] for t in a.traffic.values()) for a in lowered.actors},
         received_bytes={a.rank: sum(t[1] for t in a.traffic.values()) for a in lowered.actors},
         iterations=last + 1,
-        steady=steady_window(ends) is not None,
+        steady=by_chance or steady_window(ends) is not None,
+        settled=by_chance or (steady_window(ends) or even_window(ends)) is not None,
         events=engine.events,
     )
 
@@ -137,7 +191,9 @@ def _engine(
     costs: Callable[[int], CostModel],
 ) -> Engine:
     """The engine with the fabric that suits the number of messages."""
-    if len(folding.classes) == cluster.world_size and message_count(schedule) >= COMPILED_FROM:
+    # The compiled fabric has neither staging nor token buckets.
+    plain = any(h.staging is not None for h in cluster.hosts) or any(k.bucket is not None for k in cluster.links)
+    if not plain and len(folding.classes) == cluster.world_size and message_count(schedule) >= COMPILED_FROM:
         from stanza_sim.simulate import kernel
 
         if kernel.COMPILED:
@@ -183,15 +239,24 @@ def even_window(ends: Sequence[Sequence[float]]) -> tuple[int, int] | None:
     return last - half, last
 
 
-def demands(lowered: Lowered) -> list[float]:
-    """Work that one iteration puts on each resource: bytes on links, core-seconds, device-seconds."""
+def demands(lowered: Lowered, slower: Sequence[float] | None = None) -> list[float]:
+    """Work that one iteration puts on each resource: bytes on links, core-seconds, device-seconds.
+
+    `slower` are factors on the computations of each class.
+    """
     total = [0.0] * len(lowered.resources)
     if isinstance(lowered, ArrayLowered):
         for load, nbytes in zip(lowered.messages.loads, lowered.messages.bytes_by_load(), strict=True):
             for q, demand in load.usage:
                 total[q] += nbytes * demand
-    for a in lowered.actors:
-        for load in [*a.loads.values(), *(m.load for ms in a.messages.values() for m in ms)]:
+    for k, a in enumerate(lowered.actors):
+        factor = 1.0 if slower is None else slower[k]
+        for load in a.loads.values():
+            for q, demand in load.usage:
+                total[q] += factor * load.work * demand
+        others = [load for ms in a.messages.values() for m in ms for load in m.loads]
+        others += [load for c in a.copies.values() for load in (c.out, c.into) if load is not None]
+        for load in others:
             for q, demand in load.usage:
                 total[q] += load.work * demand
     for ring in lowered.rings.values():
@@ -200,14 +265,15 @@ def demands(lowered: Lowered) -> list[float]:
     return total
 
 
-def bound_s(lowered: Lowered, busy: Sequence[float]) -> float:
+def bound_s(lowered: Lowered, busy: Sequence[float], slower: Sequence[float] | None = None) -> float:
     """Seconds that no order of the same work can beat: the busiest resource, or the busiest lane of a rank."""
     bounds = [d / r.capacity for r, d in zip(lowered.resources, busy, strict=True)]
-    for a in lowered.actors:
+    for k, a in enumerate(lowered.actors):
+        factor = 1.0 if slower is None else slower[k]
         lanes: dict[str, float] = {}
         for u, load in a.loads.items():
             lane = getattr(a.program.units[u].op, "lane", "main")
-            lanes[lane] = lanes.get(lane, 0.0) + load.work
+            lanes[lane] = lanes.get(lane, 0.0) + factor * load.work
         bounds.extend(lanes.values())
     return max(bounds, default=0.0)
 

@@ -5,18 +5,17 @@ Source: Li et al., PyTorch Distributed, VLDB 2020.
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Phase, Schedule
 from stanza_sim.strategies.builder import MIB, Builder, exchange_by_all_reduce
+from stanza_sim.strategies.collectives import CollectiveSettings
 from stanza_sim.units import Size
 
 
-class Settings(BaseModel):
+class Settings(CollectiveSettings):
     """Settings of `all_reduce`."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     first_bucket: Size = Field(MIB, description="Size at which the first bucket is closed.")
     bucket: Size = Field(25 * MIB, description="Size at which every other bucket is closed.")
@@ -24,7 +23,11 @@ class Settings(BaseModel):
 
 
 def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settings: Settings) -> Schedule:
-    """Return the schedule. Bytes that each rank sends per iteration: 2(N-1)/N*S, S the model's bytes."""
+    """Return the schedule; raises `InputError` for settings that do not fit each other.
+
+    Bytes that each rank sends per iteration by a ring: 2(N-1)/N*S, S the model's bytes.
+    """
+    settings.require_used("all_reduce")
     b = Builder("all_reduce", model, world_size, batch_per_worker)
     workers = b.group("worker", range(world_size))
     forward = b.forward(model.blocks, workers)
@@ -42,6 +45,8 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
         prefix="bucket",
         first_bytes=settings.first_bucket,
         cap_bytes=settings.bucket,
+        settings=settings,
+        algorithm=settings.algorithm,
         ready=ready,
         fresh=fresh,
     )

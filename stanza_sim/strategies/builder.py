@@ -23,6 +23,7 @@ from stanza_sim.schedule.ops import (
 )
 from stanza_sim.schedule.ranks import Ranks
 from stanza_sim.schedule.schedule import Schedule
+from stanza_sim.strategies.collectives import Choice, CollectiveSettings, How
 
 MIB = 1024 * 1024
 
@@ -117,7 +118,7 @@ class Builder:
         )
         return name
 
-    def all_reduce(self, bundle: Bundle, ranks: str, *, after: Iterable[str], priority: int = 0) -> str:
+    def all_reduce(self, bundle: Bundle, ranks: str, how: How, *, after: Iterable[str], priority: int = 0) -> str:
         """Add an all-reduce of the gradients of `bundle` and return its op name."""
         name = f"ar.{bundle.name}"
         self.ops.append(
@@ -127,6 +128,7 @@ class Builder:
                 ranks=ranks,
                 value=Value(ValueKind.GRAD, bundle.name),
                 nbytes=bundle.numel * self.model.itemsize,
+                **how,
                 priority=priority,
                 after=tuple(after),
             )
@@ -224,11 +226,13 @@ def exchange_by_all_reduce(
     prefix: str,
     first_bytes: int,
     cap_bytes: int,
+    settings: CollectiveSettings,
+    algorithm: Choice,
     ready: dict[str, str],
     lane: str = "main",
     fresh: dict[str, list[str]],
 ) -> None:
-    """All-reduce the gradients of `blocks` over `ranks` in buckets, then update everywhere.
+    """All-reduce the gradients of `blocks` over `ranks` in buckets by `algorithm`, then update everywhere.
 
     `ready[block]` is the op after which the block's gradients are complete.
     """
@@ -237,7 +241,8 @@ def exchange_by_all_reduce(
     for i, bucket in enumerate(fuse(tensors, b.model.itemsize, first_bytes, cap_bytes)):
         bundle = b.bundle(f"{prefix}{i}", list(reversed(bucket)), ranks)
         after = dict.fromkeys(ready[block] for block in reversed(b.blocks_of(bundle)))
-        made.append((bundle, b.all_reduce(bundle, ranks, after=after, priority=b.priority(bundle))))
+        how = settings.how(algorithm, bundle.numel * b.model.itemsize, len(b.groups[ranks].ranks))
+        made.append((bundle, b.all_reduce(bundle, ranks, how, after=after, priority=b.priority(bundle))))
     for bundle, op in made:
         update = b.compute(Phase.UPDATE, bundle.name, ranks, after=[op], lane=lane)
         for block in b.blocks_of(bundle):

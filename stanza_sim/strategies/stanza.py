@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from stanza_sim.errors import InputError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Pattern, Phase, Schedule, Value, ValueKind
 from stanza_sim.strategies.builder import MIB, Builder, exchange_by_all_reduce, exchange_by_servers
+from stanza_sim.strategies.collectives import Choice, CollectiveSettings
 from stanza_sim.units import Size
 
 
-class Settings(BaseModel):
-    """Settings of `stanza`."""
+class Settings(CollectiveSettings):
+    """Settings of `stanza`; `algorithm` is that of the CONV part's all-reduce."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
+    fc_algorithm: Choice = Field(Choice.BACKEND, description="algorithm, for the all-reduce among several FC workers.")
     fc_workers: int = Field(1, ge=1, description="Nodes that train the FC part, each for its share of CONV workers.")
     conv_exchange: Literal["all_reduce", "parameter_server"] = Field(
         "all_reduce", description="How CONV gradients are exchanged; the parameter servers run on the FC workers."
@@ -53,6 +53,14 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
             where="stanza: fc_workers",
             hint=f"each FC worker serves at least one CONV worker: use at most {world_size // 2} of {world_size} nodes",
         )
+    settings.require_used("stanza")
+    for key, used, needs in (
+        ("algorithm", settings.conv_exchange == "all_reduce", "conv_exchange: all_reduce"),
+        ("fc_algorithm", k > 1, "fc_workers: 2 or more"),
+    ):
+        if not used and settings.choices()[key] is not Choice.BACKEND:
+            what, hint = f"{key} is for an all-reduce that does not take place", f"leave it out, or set {needs}"
+            raise InputError(what, where=f"stanza: {key}", hint=hint)
     b = Builder("stanza", model, world_size, batch_per_worker)
     conv = b.group("conv_worker", range(conv_count))
     fc = b.group("fc_worker", range(conv_count, world_size))
@@ -100,6 +108,8 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
             prefix="bucket",
             first_bytes=settings.first_bucket,
             cap_bytes=settings.bucket,
+            settings=settings,
+            algorithm=settings.algorithm,
             ready=ready,
             fresh=fresh,
         )
@@ -138,6 +148,8 @@ def _exchange_fc(
             prefix="fc_bucket",
             first_bytes=settings.first_bucket,
             cap_bytes=settings.bucket,
+            settings=settings,
+            algorithm=settings.fc_algorithm,
             ready=ready,
             fresh=fresh,
         )

@@ -35,6 +35,13 @@ VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
     ("stanza-2", ST, 4, {"fc_workers": 2}),
     ("stanza-2-uneven", ST, 5, {"fc_workers": 2}),
     ("stanza-2-uneven-ps", ST, 5, {"fc_workers": 2, "conv_exchange": "parameter_server"}),
+    ("all-reduce-by-ring", AR, 5, {"algorithm": "ring", "bucket": "2kB"}),
+    ("all-reduce-by-halving-doubling", AR, 5, {"algorithm": "halving_doubling", "bucket": "2kB"}),
+    ("all-reduce-by-tree", AR, 5, {"algorithm": "tree", "chunk": "1kB"}),
+    ("all-reduce-by-hierarchy", AR, 4, {"algorithm": "hierarchical", "local": 2}),
+    ("all-reduce-by-uneven-hierarchy", AR, 5, {"algorithm": "hierarchical", "local": 3, "chunk": "1kB"}),
+    ("all-reduce-auto", AR, 5, {"algorithm": "auto", "small": "2kB", "first_bucket": "400B", "bucket": "2kB"}),
+    ("stanza-2-algorithms", ST, 5, {"fc_workers": 2, "algorithm": "halving_doubling", "fc_algorithm": "tree"}),
     ("stanza-2-small-buckets", ST, 5, {"fc_workers": 2, "first_bucket": "100B", "bucket": "100B"}),
 ]
 TRAINING = Training(

@@ -20,6 +20,13 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, parse, project
 
 TOLERANCE = 1e-4
+BYTES_AND_SPANS = (
+    "ps-2-cut",
+    "stanza-2-uneven-ps",
+    "all-reduce",
+    "stanza-2-algorithms",
+    "all-reduce-by-uneven-hierarchy",
+)
 EVERY_KIND = """
 schedule every-kind model=tiny world=3 batch=6 microbatches=2
 group worker 0-2
@@ -75,6 +82,19 @@ def test_every_op_kind_equals_sgd(pool: Pool, tiny: ModelProfile, issue: Issue) 
     assert largest_deviation(dict(measured.parameters or {}), train(job)) <= TOLERANCE
 
 
+@pytest.mark.parametrize(
+    "how", ["ring by=steps", "halving_doubling by=steps", "tree by=steps chunk=400", "hierarchical by=steps local=2"]
+)
+def test_every_kind_of_collective_step_by_step_equals_sgd(pool: Pool, tiny: ModelProfile, how: str) -> None:
+    """Reduce-scatter, all-gather and broadcast over three ranks: a surplus rank, hosts of two and one."""
+    schedule = replaced(every_kind(), "algorithm=ring", f"algorithm={how}")
+    job = job_of(tiny, schedule)
+    measured = run(pool, job)
+    assert largest_deviation(dict(measured.parameters or {}), train(job)) <= TOLERANCE
+    sent, received = expected_bytes(schedule, job.training.iterations)
+    assert (list(measured.sent_bytes), list(measured.received_bytes)) == (sent, received)
+
+
 @pytest.mark.parametrize("name", ["ps-2-cut", "colocated-cut", "stanza-2-uneven-ps", "stanza-1", "colocated-balanced"])
 def test_issuing_in_order_equals_sgd_and_moves_the_same_bytes(pool: Pool, tiny: ModelProfile, name: str) -> None:
     _, strategy, world, chosen = next(v for v in VARIANTS if v[0] == name)
@@ -85,7 +105,18 @@ def test_issuing_in_order_equals_sgd_and_moves_the_same_bytes(pool: Pool, tiny: 
     assert in_order.sent_bytes == eager.sent_bytes
 
 
-@pytest.mark.parametrize("name", ["colocated-cut", "stanza-2-uneven", "all-reduce-small-buckets"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "colocated-cut",
+        "stanza-2-uneven",
+        "all-reduce-small-buckets",
+        "all-reduce-by-ring",
+        "all-reduce-by-halving-doubling",
+        "all-reduce-by-tree",
+        "all-reduce-by-uneven-hierarchy",
+    ],
+)
 def test_two_runs_are_bitwise_equal(pool: Pool, tiny: ModelProfile, name: str) -> None:
     _, strategy, world, chosen = next(v for v in VARIANTS if v[0] == name)
     job = job_of(tiny, schedule_of(tiny, strategy, world, chosen))
@@ -116,7 +147,7 @@ def expected_bytes(schedule: Schedule, iterations: int) -> tuple[list[int], list
     return [n * iterations for n in sent], [n * iterations for n in received]
 
 
-@pytest.mark.parametrize("name", [v[0] for v in VARIANTS if v[0] in ("ps-2-cut", "stanza-2-uneven-ps", "all-reduce")])
+@pytest.mark.parametrize("name", [v[0] for v in VARIANTS if v[0] in BYTES_AND_SPANS])
 def test_bytes_and_spans_are_those_of_the_schedule(pool: Pool, tiny: ModelProfile, name: str) -> None:
     _, strategy, world, chosen = next(v for v in VARIANTS if v[0] == name)
     schedule = schedule_of(tiny, strategy, world, chosen)

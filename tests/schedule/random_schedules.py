@@ -12,6 +12,7 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import (
     Algorithm,
     Bundle,
+    Carrier,
     Collective,
     CollectiveKind,
     Compute,
@@ -27,6 +28,7 @@ from stanza_sim.schedule import (
     ValueKind,
 )
 from stanza_sim.schedule.legality import value_bytes
+from stanza_sim.schedule.ops import CHUNK_BYTES
 
 NAMES = st.text(string.ascii_letters + string.digits + "_.-/", min_size=1, max_size=8).filter(
     lambda t: t[0] not in ".-/" and not t.endswith((".recv", ".sent"))
@@ -100,6 +102,9 @@ def printable_schedules(draw: st.DrawFn) -> Schedule:
                         value=value,
                         nbytes=st.integers(0, 10**12),
                         algorithm=st.sampled_from(Algorithm),
+                        by=st.sampled_from(Carrier),
+                        local=st.integers(0, 9),
+                        chunk=st.one_of(st.just(CHUNK_BYTES), st.integers(0, 10**9)),
                         priority=st.integers(-5, 9),
                         root=st.one_of(st.none(), st.integers(0, 40)),
                         **common,
@@ -123,7 +128,16 @@ def printable_schedules(draw: st.DrawFn) -> Schedule:
 class _Draft:
     """A data-parallel iteration to which exchanges are added bundle by bundle."""
 
-    def __init__(self, model: ModelProfile, world_size: int, workers: int, batch: int, microbatches: int) -> None:
+    def __init__(
+        self,
+        model: ModelProfile,
+        world_size: int,
+        workers: int,
+        batch: int,
+        microbatches: int,
+        algorithms: list[Algorithm | None],
+    ) -> None:
+        self.algorithms = algorithms
         self.s = Schedule(
             name="random",
             model=model.name,
@@ -196,6 +210,8 @@ class _Draft:
     def collective(
         self, kind: CollectiveKind, value: Value, priority: int, after: tuple[str, ...], root: int | None = None
     ) -> str:
+        way = self.algorithms[len(self.ops) % len(self.algorithms)]
+        hierarchical = way is Algorithm.HIERARCHICAL
         return self.add(
             Collective(
                 name=f"{kind}.{value.name}",
@@ -203,6 +219,10 @@ class _Draft:
                 ranks="worker",
                 value=value,
                 nbytes=value_bytes(self.s, self.model, value, 1),
+                algorithm=way or Algorithm.RING,
+                by=Carrier.STEPS if way else Carrier.BACKEND,
+                local=2 if hierarchical else 0,
+                chunk=1000 if way in (Algorithm.TREE, Algorithm.HIERARCHICAL) else CHUNK_BYTES,
                 priority=priority,
                 root=root,
                 after=after,
@@ -224,10 +244,15 @@ def legal_schedules(draw: st.DrawFn, model: ModelProfile, max_world: int = 6) ->
     """Data parallelism in which every block's parameters are exchanged in a way of their own.
 
     All-reduce; reduce-scatter, update, all-gather; servers anywhere, whole or cut; one owner that broadcasts.
+    Collectives are the backend's, or go step by step by any algorithm.
     """
     world = draw(st.integers(2, max_world))
     workers = draw(st.integers(1, world))
-    draft = _Draft(model, world, workers, batch=4, microbatches=draw(st.sampled_from([1, 2])))
+    ways: st.SearchStrategy[list[Algorithm | None]] = st.one_of(
+        st.just([None]), st.lists(st.sampled_from([None, *Algorithm]), min_size=1, max_size=3)
+    )
+    microbatches = draw(st.sampled_from([1, 2]))
+    draft = _Draft(model, world, workers, batch=4, microbatches=microbatches, algorithms=draw(ways))
     draft.passes()
     small = st.integers(0, 3)
     channel, lane = st.sampled_from(["x", "y"]), st.sampled_from(["main", "side"])

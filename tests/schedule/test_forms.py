@@ -91,7 +91,8 @@ def test_options_come_in_any_order() -> None:
         ("x: transfer grad(b) w->s explicit nbytes=1 pairs=1-2", "'1-2' is not a pair"),
         ("x: transfer grad(b) w->s explicit nbytes=1 pairs=" + "9" * 5000 + ">1", "is not a pair"),
         ("x: all_reduce grad(b) @w nbytes=1", "algorithm= is missing"),
-        ("x: all_reduce grad(b) @w nbytes=1 algorithm=tree", "'tree' is not one of ring"),
+        ("x: all_reduce grad(b) @w nbytes=1 algorithm=bush", "'bush' is not one of ring, halving_doubling, tree"),
+        ("x: all_reduce grad(b) @w nbytes=1 algorithm=tree by=hand", "'hand' is not one of backend, steps"),
     ],
 )
 def test_malformed_op(line: str, message: str) -> None:

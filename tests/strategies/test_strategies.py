@@ -25,7 +25,12 @@ SETTINGS: dict[str, dict[str, list[object]]] = {
         "assignment": ["balanced", "cut"],
         "overlap": [True, False],
     },
-    "all_reduce": {"overlap": [True, False], "first_bucket": ["1B", "1MiB"], "bucket": ["100B", "25MiB"]},
+    "all_reduce": {
+        "overlap": [True, False],
+        "first_bucket": ["1B", "1MiB"],
+        "bucket": ["100B", "25MiB"],
+        "algorithm": ["backend", "auto", "ring", "halving_doubling", "tree"],
+    },
     "stanza": {
         "fc_workers": [1, 2, 3],
         "conv_exchange": ["all_reduce", "parameter_server"],
@@ -55,7 +60,7 @@ def test_every_setting_is_tried() -> None:
     assert set(strategies.names()) == set(SETTINGS)
     for name, choices in SETTINGS.items():
         untried = set(strategies.get(name).Settings.model_fields) - set(choices)
-        assert untried <= {"first_bucket"}
+        assert untried <= {"first_bucket", "algorithm", "fc_algorithm", "small", "local", "chunk"}
 
 
 @pytest.mark.parametrize(
@@ -245,3 +250,58 @@ def test_a_file_that_is_dropped_in_is_a_strategy(tmp_path: Path, monkeypatch: py
     check(schedule, toy())
     assert schedule.name == "dropped_in"
     monkeypatch.delitem(sys.modules, "stanza_sim.strategies.dropped_in")
+
+
+def _how(schedule: Schedule) -> dict[str, set[tuple[str, str, int, int]]]:
+    """By group: algorithm, carrier, local and chunk of its collectives."""
+    found: dict[str, set[tuple[str, str, int, int]]] = {}
+    for op in schedule.ops:
+        if isinstance(op, Collective):
+            found.setdefault(op.ranks, set()).add((op.algorithm, op.by, op.local, op.chunk))
+    return found
+
+
+def test_algorithms_reach_the_collectives_that_they_are_for() -> None:
+    half = 512 * 1024
+    assert _how(build("all_reduce", toy(), 6)) == {"worker": {("ring", "backend", 0, half)}}
+    assert _how(build("all_reduce", toy(), 6, algorithm="ring")) == {"worker": {("ring", "steps", 0, half)}}
+    tree = build("all_reduce", toy(), 6, algorithm="tree", chunk="1kB")
+    assert _how(tree) == {"worker": {("tree", "steps", 0, 1000)}}
+    both = build("stanza", toy(), 6, fc_workers=2, algorithm="hierarchical", local=2, fc_algorithm="halving_doubling")
+    assert _how(both) == {
+        "conv_worker": {("hierarchical", "steps", 2, half)},
+        "fc_worker": {("halving_doubling", "steps", 0, half)},
+    }
+    check(both, toy())
+    assert parse(both.text()) == both == from_json(both.to_json())
+    assert "algorithm=hierarchical by=steps local=2" in both.text()
+
+
+def test_auto_goes_by_size_and_number_of_ranks() -> None:
+    sizes = {"first_bucket": "17B", "bucket": "220B"}  # of 128, 424 and 1,480 bytes
+    schedule = build("all_reduce", toy(10), 6, algorithm="auto", small="500B", **sizes)
+    found = [(o.nbytes, o.algorithm) for o in schedule.ops if isinstance(o, Collective)]
+    assert {a for n, a in found if n <= 500} == {"halving_doubling"}
+    assert {a for n, a in found if n > 500} == {"ring"}
+    assert {a for _, a in found} == {"halving_doubling", "ring"}
+    assert _how(build("all_reduce", toy(10), 2, algorithm="auto", **sizes))["worker"] == {
+        ("ring", "steps", 0, 512 * 1024)
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("all_reduce", {"algorithm": "hierarchical"}, "hierarchical needs local"),
+        ("all_reduce", {"local": 2}, "local is for hierarchical"),
+        ("all_reduce", {"algorithm": "ring", "small": "1kB"}, "small is for auto"),
+        ("all_reduce", {"algorithm": "auto", "chunk": "1kB"}, "chunk is for hierarchical or tree"),
+        ("stanza", {"fc_algorithm": "tree"}, "fc_algorithm is for an all-reduce that does not take place"),
+        ("stanza", {"conv_exchange": "parameter_server", "algorithm": "ring"}, "algorithm is for an all-reduce that"),
+    ],
+)
+def test_settings_of_algorithms_that_would_be_ignored(name: str, settings: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message) as e:
+        build(name, toy(), 6, **settings)
+    assert e.value.hint
+    assert f"{name}: " in str(e.value)

@@ -1,0 +1,154 @@
+"""Chance in computation times: jitter of every rank and iteration, and stragglers; and predictions over repeats.
+
+Each rank draws one factor for each iteration, by which all its computations in that iteration take longer: a slow
+moment of a machine lasts longer than an op. The draw depends on the seed, the repeat, the rank and the iteration alone,
+so it is the same in every engine, for every strategy and in whatever order things happen.
+
+Domain of validity: draws are independent between ranks and between iterations. A machine that is slow all the time is
+no jitter (give its host a `device_speed`), and neither are slow phases of many iterations or of a whole rack. What a
+collective computes while it moves data is not varied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from math import exp, log1p, sqrt
+from statistics import NormalDist, median
+from typing import TYPE_CHECKING
+
+from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.cluster.routing import mix
+from stanza_sim.errors import InputError
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Schedule
+from stanza_sim.simulate.run import Collectives, Prediction, Repeats, simulate
+
+if TYPE_CHECKING:
+    from stanza_sim.simulate.costs import CostModel
+
+_NORMAL = NormalDist()
+
+
+class JitterKind(StrEnum):
+    """How the factor of a rank and iteration is distributed; its mean is 1."""
+
+    NONE = "none"
+    LOGNORMAL = "lognormal"
+    UNIFORM = "uniform"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variation:
+    """What varies. `spread` is relative to the mean.
+
+    lognormal: the standard deviation of the factor is `spread`. uniform: the factor is between 1 - `spread` and 1 +
+    `spread`, which must be below 1. With the chance `straggler_probability`, a rank's iteration takes
+    `straggler_slowdown` times as long on top of that. Raises `InputError` for values out of range.
+    """
+
+    seed: int = 0
+    repeat: int = 0
+    jitter: JitterKind = JitterKind.NONE
+    spread: float = 0.0
+    straggler_probability: float = 0.0
+    straggler_slowdown: float = 1.0
+
+    def __post_init__(self) -> None:
+        most = 1.0 if self.jitter is JitterKind.UNIFORM else float("inf")
+        if not 0 <= self.spread < most:
+            hint = "it must be at least 0, and below 1 for uniform jitter"
+            raise InputError(f"a spread of {self.spread:g}", hint=hint)
+        if not 0 <= self.straggler_probability <= 1:
+            raise InputError(f"a probability of {self.straggler_probability:g}", hint="it must be from 0 to 1")
+        if not 1 <= self.straggler_slowdown < float("inf"):
+            raise InputError(f"a slowdown of {self.straggler_slowdown:g}", hint="it must be at least 1")
+
+    @property
+    def varies(self) -> bool:
+        """Whether any factor can differ from 1."""
+        jitters = self.jitter is not JitterKind.NONE and self.spread > 0
+        return jitters or (self.straggler_probability > 0 and self.straggler_slowdown > 1)
+
+    def factor(self, rank: int, iteration: int) -> float:
+        """Return how many times as long as usual the computations of `rank` take in `iteration`."""
+        drawn = mix(mix(mix(self.seed) ^ self.repeat) ^ mix(rank << 32 | iteration))
+        match self.jitter:
+            case JitterKind.LOGNORMAL:
+                variance = log1p(self.spread**2)  # of the logarithm, so that the factor's own is spread squared
+                found = exp(_NORMAL.inv_cdf(_unit(drawn)) * sqrt(variance) - variance / 2)
+            case JitterKind.UNIFORM:
+                found = 1 + self.spread * (2 * _unit(drawn) - 1)
+            case JitterKind.NONE:
+                found = 1.0
+        if self.straggler_probability and _unit(mix(drawn)) < self.straggler_probability:
+            found *= self.straggler_slowdown
+        return found
+
+    def mean(self, rank: int, first: int, last: int) -> float:
+        """Return the mean factor of `rank` over the iterations `first` .. `last`, both included."""
+        return sum(self.factor(rank, i) for i in range(first, last + 1)) / (last + 1 - first)
+
+
+def _unit(drawn: int) -> float:
+    """Return a number between 0 and 1, neither included, from 64 random bits."""
+    return ((drawn >> 11) + 0.5) / (1 << 53)
+
+
+def simulate_repeats(
+    schedule: Schedule,
+    model: ModelProfile,
+    cluster: Cluster,
+    costs: Callable[[int], CostModel],
+    *,
+    variation: Variation,
+    repeats: int,
+    collectives: Collectives = Collectives.ACTIVITY,
+) -> Prediction:
+    """Simulate `repeats` times, each with draws of its own; see `simulate` for the rest.
+
+    Background traffic that comes and goes does so differently in each. An iteration's time in one repeat is its mean
+    over the repeat's iterations; `iteration_s` is the median over the repeats, and `Prediction.repeats` holds the
+    percentiles. All else is from the repeat in the middle (of an even number, the faster of the two).
+    """
+    if repeats < 1:
+        raise InputError(f"{repeats} repeats", hint="there must be at least 1")
+    draws = (replace(variation, repeat=k) for k in range(repeats))
+    found = [
+        simulate(schedule, model, redrawn(cluster, v.repeat), costs, variation=v, collectives=collectives)
+        for v in draws
+    ]
+    if repeats == 1:
+        return found[0]
+    found.sort(key=lambda p: p.iteration_s)
+    times = [p.iteration_s for p in found]
+    middle = median(times)
+    return replace(
+        found[(repeats - 1) // 2],
+        iteration_s=middle,
+        samples_per_s=schedule.global_batch / middle if middle > 0 else float("inf"),
+        events=sum(p.events for p in found),
+        repeats=Repeats(count=repeats, p5_s=percentile(times, 0.05), median_s=middle, p95_s=percentile(times, 0.95)),
+    )
+
+
+def redrawn(cluster: Cluster, repeat: int) -> Cluster:
+    """Return `cluster` with other draws of the background traffic that comes and goes; as it is for repeat 0."""
+    if not repeat or not cluster.varies:
+        return cluster
+    links = []
+    for link in cluster.links:
+        there = link.background
+        if there is not None:
+            link = replace(link, background=replace(there, seed=mix(there.seed) ^ repeat))
+        links.append(link)
+    return replace(cluster, links=tuple(links))
+
+
+def percentile(ascending: list[float], share: float) -> float:
+    """Return the value below which `share` of the values lie, interpolated linearly between them."""
+    at = share * (len(ascending) - 1)
+    low = int(at)
+    high = min(low + 1, len(ascending) - 1)
+    return ascending[low] + (at - low) * (ascending[high] - ascending[low])
