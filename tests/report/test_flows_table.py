@@ -18,6 +18,7 @@ import stanza_sim
 from stanza_sim.cli import app
 from stanza_sim.report.flows import MOST_LINKS, flows_table
 from stanza_sim.simulate.flows import FlowResult
+from stanza_sim.simulate.fluid import TIE
 
 NETWORK = Path(__file__).parents[1] / "simulate" / "network"
 TWO = {
@@ -159,7 +160,8 @@ def test_extreme_numbers_give_an_answer_or_a_message(tmp_path: Path, numbers: li
     assert isinstance(result.exception, SystemExit | None)
     if result.exit_code == 0:
         found = json.loads(result.stdout, parse_constant=pytest.fail)
-        assert found["completion_s"]["one"] >= start + latency
+        # Instants that differ by less than the solver's tolerance are one.
+        assert found["completion_s"]["one"] >= (start + latency) * (1 - 2 * TIE)
 
 
 def test_the_package_offers_it_and_stays_quick() -> None:
