@@ -11,6 +11,7 @@ import typer
 from stanza_sim import __version__
 from stanza_sim.console import INTERRUPTED, errors_for_people, printing, say, speaks, stdout
 from stanza_sim.show import show
+from stanza_sim.testbed_commands import testbed as testbed_commands
 
 app = typer.Typer(
     name="stanza-sim",
@@ -24,6 +25,7 @@ app = typer.Typer(
     "[bold]stanza-sim show cluster ec2-p3-10[/]",
 )
 app.add_typer(show, name="show")
+app.add_typer(testbed_commands, name="testbed")
 
 
 def _version(asked: bool) -> None:
