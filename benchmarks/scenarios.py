@@ -10,6 +10,7 @@ symmetric. All latency is on the host links (2 x 1 us per route); links carry 1.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,6 +115,30 @@ def scenario(kind: str, topology: str, n: int, jitter: float = 0.0, compute_s: f
     )
 
 
+def as_json(sc: Scenario) -> str:
+    """The scenario for a simulator in another process: hosts, links (B/s, s), routes, groups (s), pushes and pulls."""
+    hosts = int(max(sc.push_ends.max(), sc.pull_ends.max())) + 1
+    ends = np.unique(np.concatenate([sc.push_ends, sc.pull_ends]), axis=0).tolist()
+    groups, pushes, pulls = sc.push_group.tolist(), sc.push_ends.tolist(), sc.pull_ends.tolist()
+    push_bytes, pull_bytes = sc.push_bytes.astype(int).tolist(), sc.pull_bytes.astype(int).tolist()
+    return json.dumps(
+        {
+            "hosts": hosts,
+            # All latency is on the host links, with one of which every route begins and with another ends.
+            "links": [(c, LATENCY_S if q < 2 * hosts else 0.0) for q, c in enumerate(sc.capacity.tolist())],
+            "routes": [(s, d, sc.route(s, d)) for s, d in ends],
+            "groups": sc.group_ready_s.tolist(),
+            "pushes": [
+                (s, d, nbytes, ready_s, g)
+                for (s, d), nbytes, ready_s, g in zip(pushes, push_bytes, sc.push_ready_s.tolist(), groups, strict=True)
+            ],
+            "pulls": [
+                (s, d, nbytes, g) for (s, d), nbytes, g in zip(pulls, pull_bytes, sc.pull_group.tolist(), strict=True)
+            ],
+        }
+    )
+
+
 def to_kernel(sc: Scenario) -> tuple[kernel.Net, kernel.Nodes]:
     """The scenario as the solver's arrays: nodes are pushes, pulls, groups, and each group's own readiness."""
     p, q, g = len(sc.push_bytes), len(sc.pull_bytes), len(sc.group_ready_s)
@@ -152,3 +177,13 @@ SCENARIOS: tuple[tuple[tuple[str, str, int, float], float | None, float | None],
 """Arguments of `scenario`, and SimGrid 4.1's own seconds: its compiled interface and its Python one.
 
 They were measured on two cores of another machine and are good to about 40%; None: over 600 s or not run."""
+
+SMALL: tuple[tuple[str, str, int, float], ...] = tuple(
+    (kind, topology, n, jitter)
+    for kind in ("incast", "assigned", "sharded")
+    for topology, sizes in (("star", (2, 3, 5, 8, 16)), ("fattree2", (2,)), ("fattree4", (4, 8, 16)))
+    for n in sizes
+    for jitter in (0.0, 0.1)
+    if kind != "incast" or (topology, n) not in {("fattree2", 2), ("fattree4", 16)}  # no host is left for the server
+)
+"""Arguments of scenarios that are small enough for their answers to be checked against a plain reference."""

@@ -9,9 +9,11 @@ from typing import Annotated
 import typer
 
 from stanza_sim import __version__
+from stanza_sim.calibrate_command import CALIBRATE_EXAMPLES, calibrate
 from stanza_sim.console import INTERRUPTED, errors_for_people, printing, say, speaks, stdout
 from stanza_sim.show import show
 from stanza_sim.testbed_commands import testbed as testbed_commands
+from stanza_sim.validate_commands import EXAMPLES, validate
 
 app = typer.Typer(
     name="stanza-sim",
@@ -26,6 +28,8 @@ app = typer.Typer(
 )
 app.add_typer(show, name="show")
 app.add_typer(testbed_commands, name="testbed")
+app.command(epilog=CALIBRATE_EXAMPLES)(calibrate)
+app.command(epilog=EXAMPLES)(validate)
 
 
 def _version(asked: bool) -> None:
@@ -48,6 +52,7 @@ _RUN_EXAMPLES = """Examples:\n
 [bold]stanza-sim run ec2_v100 --set nodes=16 --set network.rate=25Gbps[/]\n
 [bold]stanza-sim run ec2_v100 --set strategies.5.settings.fc_workers=2 --json[/]\n
 [bold]stanza-sim run laptop --execute -o results[/]\n
+[bold]sudo stanza-sim run ec2_v100 --set nodes=4 --set network.rate=500Mbps --execute --testbed --compute emulated[/]\n
 [bold]torchrun --nproc-per-node 4 -m stanza_sim run laptop --execute --profile cpu.json[/]
 """
 
@@ -70,9 +75,25 @@ def run(
         Path | None,
         typer.Option("-o", "--output", metavar="DIR", help="Write result, schedules and spans.", show_default=False),
     ] = None,
+    compute: Annotated[
+        str | None,
+        typer.Option(
+            "--compute",
+            metavar="real|emulated",
+            help="With --execute: train, or wait in the place of each computation as long as it is predicted to take. "
+            "[default: what the experiment says, else real]",
+            show_default=False,
+        ),
+    ] = None,
+    testbed: Annotated[
+        bool,
+        typer.Option("--testbed", help="With --execute: run the ranks in an emulated network of the cluster (root)."),
+    ] = False,
     profile: Annotated[
         list[Path] | None,
-        typer.Option("--profile", metavar="FILE", help="Measured block times to use.", show_default=False),
+        typer.Option(
+            "--profile", metavar="FILE", help="Measured block times, or a calibrated network.", show_default=False
+        ),
     ] = None,
     save_profile: Annotated[
         Path | None,
@@ -89,17 +110,22 @@ def run(
     Prints a table; times are per iteration. The exit status is 0, 2 for bad input, 1 for a run that failed.
     """
     with errors_for_people():
+        from stanza_sim.errors import InputError
         from stanza_sim.report.folder import check_writable, write_result
         from stanza_sim.run import run_experiment
+
+        if compute is not None and not execute:
+            raise InputError("nothing is computed without --execute", where="--compute", hint="add --execute")
 
         if output is not None and speaks():
             check_writable(output)
         result = run_experiment(
             experiment,
-            overrides=settings or [],
+            overrides=[*(settings or []), *([f"execute.compute={compute}"] if compute is not None else [])],
             execute=execute,
             profiles=profile or [],
             save_profile=save_profile,
+            testbed=testbed,
             say=say,
         )
         if result is None or not speaks():

@@ -51,11 +51,18 @@ class Kind(StrEnum):
     TOPOLOGIES = "topologies"
     EXPERIMENTS = "experiments"
     DEVICES = "devices"
+    SUITES = "suites"
 
     @property
     def noun(self) -> str:
         """The word for one of them."""
-        return self.value.removesuffix("s") if self is not Kind.TOPOLOGIES else "topology"
+        match self:
+            case Kind.TOPOLOGIES:
+                return "topology"
+            case Kind.SUITES:
+                return "validation suite"
+            case _:
+                return self.value.removesuffix("s")
 
 
 # --- finding files ---------------------------------------------------------------------------------------------------
@@ -65,6 +72,8 @@ def _folders(kind: Kind) -> list[Path]:
     """Return where `kind` is looked for, nearest first: here, the source checkout, the package."""
     if kind is Kind.DEVICES:
         return [Path(kind.value), _PACKAGE / "data" / kind.value]
+    if kind is Kind.SUITES:  # they lie where their results are kept, among the experiments
+        return [folder / "validation" for folder in _folders(Kind.EXPERIMENTS)]
     checkout = _PACKAGE.parent
     # Next to an installed package lies site-packages, where a folder `experiments` would be somebody else's.
     sources = [checkout / kind.value] if (checkout / "pyproject.toml").is_file() else []
@@ -77,14 +86,14 @@ def _named(folder: Path, kind: Kind, name: str) -> Path:
 
 
 def available(kind: Kind | str) -> list[str]:
-    """Return the sorted names that `find` knows of a kind (`topologies`, `experiments` or `devices`)."""
+    """Return the sorted names that `find` knows of a kind (`topologies`, `experiments`, `devices` or `suites`)."""
     pattern = "*/experiment.yaml" if kind == Kind.EXPERIMENTS else "*.yaml"
     files = [path for folder in _folders(Kind(kind)) for path in folder.glob(pattern)]
     return sorted({path.parent.name if kind == Kind.EXPERIMENTS else path.stem for path in files})
 
 
 def find(kind: Kind | str, name_or_path: str | Path, *, beside: Path | None = None) -> Path:
-    """Return the file of a topology, experiment or device.
+    """Return the file of a topology, experiment, device or validation suite.
 
     A text with a slash or ending in `.yaml` is a path (also tried relative to the folder of `beside`, the file that
     mentions it); a folder that holds an `experiment.yaml` is a path to that experiment. Anything else is a name,

@@ -38,6 +38,18 @@ class Network(Section):
     rate: Rate | None = Field(None, description="Rate of every NIC.")
 
 
+class Scale(Section):
+    """Factors that make a model smaller or larger than it is; see `stanza_sim.model.profile.scaled`."""
+
+    bytes: Factor = Field(1.0, description="Factor on the sizes of all parameters and of what passes between blocks.")
+    compute: Factor = Field(1.0, description="Factor on the work of every block.")
+
+    def __str__(self) -> str:
+        """`-bytes0.02-compute0.5`, or nothing where nothing is scaled."""
+        both = (("bytes", self.bytes), ("compute", self.compute))
+        return "".join(f"-{key}{value:g}" for key, value in both if value != 1).replace("+", "")
+
+
 class ModelEntry(Section):
     """A model of the zoo by name, or a torch module by the import path of its factory."""
 
@@ -47,11 +59,12 @@ class ModelEntry(Section):
     input_shape: tuple[Count, ...] | None = Field(None, description="Shape of one sample, for a factory.")
     factory_kwargs: dict[str, Scalar] = Field(default_factory=dict, description="Arguments of the factory.")
     boundary: str | int | None = Field(None, description="Block at which the FC part begins; default: found.")
+    scale: Scale = Field(Scale(), description="Makes it a model of the same shape that can be emulated, not trained.")
 
     @property
     def title(self) -> str:
-        """What the report calls the model."""
-        return self.name or self.model.rpartition(":")[2]
+        """What the report calls the model; it says if the model is scaled, and how."""
+        return f"{self.name or self.model.rpartition(':')[2]}{self.scale}"
 
 
 def _from_name(key: str) -> BeforeValidator:
@@ -149,6 +162,21 @@ class Execute(Section):
     timeout: PositiveSeconds = Field(60.0, description="How long a rank may stay silent before the run has failed.")
     threads_per_rank: Count = Field(1, description="Threads of each rank's computation on a CPU.")
     backend: Literal["auto", "gloo", "nccl"] = Field("auto", description="auto: nccl with one GPU a rank, else gloo.")
+    compute: Literal["real", "emulated"] = Field(
+        "real", description="emulated: each computation is a wait of its predicted time, and nothing is trained."
+    )
+    realtime: bool = Field(
+        False,
+        description="Emulated: run ranks under real-time scheduling, if that is permitted; default with --testbed.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.realtime and self.compute == "real":
+            raise _wrong("realtime is for emulated compute: ranks that compute would hold all cores", "leave it out")
+        if self.backend == "nccl" and self.compute == "emulated":
+            raise _wrong("emulated compute sends from host memory, which NCCL does not", "use backend: gloo, or auto")
+        return self
 
 
 class Jitter(Section):

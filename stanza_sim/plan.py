@@ -11,7 +11,7 @@ from stanza_sim.cluster import Cluster, load_cluster
 from stanza_sim.config import Loaded
 from stanza_sim.errors import InputError, ScheduleError
 from stanza_sim.experiment import Experiment, ModelEntry, StrategyEntry
-from stanza_sim.model.profile import ModelProfile
+from stanza_sim.model.profile import ModelProfile, scaled
 from stanza_sim.model.zoo import load_model
 from stanza_sim.schedule import Schedule
 
@@ -76,6 +76,7 @@ def plans_of(
                 factory_kwargs=entry.factory_kwargs,
                 boundary=entry.boundary,
             )
+            profile = scaled(profile, nbytes=entry.scale.bytes, compute=entry.scale.compute)
         batch = experiment.batch_of(entry)
         for j, row in chosen:
             with _placed(source.where("strategies", j)):

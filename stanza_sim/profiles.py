@@ -9,9 +9,7 @@ ranks cost each other through caches and memory stays in.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +18,7 @@ from pydantic import Field
 from stanza_sim.cluster.cluster import Cluster, Loopback, with_loopback
 from stanza_sim.config import Count, Factor, Section, Source, validate
 from stanza_sim.errors import InputError
+from stanza_sim.files import read_json, write_whole
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.model.profile_json import fingerprint
 
@@ -86,29 +85,26 @@ class Profile(Section):
     loopback: LoopbackTimes | None = None
 
 
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not a number that JSON knows")
-
-
 def read_profile(path: Path) -> Profile:
     """Return the profile in a file; raise `InputError` if it cannot be read or holds anything else."""
-    try:
-        data = json.loads(path.read_bytes(), parse_constant=_no_constant)
-    except FileNotFoundError:
-        raise InputError("no such file", where=str(path)) from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except (ValueError, RecursionError) as error:  # of which a decoding error is one
-        hint = f"a file of the format {FORMAT} is expected"
-        raise InputError(f"is not JSON: {error}", where=str(path), hint=hint) from None
+    return profile_of(read_json(path, expected=f"a file of the format {FORMAT}"), path)
+
+
+def profile_of(data: object, path: Path) -> Profile:
+    """Return `data`, read from the file at `path`, as a profile; raise `InputError` if it is none."""
     profile = validate(data, Profile, Source(file=str(path), lines={}))
-    seen: set[tuple[str, int]] = set()
-    for index, row in enumerate(profile.blocks):
-        if (row.block, row.samples) in seen:
-            where = f"{path}: blocks.{index}"
-            raise InputError(f"block {row.block!r} is given twice at {row.samples} samples", where=where)
-        seen.add((row.block, row.samples))
+    check_blocks(profile.blocks, f"{path}: blocks")
     return profile
+
+
+def check_blocks(blocks: Iterable[BlockTime], where: str) -> None:
+    """Raise `InputError`, at `where` with the number of the row, for a block that is given twice."""
+    seen: set[tuple[str, int]] = set()
+    for index, row in enumerate(blocks):
+        if (row.block, row.samples) in seen:
+            what = f"block {row.block!r} is given twice at {row.samples} samples"
+            raise InputError(what, where=f"{where}.{index}")
+        seen.add((row.block, row.samples))
 
 
 def write_profile(profile: Profile, path: Path) -> None:
@@ -116,18 +112,7 @@ def write_profile(profile: Profile, path: Path) -> None:
     data = profile.model_dump()
     blocks = ",\n".join(f"    {json.dumps(row)}" for row in data.pop("blocks"))
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in data.items())
-    text = f'{{\n{lines},\n  "blocks": [\n{blocks}\n  ]\n}}\n'
-    temporary: str | None = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            os.fchmod(handle, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise InputError(f"cannot be written: {error.strerror}", where=str(path)) from None
+    write_whole(f'{{\n{lines},\n  "blocks": [\n{blocks}\n  ]\n}}\n', path)
 
 
 def differences(profile: Profile, model: ModelProfile, precision: str) -> list[str]:
@@ -170,8 +155,13 @@ def mismatches(
         ("ranks at once", profile.ranks_at_once, ranks_at_once),
         *((name, profile.versions.get(name), version) for name, version in (versions or {}).items()),
     ]
+    return differing(f"the profile of {profile.date}", pairs)
+
+
+def differing(profile: str, pairs: Iterable[tuple[str, object, object]]) -> list[str]:
+    """Return a line for each (name, then, now) of `pairs` that differs; None is not compared."""
     return [
-        f"the profile of {profile.date} was measured with {name} {then}, here it is {now}"
+        f"{profile} was measured with {name} {then}, here it is {now}"
         for name, then, now in pairs
         if then is not None and now is not None and then != now
     ]
@@ -179,15 +169,14 @@ def mismatches(
 
 def with_profile(cluster: Cluster, profile: Profile) -> Cluster:
     """Return `cluster` with the profile's loopback on every host, or as it is if the profile has none."""
-    if profile.loopback is None:
-        return cluster
-    measured = profile.loopback
-    return with_loopback(
-        cluster,
-        Loopback(
-            bandwidth_Bps=measured.bandwidth_Bps,
-            latency_s=measured.latency_s,
-            message_core_s=measured.message_core_s,
-            byte_core_s=measured.byte_core_s,
-        ),
+    return cluster if profile.loopback is None else with_loopback(cluster, loopback_of(profile.loopback))
+
+
+def loopback_of(measured: LoopbackTimes) -> Loopback:
+    """Return what was measured as a part of a host."""
+    return Loopback(
+        bandwidth_Bps=measured.bandwidth_Bps,
+        latency_s=measured.latency_s,
+        message_core_s=measured.message_core_s,
+        byte_core_s=measured.byte_core_s,
     )

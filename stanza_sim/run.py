@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from stanza_sim import __version__
-from stanza_sim.cluster import Cluster
+from stanza_sim.cluster import Cluster, with_loopback
 from stanza_sim.config import Loaded
 from stanza_sim.errors import InputError
 from stanza_sim.experiment import Experiment, load_experiment
+from stanza_sim.network_profile import NetworkProfile, read_either, with_network
+from stanza_sim.network_profile import mismatches as network_mismatches
 from stanza_sim.plan import Plan, cluster_of, plans_of
-from stanza_sim.profiles import Profile, differences, mismatches, read_profile, require, with_profile, write_profile
+from stanza_sim.profiles import (
+    Profile,
+    differences,
+    loopback_of,
+    mismatches,
+    require,
+    with_profile,
+    write_profile,
+)
 from stanza_sim.report.result import Result, Row
 from stanza_sim.simulate import Collectives, Prediction, simulate
 from stanza_sim.simulate.costs import costs_for
@@ -28,17 +41,33 @@ Say = Callable[[str], None]
 """Tells the user something in passing: what is being done, or a warning."""
 
 
-def _profiles(paths: Sequence[Path], plans: Sequence[Plan], precision: str) -> dict[str, Profile]:
-    """Match each profile to the models that it serves, by title. Raises `InputError` for one that serves none."""
+def _profiles(
+    paths: Sequence[Path], plans: Sequence[Plan], precision: str
+) -> tuple[dict[str, Profile], NetworkProfile | None]:
+    """Match each profile of block times to the models that it serves, by title; return them, and that of the network.
+
+    Raises `InputError` for one that serves no model, and for a second one of a network.
+    """
     found: dict[str, Profile] = {}
+    network: NetworkProfile | None = None
     models = {p.entry.title: p.model for p in plans}
+
+    def served_by(profile: Profile) -> list[str]:
+        return [title for title, model in models.items() if not differences(profile, model, precision)]
+
     for path in paths:
-        profile = read_profile(path)
-        serves = [title for title, model in models.items() if not differences(profile, model, precision)]
-        if not serves:
+        profile = read_either(path)
+        if isinstance(profile, NetworkProfile):
+            if network is not None:
+                raise InputError("a second profile of a network", where=str(path), hint="give one")
+            network = profile
+            for timed in profile.models:
+                found.update(dict.fromkeys(served_by(timed), timed))
+            continue
+        if not (serves := served_by(profile)):
             require(profile, next(iter(models.values())), precision, where=str(path))
         found.update(dict.fromkeys(serves, profile))
-    return found
+    return found, network
 
 
 REPEATS = 20
@@ -53,6 +82,8 @@ def predict(plan: Plan, cluster: Cluster, loaded: Loaded[Experiment], profile: P
     experiment = loaded.value
     if profile is not None:
         cluster = with_profile(cluster, profile)
+    if experiment.execute.compute == "emulated":  # computations begin, nominally, when what they wait for is there
+        cluster = replace(cluster, wake_s=0.0)
     costs = costs_for(cluster, plan.model, experiment.precision, profile)
     simulation = experiment.simulation
     collectives = Collectives(simulation.collectives)
@@ -85,6 +116,23 @@ def predict(plan: Plan, cluster: Cluster, loaded: Loaded[Experiment], profile: P
     return replace(prediction, cost_source=costs.source)  # by now it knows what it had to estimate
 
 
+PROGRESS_S = 5.0
+"""Seconds between two lines on how far predictions are."""
+
+
+def _predicted(plans: Sequence[Plan], one: Callable[[Plan], Prediction], say: Say) -> list[Prediction]:
+    """Predict all `plans`, each by `one`; where that takes long, say how far it is."""
+    found: list[Prediction] = []
+    told_s = monotonic()
+    for plan in plans:
+        found.append(one(plan))
+        if len(found) < len(plans) and monotonic() - told_s > PROGRESS_S:
+            told_s = monotonic()
+            hint = "" if find_spec("numba") else "; with numba (pip install 'stanza-sim[fast]') it would be faster"
+            say(f"simulated {len(found)} of {len(plans)}: {plan.entry.title}, {plan.strategy.title}{hint}")
+    return found
+
+
 def predict_row(
     name_or_path: str, overrides: Sequence[str] = (), *, model: str | None = None, row: str | None = None
 ) -> tuple[Cluster, Plan, Prediction]:
@@ -98,8 +146,10 @@ def predict_row(
     chosen = model or experiment.models[0].title, row or experiment.strategies[0].title
     plan = plans_of(loaded, cluster, model=chosen[0], strategy=chosen[1])[0]
     paths = [] if experiment.profile is None else [loaded.path.parent / experiment.profile]
-    profile = _profiles(paths, [plan], experiment.precision).get(plan.entry.title)
-    return cluster, plan, predict(plan, cluster, loaded, profile)
+    known, network = _profiles(paths, [plan], experiment.precision)
+    if network is not None:
+        cluster = with_network(cluster, network)
+    return cluster, plan, predict(plan, cluster, loaded, known.get(plan.entry.title))
 
 
 def run_experiment(
@@ -109,21 +159,24 @@ def run_experiment(
     execute: bool = False,
     profiles: Sequence[Path] = (),
     save_profile: Path | None = None,
+    testbed: bool = False,
     say: Say = lambda text: None,
 ) -> Result | None:
     """Predict every row of an experiment and, if `execute`, run it; the result has one row for each.
 
-    `profiles` are files of measured block times, instead of the one that the experiment names. Before executing, the
-    blocks of models without a profile are timed (and kept in `save_profile`); nothing else is measured before
-    predicting. Returns None in a process that a launcher made a rank other than the first. Raises `InputError` and
-    `RunError`.
+    `profiles` are files of measured block times, and of a network, instead of the one that the experiment names. Before
+    executing, the blocks of models without a profile are timed (and kept in `save_profile`) unless computations are
+    emulated; of messages only single ones are measured before predicting. With `testbed` the ranks run in an emulated
+    network, which is there as long as the run, and which is calibrated unless that was done before. Returns None in a
+    process that a launcher made a rank other than the first. Raises `InputError` and `RunError`.
     """
     if execute:
         from stanza_sim.execute import require_torch
 
         require_torch()
-    elif save_profile is not None:
-        raise InputError("nothing is measured without --execute", where="--save-profile", hint="add --execute")
+    elif save_profile is not None or testbed:
+        what, where = ("measured", "--save-profile") if save_profile is not None else ("run", "--testbed")
+        raise InputError(f"nothing is {what} without --execute", where=where, hint="add --execute")
     loaded = load_experiment(name_or_path, overrides)
     experiment = loaded.value
     cluster = cluster_of(loaded)
@@ -133,28 +186,114 @@ def run_experiment(
     paths = list(profiles)
     if experiment.profile is not None and not paths:
         paths = [loaded.path.parent / experiment.profile]
-    known = _profiles(paths, plans, experiment.precision)
+    known, network = _profiles(paths, plans, experiment.precision)
 
-    def predicted() -> list[Prediction]:
-        return [predict(p, cluster, loaded, known.get(p.entry.title)) for p in plans]
+    def predicted(plan: Plan) -> Prediction:
+        prediction = predict(plan, cluster, loaded, known.get(plan.entry.title))
+        return _of_network(prediction, cluster, network, executed=execute)
 
     if not execute:
-        return _result(experiment, cluster, plans, predicted(), [None] * len(plans))
-    jobs = _jobs(loaded, plans)
+        if network is not None:
+            for difference in network_mismatches(network, cluster):
+                say(f"warning: {difference}")
+            cluster = with_network(cluster, network)
+        predictions = _predicted(plans, predicted, say)
+        return _result(experiment, cluster, plans, predictions, [None] * len(plans))
+    jobs = jobs_of(loaded, plans, cluster, known, testbed=testbed)
+    from stanza_sim.calibrated import network_for
+    from stanza_sim.execute import Backend
     from stanza_sim.execute import execute as run_jobs
-    from stanza_sim.execute import open_workers
 
-    how = experiment.execute
-    with open_workers(cluster, threads_per_rank=how.threads_per_rank, timeout_s=how.timeout) as workers:
-        _complete(known, workers, experiment, plans, save_profile, say)
-        predictions = predicted() if workers.is_main else []
+    in_realtime = any(job.emulation is not None and job.emulation.realtime for job in jobs)
+    backend = Backend(experiment.execute.backend)
+    with open_ranks(loaded, cluster, testbed=testbed, say=say) as workers:
+        network = network_for(
+            workers, cluster, given=network, testbed=testbed, realtime=in_realtime, backend=backend, say=say
+        )
+        if network is not None:
+            cluster = with_network(cluster, network)
+        if experiment.execute.compute == "real":
+            _complete(known, workers, experiment, plans, save_profile, say)
+        elif network is None or network.loopback is None:
+            cluster = _with_measured_loopback(cluster, known, plans, workers, say)
+        predictions = []
+        if workers.is_main:
+            predictions = [predicted(p) for p in plans]
         measurements = run_jobs(jobs, workers, done=lambda i, m: say(_progress(i, plans, m)))
+        wanted = [job.emulation is not None and job.emulation.realtime for job in jobs]
+        if any(w and not m.realtime for w, m in zip(wanted, measurements, strict=True)):
+            say("warning: real-time scheduling is not permitted here: other programs put off ranks that only wait")
         return _result(experiment, cluster, plans, predictions, measurements) if workers.is_main else None
+
+
+@contextmanager
+def open_ranks(
+    loaded: Loaded[Experiment], cluster: Cluster, *, testbed: bool = False, say: Say = lambda text: None
+) -> Iterator[Workers]:
+    """The ranks of `cluster` as the experiment starts them, in a testbed that comes up for them if `testbed`.
+
+    Raises `InputError` and `RunError`.
+    """
+    from stanza_sim.execute import ComputeMode, open_workers
+
+    how, bed = loaded.value.execute, None
+    if how.compute == "emulated":
+        from stanza_sim.emulation import notes_on
+
+        for note in notes_on(cluster):
+            say(f"note: {note}")
+    if testbed:
+        from stanza_sim.testbed import Testbed
+
+        bed = Testbed(cluster)
+        for note in bed.notes:
+            say(f"note: {note}")
+    with bed or nullcontext():
+        places = None
+        if bed is not None:
+            from stanza_sim.emulation import places_in
+
+            places = places_in(bed, cluster)
+        with open_workers(
+            cluster,
+            threads_per_rank=how.threads_per_rank,
+            timeout_s=how.timeout,
+            compute=ComputeMode(how.compute),
+            places=places,
+        ) as workers:
+            yield workers
+
+
+def _with_measured_loopback(
+    cluster: Cluster, known: dict[str, Profile], plans: Sequence[Plan], workers: Workers, say: Say
+) -> Cluster:
+    """The cluster with the loopback of this machine, where ranks share a host and no profile brings it along."""
+    profiles = [known.get(p.entry.title) for p in plans]
+    if workers.world_size < 2 or not cluster.same_host(0, 1) or all(p is not None and p.loopback for p in profiles):
+        return cluster
+    from stanza_sim.execute import measure_loopback
+
+    say("measuring single messages between two ranks of one host")
+    found = measure_loopback(workers)
+    return cluster if found is None else with_loopback(cluster, loopback_of(found))
+
+
+def _of_network(
+    prediction: Prediction, cluster: Cluster, network: NetworkProfile | None, *, executed: bool
+) -> Prediction:
+    """Say with a prediction where its network is from; where it is compared with a run, also if it is uncalibrated."""
+    if len({p.host for p in cluster.placement}) < 2 or (network is None and not executed):
+        return prediction
+    note = "network: as the topology states, not calibrated" if network is None else network.source
+    return replace(prediction, cost_source=f"{prediction.cost_source}; {note}")
 
 
 def _check_target(save_profile: Path, experiment: Experiment) -> None:
     """Raise `InputError` if the profiles of all models cannot be written there."""
     where = f"--save-profile {save_profile}"
+    if experiment.execute.compute == "emulated":
+        what = "with emulated compute no block is timed"
+        raise InputError(what, where=where, hint="leave it out, or compute for real")
     if len(experiment.models) > 1 and "{model}" not in save_profile.name:
         raise InputError(
             f"{experiment.name} has {len(experiment.models)} models, each with a profile of its own",
@@ -166,14 +305,35 @@ def _check_target(save_profile: Path, experiment: Experiment) -> None:
         raise InputError(what, where=where, hint="name a file in a folder that exists")
 
 
-def _jobs(loaded: Loaded[Experiment], plans: Sequence[Plan]) -> list[RunJob]:
-    """What the executor is told, by plan. Raises `InputError` for what cannot be executed."""
-    from stanza_sim.execute import Backend, LearningRate, Optimizer, RunJob, Training
+def jobs_of(
+    loaded: Loaded[Experiment],
+    plans: Sequence[Plan],
+    cluster: Cluster,
+    known: dict[str, Profile],
+    *,
+    testbed: bool = False,
+) -> list[RunJob]:
+    """What the executor is told, by plan; `known` are the profiles by model. Raises `InputError` for what cannot run.
+
+    In a testbed ranks that only wait run under real-time scheduling, unless the experiment says whether they do.
+    """
+    from stanza_sim.execute import Backend, Emulation, LearningRate, Optimizer, RunJob, Training
 
     experiment, training = loaded.value, loaded.value.training
-    if experiment.precision != "fp32":
+    emulations: list[Emulation | None] = [None] * len(plans)
+    if experiment.execute.compute == "emulated":
+        from stanza_sim.emulation import check_emulated, emulation_of
+
+        check_emulated(cluster, loaded)
+        how = experiment.execute
+        realtime = how.realtime if "realtime" in how.model_fields_set else testbed
+        for i, plan in enumerate(plans):
+            costs = costs_for(cluster, plan.model, experiment.precision, known.get(plan.entry.title))
+            emulations[i] = emulation_of(plan, cluster, costs, realtime=realtime)
+    elif experiment.precision != "fp32":
         what = f"training in {experiment.precision} is not supported"
-        raise InputError(what, where=loaded.source.where("precision"), hint="set precision: fp32")
+        hint = "set precision: fp32, or emulate with --compute emulated"
+        raise InputError(what, where=loaded.source.where("precision"), hint=hint)
     optimizer = training.optimizer
     return [
         RunJob(
@@ -193,8 +353,9 @@ def _jobs(loaded: Loaded[Experiment], plans: Sequence[Plan]) -> list[RunJob]:
             ),
             backend=Backend(experiment.execute.backend),
             timeout_s=experiment.execute.timeout,
+            emulation=emulation,
         )
-        for plan in plans
+        for plan, emulation in zip(plans, emulations, strict=True)
     ]
 
 

@@ -106,6 +106,21 @@ def test_local_ranks_and_torchrun_agree(tiny, tmp_path):
         assert [r["measured"][key] for r in again] == [r["measured"][key] for r in runs]
 
 
+def test_emulated_compute_is_said_everywhere_and_trains_nothing(tiny, tmp_path):
+    out = tmp_path / "out"
+    status, printed, said = finish(start(tiny, "--execute", "--compute", "emulated", "-o", out, cwd=tmp_path))
+    assert status == 0, said
+    assert printed.splitlines()[0] == "tiny: 3 nodes of laptop, fp32, emulated compute"
+    assert "loss" not in printed
+    assert "timing the blocks" not in said
+    assert "measuring single messages" in said
+    kept = json.loads((out / "result.json").read_text())["runs"]
+    for run in kept:
+        assert run["measured"]["compute"] == "emulated"
+        assert run["measured"]["loss_first"] is None
+        assert run["predicted"]["cost_source"].startswith("roofline cpu")
+
+
 DEADLY = """
 import os, signal
 import torch
@@ -154,15 +169,38 @@ def test_ctrl_c_leaves_nothing_behind(tiny, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.yaml"]
 
 
+ON_GPUS = ("--set", "cluster=multi-gpu", "--set", "nodes=2", "--set", "models=[alexnet]")
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
         (["ec2_v100"], "use --set cluster=laptop --set nodes=10"),
         (["ec2_v100", "--set", "precision=fp16"], "precision=fp16: training in fp16 is not supported"),
+        (["laptop", "--compute", "guessed"], "should be 'real' or 'emulated'"),
+        (["laptop", "--set", "execute.realtime=true"], "realtime is for emulated compute"),
+        (["laptop", "--compute", "emulated", "--save-profile", "p.json"], "with emulated compute no block is timed"),
+        (
+            ["laptop", "--compute", "emulated", "--set", "simulation.jitter={kind: uniform, spread: 0.1}"],
+            "jitter and stragglers cannot be emulated",
+        ),
+        (["ec2_v100", *ON_GPUS, "--compute", "emulated"], "nvlink inside node-0 cannot be emulated"),
+        (["laptop", "--testbed"], "a single host cannot be emulated"),
         (["ec2_v100", "--set", "models=[alexnet]", "--save-profile", "no/p.json"], "--save-profile no/p.json"),
         (["ec2_v100", "--save-profile", "p.json"], "{model}"),
     ],
-    ids=["one-machine", "precision", "folder", "several-models"],
+    ids=[
+        "one-machine",
+        "precision",
+        "compute",
+        "realtime",
+        "nothing-timed",
+        "jitter",
+        "nvlink",
+        "one-host",
+        "folder",
+        "several-models",
+    ],
 )
 def test_what_cannot_be_executed_is_said_at_once(tmp_path, args, says):
     status, printed, said = finish(start(*args, "--execute", cwd=tmp_path))

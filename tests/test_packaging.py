@@ -38,6 +38,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["show", "device"], config.available("devices")),
         (["show", "cluster", "ec2-p3-10"], ["node-9"]),
         (["run", "ec2_v100", "--set", "models=[alexnet]"], ["alexnet,", "ec2-p3-10,"]),
+        (["validate", "--dry-run", "--only", "star-2-500"], ["star-2-500/vgg16-big/ring"]),
     ],
 )
 def test_names_are_found_from_an_installed_wheel(installed, tmp_path, command, expected):

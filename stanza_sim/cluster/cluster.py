@@ -75,7 +75,8 @@ class Cluster:
     NIC number p, counted host by host, has the links 2p (transmit side) and 2p + 1 (receive side), unless there is
     one host only; so these are 2h and 2h + 1 where all hosts have one NIC. Links between switches, cables between
     hosts, backplanes of switches and links of devices follow. `nodes_are_ranks` says that a node in the sense of the
-    comparison at equal node count is a rank (ranks that share a host) and not a host.
+    comparison at equal node count is a rank (ranks that share a host) and not a host. `wake_s` is how long a lane takes
+    to wake up for a computation that waited for a message or a collective.
     """
 
     name: str
@@ -86,6 +87,7 @@ class Cluster:
     fabric: Fabric
     description: str = ""
     nodes_are_ranks: bool = False
+    wake_s: float = 0.0
     _found: _Found = field(default_factory=_Found, init=False, repr=False, compare=False)
 
     @property

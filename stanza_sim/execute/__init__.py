@@ -8,29 +8,46 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stanza_sim.execute.calibration import calibrate
-    from stanza_sim.execute.job import Backend, Issue, LearningRate, Measurement, Optimizer, RunJob, Training
+    from stanza_sim.execute.calibration import calibrate, measure_loopback
+    from stanza_sim.execute.job import (
+        Backend,
+        ComputeMode,
+        Emulation,
+        Issue,
+        LearningRate,
+        Measurement,
+        Optimizer,
+        RunJob,
+        Training,
+    )
+    from stanza_sim.execute.launch import RankPlace
     from stanza_sim.execute.protocol import Workers
     from stanza_sim.execute.start import execute, open_workers, require_torch
 
 _HOMES = {
-    "calibrate": "calibration",
-    **dict.fromkeys(("Backend", "Issue", "LearningRate", "Measurement", "Optimizer", "RunJob", "Training"), "job"),
+    **dict.fromkeys(("calibrate", "measure_loopback"), "calibration"),
+    **dict.fromkeys(("Backend", "ComputeMode", "Emulation", "Issue", "LearningRate", "Measurement"), "job"),
+    **dict.fromkeys(("Optimizer", "RunJob", "Training"), "job"),
+    "RankPlace": "launch",
     "Workers": "protocol",
     **dict.fromkeys(("execute", "open_workers", "require_torch"), "start"),
 }
 
 __all__ = [
     "Backend",
+    "ComputeMode",
+    "Emulation",
     "Issue",
     "LearningRate",
     "Measurement",
     "Optimizer",
+    "RankPlace",
     "RunJob",
     "Training",
     "Workers",
     "calibrate",
     "execute",
+    "measure_loopback",
     "open_workers",
     "require_torch",
 ]

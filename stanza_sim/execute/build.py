@@ -85,9 +85,7 @@ def build(
         whole = rank in held.wholes[bundle.name]
         owner = rank in schedule.owners(bundle)
         if whole or owner:
-            flats[bundle.name] = FlatBundle(
-                schedule, model, bundle, rank, whole=whole, gradients=whole, device=device
-            )
+            flats[bundle.name] = FlatBundle(schedule, model, bundle, rank, whole=whole, gradients=whole, device=device)
     for bundle in schedule.bundles:
         _initialise(schedule, bundle, rank, held, flats.get(bundle.name), initial, device)
     blocks = []
@@ -120,9 +118,7 @@ def build(
         replace_dropout(part.module, make)
         part.module.train()
         blocks.append(
-            HeldBlock(
-                name=part.name, module=part.module, parameters=tuple(parameters), dropouts=tuple(dropouts)
-            )
+            HeldBlock(name=part.name, module=part.module, parameters=tuple(parameters), dropouts=tuple(dropouts))
         )
     return held, blocks, flats
 

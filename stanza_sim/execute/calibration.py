@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 
 from stanza_sim import __version__
 from stanza_sim.errors import InputError
 from stanza_sim.execute.job import Backend
-from stanza_sim.execute.protocol import RankTimes, TimingTask, Wanted, Workers
+from stanza_sim.execute.protocol import ProbeTask, ProbeTimes, RankTimes, TimingTask, Wanted, Workers
 from stanza_sim.execute.samples import follow
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.model.profile_json import fingerprint
@@ -41,15 +41,30 @@ def calibrate(
     Also how fast gradients are reduced and parameters updated, what the engine adds to an op, and what a single message
     between two ranks costs; none of the schedules' communication is timed. Takes a few seconds.
     """
-    wanted = Wanted(
-        model=model,
-        samples=sample_counts(schedules, model),
+    return time_model(
+        workers,
+        model,
+        sample_counts(schedules, model),
         contributions=max((_contributions(s) for s in schedules), default=2),
         backend=backend,
+        precision=precision,
         seed=seed,
     )
-    times = workers.run(TimingTask(wanted))
-    return profile_of(times, wanted, precision)
+
+
+def time_model(
+    workers: Workers,
+    model: ModelProfile,
+    samples: Mapping[str, tuple[int, ...]],
+    *,
+    contributions: int = 2,
+    backend: Backend = Backend.AUTO,
+    precision: str = "fp32",
+    seed: int = 1,
+) -> Profile:
+    """As `calibrate`, at the numbers of `samples` of each block, with reductions of so many `contributions`."""
+    wanted = Wanted(model=model, samples=samples, contributions=contributions, backend=backend, seed=seed)
+    return profile_of(workers.run(TimingTask(wanted)), wanted, precision)
 
 
 def _contributions(schedule: Schedule) -> int:
@@ -112,7 +127,12 @@ def profile_of(times: Sequence[RankTimes], wanted: Wanted, precision: str) -> Pr
     )
 
 
-def _loopback(times: Sequence[RankTimes]) -> LoopbackTimes | None:
+def measure_loopback(workers: Workers, backend: Backend = Backend.AUTO) -> LoopbackTimes | None:
+    """What a message between ranks of one host costs, by single messages; None unless ranks 0 and 1 are on one."""
+    return _loopback(workers.run(ProbeTask(backend)))
+
+
+def _loopback(times: Sequence[RankTimes | ProbeTimes]) -> LoopbackTimes | None:
     """Message costs from the probes between ranks 0 and 1, if these are on one host.
 
     A message of n bytes takes `latency_s`, then core time `message_core_s + n byte_core_s` of the host's cores, at no

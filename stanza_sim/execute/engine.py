@@ -11,6 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
@@ -55,8 +56,8 @@ class Mover(Protocol[In]):
 class Work(Protocol[Out]):
     """What a rank's units do."""
 
-    def compute(self, op: Compute, iteration: int) -> None:
-        """Carry out a computation."""
+    def compute(self, op: Compute, iteration: int, ready_s: float) -> tuple[float, float]:
+        """Carry out a computation that could start at `ready_s`; when it began and when it ended."""
         ...
 
     def collective(self, op: Collective, iteration: int) -> None:
@@ -223,7 +224,7 @@ class Engine(Generic[Payload]):
                 self._waiters[pair] = SimpleQueue()
                 threads.append(self._thread(self._wait_for_sends, self._waiters[pair]))
         with self._lock:
-            self._dispatch(self._ready.begin())
+            self._dispatch(self._ready.begin(now()))
         for t in threads:
             t.start()
         self._post()
@@ -284,14 +285,14 @@ class Engine(Generic[Payload]):
         if self._ready.finished:
             self._done.set()
 
-    def _complete(self, key: Key) -> None:
+    def _complete(self, key: Key, at_s: float) -> None:
         with self._lock:
-            self._dispatch(self._ready.complete(key))
+            self._dispatch(self._ready.complete(key, at_s))
         self._post()
 
-    def _arrived(self, key: Key) -> None:
+    def _arrived(self, message: Message) -> None:
         with self._lock:
-            self._dispatch(self._ready.arrived(key))
+            self._dispatch(self._ready.arrived((message.iteration, message.unit), message.arrived_s))
         self._post()
 
     # ---- threads -------------------------------------------------------------------------------------------------
@@ -303,13 +304,14 @@ class Engine(Generic[Payload]):
             for unit in units:
                 key = iteration, unit.index
                 inbox.wait_for(key)
-                begin = now()
+                begin = end = now()
                 if isinstance(unit.op, Compute):
-                    self._work.compute(unit.op, iteration)
+                    begin, end = self._work.compute(unit.op, iteration, self._ready.met_s(key))
                 elif isinstance(unit.op, Collective):
                     self._work.collective(unit.op, iteration)
-                self.spans.append((unit.index, iteration, begin, now()))
-                self._complete(key)
+                    end = now()
+                self.spans.append((unit.index, iteration, begin, end))
+                self._complete(key, end)
 
     def _post(self) -> None:
         """Post what may be posted. If another thread is posting, it will see to it."""
@@ -346,7 +348,7 @@ class Engine(Generic[Payload]):
                 last = not self._unsent[key]
                 if last:
                     del self._unsent[key]
-                    self._dispatch(self._ready.complete(key))
+                    self._dispatch(self._ready.complete(key, now()))
             if last:
                 self._post()
 
@@ -370,8 +372,7 @@ class Engine(Generic[Payload]):
                 continue
             handle, posted = ahead.popleft()
             handle.wait()
-            self._record_arrival(posted)
-            self._arrived((posted.iteration, posted.unit))
+            self._arrived(self._record_arrival(posted))
 
     def _issue(self, channel: str) -> None:
         """Issue the transfers of `channel` in program order, each op's sends and receives together."""
@@ -399,25 +400,16 @@ class Engine(Generic[Payload]):
                 for handle in self._mover.together(sends, receives, channel):
                     handle.wait()
                 for message in posted:
-                    self._record_arrival(message)
-                    self._arrived((message.iteration, message.unit))
+                    self._arrived(self._record_arrival(message))
                 if send_key is not None:
-                    self._complete(send_key)
+                    self._complete(send_key, now())
 
     def _message(self, key: Key, peer: int, nbytes: int) -> Message:
         return Message(unit=key[1], iteration=key[0], peer=peer, nbytes=nbytes, posted_s=now())
 
-    def _record_arrival(self, posted: Message) -> None:
-        self.receives.append(
-            Message(
-                unit=posted.unit,
-                iteration=posted.iteration,
-                peer=posted.peer,
-                nbytes=posted.nbytes,
-                posted_s=posted.posted_s,
-                arrived_s=now(),
-            )
-        )
+    def _record_arrival(self, posted: Message) -> Message:
+        self.receives.append(replace(posted, arrived_s=now()))
+        return self.receives[-1]
 
     @staticmethod
     def _transfer(unit: Unit) -> Transfer:

@@ -94,9 +94,7 @@ class FlatBundle:
 
     def reduce(self, generation: int, sources: list[int], rank: int) -> None:
         """Sum the contributions of `sources` in the order given; `rank`'s own is its gradient."""
-        parts = [
-            self.gradient(generation) if r == rank else self.contributions[generation][r] for r in sources
-        ]
+        parts = [self.gradient(generation) if r == rank else self.contributions[generation][r] for r in sources]
         total = self.sums[generation][: self.hi - self.lo]
         if len(parts) == 1:
             total.copy_(parts[0])

@@ -40,6 +40,13 @@ class Issue(StrEnum):
     IN_ORDER = "in_order"
 
 
+class ComputeMode(StrEnum):
+    """Whether computations are carried out, or emulated by waiting as long as they would take."""
+
+    REAL = "real"
+    EMULATED = "emulated"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LearningRate:
     """How the learning rate changes: linear warm-up over `warmup` iterations, then constant, stepped or cosine."""
@@ -98,11 +105,27 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunJob:
-    """One schedule to be executed. `model` must name its factory.
+class Emulation:
+    """How long computations take that are emulated.
 
-    `timeout_s` is how long a rank may go without completing anything before the run has failed.
-    `keep_parameters` returns the trained parameters with the measurement.
+    `seconds[r][op]` is what the op takes at rank r on an idle device. `device[r]` is the number of the device on which
+    rank r computes; ranks of one number share it, and are on one machine. `capacity[d]` computations run on device d
+    at full speed at once, more share it. With `realtime` ranks run under real-time scheduling, if that is permitted.
+    """
+
+    seconds: tuple[Mapping[str, float], ...]
+    device: tuple[int, ...]
+    capacity: tuple[float, ...]
+    realtime: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunJob:
+    """One schedule to be executed. `model` must name its factory, unless computations are emulated.
+
+    With `emulation` every computation is a wait, while every message is sent: nothing is trained. `timeout_s` is how
+    long a rank may go without completing anything before the run has failed. `keep_parameters` returns the trained
+    parameters with the measurement.
     """
 
     schedule: Schedule
@@ -112,6 +135,7 @@ class RunJob:
     issue: Issue = Issue.AUTO
     timeout_s: float = 60.0
     keep_parameters: bool = False
+    emulation: Emulation | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,7 +175,8 @@ class RankReport:
     """What one rank has to say after a run; `measure.merge` makes a `Measurement` of all of them.
 
     `spans` are (unit, iteration, start, end) of computations and collectives. `loss_sums` are sums over the samples
-    whose loss this rank computed, by iteration. `accuracy` and `parameters` come from rank 0 only.
+    whose loss this rank computed, by iteration. `accuracy` and `parameters` come from rank 0 only. `realtime` says that
+    real-time scheduling was granted.
     """
 
     rank: int
@@ -166,6 +191,7 @@ class RankReport:
     clock: Clock
     accuracy: float | None = None
     parameters: Mapping[str, Array] | None = None
+    realtime: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +202,8 @@ class Measurement:
     means per sample over the global batch, one for each iteration, warm-up included. `accuracy` is of the held-out
     part of the data after training (None where there is none). `sent_bytes[r]` and `received_bytes[r]` are what rank r
     passed to `torch.distributed` in all iterations; of a backend's collective they count what a ring moves
-    (`measure.collective_bytes`).
+    (`measure.collective_bytes`). `compute` says whether computations were emulated, and then there are no losses and no
+    accuracy; `realtime` whether all ranks ran under real-time scheduling.
     """
 
     timeline: Timeline
@@ -189,4 +216,6 @@ class Measurement:
     sent_bytes: tuple[int, ...]
     received_bytes: tuple[int, ...]
     hosts: tuple[str, ...]
+    compute: ComputeMode = ComputeMode.REAL
+    realtime: bool = False
     parameters: Mapping[str, Array] | None = field(default=None, repr=False)

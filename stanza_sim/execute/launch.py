@@ -10,7 +10,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -30,16 +31,31 @@ GRACE_S = 3.0
 LAST_LINES = 6
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlace:
+    """Where a local rank runs: on the host called `host`, of which this machine may have several (as namespaces).
+
+    `prefix` comes before the command of its process; it must execute that in its own place, as `ip netns exec` does.
+    `environment` is added to this process's.
+    """
+
+    host: str
+    prefix: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
 class _Rank:
     """One child process."""
 
-    def __init__(self, settings: Settings, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, settings: Settings, folder: Path, environment: Mapping[str, str], prefix: Sequence[str] = ()
+    ) -> None:
         self.rank = settings.rank
         self._stderr = folder / f"rank{settings.rank}.stderr"
         ours, theirs = multiprocessing.Pipe()
         with self._stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "stanza_sim.execute.rank_main", str(theirs.fileno()), str(os.getpid())],
+                [*prefix, sys.executable, "-m", "stanza_sim.execute.rank_main", str(theirs.fileno()), str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
@@ -74,17 +90,26 @@ class Pool:
     Ranks are started at the first task, and again after a task that failed. They end with this process, and
     on leaving the context; no orphan is left by an exception or Ctrl-C. `threads_per_rank` is the number of torch
     threads of each, `kind` the device it computes on (`cpu` or `cuda`). `timeout_s` is how long a rank may be silent
-    before the task has failed.
+    before the task has failed. `places[r]` is where rank r runs; left out, all run on this machine as it is.
     """
 
     is_main = True
 
     def __init__(
-        self, world_size: int, *, threads_per_rank: int = 1, timeout_s: float = 60.0, kind: str = "cpu"
+        self,
+        world_size: int,
+        *,
+        threads_per_rank: int = 1,
+        timeout_s: float = 60.0,
+        kind: str = "cpu",
+        places: Sequence[RankPlace] | None = None,
     ) -> None:
         if world_size < 1:
             raise InputError(f"a world of {world_size} ranks is too small", hint="at least one rank is needed")
+        if places is not None and len(places) != world_size:
+            raise InputError(f"{len(places)} places for {world_size} ranks", hint="each rank needs one")
         self.world_size = world_size
+        self._places = places
         self.timeout_s = timeout_s
         self._threads, self._kind = threads_per_rank, kind
         self._ranks: list[_Rank] = []
@@ -117,14 +142,21 @@ class Pool:
         }
         try:
             for rank in range(self.world_size):
+                place = None if self._places is None else self._places[rank]
+                hosts = [] if self._places is None else [p.host for p in self._places]
                 settings = Settings(
                     rank=rank,
                     world_size=self.world_size,
+                    local_rank=rank if place is None else hosts[:rank].count(place.host),
+                    local_size=self.world_size if place is None else hosts.count(place.host),
+                    host=None if place is None else place.host,
                     threads=self._threads,
                     kind=self._kind,
-                    init_method=f"file://{self._folder / 'store'}",
+                    init_method=f"file://{self._folder / 'store'}",  # needs no network that all ranks are on
                 )
-                self._ranks.append(_Rank(settings, self._folder, environment))
+                own = {} if place is None else place.environment
+                prefix = () if place is None else place.prefix
+                self._ranks.append(_Rank(settings, self._folder, {**environment, **own}, prefix))
             self._await(Outcome.READY, max(START_S, self.timeout_s))
         except BaseException:
             self.close()

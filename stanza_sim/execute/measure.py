@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import median
 
 from stanza_sim.errors import RunError
-from stanza_sim.execute.job import Measurement, Message, RankReport, RunJob
+from stanza_sim.execute.job import ComputeMode, Measurement, Message, RankReport, RunJob
 from stanza_sim.schedule import Carrier, Collective, CollectiveKind, Compute, Ranks, Transfer, UnitKind, project
 from stanza_sim.schedule.collectives import traffic
 from stanza_sim.timeline import Span, Timeline
@@ -65,15 +65,11 @@ def merge(job: RunJob, reports: Sequence[RankReport]) -> Measurement:
     }
     latest = [max(ends[r][i] for r in ends) for i in range(training.iterations)]
     durations = iteration_durations(latest, training.warmup)
-    losses = tuple(
-        sum(by_rank[r].loss_sums[i] for r in sorted(by_rank) if by_rank[r].loss_sums) / schedule.global_batch
-        for i in range(training.iterations)
-    )
+    sums = [by_rank[r].loss_sums for r in sorted(by_rank) if by_rank[r].loss_sums]
+    losses = tuple(sum(s[i] for s in sums) / schedule.global_batch for i in range(training.iterations) if sums)
     first = by_rank[0]
     return Measurement(
-        timeline=Timeline(
-            spans=tuple(_spans(job, by_rank)), iteration_end_s=ends, first_iteration=training.warmup
-        ),
+        timeline=Timeline(spans=tuple(_spans(job, by_rank)), iteration_end_s=ends, first_iteration=training.warmup),
         iteration_s=median(durations),
         iteration_s_min=min(durations),
         iteration_s_max=max(durations),
@@ -83,6 +79,8 @@ def merge(job: RunJob, reports: Sequence[RankReport]) -> Measurement:
         sent_bytes=tuple(by_rank[r].sent_bytes for r in sorted(by_rank)),
         received_bytes=tuple(by_rank[r].received_bytes for r in sorted(by_rank)),
         hosts=tuple(by_rank[r].host for r in sorted(by_rank)),
+        compute=ComputeMode.REAL if job.emulation is None else ComputeMode.EMULATED,
+        realtime=all(r.realtime for r in reports),
         parameters=first.parameters,
     )
 

@@ -39,10 +39,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a rank is started with."""
+    """What a rank is started with. `local_rank` counts the ranks of its `host` (None: the machine's own name)."""
 
     rank: int
     world_size: int
+    local_rank: int
+    local_size: int
+    host: str | None
     threads: int
     kind: str
     init_method: str
@@ -80,6 +83,7 @@ class RankInfo:
 
     host: str
     device: str
+    driver: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +108,31 @@ class RunTask:
         from stanza_sim.execute.worker import run_job
 
         return run_job(self.job, context, beat)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeTimes:
+    """What single messages between ranks 0 and 1 took; see `RankTimes`."""
+
+    host: str
+    cores: int
+    small_bytes: int
+    large_bytes: int
+    small: tuple[float, float] | None
+    large: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTask:
+    """Time single messages between ranks 0 and 1, and nothing else."""
+
+    backend: Backend = Backend.AUTO
+
+    def __call__(self, context: Context, beat: Callable[[], None]) -> ProbeTimes:
+        """This rank's timings."""
+        from stanza_sim.execute.timing import probe
+
+        return probe(self.backend, context)
 
 
 Times = dict[tuple[str, int, Phase], list[float]]

@@ -59,11 +59,12 @@ def serve(connection: Connection, settings: Settings) -> None:
         context = join(
             rank=settings.rank,
             world_size=settings.world_size,
-            local_rank=settings.rank,
-            local_size=settings.world_size,
+            local_rank=settings.local_rank,
+            local_size=settings.local_size,
             threads=settings.threads,
             kind=settings.kind,
             init_method=settings.init_method,
+            host=settings.host,
         )
         answer(Outcome.READY, None)
         while True:

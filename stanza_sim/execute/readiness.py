@@ -1,7 +1,8 @@
 """The pure core of one rank's run: what is ready, and which message goes next. No threads, no torch, no clock.
 
-A key is (iteration, unit index). Units of iteration i are *open* once iteration i - 2 is complete at this rank: values
-have two generations of buffers, so opening later iterations would overwrite what is still in use.
+Whoever tells it of an event says when that was; it only compares these instants. A key is (iteration, unit index).
+Units of iteration i are *open* once iteration i - 2 is complete at this rank: values have two generations of buffers,
+so opening later iterations would overwrite what is still in use.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Readiness:
                 self._next_iteration[j].append(u.index)
         self._missing: dict[int, list[int]] = {}
         self._left: dict[int, set[int]] = {}
+        self._met_s: dict[int, list[float]] = {}
         self._opened = 0
         self._ended: set[int] = set()  # of which the iteration that shares their buffers is still to open
         self.completed = 0
@@ -68,25 +70,29 @@ class Readiness:
         """Whether every iteration has ended."""
         return self.completed == self.iterations * len(self.units)
 
-    def begin(self) -> Progress:
+    def begin(self, at_s: float = 0.0) -> Progress:
         """Open the first iterations."""
         progress = Progress()
         if self.units:
             for _ in range(min(GENERATIONS, self.iterations)):
-                self._open(progress)
+                self._open(progress, at_s)
         return progress
 
-    def complete(self, key: Key) -> Progress:
-        """`key` has been carried out."""
+    def complete(self, key: Key, at_s: float = 0.0) -> Progress:
+        """`key` had been carried out at `at_s`."""
         progress = Progress()
-        self._finish(key, progress)
+        self._finish(key, progress, at_s)
         return progress
 
-    def arrived(self, key: Key) -> Progress:
-        """One of the messages that `key` awaits has arrived."""
+    def arrived(self, key: Key, at_s: float = 0.0) -> Progress:
+        """One of the messages that `key` awaits had arrived at `at_s`."""
         progress = Progress()
-        self._less(key, progress)
+        self._less(key, progress, at_s)
         return progress
+
+    def met_s(self, key: Key) -> float:
+        """The latest of the instants at which the dependencies of `key`, which is ready, were met."""
+        return self._met_s[key[0]][key[1]]
 
     def waiting(self, most: int = 6) -> list[str]:
         """In words, what is incomplete in the oldest iteration under way, and what each unit waits for."""
@@ -126,47 +132,48 @@ class Readiness:
                     n += self._messages.get(u.index, 0)
                 counts.append(n)
             self._missing[iteration] = counts
+            self._met_s[iteration] = [0.0] * len(counts)
             self._left[iteration] = set(range(len(self.units)))
         return counts
 
-    def _open(self, progress: Progress) -> None:
+    def _open(self, progress: Progress, at_s: float) -> None:
         i = self._opened
         self._opened += 1
         self._counts(i)
         progress.opened.append(i)
         for u in self.units:
-            self._less((i, u.index), progress)
+            self._less((i, u.index), progress, at_s)
 
-    def _less(self, key: Key, progress: Progress) -> None:
+    def _less(self, key: Key, progress: Progress, at_s: float) -> None:
         counts = self._counts(key[0])
         counts[key[1]] -= 1
+        met = self._met_s[key[0]]
+        met[key[1]] = max(met[key[1]], at_s)
         if counts[key[1]]:
             return
         unit = self.units[key[1]]
-        by_itself = unit.kind is UnitKind.RECV or (
-            unit.kind is UnitKind.SEND and not self._messages.get(unit.index, 0)
-        )
+        by_itself = unit.kind is UnitKind.RECV or (unit.kind is UnitKind.SEND and not self._messages.get(unit.index, 0))
         if by_itself:
-            self._finish(key, progress)
+            self._finish(key, progress, met[key[1]])
         else:
             progress.ready.append(key)
 
-    def _finish(self, key: Key, progress: Progress) -> None:
+    def _finish(self, key: Key, progress: Progress, at_s: float) -> None:
         i, index = key
         self.completed += 1
         self._left[i].discard(index)
         for j in self._next[index]:
-            self._less((i, j), progress)
+            self._less((i, j), progress, at_s)
         if i + 1 < self.iterations:
             for j in self._next_iteration[index]:
-                self._less((i + 1, j), progress)
+                self._less((i + 1, j), progress, at_s)
         if i in self._missing and not self._left[i]:  # a unit that this one completed may have ended it
-            del self._missing[i], self._left[i]
+            del self._missing[i], self._left[i], self._met_s[i]
             progress.ended.append(i)
             self._ended.add(i)
             while self._opened < self.iterations and self._opened - GENERATIONS in self._ended:
                 self._ended.discard(self._opened - GENERATIONS)
-                self._open(progress)
+                self._open(progress, at_s)
 
 
 class SendQueue:

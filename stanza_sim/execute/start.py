@@ -10,8 +10,8 @@ from contextlib import contextmanager
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.errors import InputError
 from stanza_sim.execute.environment import Place, place
-from stanza_sim.execute.job import Measurement, RunJob
-from stanza_sim.execute.launch import Pool
+from stanza_sim.execute.job import ComputeMode, Measurement, RunJob
+from stanza_sim.execute.launch import Pool, RankPlace
 from stanza_sim.execute.measure import merge
 from stanza_sim.execute.protocol import DescribeTask, RankInfo, RunTask, Workers
 from stanza_sim.execute.samples import follow
@@ -25,25 +25,43 @@ def require_torch() -> None:
 
 
 @contextmanager
-def open_workers(cluster: Cluster, *, threads_per_rank: int = 1, timeout_s: float = 60.0) -> Iterator[Workers]:
-    """The ranks of `cluster`: those of the launcher that started this process, else local ones.
+def open_workers(
+    cluster: Cluster,
+    *,
+    threads_per_rank: int = 1,
+    timeout_s: float = 60.0,
+    compute: ComputeMode = ComputeMode.REAL,
+    places: Sequence[RankPlace] | None = None,
+) -> Iterator[Workers]:
+    """The ranks of `cluster`: those of the launcher that started this process, else local ones, at `places`.
 
-    Raises `InputError`, with the topology to use instead, if ranks, hosts or devices differ from the cluster's, and
-    `RunError` if the ranks do not come up.
+    With emulated computations no device is needed. Raises `InputError`, with the topology to use instead, if ranks,
+    hosts or devices differ from the cluster's, and `RunError` if the ranks do not come up.
     """
     require_torch()
     here = place()
-    kind = "cuda" if any(cluster.host_of(r).devices for r in range(cluster.world_size)) else "cpu"
-    check_ranks(cluster, here)
+    emulated = compute is ComputeMode.EMULATED
+    has_devices = any(cluster.host_of(r).devices for r in range(cluster.world_size))
+    kind = "cuda" if has_devices and not emulated else "cpu"
+    if places is None:
+        check_ranks(cluster, here)
+    elif here is not None:
+        raise InputError(
+            f"{here.launcher} has started this process as one rank, and a testbed starts its ranks itself",
+            where="--testbed",
+            hint="run the command without a launcher",
+        )
     if here is None:
-        with Pool(cluster.world_size, threads_per_rank=threads_per_rank, timeout_s=timeout_s, kind=kind) as pool:
-            check_hosts(cluster, pool.run(DescribeTask()))
+        with Pool(
+            cluster.world_size, threads_per_rank=threads_per_rank, timeout_s=timeout_s, kind=kind, places=places
+        ) as pool:
+            check_hosts(cluster, pool.run(DescribeTask()), devices=not emulated)
             yield pool
         return
     from stanza_sim.execute.world import Joined
 
     with Joined(here, threads_per_rank=threads_per_rank, kind=kind) as joined:
-        check_hosts(cluster, joined.run(DescribeTask()))
+        check_hosts(cluster, joined.run(DescribeTask()), devices=not emulated)
         yield joined
 
 
@@ -55,7 +73,7 @@ def check_ranks(cluster: Cluster, here: Place | None) -> None:
             raise InputError(
                 f"topology {cluster.name} places {cluster.world_size} ranks on {len(used)} hosts, this is one machine",
                 where="--execute",
-                hint=f"use --set cluster=laptop --set nodes={cluster.world_size} here, "
+                hint=f"use --set cluster=laptop --set nodes={cluster.world_size} here, --testbed to emulate the hosts, "
                 "or start one process per rank with torchrun or srun",
             )
         return
@@ -67,8 +85,8 @@ def check_ranks(cluster: Cluster, here: Place | None) -> None:
         )
 
 
-def check_hosts(cluster: Cluster, ranks: Sequence[RankInfo]) -> None:
-    """Raise `InputError` if `ranks` share hosts in another way than `cluster` says, or have other devices."""
+def check_hosts(cluster: Cluster, ranks: Sequence[RankInfo], *, devices: bool = True) -> None:
+    """Raise `InputError` if `ranks` share hosts in another way than `cluster` says, or have other `devices`."""
     real = _pattern([r.host for r in ranks])
     wanted = _pattern([str(cluster.placement[r].host) for r in range(cluster.world_size)])
     if real != wanted:
@@ -81,7 +99,7 @@ def check_hosts(cluster: Cluster, ranks: Sequence[RankInfo]) -> None:
             if hosts == 1
             else f"use a topology of {hosts} hosts in which rank r is on host {list(real)}[r]",
         )
-    for r, info in enumerate(ranks):
+    for r, info in enumerate(ranks if devices else ()):
         wants = cluster.device_of(r)
         has = info.device.removeprefix("cuda ")
         if cluster.host_of(r).devices and wants.lower() not in has.lower():
@@ -103,15 +121,17 @@ def execute(
 ) -> list[Measurement]:
     """Run `jobs` one after another on `workers` and return their measurements; `done` is called after each.
 
-    All jobs are checked before the first begins. Raises `InputError` (a schedule that is illegal or not SGD, a model
-    without factory, data that does not fit) and `RunError` (a rank that dies, fails or hangs).
+    All jobs are checked before the first begins. Raises `InputError` (a schedule that is illegal or, if it trains, not
+    SGD, a model without factory, data that does not fit) and `RunError` (a rank that dies, fails or hangs).
     """
     for job in jobs:
         check(job.schedule, job.model)
-        follow(job.schedule, job.model)
-        if job.model.factory is None:
+        if job.emulation is None:
+            follow(job.schedule, job.model)
+        if job.model.factory is None and job.emulation is None:
             raise InputError(
-                f"model {job.model.name} is a table of numbers without a factory: it cannot be executed"
+                f"model {job.model.name} is a table of numbers without a factory: it cannot be trained",
+                hint="emulate its computations with --compute emulated, or name a factory",
             )
         if job.schedule.world_size > workers.world_size:
             raise InputError(

@@ -24,13 +24,19 @@ def run_stepwise(
     output: Tensor,
     source: Tensor,
     group: dist.ProcessGroup,
+    *,
+    values: bool = True,
 ) -> tuple[int, int]:
     """Carry out this rank's `program` of `op` and return the bytes that it sent and received.
 
     `place` is (index of this rank in the group, size of the group). `output` and `source` are as torch's functions take
     them, one tensor for an all-reduce and a broadcast: `source` is left as it is otherwise. Only one thread may use
-    `group`.
+    `group`. Without `values` the same messages travel, but nothing is added or copied: no result is meant.
     """
+    if not values:
+        longest = output if len(output) >= len(source) else source
+        moved = [_step(step, longest, group, values=False) for step in program]
+        return sum(out for out, _ in moved), sum(back for _, back in moved)
     index, parts = place
     whole = output
     match op.kind:
@@ -43,7 +49,7 @@ def run_stepwise(
             whole.copy_(source)
     sent = received = 0
     for step in program:
-        out, back = _step(step, whole, group)
+        out, back = _step(step, whole, group, values=True)
         sent, received = sent + out, received + back
     if op.kind is CollectiveKind.REDUCE_SCATTER:
         lo, hi = slice_bounds(op.nbytes // whole.element_size(), parts, index)
@@ -51,16 +57,17 @@ def run_stepwise(
     return sent, received
 
 
-def _step(step: RankStep, whole: Tensor, group: dist.ProcessGroup) -> tuple[int, int]:
+def _step(step: RankStep, whole: Tensor, group: dist.ProcessGroup, *, values: bool) -> tuple[int, int]:
     arriving = [whole[s.lo : s.hi] for s in step.receives]
-    landing = [torch.empty_like(t) if s.reduce else t for s, t in zip(step.receives, arriving, strict=True)]
+    added = [values and s.reduce for s in step.receives]
+    landing = [torch.empty_like(t) if add else t for add, t in zip(added, arriving, strict=True)]
     leaving = [whole[s.lo : s.hi] for s in step.sends]
     # As one group, receives first: on gloo two ranks that both wait for a send never meet, on NCCL nor do single calls.
     posts = [dist.P2POp(dist.irecv, t, s.src, group=group) for s, t in zip(step.receives, landing, strict=True)]
     posts += [dist.P2POp(dist.isend, t, s.dst, group=group) for s, t in zip(step.sends, leaving, strict=True)]
     for work in dist.batch_isend_irecv(posts):
         work.wait()
-    for s, mine, theirs in zip(step.receives, arriving, landing, strict=True):
-        if s.reduce:
+    for add, mine, theirs in zip(added, arriving, landing, strict=True):
+        if add:
             mine.add_(theirs)
     return sum(t.nbytes for t in leaving), sum(t.nbytes for t in landing)

@@ -7,20 +7,20 @@ between two ranks while the others rest.
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable
+from statistics import median
 
 import torch
 from torch import Tensor
 
 from stanza_sim.execute.build import build
 from stanza_sim.execute.engine import Engine, now
-from stanza_sim.execute.exchange import meet
+from stanza_sim.execute.exchange import gather, meet, share
 from stanza_sim.execute.flat import FlatBundle, dtype_of, sgd_step
 from stanza_sim.execute.job import Backend, Issue, Training
 from stanza_sim.execute.passes import HeldBlock, Passes
-from stanza_sim.execute.protocol import RankTimes, Times, Wanted
+from stanza_sim.execute.protocol import ProbeTimes, RankTimes, Times, Wanted
 from stanza_sim.execute.samples import follow
 from stanza_sim.execute.worker import Context, transport_for
 from stanza_sim.execute.world import device_name
@@ -48,6 +48,7 @@ LEAST_CYCLES, MOST_CYCLES, DROPPED = 4, 60, 2
 SMALL_BYTES, LARGE_BYTES = 1024, 4 * 1024 * 1024
 SMALL_EXCHANGES, LARGE_EXCHANGES = 150, 12
 NULL_OPS, NULL_ITERATIONS = 50, 20
+VECTOR_REPEATS = 15
 
 
 class _Timer:
@@ -130,26 +131,25 @@ def time_all(wanted: Wanted, context: Context, beat: Callable[[], None]) -> Rank
         for apart in (False, True):
             _time_blocks(wanted, count, blocks, apart, context, held, bundles, timer, times)
             beat()
-    reduce_Bps, update_Bps = _time_vectors(wanted, context, timer)
+    numel = max(b.numel for b in wanted.model.blocks)
+    rates = time_vectors(numel, dtype_of(wanted.model.itemsize), max(wanted.contributions, 2), context)
     overhead = _time_engine(context)
     beat()
-    backend = context.backend(wanted.backend)
-    small = _probe(SMALL_BYTES, SMALL_EXCHANGES, context, backend)
-    large = _probe(LARGE_BYTES, LARGE_EXCHANGES, context, backend)
+    loopback = probe(wanted.backend, context)
     name, driver = device_name(context.device)
     return RankTimes(
-        host=socket.gethostname(),
+        host=context.host,
         device=name,
         driver=driver,
         cores=cores(),
         blocks=times,
-        reduce_Bps=reduce_Bps,
-        update_Bps=update_Bps,
+        reduce_Bps=median(rates[0]),
+        update_Bps=median(rates[1]),
         op_overhead_s=overhead,
         small_bytes=SMALL_BYTES,
         large_bytes=LARGE_BYTES,
-        small=small,
-        large=large,
+        small=loopback.small,
+        large=loopback.large,
         torch_version=torch.__version__.split("+")[0],
     )
 
@@ -200,18 +200,19 @@ def _time_blocks(
     meet(context.rank, context.world_size)
 
 
-def _time_vectors(wanted: Wanted, context: Context, timer: _Timer) -> tuple[float, float]:
-    """Bytes per second read by a reduction in rank order, and parameter bytes per second of an update.
+def time_vectors(
+    numel: int, dtype: torch.dtype, contributions: int, context: Context
+) -> tuple[list[float], list[float]]:
+    """Bytes per second read by a reduction in rank order, and parameter bytes per second of an update, again and again.
 
-    On vectors of the largest block's size, with all ranks at once.
+    On vectors of `numel` elements, with all ranks at once.
     """
-    numel = max(b.numel for b in wanted.model.blocks)
-    dtype = dtype_of(wanted.model.itemsize)
+    timer = _Timer(context)
 
     def vectors(count: int) -> list[Tensor]:
         return [torch.zeros(numel, dtype=dtype, device=context.device) for _ in range(count)]
 
-    parts = vectors(max(wanted.contributions, 2))
+    parts = vectors(contributions)
     total, parameters, gradient, velocity = vectors(4)
 
     def reduce() -> None:
@@ -223,11 +224,11 @@ def _time_vectors(wanted: Wanted, context: Context, timer: _Timer) -> tuple[floa
         sgd_step(parameters, gradient, velocity, lr=0.1, momentum=0.9, weight_decay=1e-4, global_batch=64)
 
     meet(context.rank, context.world_size)
-    rates = []
-    for body, nbytes in ((reduce, len(parts) * total.nbytes), (update, total.nbytes)):
-        seconds = sorted(timer(body) for _ in range(15))
-        rates.append(nbytes / max(seconds[len(seconds) // 2], 1e-9))
-    return rates[0], rates[1]
+    reduced, updated = (
+        [nbytes / max(timer(body), 1e-9) for _ in range(VECTOR_REPEATS)]
+        for body, nbytes in ((reduce, contributions * total.nbytes), (update, total.nbytes))
+    )
+    return reduced, updated
 
 
 class _Nothing:
@@ -237,8 +238,10 @@ class _Nothing:
         self._size = size
         self._buffers = [torch.zeros(max(size, 1), dtype=torch.uint8, device=device) for _ in range(4)]
 
-    def compute(self, op: Compute, iteration: int) -> None:
+    def compute(self, op: Compute, iteration: int, ready_s: float) -> tuple[float, float]:
         """Nothing."""
+        at_s = now()
+        return at_s, at_s
 
     def collective(self, op: Collective, iteration: int) -> None:
         """Nothing."""
@@ -276,6 +279,22 @@ def _time_engine(context: Context) -> float:
 
 def _no_group(op: Collective) -> Ranks:
     raise ValueError(f"{op.name}: there is no collective here")
+
+
+def probe(wanted: Backend, context: Context) -> ProbeTimes:
+    """Time single messages between ranks 0 and 1 if they share a host; every rank calls this at once."""
+    context.start_thread()
+    backend = context.backend(wanted)
+    hosts = share(gather(context.host, context.rank, context.world_size), context.rank, context.world_size)
+    near = hosts[0] in hosts[1:2]
+    return ProbeTimes(
+        host=context.host,
+        cores=cores(),
+        small_bytes=SMALL_BYTES,
+        large_bytes=LARGE_BYTES,
+        small=_probe(SMALL_BYTES, SMALL_EXCHANGES, context, backend) if near else None,
+        large=_probe(LARGE_BYTES, LARGE_EXCHANGES, context, backend) if near else None,
+    )
 
 
 def _probe(size: int, exchanges: int, context: Context, backend: Backend) -> tuple[float, float] | None:

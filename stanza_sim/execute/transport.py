@@ -68,11 +68,13 @@ class Transport:
     """Messages and collectives of one rank in one run, on `groups`.
 
     Posting on a process group from two threads at once crashes gloo, so each group has a lock for posting; waiting is
-    outside of it.
+    outside of it. Without `values` the contents of tensors do not matter: sums and copies of this program are left out.
     """
 
-    def __init__(self, schedule: Schedule, rank: int, groups: dict[GroupKey, dist.ProcessGroup]) -> None:
-        self._schedule, self._rank = schedule, rank
+    def __init__(
+        self, schedule: Schedule, rank: int, groups: dict[GroupKey, dist.ProcessGroup], *, values: bool = True
+    ) -> None:
+        self._schedule, self.rank, self._values = schedule, rank, values
         self._channels = {key[0]: group for key, group in groups.items() if key[0]}
         self._groups = {key[1]: group for key, group in groups.items() if not key[0]}
         self._locks = {name: threading.Lock() for name in self._channels}
@@ -112,18 +114,19 @@ class Transport:
         """Carry out a collective and return when it is done; over one rank, copy."""
         ranks = self._schedule.group(op.ranks)
         if len(ranks) == 1:
-            if output is not source:
+            if self._values and output is not source:
                 output.copy_(source[: len(output)])
             return
         group, size = self._groups[tuple(ranks)], source.element_size()
         if op.by is Carrier.BACKEND:
             run_collective(op, output, source, group)
-            sent, received = collective_bytes(op, ranks, self._rank, size)
+            sent, received = collective_bytes(op, ranks, self.rank, size)
         else:
             if op.name not in self._programs:
-                self._programs[op.name] = rank_steps(steps_of(op, ranks, size), self._rank)
-            place = ranks.index(self._rank), len(ranks)
-            sent, received = run_stepwise(op, self._programs[op.name], place, output, source, group)
+                self._programs[op.name] = rank_steps(steps_of(op, ranks, size), self.rank)
+            place = ranks.index(self.rank), len(ranks)
+            program = self._programs[op.name]
+            sent, received = run_stepwise(op, program, place, output, source, group, values=self._values)
         with self._count:
             self.sent_bytes += sent
             self.received_bytes += received

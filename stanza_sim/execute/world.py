@@ -28,18 +28,27 @@ PATIENCE = datetime.timedelta(hours=12)
 
 
 def join(
-    *, rank: int, world_size: int, local_rank: int, local_size: int, threads: int, init_method: str, kind: str = "cpu"
+    *,
+    rank: int,
+    world_size: int,
+    local_rank: int,
+    local_size: int,
+    threads: int,
+    init_method: str,
+    kind: str = "cpu",
+    host: str | None = None,
 ) -> Context:
     """Join as `rank`; returns when all ranks have.
 
     The default group is gloo's, for setting up and talking beside the run; messages of schedules have groups of
-    their own. `init_method` is torch's (`file://`, `tcp://` or `env://`).
+    their own. `init_method` is torch's (`file://`, `tcp://` or `env://`). `host` is the name of this rank's host where
+    it is not the machine's own.
     """
     torch.set_num_threads(threads)
     if world_size == local_size and "GLOO_SOCKET_IFNAME" not in os.environ and Path("/sys/class/net/lo").exists():
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=world_size, timeout=PATIENCE)
-    return Context(rank, world_size, local_rank, local_size, threads, kind)
+    return Context(rank, world_size, local_rank, local_size, threads, kind, host or socket.gethostname())
 
 
 def device_name(device: torch.device) -> tuple[str, str | None]:
@@ -56,7 +65,8 @@ def device_name(device: torch.device) -> tuple[str, str | None]:
 
 def describe(context: Context) -> RankInfo:
     """Where this rank is and on what it computes."""
-    return RankInfo(host=socket.gethostname(), device=device_name(context.device)[0])
+    device, driver = device_name(context.device)
+    return RankInfo(host=context.host, device=device, driver=driver)
 
 
 class Joined:

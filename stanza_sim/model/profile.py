@@ -70,7 +70,8 @@ class ModelProfile:
     """A model as a chain of blocks; `blocks[:boundary]` is the CONV part, `blocks[boundary:]` the FC part.
 
     `boundary == len(blocks)` means that the model has no FC part. `factory` is the import path
-    (`package.module:callable`) that builds the torch module, called with `factory_kwargs`.
+    (`package.module:callable`) that builds the torch module, called with `factory_kwargs`. A profile that was `scaled`
+    has none, since no module has its numbers, but names that of the model it was scaled from.
     """
 
     name: str
@@ -81,6 +82,7 @@ class ModelProfile:
     itemsize: int = 4
     factory: str | None = None
     factory_kwargs: tuple[tuple[str, str | int | float | bool | None], ...] = ()
+    scaled_from: str | None = None
 
     def __post_init__(self) -> None:
         if not self.blocks:
@@ -144,3 +146,43 @@ def with_boundary(profile: ModelProfile, boundary: int | str) -> ModelProfile:
         ),
         boundary=boundary,
     )
+
+
+def scaled(profile: ModelProfile, *, nbytes: float = 1.0, compute: float = 1.0) -> ModelProfile:
+    """Return a model of the shape of `profile` that sends `nbytes` times as much and computes `compute` times as long.
+
+    `nbytes` multiplies the elements of every parameter and of every block's output; `compute` the FLOPs of every block
+    and the memory traffic of its activations. Each is rounded to a whole number, of elements to at least one. Batch,
+    labels (8 bytes a sample) and the number of operations stay as they are. There is no module that has these numbers:
+    the result has no `factory` and cannot be trained. Raises `InputError` for a factor that is not positive.
+    """
+    for what, factor in (("bytes", nbytes), ("compute", compute)):
+        if not 0 < factor < float("inf"):
+            raise InputError(f"model {profile.name}: {what} cannot be scaled by {factor}", hint="use a positive number")
+    if nbytes == compute == 1:
+        return profile
+
+    def elements(numel: int) -> int:
+        return max(1, round(numel * nbytes))
+
+    def shape(tensor: ParamTensor) -> tuple[int, ...]:
+        # What has several dimensions is a weight, and a kernel of its own in the backward pass: it keeps their number.
+        return (*(1,) * (len(tensor.shape) - 1), elements(tensor.numel)) if tensor.shape else ()
+
+    def work(amount: int) -> int:
+        return round(amount * compute)
+
+    blocks = tuple(
+        replace(
+            b,
+            tensors=b.tensors if nbytes == 1 else tuple(replace(t, shape=shape(t)) for t in b.tensors),
+            output_shape=b.output_shape if nbytes == 1 else (elements(b.output_numel),),
+            forward_flops=work(b.forward_flops),
+            backward_input_flops=work(b.backward_input_flops),
+            backward_weight_flops=work(b.backward_weight_flops),
+            bytes_touched=work(b.bytes_touched),
+        )
+        for b in profile.blocks
+    )
+    origin = profile.scaled_from or profile.factory
+    return replace(profile, blocks=blocks, factory=None, factory_kwargs=(), scaled_from=origin)

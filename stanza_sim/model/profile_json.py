@@ -30,6 +30,8 @@ def to_json(profile: ModelProfile) -> str:
         "itemsize": profile.itemsize,
         "boundary": profile.fc_blocks[0].name if profile.fc_blocks else None,
     }
+    if profile.scaled_from is not None:
+        head["scaled_from"] = profile.scaled_from
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items())
     blocks = ",\n".join(f"    {json.dumps(_block_data(b))}" for b in profile.blocks)
     return f'{{\n{lines},\n  "blocks": [\n{blocks}\n  ]\n}}\n'
@@ -59,7 +61,7 @@ def from_json(text: str | bytes, *, where: str) -> ModelProfile:
     top = _Reader(data, where)
     if top.data.get("format") != FORMAT:
         raise InputError(f"format is {top.data.get('format')!r}", where=where, hint=f"it must be {FORMAT!r}")
-    top.only("format", *_HEAD, "blocks")
+    top.only("format", *_HEAD, "scaled_from", "blocks")
     readers = [_Reader(b, f"{where}: blocks[{i}]") for i, b in enumerate(top.array("blocks"))]
     names = [r.text("name") for r in readers]
     boundary = top.optional_text("boundary")
@@ -76,6 +78,7 @@ def from_json(text: str | bytes, *, where: str) -> ModelProfile:
         itemsize=top.count("itemsize", least=1),
         factory=top.optional_text("factory"),
         factory_kwargs=tuple((key, kwargs.scalar(key)) for key in kwargs.data),
+        scaled_from=top.optional_text("scaled_from") if "scaled_from" in top.data else None,
     )
 
 

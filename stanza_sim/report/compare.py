@@ -116,6 +116,11 @@ def _repeating(timeline: Timeline) -> tuple[int, int]:
     return timeline.first_iteration, max(min(map(len, ends)) - 2, timeline.first_iteration + 1)
 
 
+def per_iteration(timeline: Timeline, schedule: Schedule) -> dict[str, float]:
+    """Seconds charged to each op kind in a typical iteration of `timeline`; see `partition`."""
+    return partition(timeline, schedule, *_repeating(timeline))
+
+
 def differences(predicted: Mapping[str, float], measured: Mapping[str, float]) -> list[Share]:
     """The op kinds of two partitions, the largest difference first."""
     shares = [
@@ -127,5 +132,4 @@ def differences(predicted: Mapping[str, float], measured: Mapping[str, float]) -
 
 def explain(predicted: Timeline, measured: Timeline, schedule: Schedule, *, most: int = 3) -> list[Share]:
     """The `most` op kinds that explain most of the difference of two timelines of `schedule`, the largest first."""
-    found = [partition(t, schedule, *_repeating(t)) for t in (predicted, measured)]
-    return differences(*found)[:most]
+    return differences(*(per_iteration(t, schedule) for t in (predicted, measured)))[:most]

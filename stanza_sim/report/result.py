@@ -74,6 +74,7 @@ def _measured(row: Row) -> dict[str, Json] | None:
         return None
     first, last = loss_ends(m.losses) if m.losses else (None, None)
     return {
+        "compute": m.compute.value,
         "iteration_s": m.iteration_s,
         "iteration_s_min": m.iteration_s_min,
         "iteration_s_max": m.iteration_s_max,

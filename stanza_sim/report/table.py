@@ -140,7 +140,9 @@ def _measurements(console: Console, rows: Sequence[Row]) -> None:
 def print_result(result: Result, console: Console) -> None:
     """Print the whole result on `console`; lines are at most 80 characters wide unless a number needs more."""
     shared = result.rows[0]
-    _write(console, f"{result.experiment}: {shared.nodes} nodes of {shared.cluster}, {shared.precision}", "bold")
+    ran = dict.fromkeys(f", {r.measurement.compute} compute" for r in result.rows if r.measurement is not None)
+    title = f"{result.experiment}: {shared.nodes} nodes of {shared.cluster}, {shared.precision}{''.join(ran)}"
+    _write(console, title, "bold")
     for model, rows in result.by_model().items():
         _write(console, "")
         _write(console, f"{model}, {rows[0].batch_per_worker} samples per worker", "bold cyan")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.cluster.cluster import Cluster, Usage
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Layout, Pattern, Schedule, Transfer, UnitKind, ValueKind
 from stanza_sim.simulate.fold import Folding
-from stanza_sim.simulate.lower import Actor, Load, Lowered, Lowering
+from stanza_sim.simulate.lower import LINK_PHI, Actor, Load, Lowered, Lowering
 
 if TYPE_CHECKING:
     from stanza_sim.simulate.costs import CostModel
@@ -27,7 +27,8 @@ class Messages:
     """One iteration's messages in program order: arrays of one length, but for `loads`.
 
     `op` is the op's place in the schedule, `src` and `dst` ranks, `channel` a number, `load` an index into `loads`,
-    whose work is not used: the work is `nbytes`.
+    whose work is not used: the work is `nbytes`. So are `copy_out` and `copy_in`, what staged devices copy before and
+    after (see `Message`), -1 for nothing; they are empty where no device is staged.
     """
 
     op: I32
@@ -37,13 +38,20 @@ class Messages:
     nbytes: I64
     load: I32
     loads: tuple[Load, ...]
+    copy_out: I32
+    copy_in: I32
 
     def __len__(self) -> int:
         return len(self.op)
 
     def bytes_by_load(self) -> list[float]:
         """Bytes of all messages of each of `loads`."""
-        moved: list[float] = np.bincount(self.load, weights=self.nbytes, minlength=len(self.loads)).tolist()
+        total = np.bincount(self.load, weights=self.nbytes, minlength=len(self.loads))
+        for copies in (self.copy_out, self.copy_in):
+            there = copies >= 0
+            if there.any():
+                total += np.bincount(copies[there], weights=self.nbytes[there], minlength=len(self.loads))
+        moved: list[float] = total.tolist()
         return moved
 
 
@@ -71,8 +79,11 @@ def message_count(schedule: Schedule) -> int:
 class _ArrayLowering(Lowering):
     """Lowers unfolded ranks; class c is rank c."""
 
+    far_links: dict[int, int]
+
     def message_arrays(self) -> Messages:
         s = self.s
+        self.far_links = {}
         channels: dict[str, int] = {}
         parts: list[tuple[I32, I32, I32, I32, I64]] = []
         pairs: dict[tuple[object, ...], tuple[I32, I32]] = {}
@@ -115,7 +126,7 @@ class _ArrayLowering(Lowering):
             if path is not None:
                 if path not in known:
                     known[path] = len(loads)
-                    loads.append(self.link_load(path, 0.0, 1.0, 1.0))
+                    loads.append(self.far_load(path))
                 place[k] = known[path]
         load = place[inverse]
         near = load < 0
@@ -123,7 +134,42 @@ class _ArrayLowering(Lowering):
         sizes, inverse = np.unique(np.stack([hosts[src[near]], nbytes[near]]), axis=1, return_inverse=True)
         load[near] = len(loads) + inverse.reshape(-1)
         loads.extend(self.near_load(self.on_host[host][0], size, 1.0) for host, size in sizes.T.tolist())
-        return Messages(op=op_, src=src, dst=dst, channel=channel_, nbytes=nbytes, load=load, loads=tuple(loads))
+        staged = (near | (hosts[src] != hosts[dst])) & (nbytes > 0)
+        return Messages(
+            op=op_,
+            src=src,
+            dst=dst,
+            channel=channel_,
+            nbytes=nbytes,
+            load=load,
+            copy_out=self.copy_arrays(src, "out", staged, loads),
+            copy_in=self.copy_arrays(dst, "in", staged, loads),
+            loads=tuple(loads),
+        )
+
+    def copy_arrays(self, rank: I32, side: str, staged: npt.NDArray[np.bool_], loads: list[Load]) -> I32:
+        """What each message copies at its `rank` if it is `staged`, as an index into `loads`, which is extended."""
+        if all(host.staging is None for host in self.cluster.hosts):
+            return np.zeros(0, dtype=np.int32)
+        index = np.full(self.s.world_size, -1, dtype=np.int32)
+        for a in range(self.s.world_size):
+            load = self.copy(a, 1.0, side)
+            if load is not None:
+                index[a] = len(loads)
+                loads.append(load)
+        found: I32 = np.where(staged, index[rank], -1)
+        return found
+
+    def far_load(self, path: tuple[Usage, float]) -> Load:
+        """As `link_load` for one message of unfolded ranks: each link is a resource by itself, and on no path twice."""
+        links, latency_s = path
+        usage = sorted((self.far_links[q] if q in self.far_links else self.far_link(q), share) for q, share in links)
+        return Load(work=0.0, usage=tuple(usage), phi=LINK_PHI, delay_s=latency_s)
+
+    def far_link(self, link: int) -> int:
+        """The resource of a link, kept in `far_links`."""
+        self.far_links[link] = made = self.link(link)
+        return made
 
     def pair_arrays(self, op: Transfer) -> tuple[I32, I32]:
         """Source and destination of every message of `op`, sources in ascending order."""
@@ -177,6 +223,7 @@ class _ArrayLowering(Lowering):
             arrivals=arrivals,
             post_s=post_s,
             traffic=traffic,
+            copies=made.copies,
         )
 
 
@@ -211,6 +258,8 @@ def lower_to_arrays(
         rings=rings,
         links=work.used_links(),
         background=work.background(),
+        buckets=work.buckets(),
+        wake_s=cluster.wake_s,
         messages=messages,
         op_names=tuple(op.name for op in schedule.ops),
     )

@@ -13,14 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf, log
-from typing import TYPE_CHECKING
+from typing import Protocol
 from zlib import crc32
 
 from stanza_sim.cluster.parts import Traffic
 from stanza_sim.cluster.routing import mix
-
-if TYPE_CHECKING:
-    from stanza_sim.simulate.fabric import Clock
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +27,19 @@ class BackgroundFlow:
     resource: int
     name: str
     traffic: Traffic
+
+
+class Clock(Protocol):
+    """The clock of whoever simulates: `pending` says whether anything else is still to happen."""
+
+    now: float
+
+    @property
+    def pending(self) -> bool:
+        """See the class."""
+
+    def wake(self, at_s: float, then: Callable[[], None]) -> None:
+        """Call `then` at `at_s`, a time that is not past."""
 
 
 class OnOff:

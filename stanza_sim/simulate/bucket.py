@@ -31,14 +31,32 @@ EMPTY = 1e-9
 """A credit of less than this share of the bucket is none."""
 
 
-@dataclass(slots=True, eq=False)
-class _Shaped:
-    """A shaped link: its resource and rate, its bucket's size and peak; the credit at `since_s`, falling by `drain`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """A shaped link: its resource and rate, its bucket's size and peak."""
 
     resource: int
     rate_Bps: float
     nbytes: float
     peak_Bps: float
+
+    @staticmethod
+    def of(resource: int, rate_Bps: float, bucket: Bucket) -> Shape:
+        """The shape of a resource of this rate."""
+        peak_Bps = min(bucket.peak_Bps, UNLIMITED * rate_Bps)
+        return Shape(resource=resource, rate_Bps=rate_Bps, nbytes=bucket.nbytes, peak_Bps=peak_Bps)
+
+    @property
+    def matters(self) -> bool:
+        """Whether the link ever passes more than its rate."""
+        return self.peak_Bps > self.rate_Bps
+
+
+@dataclass(slots=True, eq=False)
+class _Shaped:
+    """A shaped link: the credit at `since_s`, falling by `drain_Bps`, and when it will be gone."""
+
+    shape: Shape
     credit: float = 0.0
     since_s: float = 0.0
     drain_Bps: float = 0.0
@@ -52,10 +70,9 @@ class Buckets:
         self.share, self.clock = share, clock
         self._shaped = []
         for resource, bucket in buckets:
-            rate_Bps = share.capacities[resource]
-            peak_Bps = min(bucket.peak_Bps, UNLIMITED * rate_Bps)
-            if peak_Bps > rate_Bps:
-                self._shaped.append(_Shaped(resource, rate_Bps, bucket.nbytes, peak_Bps, drain_Bps=-rate_Bps))
+            shape = Shape.of(resource, share.capacities[resource], bucket)
+            if shape.matters:
+                self._shaped.append(_Shaped(shape, drain_Bps=-shape.rate_Bps))
 
     def refill(self) -> None:
         """Set what each link passes from now on."""
@@ -64,14 +81,15 @@ class Buckets:
             if s.empty_s <= now + TIE * now:
                 s.credit = 0.0
             else:
-                s.credit = min(s.nbytes, max(0.0, s.credit - s.drain_Bps * (now - s.since_s)))
+                s.credit = min(s.shape.nbytes, max(0.0, s.credit - s.drain_Bps * (now - s.since_s)))
             s.since_s = now
-            self.share.set_capacity(s.resource, s.peak_Bps if s.credit > EMPTY * s.nbytes else s.rate_Bps)
+            full = s.credit > EMPTY * s.shape.nbytes
+            self.share.set_capacity(s.shape.resource, s.shape.peak_Bps if full else s.shape.rate_Bps)
 
     def drain(self) -> float:
         """Note what passes now; return when the next bucket will be empty."""
         for s in self._shaped:
-            s.drain_Bps = self.share.used(s.resource) - s.rate_Bps
-            full = self.share.capacities[s.resource] == s.peak_Bps
+            s.drain_Bps = self.share.used(s.shape.resource) - s.shape.rate_Bps
+            full = self.share.capacities[s.shape.resource] == s.shape.peak_Bps
             s.empty_s = self.clock.now + s.credit / s.drain_Bps if full and s.drain_Bps > 0 else inf
         return min((s.empty_s for s in self._shaped), default=inf)

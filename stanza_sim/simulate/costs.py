@@ -197,9 +197,12 @@ def _fitted_to(fit: ModelEfficiency) -> str:
 
 
 def measured_name(model: ModelProfile) -> str:
-    """Return the name under which a model's efficiency is listed: the shipped one's, whatever the user calls it."""
+    """Return the name under which a model's efficiency is listed: the shipped one's, whatever the user calls it.
+
+    That is also where a model was scaled from: scaling multiplies the work, and leaves alone how fast it is done.
+    """
     for name, source in zoo.SOURCES.items():
-        if model.factory == source.factory:
+        if source.factory in (model.factory, model.scaled_from):
             return name
     # Somebody else's network that happens to be called vgg16 has not been measured.
     return f"{model.name} (not the shipped one)" if model.name in zoo.SOURCES else model.name

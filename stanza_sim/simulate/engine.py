@@ -17,6 +17,7 @@ from stanza_sim.schedule import Collective, Compute, Ranks, Schedule, Transfer, 
 from stanza_sim.simulate.fabric import Clock, Fabric, Listener, SmallFabric
 from stanza_sim.simulate.lower import Actor, Load, Lowered
 from stanza_sim.simulate.stepping import Stepping
+from stanza_sim.simulate.waking import wakings
 from stanza_sim.timeline import Span
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class _RingQueue:
 class _Rank:
     """Progress of one class of ranks."""
 
-    def __init__(self, actor: Actor) -> None:
+    def __init__(self, actor: Actor, wake_s: float) -> None:
         self.actor = actor
         units = actor.program.units
         self.base = [len(u.needs) for u in units]
@@ -77,6 +78,16 @@ class _Rank:
                 self.priority[u.index] = u.op.priority
                 self.queue_of[u.index] = f"{u.op.channel} {u.peers}" if isinstance(u.op, Transfer) else f"@{u.op.ranks}"
         self.posting_busy = False
+        self.one_by_one = any(cost > 0 for cost in actor.post_s.values())
+        self.wakings = wakings(actor.program, wake_s)
+        self.wakes: dict[int, list[int]] = defaultdict(list)  # unit -> computations that a lane wakes up for
+        self.wakes_next: dict[int, list[int]] = defaultdict(list)
+        for v, others in self.wakings.items():
+            for needed in others.needs:
+                self.wakes[needed].append(v)
+            for needed in others.needs_previous:
+                self.wakes_next[needed].append(v)
+        self.called_s: dict[tuple[int, int], float] = {}  # (iteration, unit) -> when what it needs of others was there
 
     def counts(self, iteration: int) -> list[int]:
         """Missing dependencies of each unit in `iteration`; those on the previous iteration count from the second."""
@@ -102,12 +113,13 @@ class Engine:
         self._factor: dict[tuple[int, int], float] = {}  # (rank, iteration) -> by how much
         self.clock = Clock()
         self.fabric = fabric(lowered, self.clock, self)
-        self.ranks = [_Rank(a) for a in lowered.actors]
+        self.ranks = [_Rank(a, lowered.wake_s) for a in lowered.actors]
         self.spans: list[Span] = []
         self._working = sum(1 for r in self.ranks if r.actor.program.units)
         self._finished: dict[int, int] = defaultdict(int)
         self._completing = False
         self._completions: deque[tuple[int, int, int]] = deque()
+        self._posting: dict[int, None] = {}  # ranks that may post something, in order
         self._stop = self.clock.env.event()
         self._until: Callable[[list[tuple[float, ...]]], bool] | None = None
         self._rings: dict[Ranks, _RingQueue] = {}
@@ -163,23 +175,35 @@ class Engine:
             rank.opened += 1
             i = rank.opened
             counts = rank.counts(i)
+            for v, others in rank.wakings.items():
+                if others.needs_previous:
+                    rank.called_s[i, v] = self.clock.now
             ready = [u for u, missing in enumerate(counts) if missing == 0]
             for u in ready:
                 self._ready(a, i, u)
             self.fabric.open(a, i)
-            self._drain(a)
+            self._may_post(a)
 
     def _ready(self, a: int, i: int, u: int) -> None:
         rank = self.ranks[a]
         unit = rank.actor.program.units[u]
         match unit.kind:
             case UnitKind.COMPUTE:
-                rank.ready[i].add(u)
-                self._lane(a, rank.lane_of[u])
+                called_s = rank.called_s.pop((i, u), None)
+                if called_s is None or (late_s := called_s + self.lowered.wake_s - self.clock.now) <= 0:
+                    self._awake(a, i, u)
+                else:
+                    self.clock.after(late_s, lambda: self._awake(a, i, u))
             case UnitKind.SEND | UnitKind.COLLECTIVE:
                 heappush(rank.posting.setdefault(rank.queue_of[u], []), (i, u))
             case UnitKind.RECV:
                 self._maybe_received(a, i, u)
+
+    def _awake(self, a: int, i: int, u: int) -> None:
+        """A computation has all that it needs, and its lane knows."""
+        rank = self.ranks[a]
+        rank.ready[i].add(u)
+        self._lane(a, rank.lane_of[u])
 
     def _complete(self, a: int, i: int, u: int) -> None:
         """Unit `u` of iteration `i` is complete. Completions at one instant are worked off in a loop, not nested."""
@@ -195,6 +219,9 @@ class Engine:
         rank = self.ranks[a]
         rank.left[i] -= 1
         rank.complete[i].add(u)
+        if rank.wakings:
+            rank.called_s.update(((i, v), self.clock.now) for v in rank.wakes[u])
+            rank.called_s.update(((i + 1, v), self.clock.now) for v in rank.wakes_next[u])
         for v in rank.dependants[u]:
             self._release(a, i, v)
         for v in rank.dependants_next[u]:
@@ -208,7 +235,7 @@ class Engine:
             rank.done_iterations += 1
             self._open(a)
             self._iteration_done(done)
-        self._drain(a)
+        self._may_post(a)
 
     def _release(self, a: int, i: int, v: int) -> None:
         rank = self.ranks[a]
@@ -258,7 +285,28 @@ class Engine:
 
     # ---- posting ------------------------------------------------------------------------------------------------
 
-    def _drain(self, a: int) -> None:
+    def _may_post(self, a: int) -> None:
+        """Something is ready at a sender, or it has posted something.
+
+        What it posts next is chosen among all that is ready at this instant, so after every other event of it.
+        """
+        rank = self.ranks[a]
+        if not rank.posting or rank.posting_busy:
+            return
+        if not rank.one_by_one:  # then there is nothing to choose
+            self._post(a)
+            return
+        if not self._posting:
+            self.clock.late(self._post_all)
+        self._posting[a] = None
+
+    def _post_all(self) -> None:
+        posting, self._posting = self._posting, {}
+        for a in posting:
+            self._post(a)
+        self.fabric.settle()
+
+    def _post(self, a: int) -> None:
         """Post what is ready at a sender, one after the other.
 
         Program order holds among the same pairs and channel, and in a group; between those the lowest priority goes
@@ -279,7 +327,7 @@ class Engine:
             def posted(i: int = i, u: int = u) -> None:
                 rank.posting_busy = False
                 self._posted(a, i, u)
-                self._drain(a)
+                self._may_post(a)
 
             self.clock.after(cost, posted)
 

@@ -1,8 +1,8 @@
 """What moves and what computes: queues of messages and the solver behind them, for a moderate number of messages.
 
 The engine decides what is posted and when; a fabric starts a message once both sides have posted it and it is first in
-its queue, lets activities share resources, and tells the engine what is complete. `ArrayFabric` in
-`array_fabric.py` does the same for very many messages.
+its queue, lets activities share resources, and tells the engine what is complete. For very many messages
+`compiled.py` does all of this, and what the engine does, in compiled code.
 """
 
 from __future__ import annotations

@@ -16,14 +16,11 @@ of `work[k]` that completes when it has been served. Times are seconds, work and
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar, cast
+from typing import TypeVar, cast
 
 import numpy as np
-import numpy.typing as npt
 
-F64 = npt.NDArray[np.float64]
-I64 = npt.NDArray[np.int64]
-I32 = npt.NDArray[np.int32]
+from stanza_sim.simulate.kernel_arrays import F64, I8, I32, I64, Net, Nodes, State
 
 _F = TypeVar("_F", bound=Callable[..., object])
 
@@ -35,87 +32,39 @@ else:
     COMPILED = True
 
 
-def _jit(function: _F) -> _F:
-    """Compile `function`; without numba the same code runs as it is, some hundred times slower."""
-    if not COMPILED:
-        return function
-    return cast("_F", numba.njit(cache=True, nogil=True, error_model="numpy")(function))
+def compiled(*, counting: bool = False, cache: bool = True) -> Callable[[_F], _F]:
+    """Compile a function; without numba the same code runs as it is, some hundred times slower.
+
+    References to arrays are counted, which can take most of the time, only where `counting`: a function that makes
+    arrays needs that.
+    """
+
+    def decorate(function: _F) -> _F:
+        if not COMPILED:
+            return function
+        return cast("_F", numba.njit(cache=cache, nogil=True, error_model="numpy", _nrt=counting)(function))  # type: ignore[call-overload]
+
+    return decorate
+
+
+_jit = compiled()
 
 
 TIE = 1e-12
 """Relative tolerance: instants, and levels, that differ by less are one."""
-
-_BLOCK = 64  # classes per entry of the second level of the search for the next finish
-
-
-class Net(NamedTuple):
-    """What is fixed: capacities, and which links each class uses, both ways round in compressed rows."""
-
-    capacity: F64  # per link
-    class_ptr: I64  # per class, into class_link
-    class_link: I32
-    class_demand: F64
-    link_ptr: I64  # per link, into link_class
-    link_class: I32
-    link_demand: F64
-    limited: I32  # classes with a finite cap
-    phi: F64  # per class
-    cap: F64  # per class, rate of one flow
-
-
-class Nodes(NamedTuple):
-    """Flows and gates. `successor[successor_ptr[k]:successor_ptr[k + 1]]` wait for node k."""
-
-    cls: I32
-    work: F64
-    delay: F64
-    missing: I32
-    successor_ptr: I64
-    successor: I32
-    done_s: F64  # last completion, NaN before
-    full: I32  # what `missing` is set to at completion, so that a node can be used again
-    report: npt.NDArray[np.bool_]  # completions to be listed in `State.reported`
-
-
-class State(NamedTuple):
-    """What changes: classes, the heap of pending starts, and scratch space of the solver."""
-
-    active: I64  # per class: flows under way
-    served: F64  # per class: virtual clock
-    since: F64  # per class: when `served` was taken
-    rate: F64  # per class: of one flow
-    finish: F64  # per class: next finish, infinity if none
-    block: F64  # least finish of each block of classes
-    root: I32  # per class: heap of finish marks
-    child: I32  # per node
-    sibling: I32
-    mark: F64  # per node
-    heap_s: F64  # pending starts: time
-    heap_k: I32  # and node
-    level: F64  # scratch per link + class: progressive filling
-    load: F64  # per link: weight of all flows under way
-    users: I64  # per link: classes under way
-    left: F64  # per link
-    weight: F64  # per link
-    opened: I64  # per link: flows' classes not frozen
-    link_epoch: I64
-    class_epoch: I64
-    frozen: I64  # per class: epoch in which it was frozen
-    links: I32  # scratch list
-    classes: I32  # scratch list
-    changed: I32  # links whose users changed
-    scalars: I64  # see the names below
-    queue: I32  # scratch: completions of an instant
-    starting: I32  # scratch: flows that begin at an instant
-    limit: I32  # per class: the link that limits it, or -1 for its cap
-    limited_by: I32  # per node: `limit` when it completed, -1 for a gate
-    first_s: F64  # per node: when the first of its predecessors that are flows was released
-    reported: I32  # nodes of `Nodes.report` that completed and were not yet taken
-
+# Constants that compiled functions use stay in this file: numba compiles anew only what stands in a file that changed.
+BLOCK = 64
+"""Classes per entry of the second level of the search for the next finish."""
+LANES = 16
+"""So many delays, those that are common, have a queue of their own."""
 
 HEAP, EPOCH, CHANGED, EVENTS, LEFT, SOLVES, REPORTED, ACTIVE, WHOLE = range(9)
 """Places in `State.scalars`: pending starts, number of the solve, changed links, completions, nodes not complete,
-solves, reports not taken, classes under way, and how many more solves take everything as one component."""
+solves, reports not taken, classes under way, and how many more solves that can affect all take all."""
+COUNT, RATE, SERVED, SINCE, FIRST, PHI, CAP, LIMIT = range(8)
+"""Columns of `State.row`, one cache line for each class: flows under way, rate of one flow, virtual clock (the work
+that each flow has been served), when it was taken, the least finish mark, weight, cap of one flow's rate, and the link
+that limits it (-1 for its cap)."""
 
 
 def make_nodes(cls: I32, work: F64, delay: F64, missing: I32, successor_ptr: I64, successor: I32) -> Nodes:
@@ -167,39 +116,56 @@ def net_of(capacity: F64, counts: I64, links: I32, demands: F64, phi: F64, cap: 
 def make_state(net: Net, nodes: Nodes) -> State:
     """Fresh state for `nodes` on `net`."""
     classes, links, n = len(net.phi), len(net.capacity), len(nodes.cls)
+    row = np.zeros((classes, 8))
+    row[:, PHI], row[:, CAP], row[:, LIMIT] = net.phi, net.cap, -1
     return State(
-        active=np.zeros(classes, dtype=np.int64),
-        served=np.zeros(classes),
-        since=np.zeros(classes),
-        rate=np.zeros(classes),
+        row=row,
         finish=np.full(classes, np.inf),
-        block=np.full(classes // _BLOCK + 1, np.inf),
+        block=np.full(classes // BLOCK + 1, np.inf),
         root=np.full(classes, -1, dtype=np.int32),
         child=np.full(n, -1, dtype=np.int32),
         sibling=np.full(n, -1, dtype=np.int32),
         mark=np.zeros(n),
         heap_s=np.zeros(n + 1),
         heap_k=np.zeros(n + 1, dtype=np.int32),
+        lane=_lanes(nodes.delay),
+        lane_first=np.full(LANES, -1, dtype=np.int32),
+        lane_last=np.full(LANES, -1, dtype=np.int32),
         level=np.zeros(links + classes),
         load=np.zeros(links),
         users=np.zeros(links, dtype=np.int64),
         left=np.zeros(links),
         weight=np.zeros(links),
         opened=np.zeros(links, dtype=np.int64),
+        full_at=np.full(links, np.inf),
         link_epoch=np.zeros(links, dtype=np.int64),
+        link_changed=np.zeros(links, dtype=np.int64),
         class_epoch=np.zeros(classes, dtype=np.int64),
-        frozen=np.zeros(classes, dtype=np.int64),
+        rising=np.zeros(classes, dtype=np.int8),
         links=np.zeros(links + classes, dtype=np.int32),
         classes=np.zeros(classes, dtype=np.int32),
         changed=np.zeros(links, dtype=np.int32),
         scalars=np.zeros(9, dtype=np.int64),
+        lowest=np.zeros(1),
         queue=np.zeros(n + 1, dtype=np.int32),
         starting=np.zeros(n + 1, dtype=np.int32),
-        limit=np.full(classes, -1, dtype=np.int32),
         limited_by=np.full(n, -1, dtype=np.int32),
         first_s=np.full(n, np.inf),
         reported=np.zeros(n + 1, dtype=np.int32),
     )
+
+
+def _lanes(delay: F64) -> I8:
+    """The lane of each node: one for each of the commonest delays, -1 for the others.
+
+    Starts of one delay come in the order in which they were asked for, so they need no heap.
+    """
+    values, counts = np.unique(delay[:: max(1, len(delay) // 4096)], return_counts=True)
+    common = np.sort(values[np.argsort(-counts, kind="stable")[:LANES]])
+    lane = np.full(len(delay), -1, dtype=np.int8)
+    for k, value in enumerate(common.tolist()):
+        lane[delay == value] = k
+    return lane
 
 
 # Small functions take the arrays that they use, not the tuples: taking an array out of a tuple costs numba a reference
@@ -221,6 +187,33 @@ def _push(heap_s: F64, heap_k: I32, scalars: I64, at: float, k: int) -> None:
         i = parent
     heap_s[i] = at
     heap_k[i] = k
+
+
+@_jit
+def _await(
+    heap_s: F64,
+    heap_k: I32,
+    scalars: I64,
+    lane: I8,
+    first: I32,
+    last: I32,
+    mark: F64,
+    sibling: I32,
+    at: float,
+    k: int,
+) -> None:
+    """Node k starts at `at`, which within its lane is no earlier than any before."""
+    w = lane[k]
+    if w < 0:
+        _push(heap_s, heap_k, scalars, at, k)
+        return
+    mark[k] = at
+    sibling[k] = -1
+    if first[w] < 0:
+        first[w] = k
+    else:
+        sibling[last[w]] = k
+    last[w] = k
 
 
 @_jit
@@ -310,7 +303,7 @@ def _sift(level: F64, ids: I32, size: int, i: int) -> None:
 @_jit
 def _reblock(finish: F64, block: F64, b: int) -> None:
     least = np.inf
-    for x in range(b * _BLOCK, min(len(finish), (b + 1) * _BLOCK)):
+    for x in range(b * BLOCK, min(len(finish), (b + 1) * BLOCK)):
         if finish[x] < least:
             least = finish[x]
     block[b] = least
@@ -318,35 +311,35 @@ def _reblock(finish: F64, block: F64, b: int) -> None:
 
 @_jit
 def solve(net: Net, st: State, now: float) -> None:
-    """Give max-min fair rates to every class that shares links, directly or not, with a changed link.
+    """Give max-min fair rates to every class that a changed link can affect.
 
-    Where that is most of them, the next solves do not look for the component and take all classes.
+    Filling raises all levels together, so a change does nothing below the least level at which a changed link was full,
+    or can now be: classes that stopped below that stop there again. The others are found link by link. Where they were
+    most of all classes, the next solves that can affect all take all and do not look.
     """
-    capacity, phi, cap = net.capacity, net.phi, net.cap
+    capacity = net.capacity
     class_ptr, class_link, class_demand = net.class_ptr, net.class_link, net.class_demand
     link_ptr, link_class, link_demand = net.link_ptr, net.link_class, net.link_demand
     scalars, links, classes, changed = st.scalars, st.links, st.classes, st.changed
-    link_epoch, class_epoch, frozen, count = st.link_epoch, st.class_epoch, st.frozen, st.active
+    link_epoch, class_epoch, rising, row, finish = st.link_epoch, st.class_epoch, st.rising, st.row, st.finish
     left, weight, opened, level = st.left, st.weight, st.opened, st.level
-    served, since, rates, finish, root, mark, limit = (
-        st.served,
-        st.since,
-        st.rate,
-        st.finish,
-        st.root,
-        st.mark,
-        st.limit,
-    )
     scalars[EPOCH] += 1
     scalars[SOLVES] += 1
     epoch = scalars[EPOCH]
     n_links = scalars[CHANGED]
     scalars[CHANGED] = 0
     load, users_of = st.load, st.users
-    whole = scalars[WHOLE] > 0
+    full_at, link_changed = st.full_at, st.link_changed
+    since_level = np.inf
     for i in range(n_links):
-        links[i] = changed[i]
-        link_epoch[changed[i]] = epoch
+        q = changed[i]
+        links[i] = q
+        link_epoch[q] = link_changed[q] = epoch
+        if users_of[q] > 0:
+            since_level = min(since_level, full_at[q], capacity[q] / load[q])
+        full_at[q] = np.inf
+    whole = scalars[WHOLE] > 0 and since_level <= st.lowest[0]
+    keep = since_level * (1.0 + TIE)
     n_classes = 0
     i = 0
     capped = False
@@ -357,33 +350,49 @@ def solve(net: Net, st: State, now: float) -> None:
         for q in range(n_links):
             links[q] = q
             left[q], weight[q], opened[q] = capacity[q], load[q], users_of[q]
+            full_at[q] = np.inf
         i = n_links
+        for c in range(len(rising)):
+            rising[c] = 1 if row[c, COUNT] > 0.0 else 0
     while i < n_links:  # the component of what changed
         q = links[i]
         i += 1
-        total, users = 0.0, 0
+        total, kept, rising_weight, users = 0.0, 0.0, 0.0, 0
         for x in range(link_ptr[q], link_ptr[q + 1]):
             c = link_class[x]
-            n = count[c]
-            if n == 0:
+            n = row[c, COUNT]
+            if n == 0.0:
                 continue
-            users += 1
-            total += n * phi[c] * link_demand[x]
+            consumes = n * link_demand[x]
+            total += consumes * row[c, PHI]
             if class_epoch[c] != epoch:
+                at = int(row[c, LIMIT])
+                if (
+                    row[c, RATE] <= keep * row[c, PHI]
+                    and finish[c] == finish[c]
+                    and (at < 0 or link_changed[at] != epoch)
+                ):
+                    kept += consumes * row[c, RATE]
+                    continue
                 class_epoch[c] = epoch
+                rising[c] = 1
                 classes[n_classes] = c
                 n_classes += 1
-                if cap[c] < np.inf:
+                if row[c, CAP] < np.inf:
                     capped = True
                 for y in range(class_ptr[c], class_ptr[c + 1]):
                     r = class_link[y]
                     if link_epoch[r] != epoch:
                         link_epoch[r] = epoch
+                        if full_at[r] > keep:  # or it still limits those that stop there
+                            full_at[r] = np.inf
                         links[n_links] = r
                         n_links += 1
-        left[q], weight[q], opened[q] = capacity[q], total, users
+            users += 1
+            rising_weight += consumes * row[c, PHI]
+        left[q], weight[q], opened[q] = max(0.0, capacity[q] - kept), rising_weight, users
         load[q] = total  # the sum anew, so that rounding does not add up
-    if not whole and n_classes * 2 > scalars[ACTIVE] and n_classes > _BLOCK:
+    if not whole and n_classes * 2 > scalars[ACTIVE] and n_classes > BLOCK:
         scalars[WHOLE] = 32
     # A heap of levels: links, and as if links of their own the caps of classes.
     base = len(capacity)
@@ -397,20 +406,22 @@ def solve(net: Net, st: State, now: float) -> None:
     if whole:
         for i in range(len(net.limited)):
             c = net.limited[i]
-            if count[c] > 0:
-                level[base + c] = cap[c] / phi[c]
+            if row[c, COUNT] > 0.0:
+                level[base + c] = row[c, CAP] / row[c, PHI]
                 links[size] = base + c
                 size += 1
     elif capped:
         for i in range(n_classes):
             c = classes[i]
-            if cap[c] < np.inf:
-                level[base + c] = cap[c] / phi[c]
+            if row[c, CAP] < np.inf:
+                level[base + c] = row[c, CAP] / row[c, PHI]
                 links[size] = base + c
                 size += 1
     for i in range(size // 2 - 1, -1, -1):
         _sift(level, links, size, i)
     waiting = n_classes
+    if whole or scalars[WHOLE] == 32:
+        st.lowest[0] = level[links[0]] if size > 0 else 0.0
     while waiting > 0:
         q = links[0]
         if q < base:
@@ -435,31 +446,36 @@ def solve(net: Net, st: State, now: float) -> None:
             _sift(level, links, size, 0)
         for x in range(first, end):
             c = q - base if q >= base else link_class[x]
-            n = count[c]
-            if n == 0 or frozen[c] == epoch:
+            if rising[c] == 0:
                 continue
-            frozen[c] = epoch
+            rising[c] = 0
             waiting -= 1
-            rate = min(phi[c] * here, cap[c])
-            limit[c] = q if q < base else -1
+            if q < base:
+                full_at[q] = here
+            own = row[c]
+            n, phi = own[COUNT], own[PHI]
+            rate = min(phi * here, own[CAP])
+            own[LIMIT] = q if q < base else -1
             for y in range(class_ptr[c], class_ptr[c + 1]):
                 r = class_link[y]
                 demand = n * class_demand[y]
                 opened[r] -= 1
                 left[r] = max(0.0, left[r] - rate * demand)
-                weight[r] -= phi[c] * demand
-            if rate != rates[c]:
-                served[c] += rates[c] * (now - since[c])
-                since[c] = now
-                rates[c] = rate
-            finish[c] = since[c] + (mark[root[c]] - served[c]) / rate
+                weight[r] -= phi * demand
+            if rate != own[RATE]:
+                own[SERVED] += own[RATE] * (now - own[SINCE])
+                own[SINCE] = now
+                own[RATE] = rate
+            elif finish[c] == finish[c]:  # neither its rate nor its flows have changed
+                continue
+            finish[c] = own[SINCE] + (own[FIRST] - own[SERVED]) / rate
     # The search for the next finish looks at blocks of classes.
     if whole or n_classes * 4 > len(finish):
         for b in range(len(st.block)):
             _reblock(finish, st.block, b)
     else:
         for i in range(n_classes):
-            _reblock(finish, st.block, classes[i] // _BLOCK)
+            _reblock(finish, st.block, classes[i] // BLOCK)
 
 
 # ---- running --------------------------------------------------------------------------------------------------------
@@ -474,6 +490,10 @@ def next_s(st: State) -> float:
             least = st.block[b]
     if st.scalars[HEAP] > 0 and st.heap_s[0] < least:
         least = st.heap_s[0]
+    for w in range(LANES):
+        k = st.lane_first[w]
+        if k >= 0 and st.mark[k] < least:
+            least = st.mark[k]
     return least
 
 
@@ -483,38 +503,46 @@ def happen(net: Net, nodes: Nodes, st: State, now: float) -> None:
     class_ptr, class_link = net.class_ptr, net.class_link
     cls, work, delay, missing, done_s = nodes.cls, nodes.work, nodes.delay, nodes.missing, nodes.done_s
     successor_ptr, successor = nodes.successor_ptr, nodes.successor
-    count, served, since, rates, finish, block = st.active, st.served, st.since, st.rate, st.finish, st.block
+    row, finish, block = st.row, st.finish, st.block
     root, child, sibling, mark = st.root, st.child, st.sibling, st.mark
     heap_s, heap_k, scalars, queue, starting = st.heap_s, st.heap_k, st.scalars, st.queue, st.starting
-    link_epoch, changed, limit, limited_by = st.link_epoch, st.changed, st.limit, st.limited_by
+    lane, lane_first, lane_last = st.lane, st.lane_first, st.lane_last
+    link_epoch, changed, limited_by = st.link_epoch, st.changed, st.limited_by
     full, report, reported, first_s = nodes.full, nodes.report, st.reported, st.first_s
-    load, users, phi, class_demand = st.load, st.users, net.phi, net.class_demand
+    load, users, class_demand = st.load, st.users, net.class_demand
     until = now + TIE * abs(now)
     done = began = 0
     # Flows that end: their classes' clocks are set to the mark of the first of them.
     for b in range(len(block)):
         if block[b] > until:
             continue
-        for c in range(b * _BLOCK, min(len(finish), (b + 1) * _BLOCK)):
-            if finish[c] > until:
+        for c in range(b * BLOCK, min(len(finish), (b + 1) * BLOCK)):
+            if not finish[c] <= until:
                 continue
-            finish[c] = np.inf
-            served[c] = mark[root[c]]
-            since[c] = now
-            slack = served[c] + rates[c] * TIE * abs(now)
-            before = count[c]
+            own = row[c]
+            own[SERVED] = own[FIRST]
+            own[SINCE] = now
+            slack = own[SERVED] + own[RATE] * TIE * abs(now)
+            before = own[COUNT]
             while root[c] >= 0 and mark[root[c]] <= slack:
                 k = root[c]
                 root[c] = _pop_root(child, sibling, mark, k)
-                count[c] -= 1
-                limited_by[k] = limit[c]
+                own[COUNT] -= 1.0
+                limited_by[k] = int(own[LIMIT])
                 queue[done] = k
                 done += 1
-            gone = 1 if count[c] == 0 else 0
+            if root[c] >= 0:
+                gone = 0
+                own[FIRST] = mark[root[c]]
+                finish[c] = np.nan
+            else:
+                gone = 1
+                finish[c] = np.inf
             scalars[ACTIVE] -= gone
+            ended = (before - own[COUNT]) * own[PHI]
             for y in range(class_ptr[c], class_ptr[c + 1]):
                 q = class_link[y]
-                load[q] -= (before - count[c]) * phi[c] * class_demand[y]
+                load[q] -= ended * class_demand[y]
                 users[q] -= gone
                 if users[q] == 0:
                     load[q] = 0.0
@@ -532,6 +560,16 @@ def happen(net: Net, nodes: Nodes, st: State, now: float) -> None:
             else:
                 starting[began] = k
                 began += 1
+        for w in range(LANES):
+            while lane_first[w] >= 0 and mark[lane_first[w]] <= until:
+                k = lane_first[w]
+                lane_first[w] = sibling[k]
+                if cls[k] < 0 or work[k] <= 0.0:
+                    queue[done] = k
+                    done += 1
+                else:
+                    starting[began] = k
+                    began += 1
         if done == 0:
             break
         while done > 0:
@@ -552,7 +590,8 @@ def happen(net: Net, nodes: Nodes, st: State, now: float) -> None:
                         for y in range(successor_ptr[j], successor_ptr[j + 1]):
                             first_s[successor[y]] = min(first_s[successor[y]], now)
                     if delay[j] > 0.0:
-                        _push(heap_s, heap_k, scalars, now + delay[j], j)
+                        at = now + delay[j]
+                        _await(heap_s, heap_k, scalars, lane, lane_first, lane_last, mark, sibling, at, j)
                     elif cls[j] < 0 or work[j] <= 0.0:
                         queue[done] = j
                         done += 1
@@ -562,28 +601,51 @@ def happen(net: Net, nodes: Nodes, st: State, now: float) -> None:
     for i in range(began):
         k = starting[i]
         c = cls[k]
+        own = row[c]
         new = 0
-        if count[c] == 0:
-            served[c] = 0.0
-            rates[c] = 0.0
+        if own[COUNT] == 0.0:
+            own[SERVED] = 0.0
+            own[RATE] = 0.0
             new = 1
         else:
-            served[c] += rates[c] * (now - since[c])
-        since[c] = now
-        count[c] += 1
-        mark[k] = served[c] + work[k]
+            own[SERVED] += own[RATE] * (now - own[SINCE])
+        own[SINCE] = now
+        own[COUNT] += 1.0
+        mark[k] = own[SERVED] + work[k]
         child[k] = -1
         sibling[k] = -1
         root[c] = _meld(child, sibling, mark, root[c], k)
+        own[FIRST] = mark[root[c]]
+        finish[c] = np.nan
         scalars[ACTIVE] += new
         for y in range(class_ptr[c], class_ptr[c + 1]):
             q = class_link[y]
-            load[q] += phi[c] * class_demand[y]
+            load[q] += own[PHI] * class_demand[y]
             users[q] += new
             if link_epoch[q] != -1:
                 link_epoch[q] = -1
                 changed[scalars[CHANGED]] = q
                 scalars[CHANGED] += 1
+
+
+@_jit
+def _begin_at(st: State, at: float, k: int) -> None:
+    _await(st.heap_s, st.heap_k, st.scalars, st.lane, st.lane_first, st.lane_last, st.mark, st.sibling, at, k)
+
+
+@compiled(counting=True)
+def in_order(code: I32 | I64, size: int) -> I32:
+    """Return the places of `code`, whose values are below `size`, by value, and in their own order where those tie."""
+    at = np.zeros(size + 1, dtype=np.int64)
+    for x in code:
+        at[x + 1] += 1
+    for i in range(size):
+        at[i + 1] += at[i]
+    order = np.empty(len(code), dtype=np.int32)
+    for i in range(len(code)):
+        order[at[code[i]]] = i
+        at[code[i]] += 1
+    return order
 
 
 @_jit
@@ -593,7 +655,7 @@ def trigger(nodes: Nodes, st: State, which: I32, now: float) -> None:
         k = which[i]
         nodes.missing[k] -= 1
         if nodes.missing[k] == 0:
-            _push(st.heap_s, st.heap_k, st.scalars, now + nodes.delay[k], k)
+            _begin_at(st, now + nodes.delay[k], k)
 
 
 @_jit
@@ -602,7 +664,7 @@ def start(nodes: Nodes, st: State) -> None:
     st.scalars[LEFT] = len(nodes.cls)
     for k in range(len(nodes.cls)):
         if nodes.missing[k] == 0:
-            _push(st.heap_s, st.heap_k, st.scalars, nodes.delay[k], k)
+            _begin_at(st, nodes.delay[k], k)
 
 
 @_jit

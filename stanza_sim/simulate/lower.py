@@ -153,7 +153,8 @@ class Ring:
 class Lowered:
     """Everything that the engine needs. `rings` is keyed by op name; `links` are the resources of the cluster's links.
 
-    `background` is the traffic of others on those resources, `buckets` are those of shaped links.
+    `background` is the traffic of others on those resources, `buckets` are those of shaped links. `wake_s` is the
+    cluster's.
     """
 
     resources: list[Resource]
@@ -162,6 +163,7 @@ class Lowered:
     links: dict[int, int] = field(default_factory=dict)
     background: tuple[BackgroundFlow, ...] = ()
     buckets: tuple[tuple[int, Bucket], ...] = ()
+    wake_s: float = 0.0
 
 
 class Lowering:
@@ -577,4 +579,5 @@ def lower(
         links=work.used_links(),
         background=work.background(),
         buckets=work.buckets(),
+        wake_s=cluster.wake_s,
     )

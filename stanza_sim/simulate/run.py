@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.errors import InputError
 from stanza_sim.measures import op_seconds, steady_iteration_s, waiting
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Collective, Schedule, check
+from stanza_sim.schedule import Collective, Schedule, Transfer, check
 from stanza_sim.simulate.array_lower import ArrayLowered, lower_to_arrays, message_count
+from stanza_sim.simulate.bounds import bottleneck, bound_s, demands
 from stanza_sim.simulate.engine import Engine
-from stanza_sim.simulate.fold import Folding, fold, unfolded
+from stanza_sim.simulate.fold import fold, unfolded
 from stanza_sim.simulate.lower import Lowered, lower
-from stanza_sim.timeline import Timeline
+from stanza_sim.timeline import Span, Timeline
 
 if TYPE_CHECKING:
+    from threading import Event
+
+    from stanza_sim.simulate.background import BackgroundFlow
     from stanza_sim.simulate.costs import CostModel
+    from stanza_sim.simulate.graph import Graph
     from stanza_sim.simulate.variation import Variation
 
 REPEATS = 1e-6
@@ -29,7 +36,9 @@ REPEATS = 1e-6
 EVEN, EVEN_FROM = 1e-3, 4
 """Where iterations do not repeat, the mean has settled when two halves of so many agree by so much, relatively."""
 COMPILED_FROM = 1_500
-"""From so many messages in an iteration on, the compiled fabric is worth its start-up time."""
+"""From so many parts on (see `part_count`), of all repeats together, compiled code is worth its start-up time."""
+MOST_NODES = 8_000_000
+"""Simulations that run side by side have together no more nodes than this; one takes some 100 bytes."""
 WARM_UP, MEASURED = 2, 5
 """Iterations of a random simulation: those before the window, and those in it."""
 MOST_PERIODS = 8
@@ -88,7 +97,7 @@ class Prediction:
 
 
 @contextmanager
-def _collector_off() -> Iterator[None]:
+def collector_off() -> Iterator[None]:
     """Keep Python's collector of cycles from walking over everything that a large simulation holds, again and again.
 
     A simulation makes few cycles; what it drops is freed by counting references.
@@ -102,7 +111,7 @@ def _collector_off() -> Iterator[None]:
             gc.enable()
 
 
-@_collector_off()
+@collector_off()
 def simulate(
     schedule: Schedule,
     model: ModelProfile,
@@ -123,103 +132,204 @@ def simulate(
     schedule and `InputError` if the cluster has another number of ranks. With `collectives` step by step nothing is
     folded where there are any.
     """
-    check(schedule, model)
-    if cluster.world_size != schedule.world_size:
-        raise InputError(
-            f"schedule {schedule.name} has {schedule.world_size} ranks, cluster {cluster.name} places "
-            f"{cluster.world_size}",
-            hint="build the schedule for the cluster's number of ranks, or set `nodes`",
-        )
     if variation is not None and not variation.varies:
         variation = None
     by_chance = variation is not None or cluster.varies
-    stepwise = collectives is Collectives.STEPS and any(isinstance(op, Collective) for op in schedule.ops)
-    folds = fold_ranks and not by_chance and not stepwise
-    folding = fold(schedule, cluster) if folds else unfolded(cluster)
-    if stepwise:
-        engine = Engine(schedule, lower(schedule, model, cluster, folding, costs, stepwise=True))
-    else:
-        engine = _engine(schedule, model, cluster, folding, costs)
-    engine.variation = variation
-    lowered = engine.lowered
-    ends: list[Sequence[float]] = []
-    window = (0, 0)
+    case = Case(
+        schedule, model, cluster, costs, by_chance=by_chance, fold_ranks=fold_ranks, collectives=collectives, times=1
+    )
+    return case.predict(case.run(variation, max_iterations=max_iterations), cost_source)
 
-    def enough(known: list[tuple[float, ...]]) -> bool:
-        nonlocal ends, window
-        if by_chance:  # iterations that look alike do not end it
-            found = (WARM_UP, WARM_UP + MEASURED) if len(known[0]) > WARM_UP + MEASURED else None
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One simulation of a case: when each working rank (or class) ended each iteration, and the window that counts."""
+
+    variation: Variation | None
+    ends: Sequence[Sequence[float]]
+    window: tuple[int, int]
+    now_s: float
+    events: int
+    background_bytes: dict[int, float]
+    spans: Callable[[], Sequence[Span]]
+
+    @property
+    def iteration_s(self) -> float:
+        """Seconds per iteration."""
+        return steady_iteration_s(self.ends, *self.window)
+
+
+class Case:
+    """A schedule on a cluster, checked, folded and lowered once, to be simulated `times` times.
+
+    See `simulate` for what it is made of. What `run` returns depends on what it is given, not on what ran before, nor
+    on what runs beside it in another thread.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        model: ModelProfile,
+        cluster: Cluster,
+        costs: Callable[[int], CostModel],
+        *,
+        by_chance: bool,
+        fold_ranks: bool,
+        collectives: Collectives,
+        times: int,
+    ) -> None:
+        check(schedule, model)
+        if cluster.world_size != schedule.world_size:
+            raise InputError(
+                f"schedule {schedule.name} has {schedule.world_size} ranks, cluster {cluster.name} places "
+                f"{cluster.world_size}",
+                hint="build the schedule for the cluster's number of ranks, or set `nodes`",
+            )
+        self.schedule, self.cluster, self.costs, self.by_chance = schedule, cluster, costs, by_chance
+        stepwise = collectives is Collectives.STEPS and any(isinstance(op, Collective) for op in schedule.ops)
+        folds = fold_ranks and not by_chance and not stepwise
+        self.folding = fold(schedule, cluster) if folds else unfolded(cluster)
+        self.graph: Graph | None = None
+        self.lowered: Lowered
+        if stepwise or len(self.folding.classes) < cluster.world_size:
+            worth_it = False  # compiled code knows neither collectives step by step, nor folded ranks
         else:
-            found = steady_window(known) or even_window(known)
-        if not by_chance and found is None and len(known[0]) >= max(max_iterations, 2):
-            found = (len(known[0]) // 2 - 1, len(known[0]) - 1)
-        if found is None:
-            return False
-        ends, window = list(known), found
-        return True
+            worth_it = part_count(schedule) * times >= COMPILED_FROM and find_spec("numba") is not None
+        if worth_it:
+            from stanza_sim.simulate.graph import graph_of
 
-    engine.run(enough)
-    first, last = window
-    iteration_s = steady_iteration_s(ends, first, last)
-    working = [r for r in engine.ranks if r.actor.program.units]
-    timeline = Timeline(
-        spans=tuple(engine.spans),
-        iteration_end_s={r.actor.rank: tuple(e) for r, e in zip(working, ends, strict=True)},
-        multiplicity={r.actor.rank: r.actor.size for r in engine.ranks},
-    )
-    slower = None if variation is None else [variation.mean(a.rank, first + 1, last) for a in lowered.actors]
-    busy = demands(lowered, slower)
-    floor = bound_s(lowered, busy, slower)
-    if by_chance:  # some of the window's work may have been done before it
-        floor = min(floor, iteration_s)
-    for q, nbytes in engine.fabric.background_bytes().items():
-        busy[q] += nbytes * iteration_s / engine.clock.now
-    shares = [
-        min(1.0, d / (r.capacity * iteration_s)) if iteration_s > 0 else 0.0
-        for r, d in zip(lowered.resources, busy, strict=True)
-    ]
-    utilisation = {r.label: share for r, share in zip(lowered.resources, shares, strict=True)}
-    utilisation |= {cluster.links[q].label: shares[r] for q, r in lowered.links.items()}
-    waits = waiting(schedule, timeline, first, last)
-    return Prediction(
-        timeline=timeline,
-        iteration_s=iteration_s,
-        samples_per_s=schedule.global_batch / iteration_s if iteration_s > 0 else float("inf"),
-        exposed_comm_s=waits.exposed_comm_s,
-        idle_s=waits.idle_s,
-        bound_s=floor,
-        bottleneck=bottleneck(schedule, cluster, folding, lowered, busy, iteration_s),
-        cost_source=cost_source or costs(0).source,
-        utilisation=utilisation,
-        op_seconds=op_seconds(schedule, timeline, first, last),
-        sent_bytes={a.rank: sum(t[0] for t in a.traffic.values()) for a in lowered.actors},
-        received_bytes={a.rank: sum(t[1] for t in a.traffic.values()) for a in lowered.actors},
-        iterations=last + 1,
-        steady=by_chance or steady_window(ends) is not None,
-        settled=by_chance or (steady_window(ends) or even_window(ends)) is not None,
-        events=engine.events,
-    )
+            self.lowered = arrays = lower_to_arrays(schedule, model, cluster, self.folding, costs)
+            self.graph = graph_of(schedule, arrays)
+        else:
+            self.lowered = lower(schedule, model, cluster, self.folding, costs, stepwise=stepwise)
+
+    @property
+    def side_by_side(self) -> int:
+        """How many simulations are worth running at once, each in a thread of its own.
+
+        In plain Python that is one, since only one thread at a time gets on; compiled code takes as many as there are
+        cores, and memory for.
+        """
+        if self.graph is None:
+            return 1
+        return max(1, min(available_cores(), MOST_NODES // (2 * self.graph.size)))
+
+    def run(
+        self,
+        variation: Variation | None = None,
+        background: Sequence[BackgroundFlow] | None = None,
+        *,
+        max_iterations: int = 40,
+        stop: Event | None = None,
+    ) -> Outcome:
+        """Simulate with these draws, and the `background` traffic instead of the cluster's."""
+        ends: list[tuple[float, ...]] = []
+        window = (0, 0)
+
+        def enough(known: list[tuple[float, ...]]) -> bool:
+            nonlocal ends, window
+            if self.by_chance:  # iterations that look alike do not end it
+                found = (WARM_UP, WARM_UP + MEASURED) if len(known[0]) > WARM_UP + MEASURED else None
+            else:
+                found = steady_window(known) or even_window(known)
+                if found is None and len(known[0]) >= max(max_iterations, 2):
+                    found = (len(known[0]) // 2 - 1, len(known[0]) - 1)
+            if found is None:
+                return False
+            ends, window = list(known), found
+            return True
+
+        lowered = self.lowered
+        traffic = lowered.background if background is None else tuple(background)
+        if self.graph is not None and isinstance(lowered, ArrayLowered):
+            from stanza_sim.simulate.compiled import CompiledEngine
+
+            fast = CompiledEngine(self.graph, lowered, traffic, variation, stop)
+            fast.run(enough)
+            spans, now_s, events, passed = fast.log().spans, fast.now_s, fast.events, fast.background_bytes()
+        else:
+            engine = Engine(self.schedule, replace(lowered, background=traffic))
+            engine.variation = variation
+            engine.run(enough)
+            recorded = engine.spans
+            spans, now_s, events, passed = (
+                (lambda: recorded),
+                engine.clock.now,
+                engine.events,
+                engine.fabric.background_bytes(),
+            )
+        return Outcome(
+            variation=variation,
+            ends=ends,
+            window=window,
+            now_s=now_s,
+            events=events,
+            background_bytes=passed,
+            spans=spans,
+        )
+
+    def predict(self, outcome: Outcome, cost_source: str = "") -> Prediction:
+        """Return all that is to be known of an outcome."""
+        schedule, lowered, ends, by_chance = self.schedule, self.lowered, outcome.ends, self.by_chance
+        first, last = outcome.window
+        iteration_s = outcome.iteration_s
+        working = [a for a in lowered.actors if a.program.units]
+        timeline = Timeline(
+            spans=tuple(outcome.spans()),
+            iteration_end_s={a.rank: tuple(e) for a, e in zip(working, ends, strict=True)},
+            multiplicity={a.rank: a.size for a in lowered.actors},
+        )
+        drawn = outcome.variation
+        slower = None if drawn is None else [drawn.mean(a.rank, first + 1, last) for a in lowered.actors]
+        busy = demands(lowered, slower)
+        floor = bound_s(lowered, busy, slower)
+        if by_chance:  # some of the window's work may have been done before it
+            floor = min(floor, iteration_s)
+        for q, nbytes in outcome.background_bytes.items():
+            busy[q] += nbytes * iteration_s / outcome.now_s
+        shares = [
+            min(1.0, d / (r.capacity * iteration_s)) if iteration_s > 0 else 0.0
+            for r, d in zip(lowered.resources, busy, strict=True)
+        ]
+        utilisation = {r.label: share for r, share in zip(lowered.resources, shares, strict=True)}
+        utilisation |= {self.cluster.links[q].label: shares[r] for q, r in lowered.links.items()}
+        waits = waiting(schedule, timeline, first, last)
+        return Prediction(
+            timeline=timeline,
+            iteration_s=iteration_s,
+            samples_per_s=schedule.global_batch / iteration_s if iteration_s > 0 else float("inf"),
+            exposed_comm_s=waits.exposed_comm_s,
+            idle_s=waits.idle_s,
+            bound_s=floor,
+            bottleneck=bottleneck(schedule, self.cluster, self.folding, lowered, busy, iteration_s),
+            cost_source=cost_source or self.costs(0).source,
+            utilisation=utilisation,
+            op_seconds=op_seconds(schedule, timeline, first, last),
+            sent_bytes={a.rank: sum(t[0] for t in a.traffic.values()) for a in lowered.actors},
+            received_bytes={a.rank: sum(t[1] for t in a.traffic.values()) for a in lowered.actors},
+            iterations=last + 1,
+            steady=by_chance or steady_window(ends) is not None,
+            settled=by_chance or (steady_window(ends) or even_window(ends)) is not None,
+            events=outcome.events,
+        )
 
 
-def _engine(
-    schedule: Schedule,
-    model: ModelProfile,
-    cluster: Cluster,
-    folding: Folding,
-    costs: Callable[[int], CostModel],
-) -> Engine:
-    """The engine with the fabric that suits the number of messages."""
-    # The compiled fabric has neither staging nor token buckets.
-    plain = any(h.staging is not None for h in cluster.hosts) or any(k.bucket is not None for k in cluster.links)
-    if not plain and len(folding.classes) == cluster.world_size and message_count(schedule) >= COMPILED_FROM:
-        from stanza_sim.simulate import kernel
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
-        if kernel.COMPILED:
-            from stanza_sim.simulate.array_fabric import ArrayFabric
 
-            arrays = lower_to_arrays(schedule, model, cluster, folding, costs)
-            return Engine(schedule, arrays, fabric=lambda _, clock, listener: ArrayFabric(arrays, clock, listener))
-    return Engine(schedule, lower(schedule, model, cluster, folding, costs))
+def part_count(schedule: Schedule) -> int:
+    """What ranks do in one iteration, part by part: computations, sends, receives, shares in collectives, messages."""
+    total = message_count(schedule)
+    for op in schedule.ops:
+        if isinstance(op, Transfer):
+            total += len(schedule.group(op.src)) + len(schedule.group(op.dst))
+        else:
+            total += len(schedule.group(op.ranks))
+    return total
 
 
 def steady_window(ends: Sequence[Sequence[float]]) -> tuple[int, int] | None:
@@ -255,67 +365,3 @@ def even_window(ends: Sequence[Sequence[float]]) -> tuple[int, int] | None:
         if abs(late - early) > EVEN * late:
             return None
     return last - half, last
-
-
-def demands(lowered: Lowered, slower: Sequence[float] | None = None) -> list[float]:
-    """Work that one iteration puts on each resource: bytes on links, core-seconds, device-seconds.
-
-    `slower` are factors on the computations of each class.
-    """
-    total = [0.0] * len(lowered.resources)
-    if isinstance(lowered, ArrayLowered):
-        for load, nbytes in zip(lowered.messages.loads, lowered.messages.bytes_by_load(), strict=True):
-            for q, demand in load.usage:
-                total[q] += nbytes * demand
-    for k, a in enumerate(lowered.actors):
-        factor = 1.0 if slower is None else slower[k]
-        for load in a.loads.values():
-            for q, demand in load.usage:
-                total[q] += factor * load.work * demand
-        others = [load for ms in a.messages.values() for m in ms for load in m.loads]
-        others += [load for c in a.copies.values() for load in (c.out, c.into) if load is not None]
-        for load in others:
-            for q, demand in load.usage:
-                total[q] += load.work * demand
-    for ring in lowered.rings.values():
-        for q, demand in ring.load.usage:
-            total[q] += ring.load.work * demand
-    return total
-
-
-def bound_s(lowered: Lowered, busy: Sequence[float], slower: Sequence[float] | None = None) -> float:
-    """Seconds that no order of the same work can beat: the busiest resource, or the busiest lane of a rank."""
-    bounds = [d / r.capacity for r, d in zip(lowered.resources, busy, strict=True)]
-    for k, a in enumerate(lowered.actors):
-        factor = 1.0 if slower is None else slower[k]
-        lanes: dict[str, float] = {}
-        for u, load in a.loads.items():
-            lane = getattr(a.program.units[u].op, "lane", "main")
-            lanes[lane] = lanes.get(lane, 0.0) + factor * load.work
-        bounds.extend(lanes.values())
-    return max(bounds, default=0.0)
-
-
-def bottleneck(
-    schedule: Schedule,
-    cluster: Cluster,
-    folding: Folding,
-    lowered: Lowered,
-    busy: Sequence[float],
-    iteration_s: float,
-) -> str:
-    """Name the busiest resource in words, with the roles of the ranks on its host."""
-    if not lowered.resources or iteration_s <= 0:
-        return "nothing takes time"
-    shares = [d / (r.capacity * iteration_s) for r, d in zip(lowered.resources, busy, strict=True)]
-    share = max(shares)
-    tied = [r for r, s in zip(lowered.resources, shares, strict=True) if s >= share * (1 - REPEATS)]
-    resource = min(tied, key=lambda r: r.label)
-    host = next((i for i, h in enumerate(cluster.hosts) if resource.label.startswith(h.name + " ")), None)
-    if host is None:
-        return f"{resource.label}, {min(share, 1):.0%} busy"
-    here = [r for r, p in enumerate(cluster.placement) if p.host == host]
-    roles = [g.name for g in schedule.groups if any(r in g.ranks for r in here) and "." not in g.name]
-    alike = len(folding.host_classes[folding.host_class_of[host]]) - 1
-    who = " + ".join(roles) + (f", {alike} more like it" if alike else "")
-    return f"{resource.label} ({who}), {min(share, 1):.0%} busy"

@@ -7,11 +7,16 @@ starts when both ends have posted it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stanza_sim.simulate.fabric import Clock, Fabric
-from stanza_sim.simulate.lower import Load, StepProgram
+from stanza_sim.simulate.fabric import Clock, Fabric, SmallFabric
+from stanza_sim.simulate.lower import Load, Lowered, Resource, StepProgram
+
+SETTLED = 1e-3
+"""Rounds of collectives repeat when ranks leave them as they left the one before, to within this share of a round."""
+MOST_ROUNDS = 4
+"""The last of them is taken as it is; those of every algorithm here repeat from the second or third on."""
 
 Done = Callable[[int, int, str, float], None]
 """(class, iteration, op, when its first message began to move): the class is through with the collective."""
@@ -115,3 +120,82 @@ class Stepping:
             queue.iteration, queue.position = queue.iteration + 1, 0
         self._done(a, run.iteration, run.name, run.start_s.get(a, self._clock.now))
         self._advance(a)
+
+
+def back_to_back_s(
+    resources: Sequence[Resource], programs: Sequence[StepProgram], post_s: Mapping[int, float], *, rounds: int
+) -> float:
+    """Run collectives of one group over and over on idle `resources`; return how long a round takes, in seconds.
+
+    A rank joins the next collective `post_s[rank]` seconds after it is through with one, so those that leave a
+    collective first are in the next one first, as in training, where all compute equally long in between; that time is
+    not counted. The first round counts that they leave as they left the one before (the first, as they joined it: all
+    at once), or the last of at most `rounds`. Behind it the next one is under way, unless there is one round only.
+    """
+    return _Rounds(resources, programs, post_s, rounds).length_s()
+
+
+class _Silent:
+    """Listens to a fabric that has no messages of its own."""
+
+    def sent(self, a: int, i: int, u: int, start_s: float) -> None:
+        """See `Listener.sent`."""
+
+    def arrived(self, a: int, i: int, u: int, start_s: float) -> None:
+        """See `Listener.arrived`."""
+
+    def iterations_done(self, a: int) -> int:
+        """See `Listener.iterations_done`."""
+        return 0
+
+
+class _Rounds:
+    """Collectives of one group, again and again, with nothing beside them."""
+
+    def __init__(
+        self,
+        resources: Sequence[Resource],
+        programs: Sequence[StepProgram],
+        post_s: Mapping[int, float],
+        rounds: int,
+    ) -> None:
+        self._clock = Clock()
+        self._fabric = SmallFabric(Lowered(resources=list(resources), actors=[], rings={}), self._clock, _Silent())
+        order = [(str(k), program) for k, program in enumerate(programs)]
+        self._stepping = Stepping(self._clock, self._fabric, self._through, order)
+        self._members, self._post_s, self._count = programs[0].actors, post_s, len(programs)
+        self._rounds = min(rounds, MOST_ROUNDS)
+        self._joining_s = max(post_s[a] for a in self._members)
+        self._ends: dict[int, dict[int, float]] = {-1: dict.fromkeys(self._members, 0.0)}  # by round and member
+        self._length_s = 0.0
+        self._stop = self._clock.env.event()
+
+    def length_s(self) -> float:
+        """See `back_to_back_s`."""
+        for a in self._members:
+            self._stepping.join(a, 0, 0)
+        self._fabric.settle()
+        self._clock.env.run(until=self._stop)
+        return self._length_s
+
+    def _through(self, a: int, iteration: int, name: str, _: float) -> None:
+        """Member `a` is through with a collective, and joins the next."""
+        iteration, position = divmod(iteration * self._count + int(name) + 1, self._count)
+        if not position:
+            self._ended(a, iteration - 1)
+        if not self._stop.triggered and (position or self._rounds > 1):
+            self._clock.after(self._post_s[a], lambda: self._stepping.join(a, iteration, position))
+
+    def _ended(self, a: int, iteration: int) -> None:
+        """A member is through with a round; once all are, stop if the next would be like it."""
+        ends = self._ends.setdefault(iteration, {})
+        ends[a] = self._clock.now
+        if len(ends) < len(self._members) or self._stop.triggered:
+            return
+        before = self._ends.pop(iteration - 1)
+        last, last_before = self._clock.now, max(before.values())
+        joining_s = self._joining_s * (self._count - (not iteration))  # of the first, all have joined
+        self._length_s = last - last_before - joining_s
+        moved = (abs((last - ends[m]) - (last_before - before[m])) for m in self._members)
+        if iteration + 1 >= self._rounds or max(moved) <= SETTLED * self._length_s:
+            self._stop.succeed()

@@ -12,10 +12,12 @@ collective computes while it moves data is not varied.
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import exp, log1p, sqrt
 from statistics import NormalDist, median
+from threading import Event
 from typing import TYPE_CHECKING
 
 from stanza_sim.cluster.cluster import Cluster
@@ -23,7 +25,8 @@ from stanza_sim.cluster.routing import mix
 from stanza_sim.errors import InputError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
-from stanza_sim.simulate.run import Collectives, Prediction, Repeats, simulate
+from stanza_sim.simulate.background import BackgroundFlow
+from stanza_sim.simulate.run import Case, Collectives, Outcome, Prediction, Repeats, collector_off
 
 if TYPE_CHECKING:
     from stanza_sim.simulate.costs import CostModel
@@ -110,40 +113,62 @@ def simulate_repeats(
 
     Background traffic that comes and goes does so differently in each. An iteration's time in one repeat is its mean
     over the repeat's iterations; `iteration_s` is the median over the repeats, and `Prediction.repeats` holds the
-    percentiles. All else is from the repeat in the middle (of an even number, the faster of the two).
+    percentiles. All else is from the repeat in the middle (of an even number, the faster of the two). Compiled code
+    runs repeats side by side on all cores; how many there are makes no difference to the answer.
     """
     if repeats < 1:
         raise InputError(f"{repeats} repeats", hint="there must be at least 1")
-    draws = (replace(variation, repeat=k) for k in range(repeats))
-    found = [
-        simulate(schedule, model, redrawn(cluster, v.repeat), costs, variation=v, collectives=collectives)
-        for v in draws
-    ]
-    if repeats == 1:
-        return found[0]
-    found.sort(key=lambda p: p.iteration_s)
-    times = [p.iteration_s for p in found]
-    middle = median(times)
-    return replace(
-        found[(repeats - 1) // 2],
-        iteration_s=middle,
-        samples_per_s=schedule.global_batch / middle if middle > 0 else float("inf"),
-        events=sum(p.events for p in found),
-        repeats=Repeats(count=repeats, p5_s=percentile(times, 0.05), median_s=middle, p95_s=percentile(times, 0.95)),
-    )
+    with collector_off():
+        case = Case(
+            schedule,
+            model,
+            cluster,
+            costs,
+            by_chance=variation.varies or cluster.varies,
+            fold_ranks=True,
+            collectives=collectives,
+            times=repeats,
+        )
+        found = _outcomes(case, variation, repeats)
+        if repeats == 1:
+            return case.predict(found[0])
+        found.sort(key=lambda o: o.iteration_s)
+        times = [o.iteration_s for o in found]
+        middle, p5_s, p95_s = median(times), percentile(times, 0.05), percentile(times, 0.95)
+        return replace(
+            case.predict(found[(repeats - 1) // 2]),
+            iteration_s=middle,
+            samples_per_s=schedule.global_batch / middle if middle > 0 else float("inf"),
+            events=sum(o.events for o in found),
+            repeats=Repeats(count=repeats, p5_s=p5_s, median_s=middle, p95_s=p95_s),
+        )
 
 
-def redrawn(cluster: Cluster, repeat: int) -> Cluster:
-    """Return `cluster` with other draws of the background traffic that comes and goes; as it is for repeat 0."""
-    if not repeat or not cluster.varies:
-        return cluster
-    links = []
-    for link in cluster.links:
-        there = link.background
-        if there is not None:
-            link = replace(link, background=replace(there, seed=mix(there.seed) ^ repeat))
-        links.append(link)
-    return replace(cluster, links=tuple(links))
+def _outcomes(case: Case, variation: Variation, repeats: int) -> list[Outcome]:
+    """Simulate `case` so often, with draws of their own: side by side where compiled code does it, on all cores."""
+    stop = Event()
+
+    def one(repeat: int) -> Outcome:
+        drawn = replace(variation, repeat=repeat) if variation.varies else None
+        traffic = [redrawn(flow, repeat) for flow in case.lowered.background]
+        return case.run(drawn, traffic, stop=stop)
+
+    workers = min(repeats, case.side_by_side)
+    if workers == 1:
+        return [one(k) for k in range(repeats)]
+    pool = ThreadPoolExecutor(workers)
+    try:
+        return list(pool.map(one, range(repeats)))
+    finally:  # also after Ctrl-C
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def redrawn(flow: BackgroundFlow, repeat: int) -> BackgroundFlow:
+    """Return `flow` with other draws of when it comes and goes; as it is for repeat 0."""
+    if not repeat:
+        return flow
+    return replace(flow, traffic=replace(flow.traffic, seed=mix(flow.traffic.seed) ^ repeat))
 
 
 def percentile(ascending: list[float], share: float) -> float:

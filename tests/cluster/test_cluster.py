@@ -96,9 +96,7 @@ def test_overrides_change_what_they_state_and_nothing_else(tmp_path: Path) -> No
     )
     plain = cluster.hosts[0]
     assert cluster.hosts[3] == replace(plain, name="n-3")
-    assert cluster.hosts[1] == replace(
-        plain, name="n-1", nic=replace(plain.nic, bandwidth_Bps=125e6), device_speed=0.5
-    )
+    assert cluster.hosts[1] == replace(plain, name="n-1", nic=replace(plain.nic, bandwidth_Bps=125e6), device_speed=0.5)
     assert cluster.hosts[2] == replace(
         plain,
         name="n-2",

@@ -70,9 +70,7 @@ def _all_pairs(cluster: Cluster) -> list[tuple[int, int]]:
         ("{kind: star}", COUNT, 1),
     ],
 )
-def test_symmetric_fabrics_have_one_class_of_hosts(
-    tmp_path: Path, fabric: str, host: str, pair_classes: int
-) -> None:
+def test_symmetric_fabrics_have_one_class_of_hosts(tmp_path: Path, fabric: str, host: str, pair_classes: int) -> None:
     cluster = load_text(tmp_path, fabric_text(fabric, host=host))
     orbits = _orbits(cluster)
     assert set(orbits.host_class) == {0}

@@ -49,9 +49,7 @@ TRAINING = Training(
     warmup=1,
     data="digits",
     seed=3,
-    optimizer=Optimizer(
-        lr=0.1, momentum=0.9, weight_decay=5e-3, schedule=LearningRate(kind="cosine", warmup=2)
-    ),
+    optimizer=Optimizer(lr=0.1, momentum=0.9, weight_decay=5e-3, schedule=LearningRate(kind="cosine", warmup=2)),
 )
 
 

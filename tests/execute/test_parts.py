@@ -173,9 +173,7 @@ def test_staging_copies_on_the_way_out_and_when_a_message_has_landed(monkeypatch
     monkeypatch.setattr(Transport, "__init__", lambda self: None)
     monkeypatch.setattr(Transport, "send", lambda self, t, dst, channel: posted.append(t))
     monkeypatch.setattr(Transport, "receive", lambda self, t, src, channel: Arrives(t))
-    monkeypatch.setattr(
-        Transport, "together", lambda self, sends, receives, channel: [Arrives(t) for t, _ in receives]
-    )
+    monkeypatch.setattr(Transport, "together", lambda self, sends, receives, channel: [Arrives(t) for t, _ in receives])
     staged = StagedTransport()  # type: ignore[call-arg]
     source = torch.arange(4.0)
     staged.send(source, 1, "x")

@@ -24,7 +24,15 @@ RUN_KEYS = [
     "error_pct",
 ]
 PREDICTED_KEYS = ["iteration_s", "samples_per_s", "exposed_comm_s", "bound_s", "bottleneck", "cost_source"]
-MEASURED_KEYS = ["iteration_s", "iteration_s_min", "iteration_s_max", "samples_per_s", "loss_first", "loss_last"]
+MEASURED_KEYS = [
+    "compute",
+    "iteration_s",
+    "iteration_s_min",
+    "iteration_s_max",
+    "samples_per_s",
+    "loss_first",
+    "loss_last",
+]
 
 
 def test_keys_and_values_of_the_json_object(make_row):
@@ -39,6 +47,7 @@ def test_keys_and_values_of_the_json_object(make_row):
     assert first["schedule_hash"] == make_row().schedule.digest()
     assert first["settings"] == {"overlap": True}
     assert first["predicted"]["iteration_s"] == 7.6e-3
+    assert first["measured"]["compute"] == "real"
     assert first["measured"]["iteration_s_max"] == 12.25e-3
     assert first["measured"]["loss_first"] == pytest.approx(2.0 - 0.05 * 4.5)
     assert first["measured"]["loss_last"] == pytest.approx(2.0 - 0.05 * 24.5)

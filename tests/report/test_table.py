@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from stanza_sim.execute.job import ComputeMode
 from stanza_sim.report.result import Result
 from stanza_sim.report.table import fixed, print_result
 
@@ -21,7 +22,7 @@ def test_a_row_with_its_measurement(make_row):
     text = printed(make_row(measured=True))
     head, _, tail = text.partition("    predicted less measured")
     assert head.splitlines() == [
-        "example: 2 nodes of star, fp32",
+        "example: 2 nodes of star, fp32, real compute",
         "",
         "net, 4 samples per worker",
         "strategy    nodes  iteration  samples/s  speed-up  exposed  bound",
@@ -38,6 +39,15 @@ def test_a_row_with_its_measurement(make_row):
         "    loss 1.77 -> 0.775, accuracy 95.3%",
         "costs: roofline V100, by hand",
     ]
+
+
+def test_emulated_compute_is_said_and_has_no_losses(make_row):
+    row = make_row(measured=True)
+    emulated = replace(row.measurement, compute=ComputeMode.EMULATED, losses=(), accuracy=None)
+    text = printed(replace(row, measurement=emulated))
+    assert text.splitlines()[0] == "example: 2 nodes of star, fp32, emulated compute"
+    assert "loss" not in text
+    assert "compute" not in printed(make_row()).splitlines()[0]
 
 
 def test_speed_up_is_against_the_first_row_of_the_same_model(make_row):

@@ -13,16 +13,14 @@ from stanza_sim import config
 from stanza_sim.cluster import Cluster, Nic, Traffic, load_cluster
 from stanza_sim.errors import InputError, RunError
 from stanza_sim.schedule import Schedule
-from stanza_sim.simulate import Prediction, simulate
-from stanza_sim.simulate import run as run_module
 from stanza_sim.simulate.background import BackgroundFlow, OnOff
 from stanza_sim.simulate.fabric import Clock
 from stanza_sim.simulate.fluid import Activity, FluidShare
 from stanza_sim.simulate.variation import Variation, simulate_repeats
-from tests.schedule.toys import SOME, ZERO, Costs, build, cluster, toy
+from tests.schedule.toys import SOME, ZERO, build, cluster
+from tests.simulate.messages import MODEL, on_arrays, refused, run, with_nic
 
 RATE = 1e6
-MODEL = toy(50)
 
 
 def server_of(workers: int) -> Schedule:
@@ -34,10 +32,6 @@ def star(ranks: int, background: Traffic | None, rate_Bps: float = RATE) -> Clus
     """The last rank's host, the server's, has background traffic on both sides."""
     nics = {ranks - 1: Nic(bandwidth_Bps=rate_Bps, background=background)}
     return cluster(ranks, nic=Nic(bandwidth_Bps=rate_Bps), nics=nics)
-
-
-def run(schedule: Schedule, on: Cluster, costs: Costs = ZERO, **more: object) -> Prediction:
-    return simulate(schedule, MODEL, on, lambda r: costs, **more)
 
 
 # ---- constant -------------------------------------------------------------------------------------------------------
@@ -69,7 +63,7 @@ def test_folded_or_not_and_on_arrays(strategy: str, monkeypatch: pytest.MonkeyPa
     folded = run(schedule, on, SOME)
     assert len(folded.sent_bytes) < 6
     whole = run(schedule, on, SOME, fold_ranks=False)
-    monkeypatch.setattr(run_module, "COMPILED_FROM", 0)
+    on_arrays(monkeypatch)
     arrays = run(schedule, on, SOME, fold_ranks=False)
     plain = run(schedule, cluster(6, nic=replace(nic, background=None)), SOME)
     assert folded.iteration_s > 1.1 * plain.iteration_s
@@ -131,7 +125,7 @@ def test_draws_are_seeded_and_alike_on_both_fabrics(monkeypatch: pytest.MonkeyPa
     assert len(small.sent_bytes) == 4  # nothing is folded
     assert run(schedule, on(1), SOME) == small
     assert run(schedule, on(2), SOME).iteration_s != small.iteration_s
-    monkeypatch.setattr(run_module, "COMPILED_FROM", 0)
+    on_arrays(monkeypatch)
     arrays = run(schedule, on(1), SOME)
     assert arrays.iteration_s == pytest.approx(small.iteration_s, rel=1e-9)
     for label, share in small.utilisation.items():
@@ -202,21 +196,13 @@ def test_an_activity_can_be_stopped() -> None:
 
 # ---- topologies -----------------------------------------------------------------------------------------------------
 
-STAR = config.find("topologies", "star").read_text()
-
-
-def write(tmp_path: Path, nic: str, more: str = "") -> Path:
-    path = tmp_path / "t.yaml"
-    path.write_text(STAR.replace("{rate: 10Gbps, ", f"{{rate: 10Gbps, {nic}, ") + more)
-    return path
-
 
 def test_a_topology_states_it(tmp_path: Path) -> None:
-    made = load_cluster(write(tmp_path, "background: 2Gbps", "overrides: {node-1: {nic: {background: 1Gbps}}}\n"))
+    made = load_cluster(with_nic(tmp_path, "background: 2Gbps", "overrides: {node-1: {nic: {background: 1Gbps}}}\n"))
     assert [link.background for link in made.links[:2]] == [Traffic(bandwidth_Bps=2.5e8 * 0.99)] * 2
     assert made.links[2].background == Traffic(bandwidth_Bps=1.25e8 * 0.99)
     assert not made.varies
-    made = load_cluster(write(tmp_path, "background: {rate: 2Gbps, on: 10ms, off: 30ms, seed: 4}"))
+    made = load_cluster(with_nic(tmp_path, "background: {rate: 2Gbps, on: 10ms, off: 30ms, seed: 4}"))
     assert made.links[7].background == Traffic(bandwidth_Bps=2.5e8 * 0.99, on_s=0.01, off_s=0.03, seed=4)
     assert made.varies
 
@@ -249,13 +235,11 @@ links: [{from: a, to: s}, {from: b, to: t}, {from: s, to: t, rate: 1Gbps, backgr
     ],
 )
 def test_what_a_topology_may_not_say(tmp_path: Path, nic: str, says: str) -> None:
-    with pytest.raises(InputError, match=says) as error:
-        load_cluster(write(tmp_path, nic))
-    assert "t.yaml" in str(error.value)
+    refused(with_nic(tmp_path, nic), says)
 
 
 def test_a_lower_rate_may_leave_no_room(tmp_path: Path) -> None:
-    path = write(tmp_path, "background: 2Gbps")
+    path = with_nic(tmp_path, "background: 2Gbps")
     assert load_cluster(path, rate_Bps=2.5e8).links[0].background is not None
     with pytest.raises(InputError, match="more background"):
         load_cluster(path, rate_Bps=1.25e8)

@@ -14,7 +14,7 @@ from stanza_sim.model.profile import BlockKind, ModelProfile
 from stanza_sim.schedule import Algorithm, Carrier, Collective, Schedule, parse
 from stanza_sim.schedule.phases import Tree
 from stanza_sim.simulate import Collectives, Prediction, simulate
-from stanza_sim.simulate.collectives import even_ends
+from stanza_sim.simulate.by_steps import even_ends
 from tests.schedule.random_schedules import legal_schedules
 from tests.schedule.toys import SOME, ZERO, Costs, block, build, cluster, toy
 

@@ -7,33 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from stanza_sim import config
 from stanza_sim.cluster import Cluster, Intra, IntraKind, Nic, Staging, load_cluster, star
-from stanza_sim.errors import InputError
-from stanza_sim.schedule import Collective, Schedule, parse
+from stanza_sim.schedule import Collective
 from stanza_sim.simulate import Collectives, Prediction, simulate
-from stanza_sim.simulate import run as run_module
 from stanza_sim.timeline import Span
-from tests.schedule.toys import SOME, ZERO, Costs, build, cluster, toy
+from tests.schedule.toys import SOME, ZERO, Costs, build, cluster
+from tests.simulate.messages import CHAIN, MODEL, ONE, changed_star, on_arrays, refused, run
 
-MODEL = toy(50)
-ONE = toy(1)
 RATE, COPY, LATE, WIRE = 1e6, 4e6, 1e-3, 1e-4
 SLOW = Costs(flops_s=1e-3)  # so that messages of two iterations do not meet
 STAGING = Staging(bandwidth_Bps=COPY, latency_s=LATE)
-
-CHAIN = """\
-schedule chain model=toy world=2 batch=1
-group a 0
-group b 1
-fc1: forward c1 @a
-fpool: forward pool @a after=fc1
-fc2: forward c2 @a after=fpool
-act: transfer act(c2)+labels a->b one-to-one nbytes=32 channel=act after=fc2
-ff1: forward f1 @b after=act
-ff2: forward f2 @b after=ff1
-loss: loss f2 @b after=ff2
-"""
 
 
 def staged(on: Cluster, *hosts: int) -> Cluster:
@@ -46,10 +29,6 @@ def wires(ranks: int, **more: object) -> Cluster:
     return cluster(ranks, nic=Nic(bandwidth_Bps=RATE, latency_s=WIRE), **more)
 
 
-def run(schedule: Schedule, on: Cluster, costs: Costs = ZERO, **more: object) -> Prediction:
-    return simulate(schedule, MODEL if schedule.name != "chain" else ONE, on, lambda r: costs, **more)
-
-
 def spans(p: Prediction, op: str, iteration: int) -> dict[str, Span]:
     return {s.side: s for s in p.timeline.spans if s.op == op and s.iteration == iteration}
 
@@ -58,7 +37,7 @@ def spans(p: Prediction, op: str, iteration: int) -> dict[str, Span]:
 def test_one_message_is_copied_sent_and_copied(hosts: tuple[int, ...]) -> None:
     n = 32
     on = wires(2)
-    p = run(parse(CHAIN), staged(on, *hosts) if hosts else on, SLOW)
+    p = run(CHAIN, staged(on, *hosts) if hosts else on, SLOW)
     copy_s, send_s = LATE + n / COPY, 2 * WIRE + n / RATE
     for i in range(3):
         found, (ready,) = spans(p, "act", i), spans(p, "fc2", i).values()
@@ -120,15 +99,14 @@ def test_own_steps_copy_what_they_move() -> None:
 
 def test_devices_of_one_host() -> None:
     """Over the loopback they go through memory; over NVLink they do not."""
-    schedule = parse(CHAIN)
     on = cluster(1, ranks_per_host=2)
-    plain, there = run(schedule, on, SLOW), run(schedule, staged(on), SLOW)
+    plain, there = run(CHAIN, on, SLOW), run(CHAIN, staged(on), SLOW)
     assert spans(there, "act", 0)["recv"].end_s == pytest.approx(
         spans(plain, "act", 0)["recv"].end_s + 2 * (LATE + 32 / COPY)
     )
     nvlink = Intra(kind=IntraKind.NVLINK, bandwidth_Bps=1e9)
     joined = star([replace(h, intra=nvlink) for h in on.hosts], ranks_per_host=2)
-    assert run(schedule, staged(joined)).iteration_s == run(schedule, joined).iteration_s
+    assert run(CHAIN, staged(joined)).iteration_s == run(CHAIN, joined).iteration_s
 
 
 def test_ranks_on_cores_copy_nothing() -> None:
@@ -138,23 +116,22 @@ def test_ranks_on_cores_copy_nothing() -> None:
 
 
 def test_many_messages_are_staged_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The compiled fabric has no staging, so it is not taken."""
+    """Compiled code copies as Python does."""
     schedule = build("parameter_server", MODEL, 4, placement="colocated", assignment="cut")
-    expected = run(schedule, staged(wires(4)), SOME, fold_ranks=False)
-    monkeypatch.setattr(run_module, "COMPILED_FROM", 0)
-    assert run(schedule, staged(wires(4)), SOME, fold_ranks=False) == expected
+    plain = run(schedule, staged(wires(4)), SOME, fold_ranks=False)
+    on_arrays(monkeypatch)
+    found = run(schedule, staged(wires(4)), SOME, fold_ranks=False)
+    assert found.iteration_s == pytest.approx(plain.iteration_s, rel=1e-9)
+    assert found.iteration_s > 1.1 * run(schedule, wires(4), SOME, fold_ranks=False).iteration_s
+    assert found.utilisation == pytest.approx(plain.utilisation, rel=1e-6)
 
 
 # ---- topologies -----------------------------------------------------------------------------------------------------
 
-STAR = config.find("topologies", "star").read_text()
-
 
 def test_a_topology_states_it(tmp_path: Path) -> None:
-    path = tmp_path / "t.yaml"
-    text = STAR.replace("    devices: [V100]\n", "    devices: [V100]\n    staging: {rate: 12GB/s, latency: 10us}\n")
-    path.write_text(text + "overrides: {node-1: {staging: {rate: 6GB/s}}}\n")
-    made = load_cluster(path)
+    old, more = "    devices: [V100]\n", "overrides: {node-1: {staging: {rate: 6GB/s}}}\n"
+    made = load_cluster(changed_star(tmp_path, old, f"{old}    staging: {{rate: 12GB/s, latency: 10us}}\n", more))
     assert made.hosts[0].staging == Staging(bandwidth_Bps=12e9, latency_s=10e-6)
     assert made.hosts[1].staging == Staging(bandwidth_Bps=6e9)
 
@@ -173,8 +150,4 @@ def test_a_topology_states_it(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_topology_may_not_say(tmp_path: Path, old: str, new: str, says: str) -> None:
-    path = tmp_path / "t.yaml"
-    path.write_text(STAR.replace(old, new))
-    with pytest.raises(InputError, match=says) as error:
-        load_cluster(path)
-    assert "t.yaml" in str(error.value)
+    refused(changed_star(tmp_path, old, new), says)

@@ -1,0 +1,43 @@
+"""What one rank does in a run: the part that differs between training and emulating it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from stanza_sim.execute.engine import Work
+from stanza_sim.execute.job import Array
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a run has to show beside its times."""
+
+    loss_sums: tuple[float, ...] = ()
+    accuracy: float | None = None
+    parameters: Mapping[str, Array] | None = None
+
+
+class Part(Protocol):
+    """What one rank does in a run."""
+
+    @property
+    def work(self) -> Work[Tensor]:
+        """What the units of its program do."""
+        ...
+
+    def start_thread(self) -> None:
+        """What every thread must do first."""
+        ...
+
+    def running(self) -> AbstractContextManager[bool]:
+        """Run within; gives whether real-time scheduling was granted."""
+        ...
+
+    def outcome(self) -> Outcome:
+        """What came of it; every rank calls this after the run."""
+        ...

@@ -1,0 +1,114 @@
+"""`run --execute --testbed`: one rank in each host's namespace, and nothing left behind, however it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from testbed_clusters import load, star_text
+
+from stanza_sim.testbed import Testbed
+
+pytestmark = pytest.mark.root
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENT = """\
+name: bed
+cluster: {topology}
+batch_per_worker: 8
+models: [{{model: "stanza_sim.execute.examples:digits_cnn", input_shape: [1, 8, 8]}}]
+strategies:
+  - {{strategy: parameter_server, label: server, settings: {{servers: 1}}}}
+  - {{strategy: all_reduce, label: ring}}
+training: {{iterations: 7, warmup: 2}}
+execute: {{compute: emulated}}
+"""
+
+
+class Run:
+    """A run in a testbed of its own name."""
+
+    def __init__(self, folder: Path, *args: str) -> None:
+        self.bed = Testbed(load(folder, star_text(name=f"run-{folder.name}"[:40], hosts=3, rate="200Mbps")))
+        (folder / "experiment.yaml").write_text(EXPERIMENT.format(topology=folder / "topology.yaml"))
+        command = [sys.executable, "-m", "stanza_sim", "run", "experiment.yaml", "--execute", "--testbed", *args]
+        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=env,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
+
+    def ranks(self) -> list[int]:
+        """Processes of ranks once all three are inside their namespaces, with their connections made."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self.process.poll() is None:
+            inside = [pid for pid in self.bed.processes() if "rank_main" in Path(f"/proc/{pid}/cmdline").read_text()]
+            if len(inside) == 3 and self.connected(inside[0]):
+                return inside
+            time.sleep(0.1)
+        raise AssertionError(f"no ranks in {self.bed.prefix}: {self.process.communicate()}")
+
+    def connected(self, pid: int) -> bool:
+        """Whether a process has connections to both other hosts over its namespace's interface."""
+        lines = Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]
+        peers = {fields[2].partition(":")[0] for fields in map(str.split, lines) if fields[3] == "01"}
+        return len(peers - {"0100007F"}) >= 2
+
+    def left(self) -> list[str]:
+        """Namespaces that are there."""
+        folder = Path("/run/netns")
+        return [p.name for p in folder.iterdir() if p.name.startswith(self.bed.prefix)] if folder.is_dir() else []
+
+
+def within(seconds: float, done: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if done():
+            return True
+        time.sleep(0.05)
+    return done()
+
+
+def test_what_is_predicted_is_measured(tmp_path):
+    run = Run(tmp_path, "--json")
+    out, err = run.process.communicate(timeout=110)
+    assert run.process.returncode == 0, err
+    assert run.left() == []
+    for row in json.loads(out)["runs"]:
+        assert row["measured"]["compute"] == "emulated"
+        # On loopback an iteration would take a tenth of this: the messages crossed the shaped links.
+        assert row["predicted"]["exposed_comm_s"] > 0.5 * row["predicted"]["iteration_s"]
+        assert abs(row["error_pct"]) < 12, row["label"]
+
+
+@pytest.mark.parametrize("how", ["rank", "launcher", "terminate", "interrupt"])
+def test_nothing_is_left_behind(tmp_path, how):
+    run = Run(tmp_path, "-o", "out", "--set", "training.iterations=100000")
+    ranks = run.ranks()
+    match how:
+        case "rank":
+            os.kill(ranks[1], signal.SIGKILL)
+        case "launcher":
+            run.process.kill()
+        case "terminate":
+            run.process.terminate()
+        case "interrupt":
+            run.process.send_signal(signal.SIGINT)
+    out, err = run.process.communicate(timeout=60)
+    status = {"rank": 1, "launcher": -signal.SIGKILL, "terminate": 128 + signal.SIGTERM, "interrupt": 130}[how]
+    assert (run.process.returncode, out) == (status, "")
+    assert "Traceback" not in err
+    if how == "rank":
+        assert "was ended by signal 9" in err
+    assert within(20, lambda: run.left() == [] and not any(Path(f"/proc/{pid}").exists() for pid in ranks))
+    assert {p.name for p in tmp_path.iterdir()} <= {"topology.yaml", "experiment.yaml", "cache"}
