@@ -35,6 +35,18 @@ Shape = tuple[object, ...]
 """What tells apart collectives of one schedule whose steps take different times."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Path:
+    """How long the longest path of a collective takes, and its busiest resource.
+
+    `in_step` says that the path says all: every rank is in the same step, doing alike.
+    """
+
+    seconds: float
+    in_step: bool
+    busiest_s: float
+
+
 @dataclass(slots=True)
 class _Known:
     """What has been found about the collectives of one schedule: their longest paths, and their times alone."""
@@ -54,7 +66,7 @@ def priced(work: Lowering, op: Collective) -> Ring:
         return Ring(actors=tuple(ranks), load=Load(work=0.0, usage=()))
     load = price.load()
     if not work.stepwise:  # there the steps take the time
-        load = taking(work, load, alone_s(work, op), price.path(moving=False).seconds)
+        load = taking(work, load, alone_s(work, op), price.path(moving=False)[0])
     return Ring(actors=tuple(ranks), load=load)
 
 
@@ -124,7 +136,9 @@ def _path(work: Lowering, op: Collective) -> _Path:
     """The longest path through the steps of `op`."""
     paths = _known.setdefault(work, _Known()).paths
     if (what := _shape(op)) not in paths:
-        paths[what] = _Price(work, op).path(moving=True)
+        price = _Price(work, op)
+        seconds, in_step = price.path(moving=True)
+        paths[what] = _Path(seconds=seconds, in_step=in_step, busiest_s=busiest_s(work, price.load()))
     return paths[what]
 
 
@@ -161,21 +175,25 @@ def _cut(work: Lowering, op: Collective, chunks: int) -> Collective:
 def _carried_out(work: Lowering, ops: Sequence[Collective], chunks: int) -> dict[Shape, float | None]:
     """What each of `ops`, cut to so many chunks, adds to a round of them; None for those of too many messages.
 
-    A round is shared out in proportion to their longest paths: an op that begins at some ranks before the last one is
-    through elsewhere has no time of its own.
+    An op that begins at some ranks before the last one is through elsewhere has no time of its own: of a round each
+    gets what its busiest resource needs, and of the rest as it takes longer than that alone.
     """
     cut = {_shape(o): o for o in (_cut(work, o, chunks) for o in ops)}
     group = work.s.group(ops[0].ranks)
     post_s = {r: work.cluster.host_of(r).nic.overhead_s for r in group}
     counts = {what: len(steps_of(o, group, work.s.itemsize)) for what, o in cut.items()}
     programs = {what: _program(work, o) for what, o in cut.items() if counts[what] <= MOST_MESSAGES}
-    rounds = MOST_MESSAGES // sum(counts.values())
-    if rounds < 2 or ops[0].kind is CollectiveKind.BROADCAST:
-        found = {what: back_to_back_s(work.resources, [p], post_s, rounds=1) for what, p in programs.items()}
-        return {what: found.get(what) for what in cut}
+    rounds = MOST_MESSAGES // sum(counts.values()) if ops[0].kind is not CollectiveKind.BROADCAST else 1
+    if rounds > 1 and len(cut) == 1:
+        return {what: back_to_back_s(work.resources, [p], post_s, rounds=rounds) for what, p in programs.items()}
+    alone = {what: back_to_back_s(work.resources, [p], post_s, rounds=1) for what, p in programs.items()}
+    if rounds < 2:
+        return {what: alone.get(what) for what in cut}
+    busiest = {what: _path(work, o).busiest_s for what, o in cut.items()}
     together_s = back_to_back_s(work.resources, [*programs.values()], post_s, rounds=rounds)
-    paths = {what: _path(work, o).seconds for what, o in cut.items()}
-    return {what: together_s * path_s / sum(paths.values()) for what, path_s in paths.items()}
+    rest_s = sum(alone.values()) - sum(busiest.values())
+    part = (together_s - sum(busiest.values())) / rest_s if rest_s > 0 else 0.0
+    return {what: busiest[what] + part * (seconds - busiest[what]) for what, seconds in alone.items()}
 
 
 @dataclass(slots=True)
@@ -186,14 +204,6 @@ class _Taken:
     cores: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     posts: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     messages: list[Step] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Path:
-    """How long the longest path takes, and whether it says all: every rank is in the same step, doing alike."""
-
-    seconds: float
-    in_step: bool
 
 
 class _Price:
@@ -265,10 +275,11 @@ class _Price:
         """Bytes of a message."""
         return (s.hi - s.lo) * self.work.s.itemsize
 
-    def path(self, *, moving: bool) -> _Path:
+    def path(self, *, moving: bool) -> tuple[float, bool]:
         """When the last rank is through, if nothing else moves; without `moving`, latencies and overheads only.
 
-        Messages of one step share its links evenly, each from when both its ends are in that step.
+        Messages of one step share its links evenly, each from when both its ends are in that step. Also returns whether
+        all ranks are in the same step at once, doing alike.
         """
         cluster, steps = self.work.cluster, self.taken()
         through: dict[int, float] = defaultdict(float)
@@ -299,7 +310,7 @@ class _Price:
         last = max(through.values(), default=0.0)
         if self.op.kind is not CollectiveKind.BROADCAST:  # those who leave first would be first in the next one
             in_step = in_step and last - min(through.values(), default=0.0) <= SETTLED * last
-        return _Path(seconds=last, in_step=in_step)
+        return last, in_step
 
     def _beside_links(self, step: _Taken, begins: list[float], ends: list[float]) -> None:
         """Let messages end no sooner than loopbacks and cores allow; those that a host's cores share, together."""

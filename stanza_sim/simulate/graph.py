@@ -390,7 +390,7 @@ class _Builder:
             missing=np.concatenate([full - before, full]),  # nothing comes before the first iteration
             successor_ptr=ptr,
             successor=successor.reshape(-1),
-            done_s=np.full(2 * size, np.nan),
+            done_s=np.zeros(0),
             full=np.tile(full, 2),
             report=np.tile(report, 2),
         )

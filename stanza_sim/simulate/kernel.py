@@ -149,7 +149,7 @@ def make_state(net: Net, nodes: Nodes) -> State:
         lowest=np.zeros(1),
         queue=np.zeros(n + 1, dtype=np.int32),
         starting=np.zeros(n + 1, dtype=np.int32),
-        limited_by=np.full(n, -1, dtype=np.int32),
+        limited_by=np.full(len(nodes.done_s), -1, dtype=np.int32),
         first_s=np.full(n, np.inf),
         reported=np.zeros(n + 1, dtype=np.int32),
     )
@@ -511,6 +511,7 @@ def happen(net: Net, nodes: Nodes, st: State, now: float) -> None:
     full, report, reported, first_s = nodes.full, nodes.report, st.reported, st.first_s
     load, users, class_demand = st.load, st.users, net.class_demand
     until = now + TIE * abs(now)
+    timed = len(done_s) > 0
     done = began = 0
     # Flows that end: their classes' clocks are set to the mark of the first of them.
     for b in range(len(block)):
@@ -528,7 +529,8 @@ def happen(net: Net, nodes: Nodes, st: State, now: float) -> None:
                 k = root[c]
                 root[c] = _pop_root(child, sibling, mark, k)
                 own[COUNT] -= 1.0
-                limited_by[k] = int(own[LIMIT])
+                if timed:
+                    limited_by[k] = int(own[LIMIT])
                 queue[done] = k
                 done += 1
             if root[c] >= 0:
@@ -575,7 +577,8 @@ def happen(net: Net, nodes: Nodes, st: State, now: float) -> None:
         while done > 0:
             done -= 1
             k = queue[done]
-            done_s[k] = now
+            if timed:
+                done_s[k] = now
             missing[k] = full[k]
             scalars[LEFT] -= 1
             scalars[EVENTS] += 1

@@ -37,7 +37,7 @@ class Nodes(NamedTuple):
     missing: I32
     successor_ptr: I64
     successor: I32
-    done_s: F64  # last completion, NaN before
+    done_s: F64  # when each completed, NaN before; empty if nobody asks, which saves time
     full: I32  # what `missing` is set to at completion, so that a node can be used again
     report: npt.NDArray[np.bool_]  # completions to be listed in `State.reported`
 
@@ -75,7 +75,7 @@ class State(NamedTuple):
     lowest: F64  # one entry: the least level of any class when all were last solved
     queue: I32  # scratch: completions of an instant
     starting: I32  # scratch: flows that begin at an instant
-    limited_by: I32  # per node: the link that limited its class when it completed, -1 for the class's cap or a gate
+    limited_by: I32  # per node of `Nodes.done_s`: the link that limited its class then, -1 for its cap or a gate
     first_s: F64  # per node: when the first of its predecessors that are flows was released
     reported: I32  # nodes of `Nodes.report` that completed and were not yet taken
 

@@ -37,6 +37,33 @@ def test_slurm_meets_on_the_first_node_at_a_port_of_the_job() -> None:
     assert (found.address, found.port) == ("head", 1234)
 
 
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("login", "login"),
+        ("gpu[3,7-8]", "gpu3"),
+        ("rack[1-2]n[01-02],other", "rack1n01"),
+        ("10.0.0.[7-8]", "10.0.0.7"),
+        ("b2,a[1-9]", "b2"),  # as Slurm orders them, not by name
+    ],
+)
+def test_all_ranks_of_a_step_on_several_nodes_meet_at_one_place(nodes: str, first: str) -> None:
+    found = [
+        place({**SLURM, "SLURM_PROCID": str(r), "SLURM_LOCALID": str(r % 2), "SLURM_STEP_NODELIST": nodes})
+        for r in range(8)
+    ]
+    assert [(p.rank, p.world_size, p.local_rank) for p in found if p] == [(r, 8, r % 2) for r in range(8)]
+    # The step's nodes, of which the job has others as well.
+    assert {(p.address, p.port) for p in found if p} == {(first, 20_000 + 45001 % 20_000)}
+
+
+def test_ports_of_two_jobs_differ_and_are_not_privileged() -> None:
+    ports = [p.port for n in range(45_000, 45_100) if (p := place({**SLURM, "SLURM_JOB_ID": str(n)}))]
+    assert len(set(ports)) == 100
+    assert min(ports) >= 20_000
+    assert max(ports) < 40_000
+
+
 def test_a_batch_script_or_a_single_task_is_no_launcher() -> None:
     assert place({k: v for k, v in SLURM.items() if k != "SLURM_STEP_ID"}) is None
     assert place({**SLURM, "SLURM_PROCID": "0", "SLURM_NTASKS": "1"}) is None
@@ -50,11 +77,31 @@ def test_a_batch_script_or_a_single_task_is_no_launcher() -> None:
         ({**TORCHRUN, "RANK": "4"}, "rank 4 is not one of a world of 4"),
         ({k: v for k, v in SLURM.items() if k != "SLURM_JOB_NODELIST"}, "SLURM_JOB_NODELIST is not set"),
         ({**SLURM, "SLURM_LOCALID": "-1"}, "SLURM_LOCALID=-1"),
+        ({**SLURM, "SLURM_PROCID": "8"}, "rank 8 is not one of a world of 8"),
+        ({**SLURM, "SLURM_JOB_NODELIST": "gpu[03-04"}, "brackets that do not match"),
+        ({**SLURM, "MASTER_PORT": "ssh"}, "MASTER_PORT=ssh"),
+        ({**SLURM, "SLURM_JOB_ID": "17_4"}, "SLURM_JOB_ID=17_4"),
     ],
 )
 def test_half_an_environment_is_refused(environment: dict[str, str], said: str) -> None:
     with pytest.raises(InputError, match=said):
         place(environment)
+
+
+@pytest.mark.parametrize("without", ["no", "empty"])
+@pytest.mark.parametrize(
+    ("whole", "name"),
+    [
+        *((TORCHRUN, name) for name in TORCHRUN),
+        *((SLURM, name) for name in ("SLURM_NTASKS", "SLURM_LOCALID", "SLURM_JOB_NODELIST")),
+    ],
+)
+def test_a_variable_that_is_missing_is_named(whole: dict[str, str], name: str, without: str) -> None:
+    half = {k: v for k, v in whole.items() if k != name} | ({name: ""} if without == "empty" else {})
+    with pytest.raises(InputError, match=f"{name} is not set, though (torchrun|Slurm)") as caught:
+        place(half)
+    assert caught.value.where == "environment"
+    assert "unset its other variables" in (caught.value.hint or "")
 
 
 @pytest.mark.parametrize(
