@@ -224,6 +224,8 @@ def check_connected(hosts: Sequence[Host], switches: int, fabric: Fabric, where:
                 names = f"{hosts[0].name} and {hosts[h].name}"
                 raise InputError(f"{names} are not connected", where=where, hint="add a cable on the way between them")
         return
+    if len(hosts) == 1:
+        return
     first_with: dict[frozenset[int], list[int]] = {}
     ports = set(fabric.attached).union(nic for nics in fabric.ports for nic in nics)
     roots = {port: frozenset(root(s) for s in port) for port in ports}

@@ -15,8 +15,8 @@ from stanza_sim.simulate.lower import Load, Lowered, Resource, StepProgram
 
 SETTLED = 1e-3
 """Rounds of collectives repeat when ranks leave them as they left the one before, to within this share of a round."""
-MOST_ROUNDS = 4
-"""The last of them is taken as it is; those of every algorithm here repeat from the second or third on."""
+MOST_ROUNDS = 16
+"""The last of them is taken as it is. Most algorithms repeat from the second on, ranks that share cores later."""
 
 Done = Callable[[int, int, str, float], None]
 """(class, iteration, op, when its first message began to move): the class is through with the collective."""

@@ -161,6 +161,10 @@ def test_multi_gpu() -> None:
     assert cluster.nic_links_of(1) == ((8, 9), (10, 11), (12, 13), (14, 15))
 
 
+def test_one_host_of_several_nics_is_a_cluster() -> None:
+    assert load_cluster("multi-gpu", nodes=1).world_size == 8
+
+
 def test_pcie_is_also_the_way_to_the_nic() -> None:
     nvlink = load_cluster("multi-gpu")
     hosts = []
