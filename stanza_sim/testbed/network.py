@@ -203,7 +203,7 @@ def _notes(cluster: Cluster) -> Iterator[str]:
         values = ", ".join(f"{value:g}" for value in sorted(off))
         yield f"payload gets {GOODPUT_SHARE:.3f} of a rate here; the topology says {values} (efficiency of NICs)"
     if any(host.devices for host in cluster.hosts):
-        yield "only the network is emulated: devices, their speeds and copies to them are not"
+        yield "a testbed emulates the network only; devices and their speeds are for --compute emulated"
     if cluster.world_size > len(cluster.hosts):
         yield "pairs of hosts share a link equally, however many ranks and connections they have"
 

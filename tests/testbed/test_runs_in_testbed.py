@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -33,11 +34,15 @@ execute: {{compute: emulated}}
 class Run:
     """A run in a testbed of its own name."""
 
-    def __init__(self, folder: Path, *args: str) -> None:
+    def __init__(self, folder: Path, *args: str, cache: Path | None = None) -> None:
         self.bed = Testbed(load(folder, star_text(name=f"run-{folder.name}"[:40], hosts=3, rate="200Mbps")))
         (folder / "experiment.yaml").write_text(EXPERIMENT.format(topology=folder / "topology.yaml"))
         command = [sys.executable, "-m", "stanza_sim", "run", "experiment.yaml", "--execute", "--testbed", *args]
-        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder / "cache")}
+        env = os.environ | {
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "XDG_CACHE_HOME": str(cache or folder / "cache"),
+        }
         self.process = subprocess.Popen(
             command,
             cwd=folder,
@@ -112,3 +117,29 @@ def test_nothing_is_left_behind(tmp_path, how):
         assert "was ended by signal 9" in err
     assert within(20, lambda: run.left() == [] and not any(Path(f"/proc/{pid}").exists() for pid in ranks))
     assert {p.name for p in tmp_path.iterdir()} <= {"topology.yaml", "experiment.yaml", "cache"}
+
+
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder on a file system of its own that has no room left."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], check=True)
+    try:
+        with (folder / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, full_disk):
+    run = Run(tmp_path, "-o", str(full_disk / "out"), cache=full_disk / "cache")
+    out, err = run.process.communicate(timeout=110)
+    assert (run.process.returncode, out) == (2, "")
+    assert "No space left on device" in err
+    assert "the calibration is not kept" in err
+    assert "Traceback" not in err
+    assert run.left() == []
+    assert [p.name for p in full_disk.rglob("*") if not p.is_dir()] == ["filler"]
