@@ -106,7 +106,7 @@ class Passes:
     def _find_label_order(self) -> dict[int, Tensor | None]:
         """For each micro-batch, how to pick the labels of the last block's samples from those at hand."""
         order: dict[int, Tensor | None] = {}
-        for m in range(self.schedule.microbatches):
+        for m in range(self.schedule.parts):
             rows = self.samples.rows.get((self.rank, self._names[-1], m))
             have = self.samples.label_rows.get((self.rank, m))
             if rows is not None and have is not None:
@@ -234,7 +234,7 @@ class Passes:
         parts = []
         for r in origin.ranks:
             if r == self.rank:
-                parts.append(values.outputs[block, microbatch])
+                parts.append(values.outputs[block, self._transfers[origin.transfer].microbatch])
             else:
                 parts.append(self._read(origin.transfer, r, ValueKind.ACT, values))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -244,13 +244,19 @@ class Passes:
             return values.gradients[block, microbatch]
         (source,) = origin.ranks
         if source == self.rank:
-            return self._rows_for(self.rank, block, microbatch, values)
+            return self._rows_for(self.rank, block, self._transfers[origin.transfer], values)
         return self._read(origin.transfer, source, ValueKind.ACTGRAD, values)
 
     def _labels(self, microbatch: int, iteration: int, values: _Generation) -> Tensor:
         labels = self._all_labels(microbatch, iteration, values)
         order = self._label_order[microbatch]
         return labels if order is None else labels[order]
+
+    def _labels_to_send(self, microbatch: int, iteration: int, values: _Generation) -> Tensor:
+        """A data rank sends its own labels on, whatever else has come to it under that number."""
+        if self.rank in self.schedule.data_ranks and microbatch < self.schedule.microbatches:
+            return self._own_batch(iteration, microbatch)[1]
+        return self._all_labels(microbatch, iteration, values)
 
     def _all_labels(self, microbatch: int, iteration: int, values: _Generation) -> Tensor:
         origin = self.samples.labels[self.rank, microbatch]
@@ -259,17 +265,17 @@ class Passes:
         parts = []
         for r in origin.ranks:
             if r == self.rank:
-                parts.append(self._own_batch(iteration, microbatch)[1])
+                parts.append(self._own_batch(iteration, self._transfers[origin.transfer].microbatch)[1])
             else:
                 parts.append(self._read(origin.transfer, r, ValueKind.LABELS, values))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def _rows_for(self, rank: int, block: str, microbatch: int, values: _Generation) -> Tensor:
-        """The gradient of `block`'s output for the samples of `rank`, from all that this rank computed."""
+    def _rows_for(self, rank: int, block: str, op: Transfer, values: _Generation) -> Tensor:
+        """The gradient of `block`'s output for those samples that `op` is to bring `rank`, from all computed here."""
         following = self._names[self._names.index(block) + 1]
-        have = self.samples.rows[self.rank, following, microbatch]
-        wanted = self.samples.rows[rank, block, microbatch]
-        gradient = values.gradients[block, microbatch]
+        have = self.samples.rows[self.rank, following, op.microbatch]
+        wanted = self.samples.rows[rank, block, op.landing]
+        gradient = values.gradients[block, op.microbatch]
         start = have.index(wanted[0])
         if have[start : start + len(wanted)] == wanted:
             return gradient[start : start + len(wanted)]
@@ -295,9 +301,9 @@ class Passes:
                 case ValueKind.ACT:
                     parts.append(values.outputs[v.name, op.microbatch])
                 case ValueKind.ACTGRAD:
-                    parts.append(self._rows_for(dst, v.name, op.microbatch, values))
+                    parts.append(self._rows_for(dst, v.name, op, values))
                 case _:
-                    parts.append(self._all_labels(op.microbatch, iteration, values))
+                    parts.append(self._labels_to_send(op.microbatch, iteration, values))
         flats = [p.contiguous().view(-1).view(torch.uint8) for p in parts]
         message = flats[0] if len(flats) == 1 else torch.cat(flats)
         values.sent[op.name, dst] = message

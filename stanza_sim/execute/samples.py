@@ -126,7 +126,7 @@ class _Follower:
                 self._forward(op, value)
 
     def _forward(self, op: Transfer, value: Value) -> None:
-        m = op.microbatch
+        m, landing = op.microbatch, op.landing
         before = dict(self.held)
         label_rows = dict(self.found.label_rows)
         for d in self.s.group(op.dst):
@@ -141,31 +141,30 @@ class _Follower:
                 gathered += rows
             origin = Origin(transfer=op.name, ranks=sources)
             if value.kind is ValueKind.ACT:
-                self.held[d, value.name, m] = origin, tuple(gathered)
+                self.held[d, value.name, landing] = origin, tuple(gathered)
             else:
-                self.found.labels[d, m], self.found.label_rows[d, m] = origin, tuple(gathered)
+                self.found.labels[d, landing], self.found.label_rows[d, landing] = origin, tuple(gathered)
 
     def _gradients(self, op: Transfer, value: Value) -> None:
-        m = op.microbatch
+        m, landing = op.microbatch, op.landing
         consumer = self.names[self.names.index(value.name) + 1]
         for d in self.s.group(op.dst):
             for s in self.s.sources(op, d):
-                wanted = self.found.rows[d, value.name, m]
+                wanted = self.found.rows[d, value.name, landing]
                 if not set(wanted) <= set(self.found.rows[s, consumer, m]):
                     raise self._fail(op, f"rank {s} does not have the gradients of all samples of rank {d}")
                 if s != d and len(wanted) != self.size:
                     raise self._fail(op, f"rank {d} awaits {value} of {len(wanted)} samples, not of {self.size}")
-                self.found.gradients[d, value.name, m] = Origin(transfer=op.name, ranks=(s,))
+                self.found.gradients[d, value.name, landing] = Origin(transfer=op.name, ranks=(s,))
 
     def _complete(self) -> None:
-        for m in range(self.s.microbatches):
-            everything = sorted(p for r in self.s.data_ranks for p in own_rows(self.s, r, m))
-            for name in self.names:
-                got = sorted(p for (_, n, i), rows in self.found.rows.items() if n == name and i == m for p in rows)
-                if got != everything:
-                    raise ScheduleError(
-                        f"block {name} computes {len(set(got))} of {len(everything)} samples"
-                        + (", some of them twice" if len(set(got)) < len(got) else ""),
-                        where=f"schedule {self.s.name}",
-                        hint="synchronous SGD computes every sample of the global batch once in every block",
-                    )
+        everything = list(range(self.s.global_batch))
+        for name in self.names:
+            got = sorted(p for rows in self.found.of_block(name) for p in rows)
+            if got != everything:
+                raise ScheduleError(
+                    f"block {name} computes {len(set(got))} of {len(everything)} samples"
+                    + (", some of them twice" if len(set(got)) < len(got) else ""),
+                    where=f"schedule {self.s.name}",
+                    hint="synchronous SGD computes every sample of the global batch once in every block",
+                )

@@ -76,7 +76,7 @@ class _DataFlow:
                 yield "sum", op.target
             case Transfer():
                 for value in op.values:
-                    yield "value", value, op.microbatch
+                    yield "value", value, op.landing
                     if value.kind is ValueKind.GRAD:
                         yield "push", value.name
             case Collective() if op.value.kind is ValueKind.GRAD:
@@ -99,12 +99,21 @@ class _DataFlow:
             raise self.fail(i, f"{value} is not there before it is used", missing, hint)
 
     def _need_gradients(self, i: int, at: int, bundle: str) -> None:
-        """The gradients of every tensor of `bundle`, for every micro-batch, must be computed at `at`."""
+        """The gradients of every tensor of `bundle`, for every micro-batch, must be computed at `at`.
+
+        A rank that takes samples as micro-batches of their own has the numbers of which it runs the forward pass.
+        """
         for block in self._blocks_of(bundle):
-            for m in range(self.s.microbatches):
-                if missing := self._missing(i, at, "weight gradient", block, m):
+            of_number = self._forward.get(block, {})
+            anywhere = 0
+            for m in range(self.s.parts):
+                needed = at & of_number.get(m, 0) if self.s.parts > self.s.microbatches else at
+                anywhere |= needed
+                if missing := self._missing(i, needed, "weight gradient", block, m):
                     message = f"grad({bundle}) needs the backward pass of {block}"
                     raise self.fail(i, message, missing, "name that op in after=")
+            if missing := at & ~anywhere:
+                raise self.fail(i, f"grad({bundle}) needs the backward pass of {block}", missing)
 
     def _blocks_of(self, bundle: str) -> list[str]:
         return [self.names[k] for k in sorted({self.block_of[t] for t in self.s.bundle(bundle).tensors})]
@@ -120,7 +129,8 @@ class _DataFlow:
                     self._need(i, at, Value(ValueKind.ACT, self.names[k - 1]), op.microbatch)
             case Phase.LOSS:
                 self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch)
-                away = at & ~self.atoms.mask(self.s.data_ranks)  # who draws samples has their labels
+                # Who draws samples has their labels.
+                away = at & ~self.atoms.mask(self.s.data_ranks) if op.microbatch < self.s.microbatches else at
                 self._need(i, away, Value(ValueKind.LABELS), op.microbatch)
             case Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT:
                 self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch)
@@ -151,6 +161,15 @@ class _DataFlow:
             self._in_place(i, at & ~root, op.value.name)
 
     # ---- parameters are written behind their readers ----------------------------------------------------------------
+
+    @cached_property
+    def _forward(self) -> dict[str, dict[int, int]]:
+        """For each block and micro-batch, the atoms that run its forward pass."""
+        found: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
+        for i, op in enumerate(self.s.ops):
+            if isinstance(op, Compute) and op.phase is Phase.FORWARD:
+                found[op.target][op.microbatch] |= self.atoms.gated[i]
+        return found
 
     @cached_property
     def _readers(self) -> dict[str, list[int]]:

@@ -70,6 +70,7 @@ class _Form:
         self.bundles = {b.name for b in schedule.bundles}
         self.masks: dict[str, Mask] = {}
         self.forward: dict[tuple[str, int], Mask] = {}  # (block, micro-batch): ranks that run it forward
+        self.arrived: dict[tuple[str, int], Mask] = {}  # (value, micro-batch of its own): ranks to which it is brought
 
     def fail(self, op: Op, message: str, hint: str | None = None) -> ScheduleError:
         return violation(self.s, op, message, hint)
@@ -182,8 +183,8 @@ class _Form:
             raise self.fail(op, f"{queue!r} is not a name for a {'lane' if isinstance(op, Compute) else 'channel'}")
         if op.name.endswith((".recv", ".sent")):
             raise self.fail(op, "an op's name may not end in .recv or .sent")
-        if not isinstance(op, Collective) and not 0 <= op.microbatch < self.s.microbatches:
-            raise self.fail(op, f"there are {self.s.microbatches} micro-batches, counted from 0")
+        if not isinstance(op, Collective) and not 0 <= op.microbatch < self.s.parts:
+            raise self.fail(op, f"there are {self.s.parts} micro-batches, counted from 0")
         for kind, names in (("after", op.after), ("after_previous", op.after_previous)):
             for text in names:
                 name, side = dependency(text)
@@ -237,6 +238,7 @@ class _Form:
             raise self.fail(op, "a transfer carries at least one value")
         for value in op.values:
             self._value_exists(op, value)
+        self._arrival(op)
         expected = sum(value_bytes(self.s, self.model, v, self.s.microbatches) for v in op.values)
         if op.nbytes != expected:
             raise self.fail(op, f"nbytes={op.nbytes}, but the values have {expected} bytes")
@@ -248,6 +250,32 @@ class _Form:
                 end, who = (op.dst, "goes to") if value.kind is ValueKind.GRAD else (op.src, "comes from")
                 if (self.mask(end) & ~self.mask(bundle.owners)).any():
                     raise self.fail(op, f"{value} {who} owners of the bundle ({bundle.owners}) only")
+
+    def _arrival(self, op: Transfer) -> None:
+        """What goes forward arrives under a number that no data rank uses, or it would hide the receiver's own."""
+        if op.arrives_as is None:
+            return
+        if op.arrives_as < 0:
+            raise self.fail(op, "micro-batches are counted from 0")
+        kinds = {value.kind for value in op.values}
+        if not kinds <= {ValueKind.ACT, ValueKind.ACTGRAD, ValueKind.LABELS}:
+            raise self.fail(
+                op, "gradients and parameters of a bundle are of no micro-batch", hint="leave out arrives_as"
+            )
+        if kinds & {ValueKind.ACT, ValueKind.LABELS}:
+            if op.arrives_as < self.s.microbatches:
+                hint = f"write arrives_as={self.s.microbatches} or more"
+                raise self.fail(op, f"micro-batch {op.arrives_as} is of the receiver's own samples", hint=hint)
+            at = self.mask(op.dst)
+            if op.pattern is Pattern.EXPLICIT:
+                at = np.isin(np.arange(self.s.world_size), [b for _, b in op.pairs])
+            for value in op.values:
+                key = str(value), op.arrives_as
+                there = self.arrived.setdefault(key, np.zeros_like(at))
+                if (there & at).any():
+                    rank = int((there & at).argmax())
+                    raise self.fail(op, f"{value} has arrived at rank {rank} as micro-batch {op.arrives_as} already")
+                self.arrived[key] = there | at
 
     def _collective(self, op: Collective) -> None:
         self._value_exists(op, op.value)

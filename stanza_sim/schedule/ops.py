@@ -151,6 +151,11 @@ class Transfer:
     `nbytes` is the size of one whole message; where a value is a cut bundle, each pair carries the owner's
     slice of it only. A pair (r, r) is a local dependency and no message. Among messages that are ready at one
     sender the lowest `priority` is posted first.
+
+    `microbatch` is the senders' number of the samples whose activations, gradients or labels travel. Receivers know
+    them by the same number, or by `arrives_as`: so a rank that computes for several others can take the samples of
+    each as micro-batches of their own, numbered from the schedule's `microbatches` on, and send back the gradients of
+    such a number as those of its receiver's micro-batch.
     """
 
     name: str
@@ -162,9 +167,15 @@ class Transfer:
     channel: str = "p2p"
     priority: int = 0
     microbatch: int = 0
+    arrives_as: int | None = None
     pairs: tuple[tuple[int, int], ...] = ()
     after: tuple[str, ...] = ()
     after_previous: tuple[str, ...] = ()
+
+    @property
+    def landing(self) -> int:
+        """The receivers' number of the micro-batch."""
+        return self.microbatch if self.arrives_as is None else self.arrives_as
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -152,6 +152,11 @@ class Schedule:
     # ---- samples ------------------------------------------------------------------------------------------
 
     @cached_property
+    def parts(self) -> int:
+        """Numbers of micro-batches: the `microbatches` of a data rank, and those as which others' samples arrive."""
+        return max([self.microbatches, *(op.landing + 1 for op in self.ops if isinstance(op, Transfer))])
+
+    @cached_property
     def data_ranks(self) -> Ranks:
         """Ranks that draw samples, in the order of the global batch: those that compute the first block."""
         first: str | None = None

@@ -56,6 +56,7 @@ def print_op(op: Op) -> str:
                 "channel": None if op.channel == "p2p" else op.channel,
                 "priority": op.priority or None,
                 "microbatch": op.microbatch or None,
+                "arrives_as": op.arrives_as,
                 "pairs": ",".join(f"{a}>{b}" for a, b in op.pairs) or None,
             }
         case Collective():
@@ -198,6 +199,7 @@ def parse_op(text: str) -> Op:
             channel=line.option("channel", "p2p"),
             priority=line.number("priority", 0),
             microbatch=line.number("microbatch", 0),
+            arrives_as=line.number("arrives_as") if "arrives_as" in line.options else None,
             pairs=tuple(pairs),
             after=line.names("after"),
             after_previous=line.names("after_previous"),

@@ -276,7 +276,8 @@ class Lowering:
                 return costs.update_s(nbytes)
             return costs.reduce_s(nbytes, self.contributions(op.target, rank))
         block = self.model.block(op.target)
-        samples = int(self.samples[op.target][rank]) * self.s.batch_per_worker // self.s.microbatches
+        share = int(self.samples[op.target, op.microbatch][rank])
+        samples = share * self.s.batch_per_worker // self.s.microbatches
         match op.phase:
             case Phase.FORWARD:
                 return costs.forward_s(block, samples)

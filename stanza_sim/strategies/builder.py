@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import replace
 from itertools import chain, count
 
 from stanza_sim.model.profile import Block, ModelProfile, ParamTensor
@@ -31,12 +32,23 @@ MIB = 1024 * 1024
 class Builder:
     """Collects groups, bundles and ops in program order; `finish` returns the schedule.
 
-    `fresh[block]` collects the ops after which a block's parameters are those of the next iteration.
+    `fresh[block]` collects the ops after which a block's parameters are those of the next iteration. With `numbered`
+    the names of passes end in the number of their micro-batch.
     """
 
-    def __init__(self, name: str, model: ModelProfile, world_size: int, batch_per_worker: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: ModelProfile,
+        world_size: int,
+        batch_per_worker: int,
+        *,
+        microbatches: int = 1,
+        numbered: bool = False,
+    ) -> None:
         self.name, self.model = name, model
         self.world_size, self.batch_per_worker = world_size, batch_per_worker
+        self.microbatches, self.numbered = microbatches, numbered
         self.groups: dict[str, Group] = {}
         self.bundles: dict[str, Bundle] = {}
         self.ops: list[Op] = []
@@ -72,8 +84,20 @@ class Builder:
         found = {self._block_of[t] for t in bundle.tensors}
         return [b.name for b in self.model.blocks if b.name in found]
 
+    def named(self, name: str, microbatch: int) -> str:
+        """`name`, with the number of the micro-batch where passes are numbered."""
+        return f"{name}/{microbatch}" if self.numbered else name
+
     def compute(
-        self, phase: Phase, target: str, ranks: str, *, after: Iterable[str] = (), lane: str = "main", name: str = ""
+        self,
+        phase: Phase,
+        target: str,
+        ranks: str,
+        *,
+        after: Iterable[str] = (),
+        lane: str = "main",
+        name: str = "",
+        microbatch: int = 0,
     ) -> str:
         """Add a computation and return its op name."""
         short = {
@@ -85,7 +109,19 @@ class Builder:
             Phase.UPDATE: "upd",
         }
         name = name or ("loss" if phase is Phase.LOSS else f"{short[phase]}.{target}")
-        self.ops.append(Compute(name=name, ranks=ranks, phase=phase, target=target, lane=lane, after=tuple(after)))
+        if not phase.on_bundle:
+            name = self.named(name, microbatch)
+        self.ops.append(
+            Compute(
+                name=name,
+                ranks=ranks,
+                phase=phase,
+                target=target,
+                microbatch=microbatch,
+                lane=lane,
+                after=tuple(after),
+            )
+        )
         return name
 
     def transfer(
@@ -99,10 +135,12 @@ class Builder:
         channel: str,
         priority: int = 0,
         after: Iterable[str] = (),
+        microbatch: int = 0,
+        arrives_as: int | None = None,
     ) -> str:
         """Add a transfer of whole `values` (sizes follow from the model) and return its op name."""
         schedule = self._partial()
-        nbytes = sum(value_bytes(schedule, self.model, v, 1) for v in values)
+        nbytes = sum(value_bytes(schedule, self.model, v, self.microbatches) for v in values)
         self.ops.append(
             Transfer(
                 name=name,
@@ -113,6 +151,8 @@ class Builder:
                 nbytes=nbytes,
                 channel=channel,
                 priority=priority,
+                microbatch=microbatch,
+                arrives_as=arrives_as,
                 after=tuple(after),
             )
         )
@@ -135,26 +175,27 @@ class Builder:
         )
         return name
 
-    def forward(self, blocks: Sequence[Block], ranks: str, *, after: Sequence[str] = ()) -> list[str]:
+    def forward(
+        self,
+        blocks: Sequence[Block],
+        ranks: str,
+        *,
+        after: Sequence[str] = (),
+        microbatch: int = 0,
+        lane: str = "main",
+    ) -> list[str]:
         """Add the forward pass through `blocks`; the first op also waits for `after`."""
         names: list[str] = []
         for b in blocks:
-            names.append(self.compute(Phase.FORWARD, b.name, ranks, after=[*(names[-1:] or after)]))
+            waits = names[-1:] or after
+            names.append(self.compute(Phase.FORWARD, b.name, ranks, after=waits, microbatch=microbatch, lane=lane))
         return names
 
     def set_fresh(self, fresh: dict[str, list[str]]) -> None:
         """Make each block's forward op wait for the ops of the previous iteration that renew its parameters."""
         for i, op in enumerate(self.ops):
             if isinstance(op, Compute) and op.phase is Phase.FORWARD and fresh.get(op.target):
-                self.ops[i] = Compute(
-                    name=op.name,
-                    ranks=op.ranks,
-                    phase=op.phase,
-                    target=op.target,
-                    lane=op.lane,
-                    after=op.after,
-                    after_previous=tuple(dict.fromkeys(fresh[op.target])),
-                )
+                self.ops[i] = replace(op, after_previous=tuple(dict.fromkeys(fresh[op.target])))
 
     def priority(self, bundle: Bundle) -> int:
         """Place of the bundle's first block in forward order: what the next forward pass needs first is least."""
@@ -167,6 +208,7 @@ class Builder:
             model=self.model.name,
             world_size=self.world_size,
             batch_per_worker=self.batch_per_worker,
+            microbatches=self.microbatches,
             itemsize=self.model.itemsize,
             groups=tuple(self.groups.values()),
             bundles=tuple(self.bundles.values()),
@@ -175,17 +217,7 @@ class Builder:
 
     def finish(self) -> Schedule:
         """The schedule of everything added so far."""
-        s = self._partial()
-        return Schedule(
-            name=s.name,
-            model=s.model,
-            world_size=s.world_size,
-            batch_per_worker=s.batch_per_worker,
-            itemsize=s.itemsize,
-            groups=s.groups,
-            bundles=s.bundles,
-            ops=tuple(self.ops),
-        )
+        return replace(self._partial(), ops=tuple(self.ops))
 
 
 def fuse(tensors: Sequence[ParamTensor], itemsize: int, first_bytes: int, cap_bytes: int) -> list[list[ParamTensor]]:

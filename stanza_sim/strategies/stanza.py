@@ -7,15 +7,17 @@ sent before the FC weight gradients, so that CONV workers wait as little as they
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field
 
 from stanza_sim.errors import InputError
-from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Pattern, Phase, Schedule, Value, ValueKind
+from stanza_sim.model.profile import Block, ModelProfile
+from stanza_sim.schedule import Phase, Schedule
 from stanza_sim.strategies.builder import MIB, Builder, exchange_by_all_reduce, exchange_by_servers
 from stanza_sim.strategies.collectives import Choice, CollectiveSettings
+from stanza_sim.strategies.separation import Separation, back_through_conv, cut_at, places, separate
 from stanza_sim.units import Size
 
 
@@ -24,8 +26,27 @@ class Settings(CollectiveSettings):
 
     fc_algorithm: Choice = Field(Choice.BACKEND, description="algorithm, for the all-reduce among several FC workers.")
     fc_workers: int = Field(1, ge=1, description="Nodes that train the FC part, each for its share of CONV workers.")
+    placement: Literal["dedicated", "colocated"] = Field(
+        "dedicated",
+        description="FC workers on nodes of their own, or beside CONV workers: then every node is a CONV worker.",
+    )
+    cut: str | None = Field(
+        None, description="Block that begins the FC part, for this strategy only; default: the model's boundary."
+    )
+    microbatches: int = Field(
+        1, ge=1, description="Parts of each batch: the CONV part computes one while the FC part computes another."
+    )
+    fc_compute: Literal["batch", "arrival"] = Field(
+        "batch",
+        description="An FC worker computes on all samples of its CONV workers at once, or on those of one at a time.",
+    )
     conv_exchange: Literal["all_reduce", "parameter_server"] = Field(
-        "all_reduce", description="How CONV gradients are exchanged; the parameter servers run on the FC workers."
+        "all_reduce", description="How CONV gradients are exchanged."
+    )
+    conv_servers: Literal["fc", "sharded", "single"] = Field(
+        "fc",
+        description="Parameter servers of the CONV part: on the FC workers, a shard beside every CONV worker, or one "
+        "beside the first CONV worker.",
     )
     overlap: bool = Field(True, description="Exchange CONV gradients while the backward pass goes on, or after it.")
     first_bucket: Size = Field(MIB, description="Size at which the first bucket of an all-reduce is closed.")
@@ -33,73 +54,33 @@ class Settings(CollectiveSettings):
 
 
 def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settings: Settings) -> Schedule:
-    """Return the schedule; raises `InputError` for a model without two parts or too few nodes.
+    """Return the schedule; raises `InputError` for a model without two parts, too few nodes, and what does not fit.
 
     Bytes per iteration from one CONV worker to its FC worker and back: B*(A*itemsize + 8) and B*A*itemsize, with A
     the boundary's floats per sample and B the batch per worker (labels are int64).
     """
-    k = settings.fc_workers
-    if not model.fc_blocks or not model.conv_blocks:
-        part = "FC" if not model.fc_blocks else "CONV"
+    model = cut_at(model, settings.cut)
+    conv_ranks, fc_ranks = places(world_size, settings.fc_workers, colocated=settings.placement == "colocated")
+    _require_used(settings)
+    m = settings.microbatches
+    if batch_per_worker % m:
+        divisors = [d for d in range(1, batch_per_worker + 1) if batch_per_worker % d == 0]
         raise InputError(
-            f"model {model.name} has no {part} part, so its layers cannot be separated",
-            where="stanza",
-            hint="set the model's `boundary` to the block that begins the FC part, or leave this strategy out",
+            f"a batch of {batch_per_worker} cannot be cut in {m} equal micro-batches",
+            where="stanza: microbatches",
+            hint=f"use one of {', '.join(map(str, divisors))}",
         )
-    conv_count = world_size - k
-    if conv_count < k:
-        raise InputError(
-            f"{k} FC workers of {world_size} nodes leave {max(conv_count, 0)} CONV workers",
-            where="stanza: fc_workers",
-            hint=f"each FC worker serves at least one CONV worker: use at most {world_size // 2} of {world_size} nodes",
-        )
-    settings.require_used("stanza")
-    for key, used, needs in (
-        ("algorithm", settings.conv_exchange == "all_reduce", "conv_exchange: all_reduce"),
-        ("fc_algorithm", k > 1, "fc_workers: 2 or more"),
-    ):
-        if not used and settings.choices()[key] is not Choice.BACKEND:
-            what, hint = f"{key} is for an all-reduce that does not take place", f"leave it out, or set {needs}"
-            raise InputError(what, where=f"stanza: {key}", hint=hint)
-    b = Builder("stanza", model, world_size, batch_per_worker)
-    conv = b.group("conv_worker", range(conv_count))
-    fc = b.group("fc_worker", range(conv_count, world_size))
-    boundary = model.conv_blocks[-1].name
-    pattern = Pattern.BLOCKED
-    forward = b.forward(model.conv_blocks, conv)
-    act = b.transfer(
-        "act",
-        conv,
-        fc,
-        pattern,
-        [Value(ValueKind.ACT, boundary), Value(ValueKind.LABELS)],
-        channel="act",
-        after=forward[-1:],
-    )
-    fc_forward = b.forward(model.fc_blocks, fc, after=[act])
-    before = b.compute(Phase.LOSS, model.blocks[-1].name, fc, after=fc_forward[-1:])
-    for block in reversed(model.fc_blocks):
-        before = b.compute(Phase.BACKWARD_INPUT, block.name, fc, after=[before])
-    actgrad = b.transfer(
-        "actgrad",
-        fc,
-        conv,
-        pattern,
-        [Value(ValueKind.ACTGRAD, boundary)],
-        channel="actgrad",
-        after=[before],
-    )
+    arrival = settings.fc_compute == "arrival"
+    b = Builder("stanza", model, world_size, batch_per_worker, microbatches=m, numbered=m > 1 or arrival)
+    conv, fc = b.group("conv_worker", conv_ranks), b.group("fc_worker", fc_ranks)
+    lane = "fc" if settings.placement == "colocated" else "main"
+    passes = separate(b, conv, fc, Separation(lane=lane, arrival=arrival))
     fresh: dict[str, list[str]] = {}
-    fc_ready: dict[str, str] = {}
-    for block in reversed(model.fc_blocks):
-        before = fc_ready[block.name] = b.compute(Phase.BACKWARD_WEIGHT, block.name, fc, after=[before])
-    _exchange_fc(b, model, fc, settings, fc_ready, fresh)
+    _exchange_fc(b, model.fc_blocks, fc, settings, lane, passes.ready, fresh)
 
-    before, ready = actgrad, {}
-    for block in reversed(model.conv_blocks):
-        before = ready[block.name] = b.compute(Phase.BACKWARD, block.name, conv, after=[before])
+    ready = back_through_conv(b, conv, passes.returned)
     if not settings.overlap:
-        ready = dict.fromkeys(ready, before)
+        ready = dict.fromkeys(ready, ready[model.conv_blocks[0].name])
     if settings.conv_exchange == "all_reduce":
         exchange_by_all_reduce(
             b,
@@ -114,12 +95,13 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
             fresh=fresh,
         )
     else:
+        servers = {"fc": fc, "sharded": conv}.get(settings.conv_servers) or b.group("server", conv_ranks[:1])
         conv_fresh: dict[str, list[str]] = {}
         exchange_by_servers(
             b,
             model.conv_blocks,
             conv,
-            fc,
+            servers,
             cut=True,
             overlap=settings.overlap,
             lane="server",
@@ -131,11 +113,31 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     return b.finish()
 
 
+def _require_used(settings: Settings) -> None:
+    """Raise `InputError` for settings that nothing would use."""
+    settings.require_used("stanza")
+    reduces = settings.conv_exchange == "all_reduce"
+    for key, used, needs in (
+        ("algorithm", reduces, "conv_exchange: all_reduce"),
+        ("fc_algorithm", settings.fc_workers > 1, "fc_workers: 2 or more"),
+    ):
+        if not used and settings.choices()[key] is not Choice.BACKEND:
+            what, hint = f"{key} is for an all-reduce that does not take place", f"leave it out, or set {needs}"
+            raise InputError(what, where=f"stanza: {key}", hint=hint)
+    if reduces and settings.conv_servers != "fc":
+        raise InputError(
+            "conv_servers is for parameter servers, and the CONV part is all-reduced",
+            where="stanza: conv_servers",
+            hint="leave it out, or set conv_exchange: parameter_server",
+        )
+
+
 def _exchange_fc(
     b: Builder,
-    model: ModelProfile,
+    blocks: Sequence[Block],
     fc: str,
     settings: Settings,
+    lane: str,
     ready: dict[str, str],
     fresh: dict[str, list[str]],
 ) -> None:
@@ -143,7 +145,7 @@ def _exchange_fc(
     if settings.fc_workers > 1:
         exchange_by_all_reduce(
             b,
-            model.fc_blocks,
+            blocks,
             fc,
             prefix="fc_bucket",
             first_bytes=settings.first_bucket,
@@ -151,11 +153,12 @@ def _exchange_fc(
             settings=settings,
             algorithm=settings.fc_algorithm,
             ready=ready,
+            lane=lane,
             fresh=fresh,
         )
         return
-    for block in reversed(model.fc_blocks):
+    for block in reversed(blocks):
         if block.tensors:
             bundle = b.bundle(block.name, block.tensors, fc)
-            update = b.compute(Phase.UPDATE, bundle.name, fc, after=[ready[block.name]])
+            update = b.compute(Phase.UPDATE, bundle.name, fc, after=[ready[block.name]], lane=lane)
             fresh[block.name] = [update]

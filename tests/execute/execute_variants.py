@@ -43,6 +43,32 @@ VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
     ("all-reduce-auto", AR, 5, {"algorithm": "auto", "small": "2kB", "first_bucket": "400B", "bucket": "2kB"}),
     ("stanza-2-algorithms", ST, 5, {"fc_workers": 2, "algorithm": "halving_doubling", "fc_algorithm": "tree"}),
     ("stanza-2-small-buckets", ST, 5, {"fc_workers": 2, "first_bucket": "100B", "bucket": "100B"}),
+    ("stanza-arrival", ST, 4, {"fc_compute": "arrival"}),
+    ("stanza-arrival-2-uneven", ST, 5, {"fc_workers": 2, "fc_compute": "arrival", "microbatches": 2}),
+    ("stanza-micro-batches", ST, 4, {"microbatches": 3}),
+    ("stanza-2-micro-batches", ST, 5, {"fc_workers": 2, "microbatches": 2, "conv_exchange": "parameter_server"}),
+    ("stanza-colocated", ST, 4, {"placement": "colocated"}),
+    ("stanza-colocated-2-uneven", ST, 5, {"placement": "colocated", "fc_workers": 2, "microbatches": 2}),
+    (
+        "stanza-colocated-arrival",
+        ST,
+        5,
+        {"placement": "colocated", "fc_workers": 2, "fc_compute": "arrival", "microbatches": 2},
+    ),
+    ("stanza-colocated-everywhere", ST, 3, {"placement": "colocated", "fc_workers": 3}),
+    (
+        "stanza-sharded",
+        ST,
+        5,
+        {"fc_workers": 2, "conv_exchange": "parameter_server", "conv_servers": "sharded", "microbatches": 2},
+    ),
+    (
+        "stanza-single-colocated",
+        ST,
+        4,
+        {"conv_exchange": "parameter_server", "conv_servers": "single", "placement": "colocated"},
+    ),
+    ("stanza-colocated-servers", ST, 4, {"conv_exchange": "parameter_server", "placement": "colocated"}),
 ]
 TRAINING = Training(
     iterations=5,
