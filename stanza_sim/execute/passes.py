@@ -20,7 +20,7 @@ from stanza_sim.execute.job import Training
 from stanza_sim.execute.readiness import GENERATIONS
 from stanza_sim.execute.samples import Origin, Samples
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, ValueKind
+from stanza_sim.schedule import Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, ValueKind, Wire
 from stanza_sim.schedule.legality import LABEL_BYTES
 
 Batch = Callable[[int], tuple[Tensor, Tensor]]
@@ -299,9 +299,9 @@ class Passes:
         for v in op.values:
             match v.kind:
                 case ValueKind.ACT:
-                    parts.append(values.outputs[v.name, op.microbatch])
+                    parts.append(values.outputs[v.name, op.microbatch].to(self._wire_dtype(op)))
                 case ValueKind.ACTGRAD:
-                    parts.append(self._rows_for(dst, v.name, op, values))
+                    parts.append(self._rows_for(dst, v.name, op, values).to(self._wire_dtype(op)))
                 case _:
                     parts.append(self._labels_to_send(op.microbatch, iteration, values))
         flats = [p.contiguous().view(-1).view(torch.uint8) for p in parts]
@@ -332,20 +332,24 @@ class Passes:
     def _read(self, transfer: str, src: int, kind: ValueKind, values: _Generation) -> Tensor:
         """The value of `kind` in the message of `transfer` from `src`."""
         op, position = self._transfers[transfer], 0
-        message = values.received[transfer, src]
+        message, dtype = values.received[transfer, src], self._wire_dtype(op)
         for v in op.values:
             if v.kind is ValueKind.LABELS:
                 nbytes = self._size * LABEL_BYTES
             else:
-                nbytes = self._size * self.model.block(v.name).output_numel * self.schedule.itemsize
+                nbytes = self._size * self.model.block(v.name).output_numel * dtype.itemsize
             if v.kind is kind:
                 part = message[position : position + nbytes]
                 if kind is ValueKind.LABELS:
                     return part.clone().view(torch.int64)  # a view would have to begin at a multiple of 8
                 shape = self._size, *self.model.block(v.name).output_shape
-                return part.view(self._dtype).view(shape)
+                return part.view(dtype).view(shape).to(self._dtype)
             position += nbytes
         raise RuntimeError(f"{transfer} carries no {kind}")
+
+    def _wire_dtype(self, op: Transfer) -> torch.dtype:
+        """The type in which activations and their gradients travel in `op`."""
+        return torch.bfloat16 if op.wire is Wire.BF16 else self._dtype
 
     @property
     def _dtype(self) -> torch.dtype:

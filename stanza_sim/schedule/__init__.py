@@ -17,6 +17,7 @@ from stanza_sim.schedule.ops import (
     Transfer,
     Value,
     ValueKind,
+    Wire,
     slice_bounds,
 )
 from stanza_sim.schedule.program import RankProgram, Unit, UnitKind, project
@@ -44,6 +45,7 @@ __all__ = [
     "UnitKind",
     "Value",
     "ValueKind",
+    "Wire",
     "check",
     "from_json",
     "parse",

@@ -17,6 +17,7 @@ from stanza_sim.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule.dataflow import check_data_flow, violation
 from stanza_sim.schedule.ops import (
+    BF16_BYTES,
     NAME,
     Algorithm,
     Carrier,
@@ -30,6 +31,7 @@ from stanza_sim.schedule.ops import (
     Transfer,
     Value,
     ValueKind,
+    Wire,
     dependency,
 )
 from stanza_sim.schedule.schedule import Schedule
@@ -40,14 +42,17 @@ LABEL_BYTES = 8
 """Bytes of one label: an int64 class index, as torch's cross entropy takes it."""
 
 
-def value_bytes(schedule: Schedule, model: ModelProfile, value: Value, microbatches: int) -> int:
+def value_bytes(
+    schedule: Schedule, model: ModelProfile, value: Value, microbatches: int, wire: Wire = Wire.NATIVE
+) -> int:
     """Bytes of one whole message that carries `value` of one worker (one micro-batch of its samples)."""
     samples = schedule.batch_per_worker // microbatches
     match value.kind:
         case ValueKind.GRAD | ValueKind.PARAM:
             return schedule.bundle(value.name).numel * schedule.itemsize
         case ValueKind.ACT | ValueKind.ACTGRAD:
-            return samples * model.block(value.name).output_numel * schedule.itemsize
+            itemsize = BF16_BYTES if wire is Wire.BF16 else schedule.itemsize
+            return samples * model.block(value.name).output_numel * itemsize
         case ValueKind.LABELS:
             return samples * LABEL_BYTES
 
@@ -239,7 +244,9 @@ class _Form:
         for value in op.values:
             self._value_exists(op, value)
         self._arrival(op)
-        expected = sum(value_bytes(self.s, self.model, v, self.s.microbatches) for v in op.values)
+        if op.wire is not Wire.NATIVE and not {v.kind for v in op.values} & {ValueKind.ACT, ValueKind.ACTGRAD}:
+            raise self.fail(op, "only activations and their gradients are rounded", hint=f"leave out wire={op.wire}")
+        expected = sum(value_bytes(self.s, self.model, v, self.s.microbatches, op.wire) for v in op.values)
         if op.nbytes != expected:
             raise self.fail(op, f"nbytes={op.nbytes}, but the values have {expected} bytes")
         for value in op.values:

@@ -96,6 +96,17 @@ class Layout(StrEnum):
     CUT = "cut"
 
 
+class Wire(StrEnum):
+    """How activations and their gradients travel: as they are, or rounded to bfloat16 and widened on arrival."""
+
+    NATIVE = "native"
+    BF16 = "bf16"
+
+
+BF16_BYTES = 2
+"""Bytes of a bfloat16."""
+
+
 @dataclass(frozen=True, slots=True)
 class Value:
     """A value at a rank: gradients or parameters of a bundle, output of a block or its gradient, labels."""
@@ -155,7 +166,8 @@ class Transfer:
     `microbatch` is the senders' number of the samples whose activations, gradients or labels travel. Receivers know
     them by the same number, or by `arrives_as`: so a rank that computes for several others can take the samples of
     each as micro-batches of their own, numbered from the schedule's `microbatches` on, and send back the gradients of
-    such a number as those of its receiver's micro-batch.
+    such a number as those of its receiver's micro-batch. `wire` says in what form activations and their gradients
+    travel; a local pair keeps them as they are.
     """
 
     name: str
@@ -168,6 +180,7 @@ class Transfer:
     priority: int = 0
     microbatch: int = 0
     arrives_as: int | None = None
+    wire: Wire = Wire.NATIVE
     pairs: tuple[tuple[int, int], ...] = ()
     after: tuple[str, ...] = ()
     after_previous: tuple[str, ...] = ()

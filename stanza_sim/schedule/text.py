@@ -34,6 +34,7 @@ from stanza_sim.schedule.ops import (
     Transfer,
     Value,
     ValueKind,
+    Wire,
 )
 from stanza_sim.schedule.ranks import Ranks
 from stanza_sim.schedule.schedule import Schedule
@@ -57,6 +58,7 @@ def print_op(op: Op) -> str:
                 "priority": op.priority or None,
                 "microbatch": op.microbatch or None,
                 "arrives_as": op.arrives_as,
+                "wire": None if op.wire is Wire.NATIVE else op.wire,
                 "pairs": ",".join(f"{a}>{b}" for a, b in op.pairs) or None,
             }
         case Collective():
@@ -200,6 +202,7 @@ def parse_op(text: str) -> Op:
             priority=line.number("priority", 0),
             microbatch=line.number("microbatch", 0),
             arrives_as=line.number("arrives_as") if "arrives_as" in line.options else None,
+            wire=line.choice(Wire, line.option("wire", Wire.NATIVE)),
             pairs=tuple(pairs),
             after=line.names("after"),
             after_previous=line.names("after_previous"),

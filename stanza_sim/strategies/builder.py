@@ -21,6 +21,7 @@ from stanza_sim.schedule.ops import (
     Transfer,
     Value,
     ValueKind,
+    Wire,
 )
 from stanza_sim.schedule.ranks import Ranks
 from stanza_sim.schedule.schedule import Schedule
@@ -137,10 +138,11 @@ class Builder:
         after: Iterable[str] = (),
         microbatch: int = 0,
         arrives_as: int | None = None,
+        wire: Wire = Wire.NATIVE,
     ) -> str:
         """Add a transfer of whole `values` (sizes follow from the model) and return its op name."""
         schedule = self._partial()
-        nbytes = sum(value_bytes(schedule, self.model, v, self.microbatches) for v in values)
+        nbytes = sum(value_bytes(schedule, self.model, v, self.microbatches, wire) for v in values)
         self.ops.append(
             Transfer(
                 name=name,
@@ -153,6 +155,7 @@ class Builder:
                 priority=priority,
                 microbatch=microbatch,
                 arrives_as=arrives_as,
+                wire=wire,
                 after=tuple(after),
             )
         )

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 from stanza_sim.errors import InputError
 from stanza_sim.model.profile import ModelProfile, with_boundary
-from stanza_sim.schedule import Pattern, Phase, Ranks, Value, ValueKind
+from stanza_sim.schedule import Pattern, Phase, Ranks, Value, ValueKind, Wire
 from stanza_sim.strategies.builder import Builder
 
 
@@ -75,10 +75,14 @@ def places(world_size: int, fc_workers: int, *, colocated: bool) -> tuple[list[i
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Separation:
-    """How the FC part is computed: in which lane, and whether the samples of each CONV worker by themselves."""
+    """How the FC part is computed: in which lane, and whether the samples of each CONV worker by themselves.
+
+    `wire` is the form in which activations and their gradients travel.
+    """
 
     lane: str
     arrival: bool
+    wire: Wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +122,7 @@ def separate(b: Builder, conv: str, fc: str, how: Separation) -> Passes:
                 after=forward[-1:],
                 microbatch=m,
                 arrives_as=piece.number if how.arrival else None,
+                wire=how.wire,
             )
     returned: dict[int, list[str]] = {}
     ready: dict[str, str] = {}
@@ -137,23 +142,30 @@ def separate(b: Builder, conv: str, fc: str, how: Separation) -> Passes:
             after=[before],
             microbatch=n,
             arrives_as=piece.microbatch if how.arrival else None,
+            wire=how.wire,
         )
         returned.setdefault(piece.microbatch, []).append(sent)
-        for block in reversed(model.fc_blocks):
+    for block in reversed(model.fc_blocks):
+        for piece in pieces:
             before = ready[block.name] = b.compute(
-                Phase.BACKWARD_WEIGHT, block.name, piece.fc, after=[before], microbatch=n, lane=how.lane
+                Phase.BACKWARD_WEIGHT, block.name, piece.fc, after=[before], microbatch=piece.number, lane=how.lane
             )
     return Passes(ready=ready, returned=returned)
 
 
-def back_through_conv(b: Builder, conv: str, returned: dict[int, list[str]]) -> dict[str, str]:
-    """Add the CONV part's backward passes; returns the op after which each block's gradients are complete."""
+def back_through_conv(b: Builder, conv: str, returned: dict[int, list[str]], *, eager: int) -> dict[str, str]:
+    """Add the CONV part's backward passes; returns the op after which each block's gradients are complete.
+
+    The first `eager` micro-batches go back one by one, the others together, block by block.
+    """
     ready: dict[str, str] = {}
-    for m in range(b.microbatches):
-        waits = returned[m]
+    waits = dict(returned)
+    together = range(min(eager, b.microbatches), b.microbatches)
+    for run in [*([m] for m in range(together.start)), together]:
         for block in reversed(b.model.conv_blocks):
-            ready[block.name] = b.compute(Phase.BACKWARD, block.name, conv, after=waits, microbatch=m)
-            waits = [ready[block.name]]
+            for m in run:
+                made = b.compute(Phase.BACKWARD, block.name, conv, after=waits[m], microbatch=m)
+                ready[block.name], waits[m] = made, [made]
     return ready
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from stanza_sim.errors import InputError
 from stanza_sim.model.profile import Block, ModelProfile
-from stanza_sim.schedule import Phase, Schedule
+from stanza_sim.schedule import Phase, Schedule, Wire
 from stanza_sim.strategies.builder import MIB, Builder, exchange_by_all_reduce, exchange_by_servers
 from stanza_sim.strategies.collectives import Choice, CollectiveSettings
 from stanza_sim.strategies.separation import Separation, back_through_conv, cut_at, places, separate
@@ -36,9 +36,18 @@ class Settings(CollectiveSettings):
     microbatches: int = Field(
         1, ge=1, description="Parts of each batch: the CONV part computes one while the FC part computes another."
     )
+    eager_backward: int = Field(
+        0,
+        ge=0,
+        description="So many micro-batches go backward through the CONV part one by one, the others block by block.",
+    )
     fc_compute: Literal["batch", "arrival"] = Field(
         "batch",
         description="An FC worker computes on all samples of its CONV workers at once, or on those of one at a time.",
+    )
+    activations: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="Activations and their gradients travel as they are, or rounded to bfloat16: half the bytes.",
     )
     conv_exchange: Literal["all_reduce", "parameter_server"] = Field(
         "all_reduce", description="How CONV gradients are exchanged."
@@ -70,15 +79,22 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
             where="stanza: microbatches",
             hint=f"use one of {', '.join(map(str, divisors))}",
         )
+    if settings.eager_backward > m:
+        raise InputError(
+            f"{settings.eager_backward} micro-batches cannot go backward one by one: there are {m}",
+            where="stanza: eager_backward",
+            hint=f"use at most {m}, or more microbatches",
+        )
     arrival = settings.fc_compute == "arrival"
     b = Builder("stanza", model, world_size, batch_per_worker, microbatches=m, numbered=m > 1 or arrival)
     conv, fc = b.group("conv_worker", conv_ranks), b.group("fc_worker", fc_ranks)
     lane = "fc" if settings.placement == "colocated" else "main"
-    passes = separate(b, conv, fc, Separation(lane=lane, arrival=arrival))
+    wire = Wire.BF16 if settings.activations == "bf16" else Wire.NATIVE
+    passes = separate(b, conv, fc, Separation(lane=lane, arrival=arrival, wire=wire))
     fresh: dict[str, list[str]] = {}
     _exchange_fc(b, model.fc_blocks, fc, settings, lane, passes.ready, fresh)
 
-    ready = back_through_conv(b, conv, passes.returned)
+    ready = back_through_conv(b, conv, passes.returned, eager=settings.eager_backward)
     if not settings.overlap:
         ready = dict.fromkeys(ready, ready[model.conv_blocks[0].name])
     if settings.conv_exchange == "all_reduce":

@@ -12,7 +12,7 @@ from stanza_sim.execute.protocol import RunTask
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule, check
 
-PS, AR, ST = "parameter_server", "all_reduce", "stanza"
+PS, AR, ST, LO = "parameter_server", "all_reduce", "stanza", "local"
 VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
     ("ps-1", PS, 4, {"servers": 1, "overlap": False}),
     ("ps-1-overlap", PS, 4, {"servers": 1}),
@@ -43,9 +43,11 @@ VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
     ("all-reduce-auto", AR, 5, {"algorithm": "auto", "small": "2kB", "first_bucket": "400B", "bucket": "2kB"}),
     ("stanza-2-algorithms", ST, 5, {"fc_workers": 2, "algorithm": "halving_doubling", "fc_algorithm": "tree"}),
     ("stanza-2-small-buckets", ST, 5, {"fc_workers": 2, "first_bucket": "100B", "bucket": "100B"}),
+    ("local", LO, 3, {}),
     ("stanza-arrival", ST, 4, {"fc_compute": "arrival"}),
     ("stanza-arrival-2-uneven", ST, 5, {"fc_workers": 2, "fc_compute": "arrival", "microbatches": 2}),
-    ("stanza-micro-batches", ST, 4, {"microbatches": 3}),
+    ("stanza-micro-batches", ST, 4, {"microbatches": 3, "eager_backward": 1}),
+    ("stanza-cut", ST, 4, {"cut": "classifier.4", "microbatches": 2, "eager_backward": 2}),
     ("stanza-2-micro-batches", ST, 5, {"fc_workers": 2, "microbatches": 2, "conv_exchange": "parameter_server"}),
     ("stanza-colocated", ST, 4, {"placement": "colocated"}),
     ("stanza-colocated-2-uneven", ST, 5, {"placement": "colocated", "fc_workers": 2, "microbatches": 2}),
@@ -70,6 +72,17 @@ VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
     ),
     ("stanza-colocated-servers", ST, 4, {"conv_exchange": "parameter_server", "placement": "colocated"}),
 ]
+ROUNDED: list[tuple[str, str, int, dict[str, object]]] = [
+    ("stanza-bf16", ST, 4, {"activations": "bf16"}),
+    ("stanza-bf16-arrival", ST, 5, {"activations": "bf16", "fc_workers": 2, "fc_compute": "arrival"}),
+    (
+        "stanza-bf16-colocated",
+        ST,
+        4,
+        {"activations": "bf16", "placement": "colocated", "microbatches": 2},
+    ),
+]
+"""Variants that round what they send: equal to SGD within a looser tolerance."""
 TRAINING = Training(
     iterations=5,
     warmup=1,
