@@ -208,13 +208,14 @@ class Pool:
                 elif answer.outcome is Outcome.FAILED:
                     failures[rank.rank] = str(answer.value)
             now = time.monotonic()
+            moved_s = max(r.moved_s for r in self._ranks)  # a rank that a schedule leaves idle waits for the others
             for rank in waiting:
                 if rank.rank in failures or rank.rank in values:
                     continue
                 # In a run a rank finds out by itself that nothing moves, and says what it waits for: leave it the time.
                 if now - rank.heard_s > max(timeout_s + GRACE_S, SILENCE_S):
                     failures[rank.rank] = f"did not answer for {now - rank.heard_s:.0f} s"
-                elif now - rank.moved_s > max(timeout_s + GRACE_S, START_S):
+                elif now - moved_s > max(timeout_s + GRACE_S, START_S):
                     failures[rank.rank] = f"did not get on for {now - rank.moved_s:.0f} s"
             if failures and deadline is None:
                 deadline = now + GRACE_S
