@@ -202,8 +202,8 @@ class Measurement:
     means per sample over the global batch, one for each iteration, warm-up included. `accuracy` is of the held-out
     part of the data after training (None where there is none). `sent_bytes[r]` and `received_bytes[r]` are what rank r
     passed to `torch.distributed` in all iterations; of a backend's collective they count what a ring moves
-    (`measure.collective_bytes`). `compute` says whether computations were emulated, and then there are no losses and no
-    accuracy; `realtime` whether all ranks ran under real-time scheduling.
+    (`stanza_sim.schedule.collectives.collective_bytes`). `compute` says whether computations were emulated, and then
+    there are no losses and no accuracy; `realtime` whether all ranks ran under real-time scheduling.
     """
 
     timeline: Timeline

@@ -8,38 +8,11 @@ from statistics import median
 
 from stanza_sim.errors import RunError
 from stanza_sim.execute.job import ComputeMode, Measurement, Message, RankReport, RunJob
-from stanza_sim.schedule import Carrier, Collective, CollectiveKind, Compute, Ranks, Transfer, UnitKind, project
-from stanza_sim.schedule.collectives import traffic
+from stanza_sim.schedule import Collective, Compute, Transfer, UnitKind, project
 from stanza_sim.timeline import Span, Timeline
 
 _End = tuple[str, int, int, int]
 """(op, iteration, source, destination) of a message."""
-
-
-def collective_bytes(op: Collective, ranks: Ranks, rank: int, itemsize: int) -> tuple[int, int]:
-    """Bytes that `rank` sends and receives in `op`: of its steps, or of a backend's collective by the closed form.
-
-    The closed form, with n ranks and S bytes, padded to n equal parts where it is cut: a ring all-reduce sends and
-    receives 2(n-1)/n S per rank, a reduce-scatter or all-gather (n-1)/n S. A broadcast is a chain from the root on, in
-    rank order: each but the last sends S, each but the root receives S. (gloo sends a broadcast along a binomial
-    tree: the same bytes in all, differently spread.)
-    """
-    n = len(ranks)
-    if n == 1:
-        return 0, 0
-    if op.by is Carrier.STEPS:
-        return traffic(op, ranks, itemsize)[rank]
-    part = -(-(op.nbytes // itemsize) // n) * itemsize
-    match op.kind:
-        case CollectiveKind.ALL_REDUCE:
-            moved = 2 * (n - 1) * op.nbytes // n
-            return moved, moved
-        case CollectiveKind.REDUCE_SCATTER | CollectiveKind.ALL_GATHER:
-            return (n - 1) * part, (n - 1) * part
-        case CollectiveKind.BROADCAST:
-            root = ranks.index(op.root) if op.root is not None else 0
-            place = (ranks.index(rank) - root) % n
-            return (op.nbytes if place < n - 1 else 0), (op.nbytes if place else 0)
 
 
 def merge(job: RunJob, reports: Sequence[RankReport]) -> Measurement:

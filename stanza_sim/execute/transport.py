@@ -16,10 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stanza_sim.execute.job import Backend
-from stanza_sim.execute.measure import collective_bytes
 from stanza_sim.execute.stepwise import run_stepwise
 from stanza_sim.schedule import Carrier, Collective, CollectiveKind, Schedule, Transfer
-from stanza_sim.schedule.collectives import RankStep, rank_steps, steps_of
+from stanza_sim.schedule.collectives import RankStep, collective_bytes, rank_steps, steps_of
 
 GroupKey = tuple[str, tuple[int, ...]]
 """(channel or empty, ranks): each channel of transfers has a group, and each set of ranks one for collectives."""

@@ -16,7 +16,7 @@ from math import inf
 
 from stanza_sim.cluster.cluster import Usage
 from stanza_sim.schedule import Carrier, Collective, CollectiveKind
-from stanza_sim.schedule.collectives import has_closed_form, traffic
+from stanza_sim.schedule.collectives import collective_bytes, has_closed_form, traffic
 from stanza_sim.simulate.by_steps import busiest_s, priced, stepped, taking
 from stanza_sim.simulate.fluid import usage_of
 from stanza_sim.simulate.fold import ring_order
@@ -34,14 +34,10 @@ def collective(work: Lowering, op: Collective) -> Ring:
 
 def moved(work: Lowering, op: Collective) -> dict[int, tuple[int, int]]:
     """Bytes that each rank sends and receives in `op`; of a backend's collective by the closed form, in whole bytes."""
+    ranks, itemsize = work.s.group(op.ranks), work.s.itemsize
     if op.by is Carrier.STEPS:
-        return traffic(op, work.s.group(op.ranks), work.s.itemsize)
-    order = ring_order(work.s, op)
-    n = len(order)
-    if op.kind is CollectiveKind.BROADCAST:
-        return {r: (op.nbytes * (r != order[-1]), op.nbytes * (r != order[0])) for r in order}
-    each = round(op.nbytes * (n - 1) / n) * (2 if op.kind is CollectiveKind.ALL_REDUCE else 1)
-    return dict.fromkeys(order, (each, each))
+        return traffic(op, ranks, itemsize)
+    return {r: collective_bytes(op, ranks, r, itemsize) for r in ranks}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

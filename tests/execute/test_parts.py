@@ -16,10 +16,11 @@ from stanza_sim.execute import data
 from stanza_sim.execute.dropout import CounterDropout, keep_mask
 from stanza_sim.execute.flat import sgd_step
 from stanza_sim.execute.job import Clock, LearningRate
-from stanza_sim.execute.measure import collective_bytes, iteration_durations
+from stanza_sim.execute.measure import iteration_durations
 from stanza_sim.execute.transport import StagedTransport, Transport
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, CollectiveKind, Ranks, Value, ValueKind
+from stanza_sim.schedule.collectives import collective_bytes
 
 
 def positions(*rows: int) -> torch.Tensor:

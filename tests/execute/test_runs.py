@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from stanza_sim.execute.job import Issue, Optimizer
 from stanza_sim.execute.launch import Pool
-from stanza_sim.execute.measure import collective_bytes
 from stanza_sim.execute.reference import largest_deviation, train
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, parse, project
+from stanza_sim.schedule.collectives import collective_bytes
 
 TOLERANCE = 1e-4
 BYTES_AND_SPANS = (
