@@ -1,7 +1,7 @@
 """One node trains alone, the others rest: what a cluster has to beat.
 
-Rank 0 draws `batch_per_worker` samples per iteration, holds the whole model and updates it; nothing crosses the network.
-Samples per second count its batch only, whatever the number of nodes: is the cluster worth it?
+Rank 0 draws `batch_per_worker` samples per iteration, holds the whole model and updates it; nothing crosses the
+network. Samples per second count its batch only, whatever the number of nodes: is the cluster worth it?
 """
 
 from __future__ import annotations
