@@ -38,6 +38,20 @@ STRATEGIES: dict[str, tuple[str, dict[str, object]]] = {
     "Stanza, servers": ("stanza", {"conv_exchange": "parameter_server"}),
     "two FC workers": ("stanza", {"fc_workers": 2}),
     "two FC workers, servers": ("stanza", {"fc_workers": 2, "conv_exchange": "parameter_server", "overlap": False}),
+    "Stanza, micro-batches": ("stanza", {"microbatches": 4, "eager_backward": 1, "activations": "bf16"}),
+    "two FC workers, arrival": ("stanza", {"fc_workers": 2, "fc_compute": "arrival", "microbatches": 2}),
+    "Stanza, co-located, shards": (
+        "stanza",
+        {
+            "placement": "colocated",
+            "conv_exchange": "parameter_server",
+            "conv_servers": "sharded",
+            "microbatches": 2,
+            "eager_backward": 2,
+        },
+    ),
+    "two co-located FC workers": ("stanza", {"placement": "colocated", "fc_workers": 2}),
+    "one node alone": ("local", {}),
 }
 
 CLUSTERS: dict[str, Callable[[int], Cluster]] = {
