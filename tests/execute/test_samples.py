@@ -10,6 +10,7 @@ from toys import build, toy
 from stanza_sim.errors import ScheduleError
 from stanza_sim.execute.samples import follow, own_rows
 from stanza_sim.schedule import Schedule, check, parse
+from stanza_sim.schedule.samples import data_rank_counts
 
 MODEL = toy()
 
@@ -36,6 +37,20 @@ def test_every_block_computes_the_global_batch_once(schedule: Schedule) -> None:
 def test_micro_batches_cut_the_own_samples() -> None:
     schedule = parse("schedule s model=m world=2 batch=4 microbatches=2\ngroup w 0-1\nf: forward x @w\n")
     assert [own_rows(schedule, 1, m) for m in (0, 1)] == [(4, 5), (6, 7)]
+
+
+def test_samples_that_arrive_are_computed_by_themselves() -> None:
+    schedule = build("stanza", MODEL, 4, fc_workers=2, placement="colocated", fc_compute="arrival", microbatches=2)
+    samples = follow(schedule, MODEL)
+    # Ranks 0 and 2 compute the FC part, each for itself and the next rank; numbers 0 and 1 are a rank's own.
+    assert [samples.rows[2, "f1", n] for n in (2, 3, 4, 5)] == [(8, 9), (12, 13), (10, 11), (14, 15)]
+    assert samples.rows[2, "c1", 1] == (10, 11)
+    assert samples.inputs[2, "f1", 4].ranks == (2,)
+    assert samples.gradients[2, "c2", 1].transfer == "actgrad/4"
+    assert samples.gradients[3, "c2", 1].transfer == "actgrad/5"
+    counts = data_rank_counts(schedule)
+    assert counts["f1", 4].tolist() == [1, 0, 1, 0]
+    assert counts["c2", 1].tolist() == [1, 1, 1, 1]
 
 
 def test_samples_computed_twice_are_refused() -> None:

@@ -26,6 +26,7 @@ from stanza_sim.schedule import (
     Transfer,
     Value,
     ValueKind,
+    Wire,
 )
 from stanza_sim.schedule.legality import value_bytes
 from stanza_sim.schedule.ops import CHUNK_BYTES
@@ -91,6 +92,8 @@ def printable_schedules(draw: st.DrawFn) -> Schedule:
                         channel=st.one_of(st.just("p2p"), NAMES),
                         priority=st.integers(-5, 9),
                         microbatch=st.integers(0, 3),
+                        arrives_as=st.one_of(st.none(), st.integers(-1, 9)),
+                        wire=st.sampled_from(Wire),
                         pairs=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=3).map(tuple),
                         **common,
                     ),

@@ -79,7 +79,38 @@ u: update wf1 @fc after=h.1
 bc: broadcast param(wf1) @fc nbytes=196 algorithm=ring root=2 after=u
 """
 
-BASES = {"servers": SERVERS, "separated": SEPARATED}
+# CONV workers 0 and 1; FC worker 2 computes the samples of each by themselves, as micro-batches 1 and 2.
+ARRIVAL = """\
+schedule s model=toy world=3 batch=4
+group conv 0-1
+group fc 2
+group first 0
+group second 1
+bundle wf1 numel=49 owners=fc tensors=f1.t0,f1.t1
+c: forward c1 @conv
+p: forward pool @conv after=c
+d: forward c2 @conv after=p
+act.1: transfer act(c2)+labels first->fc one-to-one nbytes=80 channel=act arrives_as=1 wire=bf16 after=d
+act.2: transfer act(c2)+labels second->fc one-to-one nbytes=128 channel=act arrives_as=2 after=d
+e.1: forward f1 @fc microbatch=1 after=act.1 after_previous=u
+f.1: forward f2 @fc microbatch=1 after=e.1
+l.1: loss f2 @fc microbatch=1 after=f.1
+g.1: backward f2 @fc microbatch=1 after=l.1
+h.1: backward_input f1 @fc microbatch=1 after=g.1
+back.1: transfer actgrad(c2) fc->first one-to-one nbytes=96 channel=back microbatch=1 arrives_as=0 after=h.1
+e.2: forward f1 @fc microbatch=2 after=act.2,h.1
+f.2: forward f2 @fc microbatch=2 after=e.2
+l.2: loss f2 @fc microbatch=2 after=f.2
+g.2: backward f2 @fc microbatch=2 after=l.2
+h.2: backward_input f1 @fc microbatch=2 after=g.2
+back.2: transfer actgrad(c2) fc->second one-to-one nbytes=96 channel=back microbatch=2 arrives_as=0 after=h.2
+w.1: backward_weight f1 @fc microbatch=1 after=h.2
+w.2: backward_weight f1 @fc microbatch=2 after=w.1
+b: backward c2 @conv after=back.1,back.2
+u: update wf1 @fc after=w.2
+"""
+
+BASES = {"servers": SERVERS, "separated": SEPARATED, "arrival": ARRIVAL}
 
 # name of the rule -> (base, what is replaced, by what, the message, the op that is shown)
 BROKEN: dict[str, tuple[str, str, str, str, str]] = {
@@ -203,6 +234,23 @@ BROKEN: dict[str, tuple[str, str, str, str, str]] = {
     "all-gather in place": ("servers", "uf1: update wf1 @worker after=rs\nag: all_gather param(wf1) @worker nbytes=196 "
                             "algorithm=ring after=uf1", "ag: all_gather param(wf1) @worker nbytes=196 algorithm=ring "
                             "after=ff2", "param(wf1) would be overwritten", "ag:"),
+    "a number of its own": ("arrival", "arrives_as=1 wire", "arrives_as=0 wire", "of the receiver's own", "act.1:"),
+    "one number each": ("arrival", "arrives_as=2", "arrives_as=1", "arrived at rank 2 as micro-batch 1", "act.2:"),
+    "counted from 0": ("arrival", "microbatch=2 arrives_as=0", "microbatch=2 arrives_as=-1", "from 0", "back.2:"),
+    "number of parameters": ("servers", "fan-out nbytes=120", "fan-out nbytes=120 arrives_as=1",
+                             "gradients and parameters of a bundle are of no micro-batch", "pull2:"),
+    "a number that nobody has": ("arrival", "e.2: forward f1 @fc microbatch=2", "e.2: forward f1 @fc microbatch=3",
+                                 "there are 3 micro-batches, counted from 0", "e.2:"),
+    "what has not arrived": ("arrival", "after=act.2,h.1", "after=h.1", "act(c2) is not there before", "e.2:"),
+    "labels that have not arrived": ("arrival", "act(c2)+labels second->fc one-to-one nbytes=128",
+                                     "act(c2) second->fc one-to-one nbytes=96", "labels is not there", "l.2:"),
+    "the gradient of its number": ("arrival", "after=back.1,back.2", "after=back.1",
+                                   "actgrad(c2) is not there before it is used (rank 1)", "b:"),
+    "every number": ("arrival", "u: update wf1 @fc after=w.2", "u: update wf1 @fc lane=x after=w.1",
+                     "grad(wf1) needs the backward pass of f1", "u:"),
+    "bytes of what is rounded": ("arrival", "nbytes=80", "nbytes=128", "the values have 80 bytes", "act.1:"),
+    "rounded parameters": ("servers", "fan-out nbytes=120", "fan-out nbytes=120 wire=bf16",
+                           "only activations and their gradients are rounded", "pull2:"),
 }  # fmt: skip
 
 
