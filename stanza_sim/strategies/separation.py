@@ -35,7 +35,7 @@ def cut_at(model: ModelProfile, cut: str | None) -> ModelProfile:
         within += [block.name for block in model.blocks if any(t.name.startswith(f"{cut}.") for t in block.tensors)]
         if within and not any(name.startswith(f"{cut}.") for name in names):
             raise InputError(
-                f"{cut} is inside block {within[0]} of model {model.name}: a cut there would be inside a branch",
+                f"{cut} is inside block {within[0]} of model {model.name}; a cut goes through no block and no branch",
                 where="stanza: cut",
                 hint=possible,
             )

@@ -25,6 +25,7 @@ BYTES_AND_SPANS = (
     "stanza-2-uneven-ps",
     "all-reduce",
     "stanza-2-algorithms",
+    "stanza-arrival-2-uneven",
     "all-reduce-by-uneven-hierarchy",
 )
 EVERY_KIND = """
@@ -95,7 +96,10 @@ def test_every_kind_of_collective_step_by_step_equals_sgd(pool: Pool, tiny: Mode
     assert (list(measured.sent_bytes), list(measured.received_bytes)) == (sent, received)
 
 
-@pytest.mark.parametrize("name", ["ps-2-cut", "colocated-cut", "stanza-2-uneven-ps", "stanza-1", "colocated-balanced"])
+@pytest.mark.parametrize(
+    "name",
+    ["ps-2-cut", "colocated-cut", "stanza-2-uneven-ps", "stanza-1", "colocated-balanced", "stanza-colocated-arrival"],
+)
 def test_issuing_in_order_equals_sgd_and_moves_the_same_bytes(pool: Pool, tiny: ModelProfile, name: str) -> None:
     _, strategy, world, chosen = next(v for v in VARIANTS if v[0] == name)
     job = job_of(tiny, schedule_of(tiny, strategy, world, chosen))
@@ -110,6 +114,7 @@ def test_issuing_in_order_equals_sgd_and_moves_the_same_bytes(pool: Pool, tiny: 
     [
         "colocated-cut",
         "stanza-2-uneven",
+        "stanza-colocated-arrival",
         "all-reduce-small-buckets",
         "all-reduce-by-ring",
         "all-reduce-by-halving-doubling",
