@@ -150,8 +150,8 @@ class _Follower:
         consumer = self.names[self.names.index(value.name) + 1]
         for d in self.s.group(op.dst):
             for s in self.s.sources(op, d):
-                wanted = self.found.rows[d, value.name, landing]
-                if not set(wanted) <= set(self.found.rows[s, consumer, m]):
+                wanted = self.found.rows.get((d, value.name, landing), ())
+                if not set(wanted) <= set(self.found.rows.get((s, consumer, m), ())):
                     raise self._fail(op, f"rank {s} does not have the gradients of all samples of rank {d}")
                 if s != d and len(wanted) != self.size:
                     raise self._fail(op, f"rank {d} awaits {value} of {len(wanted)} samples, not of {self.size}")

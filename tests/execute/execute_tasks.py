@@ -28,8 +28,14 @@ class Misbehave:
                     os.kill(os.getpid(), signal.SIGSTOP)
                 case "sleep":
                     time.sleep(600)
+                case "rest":  # while the other ranks get on
+                    time.sleep(2)
                 case "raise":
                     raise ValueError("seven is not a number")
                 case "input":
                     raise InputError("no such data", where="data 'x'", hint="try another")
+        elif self.how == "rest":
+            for _ in range(10):
+                beat()
+                time.sleep(0.2)
         return context.rank, os.getpid()

@@ -19,6 +19,7 @@ from execute_variants import job_of, run, schedule_of
 
 from stanza_sim.cluster import load_cluster
 from stanza_sim.errors import InputError, RunError
+from stanza_sim.execute import launch
 from stanza_sim.execute.environment import Place
 from stanza_sim.execute.launch import Pool
 from stanza_sim.execute.protocol import RankInfo
@@ -91,6 +92,16 @@ def test_a_rank_that_hangs_in_a_run_is_found_and_the_others_say_what_they_wait_f
         assert re.search(r"rank 0: nothing completed for 1.5 s; iteration \d+: ", text)
         assert re.search(r"rank 2: nothing completed for 1.5 s; iteration \d+: push\.\S+\.recv awaits messages", text)
         assert gone(stopped)
+
+
+def test_a_rank_may_rest_while_others_get_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Pool(2, timeout_s=1) as pool:
+        pool.start()
+        monkeypatch.setattr(launch, "START_S", 0.6)
+        monkeypatch.setattr(launch, "GRACE_S", 0.1)
+        assert [rank for rank, _ in pool.run(Misbehave(1, "rest"), timeout_s=0.5)] == [0, 1]
+        with pytest.raises(RunError, match=r"rank \d did not get on for \d+ s"):
+            pool.run(Misbehave(1, "sleep"), timeout_s=0.5)
 
 
 def test_no_orphan_is_left_when_the_parent_is_killed_or_interrupted() -> None:

@@ -138,7 +138,12 @@ def test_a_co_located_fc_worker_is_the_first_of_its_share() -> None:
             "a cut is at the beginning of a block: pool, c2",
         ),
         ("toy", {"cut": "c1"}, "a cut at c1, the first block, leaves no CONV part", "pool, c2, f1, f2"),
-        ("inception_v3", {"cut": "Mixed_5b.branch1x1"}, "is inside block Mixed_5b of model inception_v3; a cut goes through no", "Mixed_5c"),
+        (
+            "inception_v3",
+            {"cut": "Mixed_5b.branch1x1"},
+            "is inside block Mixed_5b of model inception_v3; a cut goes through no",
+            "Mixed_5c",
+        ),
         ("toy", {"microbatches": 3}, "a batch of 4 cannot be cut in 3 equal micro-batches", "use one of 1, 2, 4"),
         ("toy", {"eager_backward": 2}, "2 micro-batches cannot go backward one by one: there are 1", "at most 1"),
         ("toy", {"conv_servers": "single"}, "conv_servers is for parameter servers", "conv_exchange: parameter_server"),
