@@ -12,7 +12,7 @@ import pytest
 import simpy
 from typer.testing import CliRunner
 
-from stanza_sim import __version__, config
+from stanza_sim import __version__, config, strategies
 from stanza_sim.cli import app
 from stanza_sim.errors import RunError
 from stanza_sim.model import zoo
@@ -292,7 +292,7 @@ def test_execute_without_torch(small, tmp_path):
         ("model", list(zoo.names())),
         ("cluster", config.available("topologies")),
         ("device", config.available("devices")),
-        ("strategy", ["all_reduce", "parameter_server", "stanza"]),
+        ("strategy", strategies.names()),
     ],
 )
 def test_show_lists_what_there_is_and_shows_each(what, names):
@@ -300,7 +300,7 @@ def test_show_lists_what_there_is_and_shows_each(what, names):
     for name in names:
         result = call("show", what, name)
         assert result.exit_code == 0, result.output
-        assert len(result.stdout.splitlines()) > 3
+        assert len(result.stdout.splitlines()) > 3 or result.stdout == "it has no settings\n"
         assert max(map(len, result.stdout.splitlines())) <= 80
 
 

@@ -188,4 +188,7 @@ def _default(field: FieldInfo) -> str:
 def print_settings(settings: type[BaseModel], console: Console) -> None:
     """The keys that `settings:` of a strategy takes, with defaults."""
     rows = [(name, _default(field), field.description or "") for name, field in settings.model_fields.items()]
+    if not rows:
+        console.print("it has no settings")
+        return
     console.print(_table(("setting", "default", "meaning"), rows, texts=3))
