@@ -6,6 +6,7 @@ ranks build it on the meta device, where it takes no memory, and make room only 
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from stanza_sim.errors import InputError
 from stanza_sim.execute.dropout import CounterDropout
-from stanza_sim.execute.flat import FlatBundle
+from stanza_sim.execute.flat import FlatBundle, Storage, dtype_of
 from stanza_sim.execute.passes import HeldBlock
 from stanza_sim.model.extract import build_module, replace_dropout, split
 from stanza_sim.model.profile import ModelProfile
@@ -38,7 +39,10 @@ def holdings(schedule: Schedule, model: ModelProfile) -> Holdings:
     """Find out who holds what; raises `InputError` if a tensor is in no bundle, so that nobody would train it."""
     computes: dict[str, set[int]] = {b.name: set() for b in model.blocks}
     wholes: dict[str, set[int]] = {b.name: set() for b in schedule.bundles}
-    bundle_of = {t: b for b in schedule.bundles for t in b.tensors}
+    bundles_of: dict[str, list[Bundle]] = {}
+    for b in schedule.bundles:
+        for name in b.tensors:
+            bundles_of.setdefault(name, []).append(b)
     for op in schedule.ops:
         match op:
             case Compute(phase=Phase.REDUCE | Phase.UPDATE):
@@ -54,13 +58,14 @@ def holdings(schedule: Schedule, model: ModelProfile) -> Holdings:
     source: dict[str, int] = {}
     for block in model.blocks:
         for t in block.tensors:
-            if t.name not in bundle_of:
+            if t.name not in bundles_of:
                 raise InputError(
                     f"tensor {t.name} is in no bundle, so nobody would train it", where=f"schedule {schedule.name}"
                 )
-            wholes[bundle_of[t.name].name].update(computes[block.name])
+            for bundle in bundles_of[t.name]:
+                wholes[bundle.name].update(computes[block.name])
         if block.tensors:
-            source[block.name] = schedule.owners(bundle_of[block.tensors[0].name])[0]
+            source[block.name] = schedule.owners(bundles_of[block.tensors[0].name][0])[0]
         elif computes[block.name]:
             source[block.name] = min(computes[block.name])
     return Holdings(
@@ -81,15 +86,30 @@ def build(
     real = initialises or not any(p.is_meta for p in module.parameters())
     initial = {n: p.detach().clone() for n, p in module.named_parameters()} if real else {}
     flats: dict[str, FlatBundle] = {}
+    sharing = Counter(b.tensors for b in schedule.bundles)
+    storages: dict[tuple[str, ...], Storage] = {}
     for bundle in schedule.bundles:
         whole = rank in held.wholes[bundle.name]
         owner = rank in schedule.owners(bundle)
+        if whole and sharing[bundle.tensors] > 1 and bundle.tensors not in storages:
+            dtype = dtype_of(schedule.itemsize)
+            made = Storage(model, bundle.tensors, dtype, whole=True, gradients=True, device=device)
+            storages[bundle.tensors] = made
         if whole or owner:
-            flats[bundle.name] = FlatBundle(schedule, model, bundle, rank, whole=whole, gradients=whole, device=device)
+            flats[bundle.name] = FlatBundle(
+                schedule,
+                model,
+                bundle,
+                rank,
+                whole=whole,
+                gradients=whole,
+                device=device,
+                storage=storages.get(bundle.tensors) if whole else None,
+            )
     for bundle in schedule.bundles:
         _initialise(schedule, bundle, rank, held, flats.get(bundle.name), initial, device)
     blocks = []
-    bundle_of = {t: f for f in flats.values() for t in f.extents}
+    storage_of = {t: f.storage for f in flats.values() for t in f.storage.extents}
     for part in split(module, model):
         if rank != held.block_source.get(part.name) and rank not in held.computes[part.name]:
             continue
@@ -102,10 +122,10 @@ def build(
             continue
         parameters = []
         for name in part.parameters:
-            flat = bundle_of[name]
-            if flat.whole is None:
+            storage = storage_of[name]
+            if storage.whole is None:
                 raise RuntimeError(f"{name} is not whole at rank {rank}")
-            parameter = nn.Parameter(flat.view(flat.whole, name))
+            parameter = nn.Parameter(storage.view(storage.whole, name))
             path, _, leaf = name.rpartition(".")
             setattr(part.module.get_submodule(path), leaf, parameter)
             parameters.append((name, parameter))
@@ -141,6 +161,7 @@ def _initialise(
         raise RuntimeError(f"rank {rank} should hold {bundle.name}")
     if rank == root:
         values = torch.cat([initial[t].reshape(-1) for t in bundle.tensors])
+        values = values[bundle.start : bundle.start + bundle.numel]
         for r in holders:
             dist.send(values, r)
     else:

@@ -53,6 +53,22 @@ class Mover(Protocol[In]):
         ...
 
 
+class NamingMover(Protocol[In]):
+    """Moves the messages of channels with credit, whose order is known to the sender only."""
+
+    def send_named(self, tensor: In, dst: int, op: Transfer) -> Handle:
+        """Post the message of `op` to `dst`, and before it one that says which it is."""
+        ...
+
+    def receive_named(self, tensor: In, src: int, op: Transfer) -> Handle:
+        """Post the receipt of the message of `op` from `src`, which may be sent before or after others."""
+        ...
+
+    def next_name(self, src: int, channel: str) -> str:
+        """Wait until `src` says which op's message it sends next on `channel`, and return the op's name."""
+        ...
+
+
 class Work(Protocol[Out]):
     """What a rank's units do."""
 
@@ -111,6 +127,7 @@ class Inbox:
 
 class Engine(Generic[Payload]):
     """Runs `program` for `iterations` iterations. `start` is called in every thread first (device, thread count).
+    `naming` is needed where a channel has credit and messages are issued eagerly.
 
     After `run`, `spans` has (unit, iteration, start, end) of computations and collectives, `sends` and `receives`
     the messages, `iteration_end_s[i]` the last completion of iteration i at this rank.
@@ -123,12 +140,14 @@ class Engine(Generic[Payload]):
         work: Work[Payload],
         mover: Mover[Payload],
         *,
+        naming: NamingMover[Payload] | None = None,
         issue: Issue = Issue.EAGER,
         group_of: Callable[[Collective], Ranks],
         start: Callable[[], None] = lambda: None,
     ) -> None:
         self.program, self.iterations = program, iterations
         self._work, self._mover, self._start = work, mover, start
+        self._naming_mover = naming
         self._in_order = issue is Issue.IN_ORDER
         units, rank = program.units, program.rank
         self._peers: dict[int, list[int]] = {}
@@ -156,7 +175,9 @@ class Engine(Generic[Payload]):
         self._ready = Readiness(program, iterations, {i: len(p) for i, p in self._peers.items()}, self._protect())
         self._queue = SendQueue(units, self._senders)
         needed = {j for u in units for j in (*u.needs, *u.needs_previous)}
-        self._awaited_sends = {u.index for u in units if u.kind is UnitKind.SEND and u.index in needed}
+        self._awaited_sends = {
+            u.index for u in units if u.kind is UnitKind.SEND and (u.index in needed or self._transfer(u).credit)
+        }
         self._lock, self._posting = threading.Lock(), threading.Lock()
         self._inboxes: dict[tuple[str, str], Inbox] = {name: Inbox() for name in self._serial}
         self._inbox_of = {i: self._inboxes[name] for name, indices in self._serial.items() for i in indices}
@@ -217,7 +238,9 @@ class Engine(Generic[Payload]):
         if self._in_order:
             threads += [self._thread(self._issue, channel) for channel in self._channels]
         else:
-            threads += [self._thread(self._receive, *pair) for pair in self._sources]
+            for source, indices in self._sources.items():
+                any_order = self._transfer(self.program.units[indices[0]]).credit > 0
+                threads.append(self._thread(self._receive_any if any_order else self._receive, *source))
             waiters: set[tuple[int, str] | None] = {None} if self._senders else set()
             waiters |= {pair for pair, indices in self._senders.items() if self._awaited_sends & set(indices)}
             for pair in waiters:
@@ -330,7 +353,7 @@ class Engine(Generic[Payload]):
         op = self._transfer(self.program.units[key[1]])
         payload = self._work.outgoing(op, key[0], dst)
         self.sends.append(self._message(key, dst, self._work.nbytes(op, self.program.rank, dst)))
-        handle = self._mover.send(payload, dst, channel)
+        handle = self._naming.send_named(payload, dst, op) if op.credit else self._mover.send(payload, dst, channel)
         waiter = (dst, channel) if key[1] in self._awaited_sends else None
         self._waiters[waiter].put((handle, key))
 
@@ -348,6 +371,7 @@ class Engine(Generic[Payload]):
                 last = not self._unsent[key]
                 if last:
                     del self._unsent[key]
+                    self._queue.sent(key)
                     self._dispatch(self._ready.complete(key, now()))
             if last:
                 self._post()
@@ -373,6 +397,36 @@ class Engine(Generic[Payload]):
             handle, posted = ahead.popleft()
             handle.wait()
             self._arrived(self._record_arrival(posted))
+
+    def _receive_any(self, src: int, channel: str) -> None:
+        """Receive all messages from `src` on `channel`, a channel with credit, in the order in which they are sent.
+
+        They are posted as far ahead as buffers allow, each under its op's name, and `src` says which of them is next.
+        """
+        inbox = self._receivers[src, channel]
+        units = {self.program.units[i].op.name: self.program.units[i] for i in self._sources[src, channel]}
+        posted: dict[str, deque[tuple[Handle, Message]]] = {name: deque() for name in units}
+        ahead = 0  # iterations that are posted
+
+        def post(upto: int) -> int:
+            for iteration in range(ahead, upto):
+                for name, unit in units.items():
+                    op = self._transfer(unit)
+                    target = self._work.incoming(op, iteration, src)
+                    message = self._message((iteration, unit.index), src, self._work.nbytes(op, src, self.program.rank))
+                    posted[name].append((self._naming.receive_named(target, src, op), message))
+            return max(ahead, upto)
+
+        for _ in range(self.iterations * len(units)):
+            ahead = post(self._opened)
+            name = self._naming.next_name(src, channel)
+            while not posted[name]:  # of an iteration that has not been opened when last we looked
+                if ahead == self._opened:
+                    inbox.wait_for((ahead, OPENED))
+                ahead = post(self._opened)
+            handle, message = posted[name].popleft()
+            handle.wait()
+            self._arrived(self._record_arrival(message))
 
     def _issue(self, channel: str) -> None:
         """Issue the transfers of `channel` in program order, each op's sends and receives together."""
@@ -403,6 +457,12 @@ class Engine(Generic[Payload]):
                     self._arrived(self._record_arrival(message))
                 if send_key is not None:
                     self._complete(send_key, now())
+
+    @property
+    def _naming(self) -> NamingMover[Payload]:
+        if self._naming_mover is None:
+            raise RuntimeError("channels with credit need what names messages")
+        return self._naming_mover
 
     def _message(self, key: Key, peer: int, nbytes: int) -> Message:
         return Message(unit=key[1], iteration=key[0], peer=peer, nbytes=nbytes, posted_s=now())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, prod
 
 import torch
 from torch import Tensor
@@ -23,13 +23,51 @@ def dtype_of(itemsize: int) -> torch.dtype:
     return DTYPES[itemsize]
 
 
+class Storage:
+    """Tensors laid end to end: `whole` are their parameters where a rank computes with them or receives them.
+
+    The module's parameters are views of it. `gradients` has a vector for each generation, as long as `padded` elements.
+    Bundles of parts of the same tensors share one storage.
+    """
+
+    def __init__(
+        self,
+        model: ModelProfile,
+        tensors: tuple[str, ...],
+        dtype: torch.dtype,
+        *,
+        whole: bool,
+        gradients: bool,
+        device: torch.device,
+        padded: int = 0,
+    ) -> None:
+        shapes = {t.name: t.shape for b in model.blocks for t in b.tensors}
+        self.shapes = {name: shapes[name] for name in tensors}
+        self.extents: dict[str, tuple[int, int]] = {}
+        position = 0
+        for name in tensors:
+            numel = prod(shapes[name])
+            self.extents[name] = position, position + numel
+            position += numel
+        numel = max(position, padded)
+        self.whole = torch.zeros(numel, dtype=dtype, device=device) if whole else None
+        generations = range(GENERATIONS if gradients else 0)
+        self.gradients = tuple(torch.zeros(numel, dtype=dtype, device=device) for _ in generations)
+
+    def view(self, flat: Tensor, name: str) -> Tensor:
+        """The tensor `name` as a view of `flat`, which is `whole` or one of `gradients`."""
+        lo, hi = self.extents[name]
+        return flat[lo:hi].view(self.shapes[name])
+
+
 class FlatBundle:
     """What one rank holds of a bundle.
 
     `whole` is the flat parameter vector where the rank computes with it or receives it, padded so that all owners'
-    slices have one size; the module's parameters are views of it. `own` are the elements [lo, hi) that an owner
-    updates, a view of `whole` where there is one. `gradients` has one whole vector for each generation, `sums` the
-    reduced gradient of the own slice, `contributions[g][r]` what rank r sent.
+    slices have one size. It and `gradients` are views of `storage`, which a part of some tensors shares with the other
+    parts and which is made here if it is not given. `own` are the elements [lo, hi) that an owner updates, a view of
+    `whole` where there is one. `gradients` has one whole vector for each generation, `sums` the reduced gradient of
+    the own slice, `contributions[g][r]` what rank r sent.
     """
 
     def __init__(
@@ -42,6 +80,7 @@ class FlatBundle:
         whole: bool,
         gradients: bool,
         device: torch.device,
+        storage: Storage | None = None,
     ) -> None:
         owners = schedule.owners(bundle)
         self.bundle = bundle
@@ -54,7 +93,20 @@ class FlatBundle:
         self.lo, self.hi = slice_bounds(bundle.numel, parts, index)
         if not cut or not self.owner:
             self.lo, self.hi = 0, bundle.numel
-        self.whole = self.zeros(self.part * parts) if whole else None
+        if storage is None:
+            padded = self.part * parts
+            storage = Storage(
+                model,
+                bundle.tensors,
+                self.dtype,
+                whole=whole,
+                gradients=gradients,
+                device=device,
+                padded=padded,
+            )
+        self.storage = storage
+        mine = slice(bundle.start, bundle.start + self.part * parts)
+        self.whole = storage.whole[mine] if storage.whole is not None else None
         self.own = None
         self.own_padded = None
         if self.owner:
@@ -65,28 +117,13 @@ class FlatBundle:
             )
             self.own = self.own_padded[: self.hi - self.lo]
         self.velocity = self.zeros(self.hi - self.lo) if self.owner else None
-        self.gradients = tuple(self.zeros(self.part * parts) for _ in range(GENERATIONS)) if gradients else ()
+        self.gradients = tuple(g[mine] for g in storage.gradients)
         self.sums = tuple(self.zeros(self.part) for _ in range(GENERATIONS)) if self.owner else ()
         self.contributions: tuple[dict[int, Tensor], ...] = tuple({} for _ in range(GENERATIONS))
-        shapes = {t.name: t.shape for b in model.blocks for t in b.tensors}
-        self.extents: dict[str, tuple[int, int]] = {}
-        self.shapes = {name: shapes[name] for name in bundle.tensors}
-        position = 0
-        for name in bundle.tensors:
-            numel = 1
-            for n in shapes[name]:
-                numel *= n
-            self.extents[name] = position, position + numel
-            position += numel
 
     def zeros(self, numel: int) -> Tensor:
         """A vector of the bundle's type on its device."""
         return torch.zeros(numel, dtype=self.dtype, device=self.device)
-
-    def view(self, flat: Tensor, name: str) -> Tensor:
-        """The tensor `name` as a view of the whole vector `flat`."""
-        lo, hi = self.extents[name]
-        return flat[lo:hi].view(self.shapes[name])
 
     def gradient(self, generation: int) -> Tensor:
         """The own gradient of the elements [lo, hi)."""

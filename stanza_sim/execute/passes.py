@@ -80,7 +80,7 @@ class Passes:
         self.blocks = {b.name: b for b in blocks}
         self.bundles = bundles
         self._names = [b.name for b in model.blocks]
-        self._bundle_of = {t: f for f in bundles.values() for t in f.extents}
+        self._storage_of = {t: f.storage for f in bundles.values() for t in f.storage.extents}
         self._size = schedule.batch_per_worker // schedule.microbatches
         self._generations = [_Generation() for _ in range(GENERATIONS)]
         self._loss: list[dict[int, Tensor]] = [{} for _ in range(training.iterations)]
@@ -194,8 +194,8 @@ class Passes:
             if with_weights:
                 first = self._first_backward[op.target] == op.name
                 for (name, _), gradient in zip(block.parameters, found, strict=True):
-                    flat = self._bundle_of[name]
-                    target = flat.view(flat.gradients[g], name)
+                    storage = self._storage_of[name]
+                    target = storage.view(storage.gradients[g], name)
                     if first:
                         target.copy_(gradient)
                     else:

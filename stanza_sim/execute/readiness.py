@@ -11,7 +11,7 @@ import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stanza_sim.schedule import RankProgram, Unit, UnitKind
+from stanza_sim.schedule import Compute, RankProgram, Transfer, Unit, UnitKind
 
 Key = tuple[int, int]
 
@@ -176,10 +176,20 @@ class Readiness:
                 self._open(progress, at_s)
 
 
+@dataclass(slots=True, kw_only=True)
+class _Line:
+    """Units of a channel with credit that send to the same destinations."""
+
+    credit: int
+    under_way: int = 0
+    waiting: list[tuple[int, int, int]] = field(default_factory=list)  # heap of (priority, iteration, unit)
+
+
 class SendQueue:
     """Which message is posted next: first in, first out for each (destination, channel); lowest priority first.
 
-    `order` has the units that send to each (destination, channel), in program order.
+    `order` has the units that send to each (destination, channel), in program order. Of a channel with credit no more
+    units are under way to the same destinations; the one of the lowest priority goes next, whatever the program says.
     """
 
     def __init__(self, units: Sequence[Unit], order: Mapping[tuple[int, str], Sequence[int]]) -> None:
@@ -192,15 +202,43 @@ class SendQueue:
         self._head: dict[tuple[int, str], tuple[int, int]] = dict.fromkeys(order, (0, 0))  # (iteration, position)
         self._ready: dict[tuple[int, str], set[Key]] = {pair: set() for pair in order}
         self._heap: list[tuple[int, int, int, int, str]] = []
+        self._line_of: dict[int, _Line] = {}  # of units whose channel has credit
+        lines: dict[tuple[str, tuple[int, ...]], _Line] = {}
+        for index, pairs in self._pairs_of.items():
+            op = units[index].op
+            if isinstance(op, Transfer) and op.credit:
+                to = op.channel, tuple(sorted(dst for dst, _ in pairs))
+                self._line_of[index] = lines.setdefault(to, _Line(credit=op.credit))
 
     def __bool__(self) -> bool:
         return bool(self._heap)
 
     def ready(self, key: Key) -> None:
         """The send unit `key` may start: queue its messages, each behind those before it on its pair."""
+        if (line := self._line_of.get(key[1])) is not None:
+            heapq.heappush(line.waiting, (self._priority(key[1]), *key))
+            self._let_go(line)
+            return
         for pair in self._pairs_of[key[1]]:
             self._ready[pair].add(key)
             self._queue_head(pair)
+
+    def sent(self, key: Key) -> None:
+        """All messages of the unit `key` have been sent; counts where its channel has credit."""
+        if (line := self._line_of.get(key[1])) is not None:
+            line.under_way -= 1
+            self._let_go(line)
+
+    def _let_go(self, line: _Line) -> None:
+        while line.waiting and line.under_way < line.credit:
+            line.under_way += 1
+            priority, *key = heapq.heappop(line.waiting)
+            for pair in self._pairs_of[key[1]]:
+                heapq.heappush(self._heap, (priority, key[0], key[1], *pair))
+
+    def _priority(self, unit: int) -> int:
+        op = self._units[unit].op
+        return 0 if isinstance(op, Compute) else op.priority
 
     def pop(self) -> tuple[Key, int, str] | None:
         """The next message to post as (key, destination, channel); None if no message may be posted now."""
@@ -208,6 +246,8 @@ class SendQueue:
             return None
         _, iteration, index, dst, channel = heapq.heappop(self._heap)
         pair = dst, channel
+        if index in self._line_of:
+            return (iteration, index), dst, channel
         i, position = self._head[pair]
         following = position + 1
         self._head[pair] = (i, following) if following < len(self._order[pair]) else (i + 1, 0)
@@ -219,8 +259,7 @@ class SendQueue:
         key = i, self._order[pair][position]
         if key in self._ready[pair]:
             self._ready[pair].discard(key)
-            priority = getattr(self._units[key[1]].op, "priority", 0)
-            heapq.heappush(self._heap, (priority, *key, *pair))
+            heapq.heappush(self._heap, (self._priority(key[1]), *key, *pair))
 
 
 def label(unit: Unit) -> str:

@@ -149,14 +149,18 @@ def _collect(
     collected: list[Collected] | None = gather((slices, state), rank, schedule.world_size)
     shapes = {t.name: t.shape for b in model.blocks for t in b.tensors}
     parameters: dict[str, Tensor] = {}
+    wholes: dict[tuple[str, ...], Tensor] = {}
     for bundle in schedule.bundles if collected is not None else ():
-        whole = torch.empty(bundle.numel, dtype=dtype_of(schedule.itemsize))
+        if bundle.tensors not in wholes:
+            numel = sum(prod(shapes[t]) for t in bundle.tensors)
+            wholes[bundle.tensors] = torch.empty(numel, dtype=dtype_of(schedule.itemsize))
         for theirs, _ in collected or ():
             if bundle.name in theirs:
                 lo, values = theirs[bundle.name]
-                whole[lo : lo + len(values)] = values
-        cut = torch.split(whole, [prod(shapes[t]) for t in bundle.tensors])
-        parameters |= {t: values.view(shapes[t]) for t, values in zip(bundle.tensors, cut, strict=True)}
+                wholes[bundle.tensors][bundle.start + lo : bundle.start + lo + len(values)] = values
+    for tensors, whole in wholes.items():
+        cut = torch.split(whole, [prod(shapes[t]) for t in tensors])
+        parameters |= {t: values.view(shapes[t]) for t, values in zip(tensors, cut, strict=True)}
     for _, theirs_state in collected or ():
         state |= theirs_state
     return parameters, state

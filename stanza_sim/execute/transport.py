@@ -96,6 +96,35 @@ class Transport:
         with self._locks[channel]:
             return _posted(dist.irecv(tensor, src, group=self._channels[channel]))
 
+    def send_named(self, tensor: Tensor, dst: int, op: Transfer) -> Handle:
+        """Post the message of `op`, tagged, behind its number; the number's 8 bytes are not counted."""
+        number = torch.tensor([self._tag(op)])
+        group = self._channels[op.channel]
+        with self._count:
+            self.sent_bytes += tensor.nbytes
+        with self._locks[op.channel]:
+            first = _posted(dist.isend(number, dst, group=group))
+            return _Named(first, number, _posted(dist.isend(tensor, dst, group=group, tag=self._tag(op))))
+
+    def receive_named(self, tensor: Tensor, src: int, op: Transfer) -> Handle:
+        """Post the receipt of the message of `op` into `tensor`, by its tag."""
+        with self._count:
+            self.received_bytes += tensor.nbytes
+        with self._locks[op.channel]:
+            return _posted(dist.irecv(tensor, src, group=self._channels[op.channel], tag=self._tag(op)))
+
+    def next_name(self, src: int, channel: str) -> str:
+        """Receive the number of the op whose message is next; returns its name."""
+        number = torch.zeros(1, dtype=torch.int64)
+        with self._locks[channel]:
+            handle = _posted(dist.irecv(number, src, group=self._channels[channel]))
+        handle.wait()
+        return self._schedule.ops[int(number) - 1].name
+
+    def _tag(self, op: Transfer) -> int:
+        """Tag of the messages of `op`; 0 is that of numbers and of channels without credit."""
+        return self._schedule.index(op.name) + 1
+
     def together(
         self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]], channel: str
     ) -> list[Handle]:
@@ -169,6 +198,15 @@ class StagedTransport(Transport):
         host = _host_like(tensor)
         return _Landing(super().receive(host, src, channel), host, tensor)
 
+    def send_named(self, tensor: Tensor, dst: int, op: Transfer) -> Handle:
+        """Copy to the host, wait for the copy, and post the message."""
+        return super().send_named(_to_host(tensor), dst, op)
+
+    def receive_named(self, tensor: Tensor, src: int, op: Transfer) -> Handle:
+        """As `receive`, by the tag of `op`."""
+        host = _host_like(tensor)
+        return _Landing(super().receive_named(host, src, op), host, tensor)
+
     def together(
         self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]], channel: str
     ) -> list[Handle]:
@@ -183,6 +221,17 @@ class StagedTransport(Transport):
         host_output = host_source if output is source else _host_like(output)
         super().collective(op, host_output, host_source)
         _to_device(host_output, output)
+
+
+class _Named:
+    """A message and the number sent before it, which is kept until it has been sent."""
+
+    def __init__(self, first: Handle, number: Tensor, handle: Handle) -> None:
+        self._first, self._number, self._handle = first, number, handle
+
+    def wait(self) -> None:
+        self._first.wait()
+        self._handle.wait()
 
 
 class _Landing:

@@ -96,6 +96,7 @@ def run_job(job: RunJob, context: Context, beat: Callable[[], None] = lambda: No
         job.training.iterations,
         part.work,
         transport,
+        naming=transport,
         issue=issue,
         group_of=group_of,
         start=part.start_thread,

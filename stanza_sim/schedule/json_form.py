@@ -20,6 +20,9 @@ _KINDS: dict[str, type[Compute] | type[Transfer] | type[Collective]] = {
     "collective": Collective,
 }
 
+_RARE = ("start", "credit")
+"""Fields that are 0 in most schedules, and are then left out."""
+
 
 @cache
 def _readers() -> tuple[TypeAdapter[Bundle], dict[str, TypeAdapter[Any]]]:
@@ -40,11 +43,16 @@ def to_json(schedule: Schedule) -> str:
             "microbatches": s.microbatches,
             "itemsize": s.itemsize,
             "groups": {g.name: str(g.ranks) for g in s.groups},
-            "bundles": [asdict(b) for b in s.bundles],
-            "ops": [{"op": names[type(op)], **asdict(op)} for op in s.ops],
+            "bundles": [_plain(b) for b in s.bundles],
+            "ops": [{"op": names[type(op)], **_plain(op)} for op in s.ops],
         },
         indent=1,
     )
+
+
+def _plain(what: Bundle | Op) -> dict[str, Any]:
+    """The fields of `what`, but for those of `_RARE` that have their defaults."""
+    return {key: value for key, value in asdict(what).items() if value or key not in _RARE}
 
 
 def from_json(text: str) -> Schedule:

@@ -20,6 +20,7 @@ from stanza_sim.schedule.ops import (
     BF16_BYTES,
     NAME,
     Algorithm,
+    Bundle,
     Carrier,
     Collective,
     CollectiveKind,
@@ -74,6 +75,7 @@ class _Form:
         self.groups = {g.name for g in schedule.groups}
         self.bundles = {b.name for b in schedule.bundles}
         self.masks: dict[str, Mask] = {}
+        self.credits: dict[str, int] = {}  # of each channel
         self.forward: dict[tuple[str, int], Mask] = {}  # (block, micro-batch): ranks that run it forward
         self.arrived: dict[tuple[str, int], Mask] = {}  # (value, micro-batch of its own): ranks to which it is brought
 
@@ -142,22 +144,41 @@ class _Form:
                     where=where,
                 )
         numel = {t.name: t.numel for b in self.model.blocks for t in b.tensors}
-        seen: set[str] = set()
+        families: dict[tuple[str, ...], list[Bundle]] = {}  # bundles of the same tensors
         for b in s.bundles:
             s.owners(b)
             for t in b.tensors:
                 if t not in numel:
                     raise ScheduleError(f"bundle {b.name}: model {self.model.name} has no tensor {t}", where=where)
+            families.setdefault(b.tensors, []).append(b)
+        seen: set[str] = set()
+        for tensors, parts in families.items():
+            for t in tensors:
                 if t in seen:
                     raise ScheduleError(f"tensor {t} is in two bundles", where=where)
                 seen.add(t)
-            if b.numel != sum(numel[t] for t in b.tensors):
-                raise ScheduleError(
-                    f"bundle {b.name} has numel={b.numel}, its tensors have {sum(numel[t] for t in b.tensors)}",
-                    where=where,
-                )
+            self._parts(parts, sum(numel[t] for t in tensors))
         if s.model != self.model.name:
             raise ScheduleError(f"was made for model {s.model}, not {self.model.name}", where=where)
+
+    def _parts(self, parts: list[Bundle], numel: int) -> None:
+        """Bundles of the same tensors, of `numel` elements, must have each element once."""
+        where = f"schedule {self.s.name}"
+        if len(parts) == 1 and (parts[0].start or parts[0].numel != numel):
+            b = parts[0]
+            start = f" and start={b.start}" if b.start else ""
+            raise ScheduleError(f"bundle {b.name} has numel={b.numel}{start}, its tensors have {numel}", where=where)
+        end, last = 0, ""
+        for b in sorted(parts, key=lambda b: b.start) if len(parts) > 1 else ():
+            if b.start != end or b.numel < 1:
+                what = f"bundle {b.name} has the elements {b.start} to {b.start + b.numel} of its tensors"
+                before = f"bundle {last} ends" if last else "they begin"
+                raise ScheduleError(f"{what}, and {before} at {end}", where=where)
+            if b.layout is Layout.CUT:
+                raise ScheduleError(f"bundle {b.name} is a part of its tensors, and may not be cut again", where=where)
+            end, last = b.start + b.numel, b.name
+        if len(parts) > 1 and end != numel:
+            raise ScheduleError(f"bundle {last} ends at element {end} of its tensors, they have {numel}", where=where)
 
     # ---- one op by itself ------------------------------------------------------------------------------------
 
@@ -241,6 +262,10 @@ class _Form:
             raise self.fail(op, f"pairs are given by the pattern {op.pattern}", hint="write explicit to list them")
         if not op.values:
             raise self.fail(op, "a transfer carries at least one value")
+        credit = self.credits.setdefault(op.channel, op.credit)
+        if op.credit < 0 or op.credit != credit:
+            hint = "one channel has one credit: 0, or the most ops that may be under way"
+            raise self.fail(op, f"credit={op.credit} is not that of its channel, {credit}", hint)
         for value in op.values:
             self._value_exists(op, value)
         self._arrival(op)

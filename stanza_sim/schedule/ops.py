@@ -130,8 +130,10 @@ class Group:
 class Bundle:
     """Tensors that are exchanged, reduced and updated as one flat vector of `numel` elements.
 
-    `owners` names the group that holds optimiser state. Under `Layout.CUT` the i-th owner has the slice
-    `slice_bounds(numel, len(owners), i)`; under `Layout.REPLICATED` each owner has all of it.
+    The vector is the elements [start, start + numel) of the tensors, laid end to end: all of them, or a part, and then
+    other bundles of the same `tensors` have the rest. `owners` names the group that holds optimiser state. Under
+    `Layout.CUT` the i-th owner has the slice `slice_bounds(numel, len(owners), i)`; under `Layout.REPLICATED` each
+    owner has all of it.
     """
 
     name: str
@@ -139,6 +141,7 @@ class Bundle:
     numel: int
     owners: str
     layout: Layout = Layout.REPLICATED
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +171,11 @@ class Transfer:
     each as micro-batches of their own, numbered from the schedule's `microbatches` on, and send back the gradients of
     such a number as those of its receiver's micro-batch. `wire` says in what form activations and their gradients
     travel; a local pair keeps them as they are.
+
+    Messages of one pair and channel go in program order, one at a time, if `credit` is 0. Else at most `credit` ops of
+    the channel are under way from one rank to the same destinations, and of those that are ready the one of the lowest
+    `priority` goes next, so that an urgent one overtakes those that wait. On a backend that takes messages in the order
+    of issue (NCCL) the order is that of the program all the same.
     """
 
     name: str
@@ -178,6 +186,7 @@ class Transfer:
     nbytes: int
     channel: str = "p2p"
     priority: int = 0
+    credit: int = 0
     microbatch: int = 0
     arrives_as: int | None = None
     wire: Wire = Wire.NATIVE
@@ -189,6 +198,14 @@ class Transfer:
     def landing(self) -> int:
         """The receivers' number of the micro-batch."""
         return self.microbatch if self.arrives_as is None else self.arrives_as
+
+    @property
+    def queue(self) -> str:
+        """What messages of one pair queue in: those of one queue go one at a time, in program order.
+
+        With credit an op queues only behind itself; a space keeps that name apart from every channel's.
+        """
+        return f"{self.channel} {self.name}" if self.credit else self.channel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
     schedule allreduce model=lenet world=4 batch=32 microbatches=1 itemsize=4
     group worker 0-3
     bundle b0 numel=1690 owners=worker layout=replicated tensors=fc.weight,fc.bias
+    bundle b2 numel=1000 owners=worker layout=replicated start=500 tensors=c2.weight
     fwd.fc: forward fc @worker after_previous=upd.b0
     ar.b0: all_reduce grad(b0) @worker nbytes=6760 algorithm=ring after=bwd.fc
     ar.b1: all_reduce grad(b1) @worker nbytes=9600 algorithm=hierarchical by=steps local=2 after=bwd.fc
@@ -56,6 +57,7 @@ def print_op(op: Op) -> str:
                 "nbytes": op.nbytes,
                 "channel": None if op.channel == "p2p" else op.channel,
                 "priority": op.priority or None,
+                "credit": op.credit or None,
                 "microbatch": op.microbatch or None,
                 "arrives_as": op.arrives_as,
                 "wire": None if op.wire is Wire.NATIVE else op.wire,
@@ -86,7 +88,8 @@ def print_schedule(schedule: Schedule) -> str:
     ]
     lines += [f"group {g.name} {g.ranks}" for g in s.groups]
     lines += [
-        f"bundle {b.name} numel={b.numel} owners={b.owners} layout={b.layout} tensors={','.join(b.tensors)}"
+        f"bundle {b.name} numel={b.numel} owners={b.owners} layout={b.layout} "
+        f"{f'start={b.start} ' if b.start else ''}tensors={','.join(b.tensors)}"
         for b in s.bundles
     ]
     lines += [print_op(op) for op in s.ops]
@@ -200,6 +203,7 @@ def parse_op(text: str) -> Op:
             nbytes=line.number("nbytes"),
             channel=line.option("channel", "p2p"),
             priority=line.number("priority", 0),
+            credit=line.number("credit", 0),
             microbatch=line.number("microbatch", 0),
             arrives_as=line.number("arrives_as") if "arrives_as" in line.options else None,
             wire=line.choice(Wire, line.option("wire", Wire.NATIVE)),
@@ -263,6 +267,7 @@ def parse(text: str) -> Schedule:
                         numel=line.number("numel"),
                         owners=line.option("owners"),
                         layout=line.choice(Layout, line.option("layout", "replicated")),
+                        start=line.number("start", 0),
                         tensors=line.names("tensors"),
                     )
                 )

@@ -48,6 +48,8 @@ class Plan(NamedTuple):
     post_unit: I32
     post_queue: I32
     post_priority: I64
+    post_credit: I64
+    paid_by: I32
     compute_ptr: I64
     compute_node: I32
     compute_work: F64
@@ -72,6 +74,7 @@ class Progress(NamedTuple):
     who: I32  # those, for each rank from 2 `post_ptr` on
     when: I64  # the iteration of each, times 2^32, plus its unit
     head: I64  # scratch per queue: the first that is ready
+    under_way: I64  # per queue with credit: sends that are posted and not through
     touched: I32  # scratch: ranks that may post
     log_node: I32  # spans in order of their end: node of the first generation
     log_iteration: I32
@@ -99,7 +102,7 @@ _happen, _solve, _next_s, _push = kernel.happen, kernel.solve, kernel.next_s, ke
 def _post(nodes: Nodes, st: State, plan: Plan, go: Progress, a: int) -> bool:
     """Let rank `a` post what is ready; return whether posting any of it takes no time.
 
-    In order within a queue; between queues the lowest priority goes first, then the earliest.
+    In order within a queue; between queues, and in one with credit, the lowest priority goes first, then the earliest.
     """
     now, base = go.now[0], 2 * plan.post_ptr[a]
     at_once = False
@@ -113,14 +116,22 @@ def _post(nodes: Nodes, st: State, plan: Plan, go: Progress, a: int) -> bool:
         best = -1
         for x in range(base, end):
             p, when = go.who[x], go.when[x]
-            if when != go.head[plan.post_queue[p]]:
+            q = plan.post_queue[p]
+            if plan.post_credit[p] > 0:
+                if go.under_way[q] >= plan.post_credit[p]:
+                    continue
+            elif when != go.head[q]:
                 continue
             if best >= 0:
                 lowest = plan.post_priority[go.who[best]]
                 if plan.post_priority[p] > lowest or (plan.post_priority[p] == lowest and when > go.when[best]):
                     continue
             best = x
+        if best < 0:
+            break
         p, generation = go.who[best], (go.when[best] >> 32) % 2
+        if plan.post_credit[p] > 0:
+            go.under_way[plan.post_queue[p]] += 1
         go.who[best], go.when[best] = go.who[end - 1], go.when[end - 1]
         go.waiting[a] -= 1
         k = plan.posted + p + generation * plan.size
@@ -163,6 +174,11 @@ def _report(nodes: Nodes, st: State, plan: Plan, go: Progress) -> bool:
             go.log_node[at], go.log_iteration[at] = node, iteration
             go.log_start[at], go.log_end[at] = st.first_s[k], now
             st.first_s[k] = np.inf
+            p = plan.paid_by[node]
+            if p >= 0:
+                go.under_way[plan.post_queue[p]] -= 1
+                go.touched[touched] = a
+                touched += 1
         elif kind == _READY:
             x = 2 * plan.post_ptr[a] + go.waiting[a]
             p = node - plan.ready

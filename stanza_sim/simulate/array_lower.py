@@ -26,9 +26,9 @@ I64 = npt.NDArray[np.int64]
 class Messages:
     """One iteration's messages in program order: arrays of one length, but for `loads`.
 
-    `op` is the op's place in the schedule, `src` and `dst` ranks, `channel` a number, `load` an index into `loads`,
-    whose work is not used: the work is `nbytes`. So are `copy_out` and `copy_in`, what staged devices copy before and
-    after (see `Message`), -1 for nothing; they are empty where no device is staged.
+    `op` is the op's place in the schedule, `src` and `dst` ranks, `channel` the number of a queue, `load` an index
+    into `loads`, whose work is not used: the work is `nbytes`. So are `copy_out` and `copy_in`, what staged devices
+    copy before and after (see `Message`), -1 for nothing; they are empty where no device is staged.
     """
 
     op: I32
@@ -84,7 +84,8 @@ class _ArrayLowering(Lowering):
     def message_arrays(self) -> Messages:
         s = self.s
         self.far_links = {}
-        channels: dict[str, int] = {}
+        channels: dict[str, int] = {}  # by what messages queue in
+        names: list[str] = []
         parts: list[tuple[I32, I32, I32, I32, I64]] = []
         pairs: dict[tuple[object, ...], tuple[I32, I32]] = {}
         for index, op in enumerate(s.ops):
@@ -94,7 +95,9 @@ class _ArrayLowering(Lowering):
             if key not in pairs:
                 pairs[key] = self.pair_arrays(op)
             src, dst = pairs[key]
-            channel = channels.setdefault(op.channel, len(channels))
+            if op.queue not in channels:
+                names.append(op.channel)
+            channel = channels.setdefault(op.queue, len(channels))
             parts.append(
                 (
                     np.full(len(src), index, dtype=np.int32),
@@ -114,7 +117,6 @@ class _ArrayLowering(Lowering):
             code = code * len(channels) + channel_
         codes, inverse = np.unique(code, return_inverse=True)
         ends = codes // len(channels) if self.hashed else codes
-        names = list(channels)
         paths = [
             self.path(*divmod(int(e), s.world_size), names[int(c) % len(channels)] if self.hashed else "")
             for e, c in zip(ends, codes, strict=True)

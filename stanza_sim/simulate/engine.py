@@ -70,15 +70,19 @@ class _Rank:
         self.ready: dict[int, set[int]] = defaultdict(set)
         self.complete: dict[int, set[int]] = defaultdict(set)
         self.arrived: set[tuple[int, int]] = set()
-        self.posting: dict[str, list[tuple[int, int]]] = {}  # queue -> heap of (iteration, unit)
+        self.posting: dict[str, list[tuple[int, int, int]]] = {}  # queue -> heap of (urgency, iteration, unit)
         self.queue_of: dict[int, str] = {}
         self.priority: dict[int, int] = {}
+        self.credit: dict[str, int] = {}  # queue -> most sends under way, where that is limited
+        self.under_way: dict[str, int] = defaultdict(int)
         for u in units:
             if isinstance(u.op, Transfer | Collective):
                 self.priority[u.index] = u.op.priority
                 self.queue_of[u.index] = f"{u.op.channel} {u.peers}" if isinstance(u.op, Transfer) else f"@{u.op.ranks}"
+            if isinstance(u.op, Transfer) and u.op.credit and actor.sends.get(u.index):
+                self.credit[self.queue_of[u.index]] = u.op.credit
         self.posting_busy = False
-        self.one_by_one = any(cost > 0 for cost in actor.post_s.values())
+        self.one_by_one = bool(self.credit) or any(cost > 0 for cost in actor.post_s.values())
         self.wakings = wakings(actor.program, wake_s)
         self.wakes: dict[int, list[int]] = defaultdict(list)  # unit -> computations that a lane wakes up for
         self.wakes_next: dict[int, list[int]] = defaultdict(list)
@@ -195,7 +199,8 @@ class Engine:
                 else:
                     self.clock.after(late_s, lambda: self._awake(a, i, u))
             case UnitKind.SEND | UnitKind.COLLECTIVE:
-                heappush(rank.posting.setdefault(rank.queue_of[u], []), (i, u))
+                queue = rank.queue_of[u]
+                heappush(rank.posting.setdefault(queue, []), (rank.priority[u] if queue in rank.credit else 0, i, u))
             case UnitKind.RECV:
                 self._maybe_received(a, i, u)
 
@@ -309,15 +314,22 @@ class Engine:
     def _post(self, a: int) -> None:
         """Post what is ready at a sender, one after the other.
 
-        Program order holds among the same pairs and channel, and in a group; between those the lowest priority goes
-        first.
+        Program order holds among the same pairs and channel, and in a group; between those, and in a channel with
+        credit, the lowest priority goes first.
         """
         rank = self.ranks[a]
         while rank.posting and not rank.posting_busy:
-            queue = min(rank.posting, key=lambda q: (rank.priority[rank.posting[q][0][1]], rank.posting[q][0]))
-            i, u = heappop(rank.posting[queue])
+            free = list(rank.posting)
+            if rank.credit:
+                free = [q for q in free if q not in rank.credit or rank.under_way[q] < rank.credit[q]]
+                if not free:
+                    return
+            queue = min(free, key=lambda q: (rank.priority[rank.posting[q][0][2]], rank.posting[q][0][1:]))
+            _, i, u = heappop(rank.posting[queue])
             if not rank.posting[queue]:
                 del rank.posting[queue]
+            if queue in rank.credit and rank.actor.sends[u]:
+                rank.under_way[queue] += 1
             cost = rank.actor.post_s[u]
             if cost <= 0:
                 self._posted(a, i, u)
@@ -346,7 +358,10 @@ class Engine:
 
     def sent(self, a: int, i: int, u: int, start_s: float) -> None:
         """Everything that unit `u` of class `a` sends in iteration `i` has left."""
-        self._span(a, i, u, start_s, "sent", self.ranks[a].actor.traffic[u][0])
+        rank = self.ranks[a]
+        self._span(a, i, u, start_s, "sent", rank.actor.traffic[u][0])
+        if (queue := rank.queue_of[u]) in rank.credit:
+            rank.under_way[queue] -= 1
         self._complete(a, i, u)
 
     def arrived(self, a: int, i: int, u: int, start_s: float) -> None:

@@ -161,7 +161,7 @@ class SmallFabric:
                 if not isinstance(op, Transfer):
                     continue
                 for m in messages:
-                    pair = (m.src, m.dst, m.kind, op.channel)
+                    pair = (m.src, m.dst, m.kind, op.queue)
                     queue = self._queues.get(pair)
                     if queue is None:
                         queue = self._queues[pair] = _Queue(order=[])

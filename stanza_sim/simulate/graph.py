@@ -25,7 +25,7 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from stanza_sim.schedule import Collective, Compute, Ranks, Schedule, Unit, UnitKind
+from stanza_sim.schedule import Collective, Compute, Ranks, Schedule, Transfer, Unit, UnitKind
 from stanza_sim.simulate import kernel
 from stanza_sim.simulate.advance import Kind
 from stanza_sim.simulate.array_lower import ArrayLowered, Messages
@@ -38,6 +38,7 @@ I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 I8 = npt.NDArray[np.int8]
 
+_MOST_QUEUES = 10_000_000
 _UNLIMITED = 1e30  # capacity of the link of a class that only its cap limits
 
 
@@ -56,9 +57,10 @@ class Graph:
     `rank` is the rank that a node belongs to (of a collective, the first). Node `opening + r` begins an iteration of
     rank r. Sends and collectives are numbered in order of rank: number p is ready at node `ready + p` and posted at
     `posted + p`; rank r has those from `post_ptr[r]` on; p is unit `post_unit[p]`, waits in queue `post_queue[p]` and
-    has `post_priority[p]`. Node `compute_node[c]` computes `compute_work[c]` seconds; rank r has those from
-    `compute_ptr[r]` on. `endings` are the spans of the nodes of `Kind.SPAN`, `background` the nodes of the traffic of
-    others, `working` the ranks that have anything to do.
+    has `post_priority[p]`. At most `post_credit[p]` of its queue are under way, without limit if that is 0; where it is
+    not, `paid_by[node]` is the p that is over when `node` completes, and elsewhere -1. Node `compute_node[c]` computes
+    `compute_work[c]` seconds; rank r has those from `compute_ptr[r]` on. `endings` are the spans of the nodes of
+    `Kind.SPAN`, `background` the nodes of the traffic of others, `working` the ranks that have anything to do.
     """
 
     net: Net
@@ -73,6 +75,8 @@ class Graph:
     post_unit: I32
     post_queue: I32
     post_priority: I64
+    post_credit: I64
+    paid_by: I32
     compute_ptr: I64
     compute_node: I32
     compute_work: F64
@@ -119,6 +123,7 @@ class _Builder:
         self.sends: dict[tuple[int, int], tuple[int, int]] = {}  # (op, rank) -> posted, sent
         self.arrivals: dict[tuple[int, int], int] = {}  # (op, rank) -> arrived
         self.collected: dict[tuple[str, int], int] = {}  # (op, rank) -> through
+        self.paid_by: dict[int, int] = {}  # the node at which all is sent -> post
 
     # ---- nodes -----------------------------------------------------------------------------------------------
 
@@ -186,7 +191,8 @@ class _Builder:
         units = actor.program.units
         if not units:
             return
-        in_order = any(cost > 0 for cost in actor.post_s.values())  # else all that is ready is posted at once
+        # Else all that is ready is posted at once.
+        in_order = any(cost > 0 for cost in actor.post_s.values()) or any(_credit(actor, u) for u in units)
         ends = [self.unit(a, actor, u, in_order=in_order) for u in units]
         waking = wakings(actor.program, self.lowered.wake_s)
         lanes: dict[str, list[tuple[int, int]]] = {}
@@ -240,6 +246,8 @@ class _Builder:
                     return ready, posted
                 sent = self.span(((a, u.index),), "sent")
                 self.sends[self.op[u.op.name], a] = posted, sent
+                if _credit(actor, u):
+                    self.paid_by[sent] = p
                 return ready, sent
             case UnitKind.RECV:
                 if not actor.arrivals[u.index]:
@@ -273,7 +281,11 @@ class _Builder:
         """
         m, channels = len(ms), int(ms.channel.max(initial=0)) + 1
         queue = (ms.src.astype(np.int64) * self.world + ms.dst) * channels + ms.channel
-        order = kernel.in_order(queue, self.world * self.world * channels)
+        count = self.world * self.world * channels
+        if count > _MOST_QUEUES:  # nearly all of them empty
+            used, queue = np.unique(queue, return_inverse=True)
+            count = len(used)
+        order = kernel.in_order(queue, count)
         begins = np.ones(m, dtype=np.bool_)
         begins[1:] = np.diff(queue[order]) != 0
         ends = np.roll(begins, -1)
@@ -329,6 +341,8 @@ class _Builder:
                 dtype=np.int32,
             ),
             post_priority=np.array([priority for _, priority in order], dtype=np.int64),
+            post_credit=np.array([_credit(self.lowered.actors[a], u) for a, u in self.posts], dtype=np.int64),
+            paid_by=_filled(size, {node: p + 1 for node, p in self.paid_by.items()}) - 1,
             compute_ptr=np.searchsorted([a for a, _, _ in self.computes], by_rank),
             compute_node=np.array([node for _, node, _ in self.computes], dtype=np.int32),
             compute_work=np.array([seconds for _, _, seconds in self.computes], dtype=np.float64),
@@ -401,6 +415,11 @@ def _filled(size: int, known: dict[int, int] | dict[int, Kind]) -> I32:
     found = np.zeros(size, dtype=np.int32)
     found[list(known)] = list(known.values())
     return found
+
+
+def _credit(actor: Actor, u: Unit) -> int:
+    """How many sends of the queue of `u` may be under way, if `u` sends any message and that is limited; else 0."""
+    return u.op.credit if isinstance(u.op, Transfer) and actor.sends.get(u.index) else 0
 
 
 def _priority(u: Unit) -> tuple[str, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -292,11 +293,17 @@ class Lowering:
 
     def contributions(self, bundle: str, rank: int) -> int:
         """How many gradients of `bundle` arrive at `rank`, its own included."""
-        return sum(
-            len(self.s.sources(op, rank))
-            for op in self.s.ops
-            if isinstance(op, Transfer) and any(v.kind is ValueKind.GRAD and v.name == bundle for v in op.values)
-        )
+        return sum(len(self.s.sources(op, rank)) for op in self._pushes.get(bundle, ()))
+
+    @cached_property
+    def _pushes(self) -> dict[str, list[Transfer]]:
+        """The transfers of gradients of each bundle."""
+        found: dict[str, list[Transfer]] = {}
+        for op in self.s.ops:
+            if isinstance(op, Transfer):
+                for name in {v.name for v in op.values if v.kind is ValueKind.GRAD}:
+                    found.setdefault(name, []).append(op)
+        return found
 
     def compute(self, op: Compute, rank: int) -> Load:
         """The activity of a computation at `rank`."""

@@ -75,6 +75,14 @@ class Builder:
         self.bundles[name] = made
         return made
 
+    def piece(self, name: str, tensor: ParamTensor, part: tuple[int, int], owners: str) -> Bundle:
+        """Add a bundle of the elements [lo, hi) = `part` of one tensor; other bundles must have the rest."""
+        name = self.free_name(name)
+        lo, hi = part
+        made = Bundle(name=name, tensors=(tensor.name,), numel=hi - lo, owners=owners, start=lo)
+        self.bundles[name] = made
+        return made
+
     def free_name(self, name: str, reserved: Container[str] = ()) -> str:
         """`name`, or the first of `name-2`, `name-3`, ... that no bundle has and that is not `reserved`."""
         numbered = (f"{name}-{i}" for i in count(2))
@@ -135,14 +143,14 @@ class Builder:
         *,
         channel: str,
         priority: int = 0,
+        credit: int = 0,
         after: Iterable[str] = (),
         microbatch: int = 0,
         arrives_as: int | None = None,
         wire: Wire = Wire.NATIVE,
     ) -> str:
         """Add a transfer of whole `values` (sizes follow from the model) and return its op name."""
-        schedule = self._partial()
-        nbytes = sum(value_bytes(schedule, self.model, v, self.microbatches, wire) for v in values)
+        nbytes = sum(self._value_bytes(v, wire) for v in values)
         self.ops.append(
             Transfer(
                 name=name,
@@ -153,6 +161,7 @@ class Builder:
                 nbytes=nbytes,
                 channel=channel,
                 priority=priority,
+                credit=credit,
                 microbatch=microbatch,
                 arrives_as=arrives_as,
                 wire=wire,
@@ -160,6 +169,14 @@ class Builder:
             )
         )
         return name
+
+    def _value_bytes(self, value: Value, wire: Wire) -> int:
+        if value.kind in (
+            ValueKind.GRAD,
+            ValueKind.PARAM,
+        ):  # without looking at all bundles, of which there may be many
+            return self.bundles[value.name].numel * self.model.itemsize
+        return value_bytes(self._partial(), self.model, value, self.microbatches, wire)
 
     def all_reduce(self, bundle: Bundle, ranks: str, how: How, *, after: Iterable[str], priority: int = 0) -> str:
         """Add an all-reduce of the gradients of `bundle` and return its op name."""
@@ -286,41 +303,23 @@ def exchange_by_all_reduce(
 
 def exchange_by_servers(
     b: Builder,
-    blocks: Sequence[Block],
+    bundles: Sequence[Bundle],
     workers: str,
-    servers: str,
     *,
-    cut: bool,
     overlap: bool,
     lane: str,
     ready: dict[str, str],
     fresh: dict[str, list[str]],
+    credit: int = 0,
 ) -> None:
-    """Push gradients of `blocks` from `workers` to `servers`, reduce, update, and pull parameters back.
+    """Push gradients of `bundles` from `workers` to their owners, reduce, update, and pull parameters back.
 
-    With `cut` every block's parameters are cut evenly over all servers; otherwise each tensor is assigned whole,
-    balanced by bytes. With `overlap` a block is pushed as soon as its backward pass is done and pulled as
-    soon as it is updated; without, everything is pushed after the backward pass, pulled after the last update,
-    and the next forward pass waits for all of it.
+    With `overlap` a bundle is pushed as soon as the backward pass of its blocks is done and pulled as soon as it is
+    updated; without, everything is pushed after the backward pass, pulled after the last update, and the next forward
+    pass waits for all of it. `ready[block]` is the op after which the gradients of a block of `bundles` are complete.
+    With `credit`, what is pushed and pulled goes by priority: see `Transfer`.
     """
-    server_ranks = b.groups[servers].ranks
-    k = len(server_ranks)
-    bundles: list[Bundle] = []
-    where = balance([t for block in blocks for t in block.tensors], k)
-    named = {block.name for block in blocks if block.tensors}  # a part must not take the name of another block's bundle
-    for block in reversed(blocks):
-        if not block.tensors:
-            continue
-        if cut and k > 1:
-            bundles.append(b.bundle(block.name, block.tensors, servers, Layout.CUT))
-            continue
-        for j in sorted({where[t.name] for t in block.tensors}):
-            mine = [t for t in block.tensors if where[t.name] == j]
-            owner = servers if k == 1 else b.group(f"{servers}.{j}", [server_ranks[j]])
-            whole = len(mine) == len(block.tensors)
-            name = block.name if whole else b.free_name(f"{block.name}.{j}", named)
-            bundles.append(b.bundle(name, mine, owner))
-    last = [ready[block.name] for block in blocks if block.tensors]
+    last = [ready[block.name] for block in b.model.blocks if block.tensors and block.name in ready]
     updates: dict[str, list[str]] = {}
     for bundle in bundles:
         inward = Pattern.ALL_PAIRS if len(b.groups[bundle.owners].ranks) > 1 else Pattern.FAN_IN
@@ -333,22 +332,23 @@ def exchange_by_servers(
             [Value(ValueKind.GRAD, bundle.name)],
             channel="push",
             priority=b.priority(bundle),
+            credit=credit,
             after=after,
         )
         reduce = b.compute(Phase.REDUCE, bundle.name, bundle.owners, after=[push], lane=lane)
         update = b.compute(Phase.UPDATE, bundle.name, bundle.owners, after=[reduce], lane=lane)
         updates.setdefault(bundle.owners, []).append(update)
         if overlap:
-            pull = _pull(b, bundle, workers, [update])
+            pull = _pull(b, bundle, workers, [update], credit)
             for name in b.blocks_of(bundle):
                 fresh.setdefault(name, []).append(pull)
     if not overlap:
-        everything = [_pull(b, bundle, workers, updates[bundle.owners]) for bundle in reversed(bundles)]
+        everything = [_pull(b, bundle, workers, updates[bundle.owners], credit) for bundle in reversed(bundles)]
         for block in b.model.blocks:
             fresh[block.name] = everything
 
 
-def _pull(b: Builder, bundle: Bundle, workers: str, after: Iterable[str]) -> str:
+def _pull(b: Builder, bundle: Bundle, workers: str, after: Iterable[str], credit: int) -> str:
     outward = Pattern.ALL_PAIRS if len(b.groups[bundle.owners].ranks) > 1 else Pattern.FAN_OUT
     return b.transfer(
         f"pull.{bundle.name}",
@@ -358,5 +358,6 @@ def _pull(b: Builder, bundle: Bundle, workers: str, after: Iterable[str]) -> str
         [Value(ValueKind.PARAM, bundle.name)],
         channel="pull",
         priority=b.priority(bundle),
+        credit=credit,
         after=after,
     )

@@ -1,19 +1,42 @@
 """Parameter servers: every worker trains the whole model, servers hold it.
 
 Sources: Li et al., OSDI 2014 (parameter server); Zhang et al., ATC 2017 (wait-free backpropagation: a layer's
-gradients leave while the layers before it still compute).
+gradients leave while the layers before it still compute); Jiang et al., OSDI 2020 (BytePS); Jayarajan et al., MLSys
+2019 (P3: slices by priority). Which server has what: see `stanza_sim.strategies.assignment`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from enum import StrEnum
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from stanza_sim.errors import InputError
-from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Phase, Schedule
+from stanza_sim.model.profile import Block, ModelProfile
+from stanza_sim.schedule import Bundle, Phase, Schedule
+from stanza_sim.strategies.assignment import (
+    BIGARRAY_BOUND,
+    PARTITION_BYTES,
+    SLICE_PARAMETERS,
+    by_blocks,
+    by_byteps,
+    by_mxnet,
+    by_slices,
+)
 from stanza_sim.strategies.builder import Builder, exchange_by_servers
+from stanza_sim.units import Size
+
+
+class Assignment(StrEnum):
+    """Which server has what; see `stanza_sim.strategies.assignment`."""
+
+    BALANCED = "balanced"
+    CUT = "cut"
+    MXNET = "mxnet"
+    BYTEPS = "byteps"
+    SLICED = "sliced"
 
 
 class Settings(BaseModel):
@@ -27,8 +50,21 @@ class Settings(BaseModel):
     placement: Literal["dedicated", "colocated"] = Field(
         "dedicated", description="Servers on nodes of their own, or as shards beside the workers."
     )
-    assignment: Literal["balanced", "cut"] = Field(
-        "balanced", description="Whole tensors balanced by bytes, or every block cut evenly over all servers."
+    assignment: Assignment = Field(
+        Assignment.BALANCED,
+        description="balanced: whole tensors, by bytes; cut: every block evenly over all servers; mxnet: small tensors "
+        "whole, by hash, others cut; byteps: pieces, by hash; sliced: small slices in turn, by priority (P3).",
+    )
+    bigarray_bound: int = Field(
+        BIGARRAY_BOUND, ge=1, description="mxnet: elements from which on a tensor is cut over all servers."
+    )
+    partition: Size = Field(PARTITION_BYTES, description="byteps: most bytes of one piece of a tensor.")
+    slice: int = Field(SLICE_PARAMETERS, ge=1, description="sliced: most parameters of one slice of a tensor.")
+    credit: int | None = Field(
+        None,
+        ge=0,
+        description="Most pushes under way from a worker to a server, and pulls from a server; the blocks that come "
+        "first in forward order go first. 0: in the order in which they are ready. Default: 1 if sliced, else 0.",
     )
     overlap: bool = Field(
         True, description="Push each block when its backward pass is done (wait-free), or push all, then pull all."
@@ -38,9 +74,12 @@ class Settings(BaseModel):
 def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settings: Settings) -> Schedule:
     """Return the schedule; raises `InputError` where there are more servers than the nodes allow.
 
-    Bytes through one dedicated server's NIC per iteration: W*S each way (S model bytes, W workers); through a
-    co-located shard's: 2(N-1)/N*S each way.
+    Bytes per iteration, with S the bytes of the model, S_j those that server j has and W workers (Li et al., OSDI 2014,
+    whatever the assignment): a worker sends S and receives S, but for the S_j of its own shard; server j sends and
+    receives W*S_j, a co-located one (W-1)*S_j. So through one dedicated server's NIC W*S each way; through a co-located
+    even shard's, of N, 2(N-1)/N*S each way.
     """
+    _require_used(settings)
     b = Builder("parameter_server", model, world_size, batch_per_worker)
     colocated = settings.placement == "colocated"
     k = settings.servers or (world_size if colocated else 1)
@@ -61,14 +100,41 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     fresh: dict[str, list[str]] = {}
     exchange_by_servers(
         b,
-        model.blocks,
+        _bundles(b, model.blocks, servers, settings),
         workers,
-        servers,
-        cut=settings.assignment == "cut",
         overlap=settings.overlap,
         lane="server" if colocated else "main",
         ready=ready,
         fresh=fresh,
+        credit=_credit(settings),
     )
     b.set_fresh(fresh)
     return b.finish()
+
+
+def _require_used(settings: Settings) -> None:
+    """Raise `InputError` for a setting that the assignment does not use."""
+    for key, user in (
+        ("bigarray_bound", Assignment.MXNET),
+        ("partition", Assignment.BYTEPS),
+        ("slice", Assignment.SLICED),
+    ):
+        if key in settings.model_fields_set and settings.assignment is not user:
+            where, hint = f"parameter_server: {key}", f"leave {key} out, or set assignment: {user}"
+            raise InputError(f"{key} is for the assignment {user}", where=where, hint=hint)
+
+
+def _credit(settings: Settings) -> int:
+    return int(settings.assignment is Assignment.SLICED) if settings.credit is None else settings.credit
+
+
+def _bundles(b: Builder, blocks: Sequence[Block], servers: str, settings: Settings) -> list[Bundle]:
+    match settings.assignment:
+        case Assignment.BALANCED | Assignment.CUT:
+            return by_blocks(b, blocks, servers, cut=settings.assignment is Assignment.CUT)
+        case Assignment.MXNET:
+            return by_mxnet(b, blocks, servers, bigarray_bound=settings.bigarray_bound)
+        case Assignment.BYTEPS:
+            return by_byteps(b, blocks, servers, partition_bytes=settings.partition)
+        case Assignment.SLICED:
+            return by_slices(b, blocks, servers, slice_parameters=settings.slice)

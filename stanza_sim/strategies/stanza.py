@@ -31,6 +31,7 @@ from pydantic import Field
 from stanza_sim.errors import InputError
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.schedule import Phase, Schedule, Wire
+from stanza_sim.strategies.assignment import by_blocks
 from stanza_sim.strategies.builder import MIB, Builder, exchange_by_all_reduce, exchange_by_servers
 from stanza_sim.strategies.collectives import Choice, CollectiveSettings
 from stanza_sim.strategies.separation import Separation, back_through_conv, cut_at, places, separate
@@ -140,10 +141,8 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
         conv_fresh: dict[str, list[str]] = {}
         exchange_by_servers(
             b,
-            model.conv_blocks,
+            by_blocks(b, model.conv_blocks, servers, cut=True),
             conv,
-            servers,
-            cut=True,
             overlap=settings.overlap,
             lane="server",
             ready=ready,
