@@ -152,11 +152,11 @@ class _Form:
                     raise ScheduleError(f"bundle {b.name}: model {self.model.name} has no tensor {t}", where=where)
             families.setdefault(b.tensors, []).append(b)
         seen: set[str] = set()
+        for t in (t for tensors in families for t in tensors):
+            if t in seen:
+                raise ScheduleError(f"tensor {t} is in two bundles", where=where)
+            seen.add(t)
         for tensors, parts in families.items():
-            for t in tensors:
-                if t in seen:
-                    raise ScheduleError(f"tensor {t} is in two bundles", where=where)
-                seen.add(t)
             self._parts(parts, sum(numel[t] for t in tensors))
         if s.model != self.model.name:
             raise ScheduleError(f"was made for model {s.model}, not {self.model.name}", where=where)

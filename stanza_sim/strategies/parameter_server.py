@@ -7,7 +7,7 @@ gradients leave while the layers before it still compute); Jiang et al., OSDI 20
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Literal
 
@@ -27,6 +27,9 @@ from stanza_sim.strategies.assignment import (
 )
 from stanza_sim.strategies.builder import Builder, exchange_by_servers
 from stanza_sim.units import Size
+
+MOST_PIECES = 300
+"""Of a model, in the settings that `space` yields."""
 
 
 class Assignment(StrEnum):
@@ -110,6 +113,33 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     )
     b.set_fresh(fresh)
     return b.finish()
+
+
+def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_size: int = 1) -> Iterator[Settings]:
+    """Yield the settings worth trying on `world_size` ranks, the default first.
+
+    Pieces of tensors are no smaller than makes `MOST_PIECES` of the model, so that a plan takes no minutes to simulate.
+    """
+    del batch_per_worker, local_size  # what fits does not depend on them
+    if world_size > 1:
+        yield Settings()
+    even = max(SLICE_PARAMETERS, -(-model.numel // MOST_PIECES))
+    ways: list[dict[str, object]] = [
+        {},
+        {"assignment": Assignment.CUT},
+        {"assignment": Assignment.MXNET},
+        {"assignment": Assignment.BYTEPS},
+        {"assignment": Assignment.BYTEPS, "credit": 2},
+        *({"assignment": Assignment.SLICED, "slice": even, "credit": credit} for credit in (1, 4)),
+    ]
+    whole = [way for way in ways if way.get("assignment") not in (Assignment.CUT, Assignment.MXNET)]
+    dedicated = {1, 2, 3, 4, 6, 8, world_size // 4, world_size // 3, world_size // 2}
+    places = [("dedicated", k) for k in sorted(dedicated) if 1 <= k < world_size]
+    places += [("colocated", k) for k in sorted({world_size, world_size // 2}, reverse=True) if k >= 1]
+    for place, k in places:
+        for way in ways if k > 1 else whole:  # one server has everything, however it is cut
+            if (place, k, way) != ("dedicated", 1, {}):
+                yield Settings.model_validate({"placement": place, "servers": k, **way})
 
 
 def _require_used(settings: Settings) -> None:

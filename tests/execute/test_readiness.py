@@ -135,6 +135,41 @@ def test_messages_of_a_pair_keep_their_order_and_others_go_by_priority() -> None
     assert not queue
 
 
+def test_with_credit_the_lowest_priority_goes_next_and_no_more_are_under_way() -> None:
+    schedule = parse(
+        """
+        schedule s model=m world=3 batch=1
+        group a 0
+        group b 1
+        group both 1-2
+        x: transfer act(p) a->b one-to-one nbytes=4 priority=5 credit=1
+        y: transfer act(p) a->b one-to-one nbytes=4 priority=1 credit=1
+        z: transfer act(p) a->both fan-out nbytes=4 priority=3 credit=1
+        """
+    )
+    units = project(schedule, 0).units
+    order: dict[tuple[int, str], list[int]] = {}
+    for u in units:
+        for p in u.peers:
+            order.setdefault((p, "p2p"), []).append(u.index)
+    queue = SendQueue(units, order)
+    for key in ((0, 0), (0, 1), (0, 2), (1, 1)):
+        queue.ready(key)
+    # x was ready first; z has other destinations, so it is another line.
+    assert [queue.pop(), queue.pop(), queue.pop(), queue.pop()] == [
+        ((0, 2), 1, "p2p"),
+        ((0, 2), 2, "p2p"),
+        ((0, 0), 1, "p2p"),
+        None,
+    ]
+    queue.sent((0, 2))
+    assert queue.pop() is None
+    queue.sent((0, 0))
+    assert [queue.pop(), queue.pop()] == [((0, 1), 1, "p2p"), None]
+    queue.sent((0, 1))
+    assert [queue.pop(), queue.pop()] == [((1, 1), 1, "p2p"), None]
+
+
 @pytest.mark.parametrize("iterations", [1, 2, 5])
 def test_a_rank_without_units_is_finished(iterations: int) -> None:
     core = Readiness(RankProgram(rank=0, units=()), iterations, {})

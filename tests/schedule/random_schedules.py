@@ -51,6 +51,7 @@ def printable_schedules(draw: st.DrawFn) -> Schedule:
                 numel=st.integers(0, 10**9),
                 owners=group,
                 layout=st.sampled_from(Layout),
+                start=st.sampled_from([0, 0, 7]),
             ),
             max_size=3,
             unique_by=lambda b: b.name,
@@ -91,6 +92,7 @@ def printable_schedules(draw: st.DrawFn) -> Schedule:
                         nbytes=st.integers(0, 10**12),
                         channel=st.one_of(st.just("p2p"), NAMES),
                         priority=st.integers(-5, 9),
+                        credit=st.sampled_from([0, 0, 1, 3]),
                         microbatch=st.integers(0, 3),
                         arrives_as=st.one_of(st.none(), st.integers(-1, 9)),
                         wire=st.sampled_from(Wire),
@@ -156,6 +158,7 @@ class _Draft:
         self.ops: list[Op] = []
         self.backward: dict[str, list[str]] = {}
         self.fresh: dict[str, str] = {}
+        self.credits: dict[str, int] = {}  # of channels
 
     def add(self, op: Op) -> str:
         self.ops.append(op)
@@ -206,6 +209,7 @@ class _Draft:
                 nbytes=value_bytes(self.s, self.model, value, 1),
                 channel=channel,
                 priority=priority,
+                credit=self.credits.get(channel, 0),
                 after=after,
             )
         )
@@ -257,6 +261,7 @@ def legal_schedules(draw: st.DrawFn, model: ModelProfile, max_world: int = 6) ->
     microbatches = draw(st.sampled_from([1, 2]))
     draft = _Draft(model, world, workers, batch=4, microbatches=microbatches, algorithms=draw(ways))
     draft.passes()
+    draft.credits = {"x": draw(st.integers(0, 2)), "y": draw(st.integers(0, 1))}
     small = st.integers(0, 3)
     channel, lane = st.sampled_from(["x", "y"]), st.sampled_from(["main", "side"])
     for b in reversed(model.blocks):
