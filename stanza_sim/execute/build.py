@@ -45,13 +45,13 @@ def holdings(schedule: Schedule, model: ModelProfile) -> Holdings:
             bundles_of.setdefault(name, []).append(b)
     for op in schedule.ops:
         match op:
-            case Compute(phase=Phase.REDUCE | Phase.UPDATE):
+            case Compute(phase=Phase.PARTIAL | Phase.REDUCE | Phase.UPDATE):
                 pass
             case Compute():
                 computes[op.target].update(schedule.group(op.ranks))
             case Transfer():
                 for value in op.values:
-                    if value.kind is ValueKind.PARAM:
+                    if value.kind in (ValueKind.PARAM, ValueKind.COPY):
                         wholes[value.name].update(r for s, r in schedule.pairs(op) if s != r)
             case Collective():
                 wholes[op.value.name].update(schedule.group(op.ranks))

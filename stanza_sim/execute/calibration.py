@@ -67,11 +67,15 @@ def time_model(
     return profile_of(workers.run(TimingTask(wanted)), wanted, precision)
 
 
+SUMMED = (ValueKind.GRAD, ValueKind.PART, ValueKind.SUM)
+"""What reductions sum."""
+
+
 def _contributions(schedule: Schedule) -> int:
     """How many gradients the largest reduction of `schedule` sums."""
     most = 2
     for op in schedule.ops:
-        if isinstance(op, Transfer) and any(v.kind is ValueKind.GRAD for v in op.values):
+        if isinstance(op, Transfer) and any(v.kind in SUMMED for v in op.values):
             most = max(most, *(len(schedule.sources(op, d)) for d in schedule.group(op.dst)))
     return most
 

@@ -214,7 +214,7 @@ class Engine(Generic[Payload]):
                     for u in units
                     if u.kind is UnitKind.RECV and isinstance(u.op, Transfer)
                     for v in u.op.values
-                    if v.kind == "grad" and v.name == value.name
+                    if v.kind in ("grad", "sum") and v.name == value.name
                     for p in u.peers
                 }
                 if set(send.peers) <= pushers:

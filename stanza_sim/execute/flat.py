@@ -67,7 +67,8 @@ class FlatBundle:
     slices have one size. It and `gradients` are views of `storage`, which a part of some tensors shares with the other
     parts and which is made here if it is not given. `own` are the elements [lo, hi) that an owner updates, a view of
     `whole` where there is one. `gradients` has one whole vector for each generation, `sums` the reduced gradient of
-    the own slice, `contributions[g][r]` what rank r sent.
+    the own slice, `contributions[g][r]` what rank r sent and `parts[g][r]` what it sent to be added up
+    to `partial(g)`, a sum of some ranks' gradients.
     """
 
     def __init__(
@@ -120,6 +121,8 @@ class FlatBundle:
         self.gradients = tuple(g[mine] for g in storage.gradients)
         self.sums = tuple(self.zeros(self.part) for _ in range(GENERATIONS)) if self.owner else ()
         self.contributions: tuple[dict[int, Tensor], ...] = tuple({} for _ in range(GENERATIONS))
+        self.parts: tuple[dict[int, Tensor], ...] = tuple({} for _ in range(GENERATIONS))
+        self._partial: dict[int, Tensor] = {}
 
     def zeros(self, numel: int) -> Tensor:
         """A vector of the bundle's type on its device."""
@@ -130,15 +133,36 @@ class FlatBundle:
         return self.gradients[generation][self.lo : self.hi]
 
     def reduce(self, generation: int, sources: list[int], rank: int) -> None:
-        """Sum the contributions of `sources` in the order given; `rank`'s own is its gradient."""
-        parts = [self.gradient(generation) if r == rank else self.contributions[generation][r] for r in sources]
-        total = self.sums[generation][: self.hi - self.lo]
-        if len(parts) == 1:
-            total.copy_(parts[0])
-            return
-        torch.add(parts[0], parts[1], out=total)
-        for part in parts[2:]:
-            total.add_(part)
+        """Sum the contributions of `sources` in the order given; `rank`'s own is its gradient, or its partial sum."""
+
+        def own() -> Tensor:
+            partial = self._partial.get(generation)
+            return self.gradient(generation) if partial is None else partial[self.lo : self.hi]
+
+        parts = [own() if r == rank else self.contributions[generation][r] for r in sources]
+        _add(parts, self.sums[generation][: self.hi - self.lo])
+
+    def add_up(self, generation: int, sources: list[int], rank: int) -> None:
+        """Sum the gradients that `sources` sent to be added up, in the order given; `rank`'s own is its gradient."""
+        if generation not in self._partial:
+            self._partial[generation] = self.zeros(self.bundle.numel)
+        whole = slice(0, self.bundle.numel)
+        parts = [self.gradients[generation][whole] if r == rank else self.parts[generation][r] for r in sources]
+        _add(parts, self._partial[generation])
+
+    def partial(self, generation: int) -> Tensor:
+        """What `add_up` found."""
+        return self._partial[generation]
+
+
+def _add(parts: list[Tensor], total: Tensor) -> None:
+    """Put the sum of `parts`, in their order, into `total`."""
+    if len(parts) == 1:
+        total.copy_(parts[0])
+        return
+    torch.add(parts[0], parts[1], out=total)
+    for part in parts[2:]:
+        total.add_(part)
 
 
 def sgd_step(

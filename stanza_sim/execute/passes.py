@@ -20,7 +20,17 @@ from stanza_sim.execute.job import Training
 from stanza_sim.execute.readiness import GENERATIONS
 from stanza_sim.execute.samples import Origin, Samples
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, ValueKind, Wire
+from stanza_sim.schedule import (
+    Collective,
+    CollectiveKind,
+    Compute,
+    Phase,
+    Schedule,
+    Transfer,
+    Value,
+    ValueKind,
+    Wire,
+)
 from stanza_sim.schedule.legality import LABEL_BYTES
 
 Batch = Callable[[int], tuple[Tensor, Tensor]]
@@ -98,7 +108,8 @@ class Passes:
         backward = (Phase.BACKWARD, Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
         self._last_use = {(o.target, o.microbatch): o.name for o in mine if o.phase in backward}
         self._summed = {o.target for o in mine if o.phase is Phase.REDUCE}
-        self._contributors = self._find_contributors()
+        self._contributors = self._find_contributors(ValueKind.GRAD, ValueKind.SUM)
+        self._gathered = self._find_contributors(ValueKind.PART)
         for op in schedule.for_rank(rank):
             if isinstance(op, Collective) and op.kind is CollectiveKind.REDUCE_SCATTER:
                 self._summed.add(op.value.name)
@@ -115,12 +126,13 @@ class Passes:
                 order[m] = None if pick == list(range(len(have))) else torch.tensor(pick, device=self.device)
         return order
 
-    def _find_contributors(self) -> dict[str, list[int]]:
+    def _find_contributors(self, *kinds: ValueKind) -> dict[str, list[int]]:
+        """For each bundle, the ranks whose gradients, or sums of them, arrive here as values of `kinds`."""
         found: dict[str, set[int]] = {}
         for op in self.schedule.for_rank(self.rank):
             if isinstance(op, Transfer):
                 for v in op.values:
-                    if v.kind is ValueKind.GRAD:
+                    if v.kind in kinds:
                         found.setdefault(v.name, set()).update(self.schedule.sources(op, self.rank))
         return {name: sorted(ranks) for name, ranks in found.items()}
 
@@ -136,6 +148,8 @@ class Passes:
                 self._compute_loss(op, iteration, self._generations[g])
             case Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT:
                 self._backward(op, g)
+            case Phase.PARTIAL:
+                self.bundles[op.target].add_up(g, self._gathered[op.target], self.rank)
             case Phase.REDUCE:
                 self.bundles[op.target].reduce(g, self._contributors[op.target], self.rank)
             case Phase.UPDATE:
@@ -287,14 +301,8 @@ class Passes:
         """The message of `op` to `dst`: a flat, contiguous tensor that stays untouched until it has been sent."""
         g = iteration % GENERATIONS
         value = op.values[0]
-        if value.kind in (ValueKind.GRAD, ValueKind.PARAM):
-            flat = self.bundles[value.name]
-            cut = self.schedule.value_slice(op, value, self.rank, dst) or (0, flat.bundle.numel)
-            if value.kind is ValueKind.GRAD:
-                return flat.gradients[g][cut[0] : cut[1]]
-            if flat.own is None:
-                raise RuntimeError(f"rank {self.rank} does not own {value.name}")
-            return flat.own
+        if value.kind.on_bundle:
+            return self._of_bundle(op, value, dst, g)
         values, parts = self._generations[g], []
         for v in op.values:
             match v.kind:
@@ -309,20 +317,38 @@ class Passes:
         values.sent[op.name, dst] = message
         return message
 
+    def _of_bundle(self, op: Transfer, value: Value, dst: int, g: int) -> Tensor:
+        """What of a bundle is sent to `dst`."""
+        flat = self.bundles[value.name]
+        lo, hi = self.schedule.value_slice(op, value, self.rank, dst) or (0, flat.bundle.numel)
+        match value.kind:
+            case ValueKind.GRAD | ValueKind.PART:
+                found: Tensor | None = flat.gradients[g][lo:hi]
+            case ValueKind.SUM:
+                found = flat.partial(g)[lo:hi]
+            case ValueKind.COPY:
+                found = flat.whole[lo:hi] if flat.whole is not None else None
+            case _:
+                found = flat.own
+        if found is None:
+            raise RuntimeError(f"rank {self.rank} does not hold or own {value.name}")
+        return found
+
     def incoming(self, op: Transfer, iteration: int, src: int) -> Tensor:
         """Where the message of `op` from `src` is to be received; parameters go straight into the module."""
         g = iteration % GENERATIONS
         value = op.values[0]
-        if value.kind in (ValueKind.GRAD, ValueKind.PARAM):
+        if value.kind.on_bundle:
             flat = self.bundles[value.name]
             cut = self.schedule.value_slice(op, value, src, self.rank) or (0, flat.bundle.numel)
-            if value.kind is ValueKind.PARAM:
+            if value.kind in (ValueKind.PARAM, ValueKind.COPY):
                 if flat.whole is None:
                     raise RuntimeError(f"rank {self.rank} does not hold {value.name}")
                 return flat.whole[cut[0] : cut[1]]
-            if src not in flat.contributions[g]:
-                flat.contributions[g][src] = flat.zeros(cut[1] - cut[0])
-            return flat.contributions[g][src]
+            into = flat.parts[g] if value.kind is ValueKind.PART else flat.contributions[g]
+            if src not in into:
+                into[src] = flat.zeros(cut[1] - cut[0])
+            return into[src]
         received = self._generations[g].received
         if (op.name, src) not in received:
             nbytes = self.schedule.message_bytes(op, src, self.rank)

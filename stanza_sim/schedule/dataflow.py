@@ -74,11 +74,17 @@ class _DataFlow:
                     yield "weight gradient", op.target, op.microbatch
             case Compute(phase=Phase.REDUCE):
                 yield "sum", op.target
+            case Compute(phase=Phase.PARTIAL):
+                yield "partial sum", op.target
             case Transfer():
                 for value in op.values:
                     yield "value", value, op.landing
-                    if value.kind is ValueKind.GRAD:
+                    if value.kind in (ValueKind.GRAD, ValueKind.SUM):
                         yield "push", value.name
+                    elif value.kind is ValueKind.PART:
+                        yield "part", value.name
+                    elif value.kind is ValueKind.PARAM:
+                        yield "pull", value.name
             case Collective() if op.value.kind is ValueKind.GRAD:
                 yield "sum", op.value.name
 
@@ -138,6 +144,9 @@ class _DataFlow:
             case Phase.REDUCE:
                 if missing := self._missing(i, at, "push", op.target):
                     raise self.fail(i, f"no transfer brings grad({op.target}) before it is reduced", missing)
+            case Phase.PARTIAL:
+                if missing := self._missing(i, at, "part", op.target):
+                    raise self.fail(i, f"no transfer brings part({op.target}) before it is added up", missing)
             case Phase.UPDATE:
                 if self._missing(i, at, "sum", op.target):
                     self._need_gradients(i, at, op.target)
@@ -147,8 +156,17 @@ class _DataFlow:
         for value in op.values:
             if value.kind in (ValueKind.ACT, ValueKind.ACTGRAD):
                 self._need(i, self.atoms.gated[i], value, op.microbatch)
-            elif value.kind is ValueKind.GRAD:
+            elif value.kind in (ValueKind.GRAD, ValueKind.PART):
                 self._need_gradients(i, self.atoms.gated[i], value.name)
+            elif value.kind is ValueKind.SUM:
+                if missing := self._missing(i, self.atoms.gated[i], "partial sum", value.name):
+                    raise self.fail(
+                        i, f"{value} is not there before it is used", missing, "name a partial op in after="
+                    )
+            elif value.kind is ValueKind.COPY:
+                if missing := self._missing(i, self.atoms.gated[i], "pull", value.name):
+                    raise self.fail(i, f"{value} is sent by a rank that did not pull it", missing)
+                self._in_place(i, self.atoms.written(i), value.name)
             elif value.kind is ValueKind.PARAM:
                 self._in_place(i, self.atoms.written(i), value.name)
 

@@ -35,6 +35,7 @@ from stanza_sim.schedule.ops import (
     Wire,
     dependency,
 )
+from stanza_sim.schedule.partial import check_partial_sums
 from stanza_sim.schedule.schedule import Schedule
 
 Mask = npt.NDArray[np.bool_]
@@ -49,7 +50,7 @@ def value_bytes(
     """Bytes of one whole message that carries `value` of one worker (one micro-batch of its samples)."""
     samples = schedule.batch_per_worker // microbatches
     match value.kind:
-        case ValueKind.GRAD | ValueKind.PARAM:
+        case ValueKind.GRAD | ValueKind.PART | ValueKind.SUM | ValueKind.PARAM | ValueKind.COPY:
             return schedule.bundle(value.name).numel * schedule.itemsize
         case ValueKind.ACT | ValueKind.ACTGRAD:
             itemsize = BF16_BYTES if wire is Wire.BF16 else schedule.itemsize
@@ -66,6 +67,7 @@ def check(schedule: Schedule, model: ModelProfile) -> None:
     """
     _Form(schedule, model).run()
     check_data_flow(schedule, model)
+    check_partial_sums(schedule, model)
 
 
 class _Form:
@@ -229,7 +231,7 @@ class _Form:
         if op.phase.on_bundle:
             self._bundle_exists(op, op.target)
             owners = self.mask(self.s.bundle(op.target).owners)
-            if (self.mask(op.ranks) & ~owners).any():
+            if op.phase is not Phase.PARTIAL and (self.mask(op.ranks) & ~owners).any():
                 raise self.fail(op, f"only an owner of bundle {op.target} may {op.phase} it")
         elif op.target not in self.blocks:
             raise self.fail(op, f"model {self.model.name} has no block {op.target}")
@@ -275,12 +277,13 @@ class _Form:
         if op.nbytes != expected:
             raise self.fail(op, f"nbytes={op.nbytes}, but the values have {expected} bytes")
         for value in op.values:
-            if value.kind in (ValueKind.GRAD, ValueKind.PARAM):
+            if value.kind.on_bundle:
                 if len(op.values) > 1:
                     raise self.fail(op, f"{value} travels in a message of its own")
                 bundle = self.s.bundle(value.name)
-                end, who = (op.dst, "goes to") if value.kind is ValueKind.GRAD else (op.src, "comes from")
-                if (self.mask(end) & ~self.mask(bundle.owners)).any():
+                owner_sends = value.kind.owner_sends
+                end, who = (op.src, "comes from") if owner_sends else (op.dst, "goes to")
+                if owner_sends is not None and (self.mask(end) & ~self.mask(bundle.owners)).any():
                     raise self.fail(op, f"{value} {who} owners of the bundle ({bundle.owners}) only")
 
     def _arrival(self, op: Transfer) -> None:
@@ -350,7 +353,7 @@ class _Form:
 
     def _value_exists(self, op: Op, value: Value) -> None:
         match value.kind:
-            case ValueKind.GRAD | ValueKind.PARAM:
+            case ValueKind.GRAD | ValueKind.PART | ValueKind.SUM | ValueKind.PARAM | ValueKind.COPY:
                 self._bundle_exists(op, value.name)
             case ValueKind.ACT | ValueKind.ACTGRAD:
                 if value.name not in self.blocks:

@@ -16,20 +16,24 @@ RECV, SENT = ".recv", ".sent"
 
 
 class Phase(StrEnum):
-    """What a computation does. `REDUCE` and `UPDATE` work on a bundle, the others on a block."""
+    """What a computation does. `PARTIAL`, `REDUCE` and `UPDATE` work on a bundle, the others on a block.
+
+    `PARTIAL` adds up gradients of some ranks where they are gathered, `REDUCE` those of all ranks at an owner.
+    """
 
     FORWARD = "forward"
     LOSS = "loss"
     BACKWARD = "backward"
     BACKWARD_INPUT = "backward_input"
     BACKWARD_WEIGHT = "backward_weight"
+    PARTIAL = "partial"
     REDUCE = "reduce"
     UPDATE = "update"
 
     @property
     def on_bundle(self) -> bool:
         """Whether the op's target is a bundle rather than a block."""
-        return self in (Phase.REDUCE, Phase.UPDATE)
+        return self in (Phase.PARTIAL, Phase.REDUCE, Phase.UPDATE)
 
 
 class Pattern(StrEnum):
@@ -80,13 +84,34 @@ CHUNK_BYTES = 512 * 1024
 
 
 class ValueKind(StrEnum):
-    """What a message carries."""
+    """What a message carries.
+
+    Of a bundle: `GRAD`, a rank's gradients, and `SUM`, a sum of some ranks', go to owners; `PARAM`, parameters, come
+    from owners. `PART`, a rank's gradients, go to one that adds them up; `COPY`, parameters, come from one that pulled
+    them. These two are never cut.
+    """
 
     GRAD = "grad"
     PARAM = "param"
+    PART = "part"
+    SUM = "sum"
+    COPY = "copy"
     ACT = "act"
     ACTGRAD = "actgrad"
     LABELS = "labels"
+
+    @property
+    def on_bundle(self) -> bool:
+        """Whether it is of a bundle rather than of samples."""
+        return self in _OF_BUNDLES
+
+    @property
+    def owner_sends(self) -> bool | None:
+        """Whether it comes from an owner (True), goes to one (False), or neither."""
+        return True if self is ValueKind.PARAM else False if self in (ValueKind.GRAD, ValueKind.SUM) else None
+
+
+_OF_BUNDLES = (ValueKind.GRAD, ValueKind.PART, ValueKind.SUM, ValueKind.PARAM, ValueKind.COPY)
 
 
 class Layout(StrEnum):

@@ -16,6 +16,10 @@ MAX_FACTS = 2**14
 in 2^14 sets are some 30 MiB."""
 
 
+_SUMMED = {Phase.REDUCE: ValueKind.GRAD, Phase.PARTIAL: ValueKind.PART}
+"""Phases that add up gradients of ranks, and as what these arrive."""
+
+
 class Order(Protocol):
     """The order of the ops of a schedule. Masks have bit a for atom a of `atoms`; ops are named by position."""
 
@@ -53,7 +57,7 @@ def _pulled(schedule: Schedule) -> set[str]:
     """Bundles whose parameters some transfer or collective writes in place."""
     values = [v for op in schedule.ops if isinstance(op, Transfer) for v in op.values]
     values += [op.value for op in schedule.ops if isinstance(op, Collective)]
-    return {v.name for v in values if v.kind is ValueKind.PARAM}
+    return {v.name for v in values if v.kind in (ValueKind.PARAM, ValueKind.COPY)}
 
 
 class AtomOrder:
@@ -75,7 +79,7 @@ class AtomOrder:
         self._done: list[dict[int, int]] = []  # per op: atom -> facts once it is complete there (a transfer: arrived)
         self._writing: dict[int, dict[int, int]] = {}  # op -> atom -> facts before it writes there
         self._lanes: dict[tuple[str, int], int] = {}
-        self._pushes: dict[str, list[int]] = defaultdict(list)
+        self._pushes: dict[tuple[ValueKind, str], list[int]] = defaultdict(list)
 
     def _fact(self, what: int | str, atom: int) -> int:
         return 1 << self._bit.setdefault((what, atom), len(self._bit))
@@ -98,8 +102,7 @@ class AtomOrder:
             case Transfer():
                 done = self._arrived(i)
                 for value in op.values:
-                    if value.kind is ValueKind.GRAD:
-                        self._pushes[value.name].append(i)
+                    self._pushes[value.kind, value.name].append(i)
             case Collective():
                 done = self._collected(i, op)
         self._done.append(done)
@@ -127,10 +130,13 @@ class AtomOrder:
         return {a: known | facts | self._fact(i, a) for a, facts in start.items()}
 
     def _summed(self, op: Compute, atom: int, facts: int) -> int:
-        """Whose gradients a reduction at `atom` needed: theirs whose pushes had arrived."""
+        """Whose gradients a sum at `atom` needed: theirs whose pushes had arrived.
+
+        Those that a partial sum needed are among the facts already, wherever it arrived.
+        """
         found = 0
-        if op.phase is Phase.REDUCE:
-            for p in self._pushes[op.target]:
+        if (kind := _SUMMED.get(op.phase)) is not None:
+            for p in self._pushes[kind, op.target]:
                 if facts & self._fact(p, atom):
                     links = self.atoms.links(p)
                     src = links.src if links.sources is None else links.sources[atom]
@@ -217,7 +223,7 @@ class OpOrder:
         self._closure: list[int] = []  # bit j of closure[i]: op i comes after op j in the same iteration
         self._lanes: dict[str, dict[int, int]] = defaultdict(dict)  # lane -> atoms -> the last op there
         self._meets: dict[tuple[str, int], list[int]] = {}  # (lane, atoms) -> those of the lane that overlap them
-        self._pushes: dict[str, list[int]] = defaultdict(list)
+        self._pushes: dict[tuple[ValueKind, str], list[int]] = defaultdict(list)
         self._sums: dict[str, list[tuple[int, int]]] = defaultdict(list)  # (op, atoms whose gradients it needed)
 
     def add(self, i: int) -> None:
@@ -239,16 +245,15 @@ class OpOrder:
                 for last in (lane[mask] for mask in self._meets[op.lane, at] if lane[mask] != i):
                     known |= self._closure[last] | 1 << last
                 lane[at] = i
-                if op.phase is Phase.REDUCE:
-                    pushes = [p for p in self._pushes[op.target] if known >> p & 1]
+                if (kind := _SUMMED.get(op.phase)) is not None:
+                    pushes = [p for p in self._pushes[kind, op.target] if known >> p & 1]
                     needed = 0
                     for p in pushes:
                         needed |= self.atoms.gated[p]
                     self._sums[op.target].append((i, needed))
             case Transfer():
                 for value in op.values:
-                    if value.kind is ValueKind.GRAD:
-                        self._pushes[value.name].append(i)
+                    self._pushes[value.kind, value.name].append(i)
             case Collective() if op.value.kind is ValueKind.GRAD:
                 self._sums[op.value.name].append((i, self.atoms.gated[i]))
             case _:

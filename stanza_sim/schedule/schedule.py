@@ -17,7 +17,6 @@ from stanza_sim.schedule.ops import (
     Pattern,
     Transfer,
     Value,
-    ValueKind,
     slice_bounds,
 )
 from stanza_sim.schedule.ranks import Ranks
@@ -127,15 +126,16 @@ class Schedule:
     def value_slice(self, op: Transfer, value: Value, src: int, dst: int) -> tuple[int, int] | None:
         """Elements of the bundle that the pair (src, dst) carries, or None if `value` goes whole.
 
-        Gradients of a cut bundle go to the owner of a slice, parameters come from it.
+        Gradients of a cut bundle, and sums of them, go to the owner of a slice, parameters come from it.
         """
-        if value.kind not in (ValueKind.GRAD, ValueKind.PARAM):
+        owner_sends = value.kind.owner_sends
+        if owner_sends is None:
             return None
         bundle = self.bundle(value.name)
         if bundle.layout is not Layout.CUT:
             return None
         owners = self.owners(bundle)
-        owner = dst if value.kind is ValueKind.GRAD else src
+        owner = src if owner_sends else dst
         return slice_bounds(bundle.numel, len(owners), owners.index(owner))
 
     def message_bytes(self, op: Transfer, src: int, dst: int) -> int:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from stanza_sim.cluster.cluster import Cluster, Usage
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Layout, Pattern, Schedule, Transfer, UnitKind, ValueKind
+from stanza_sim.schedule import Layout, Pattern, Schedule, Transfer, UnitKind
 from stanza_sim.simulate.fold import Folding
 from stanza_sim.simulate.lower import LINK_PHI, Actor, Load, Lowered, Lowering
 
@@ -188,7 +188,7 @@ class _ArrayLowering(Lowering):
     def sizes(self, op: Transfer, src: I32, dst: I32) -> I64:
         """Bytes of every message of `op`."""
         value = op.values[0]
-        if value.kind in (ValueKind.GRAD, ValueKind.PARAM):
+        if (owner_sends := value.kind.owner_sends) is not None:
             bundle = self.s.bundle(value.name)
             if bundle.layout is Layout.CUT:
                 owners = np.fromiter(self.s.owners(bundle), dtype=np.int64)
@@ -196,7 +196,7 @@ class _ArrayLowering(Lowering):
                 bounds = np.minimum(np.arange(len(owners) + 1, dtype=np.int64) * size, bundle.numel)
                 by_rank = np.zeros(self.s.world_size, dtype=np.int64)
                 by_rank[owners] = np.diff(bounds) * self.s.itemsize
-                sizes: I64 = by_rank[dst if value.kind is ValueKind.GRAD else src]
+                sizes: I64 = by_rank[src if owner_sends else dst]
                 return sizes
         return np.full(len(src), op.nbytes, dtype=np.int64)
 

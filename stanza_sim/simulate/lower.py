@@ -268,13 +268,15 @@ class Lowering:
         if op.phase.on_bundle:
             bundle = self.s.bundle(op.target)
             numel = bundle.numel
-            if bundle.layout is Layout.CUT:
+            if bundle.layout is Layout.CUT and op.phase is not Phase.PARTIAL:
                 owners = self.s.owners(bundle)
                 lo, hi = slice_bounds(numel, len(owners), owners.index(rank))
                 numel = hi - lo
             nbytes = numel * self.s.itemsize
             if op.phase is Phase.UPDATE:
                 return costs.update_s(nbytes)
+            if op.phase is Phase.PARTIAL:  # of the whole bundle, whoever owns it
+                return costs.reduce_s(bundle.numel * self.s.itemsize, self.contributions(op.target, rank, partial=True))
             return costs.reduce_s(nbytes, self.contributions(op.target, rank))
         block = self.model.block(op.target)
         share = int(self.samples[op.target, op.microbatch][rank])
@@ -291,18 +293,19 @@ class Lowering:
             case _:
                 return costs.loss_s(block, samples)
 
-    def contributions(self, bundle: str, rank: int) -> int:
-        """How many gradients of `bundle` arrive at `rank`, its own included."""
-        return sum(len(self.s.sources(op, rank)) for op in self._pushes.get(bundle, ()))
+    def contributions(self, bundle: str, rank: int, *, partial: bool = False) -> int:
+        """How many gradients or sums of `bundle` arrive at `rank`, its own too; `partial`: for a partial sum."""
+        kinds = (ValueKind.PART,) if partial else (ValueKind.GRAD, ValueKind.SUM)
+        return sum(len(self.s.sources(op, rank)) for kind in kinds for op in self._pushes.get((kind, bundle), ()))
 
     @cached_property
-    def _pushes(self) -> dict[str, list[Transfer]]:
-        """The transfers of gradients of each bundle."""
-        found: dict[str, list[Transfer]] = {}
+    def _pushes(self) -> dict[tuple[ValueKind, str], list[Transfer]]:
+        """The transfers of each kind of value of each bundle."""
+        found: dict[tuple[ValueKind, str], list[Transfer]] = {}
         for op in self.s.ops:
             if isinstance(op, Transfer):
-                for name in {v.name for v in op.values if v.kind is ValueKind.GRAD}:
-                    found.setdefault(name, []).append(op)
+                for value in dict.fromkeys(op.values):
+                    found.setdefault((value.kind, value.name), []).append(op)
         return found
 
     def compute(self, op: Compute, rank: int) -> Load:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 from itertools import chain, count
+from typing import TYPE_CHECKING
 
 from stanza_sim.model.profile import Block, ModelProfile, ParamTensor
 from stanza_sim.schedule.legality import value_bytes
@@ -26,6 +27,9 @@ from stanza_sim.schedule.ops import (
 from stanza_sim.schedule.ranks import Ranks
 from stanza_sim.schedule.schedule import Schedule
 from stanza_sim.strategies.collectives import Choice, CollectiveSettings, How
+
+if TYPE_CHECKING:
+    from stanza_sim.strategies.hosts import Hosts
 
 MIB = 1024 * 1024
 
@@ -114,6 +118,7 @@ class Builder:
             Phase.BACKWARD: "bwd",
             Phase.BACKWARD_INPUT: "bwdi",
             Phase.BACKWARD_WEIGHT: "bwdw",
+            Phase.PARTIAL: "sum",
             Phase.REDUCE: "red",
             Phase.UPDATE: "upd",
         }
@@ -144,6 +149,7 @@ class Builder:
         channel: str,
         priority: int = 0,
         credit: int = 0,
+        pairs: tuple[tuple[int, int], ...] = (),
         after: Iterable[str] = (),
         microbatch: int = 0,
         arrives_as: int | None = None,
@@ -165,16 +171,14 @@ class Builder:
                 microbatch=microbatch,
                 arrives_as=arrives_as,
                 wire=wire,
+                pairs=pairs,
                 after=tuple(after),
             )
         )
         return name
 
     def _value_bytes(self, value: Value, wire: Wire) -> int:
-        if value.kind in (
-            ValueKind.GRAD,
-            ValueKind.PARAM,
-        ):  # without looking at all bundles, of which there may be many
+        if value.kind.on_bundle:  # without looking at all bundles, of which there may be many
             return self.bundles[value.name].numel * self.model.itemsize
         return value_bytes(self._partial(), self.model, value, self.microbatches, wire)
 
@@ -311,25 +315,31 @@ def exchange_by_servers(
     ready: dict[str, str],
     fresh: dict[str, list[str]],
     credit: int = 0,
+    hosts: Hosts | None = None,
 ) -> None:
     """Push gradients of `bundles` from `workers` to their owners, reduce, update, and pull parameters back.
 
     With `overlap` a bundle is pushed as soon as the backward pass of its blocks is done and pulled as soon as it is
     updated; without, everything is pushed after the backward pass, pulled after the last update, and the next forward
     pass waits for all of it. `ready[block]` is the op after which the gradients of a block of `bundles` are complete.
-    With `credit`, what is pushed and pulled goes by priority: see `Transfer`.
+    With `credit`, what is pushed and pulled goes by priority: see `Transfer`. With `hosts`, gradients are added up on
+    each host first, and only the sum is pushed; parameters are pulled by one rank of each host, which passes them on.
     """
     last = [ready[block.name] for block in b.model.blocks if block.tensors and block.name in ready]
     updates: dict[str, list[str]] = {}
-    for bundle in bundles:
+    for place, bundle in enumerate(bundles):
         inward = Pattern.ALL_PAIRS if len(b.groups[bundle.owners].ranks) > 1 else Pattern.FAN_IN
         after = dict.fromkeys(ready[name] for name in b.blocks_of(bundle)) if overlap else dict.fromkeys(last)
+        pushers, kind = workers, ValueKind.GRAD
+        if hosts is not None:
+            pushers, kind = hosts.leaders(place), ValueKind.SUM
+            after = dict.fromkeys([hosts.gather(b, bundle, place, list(after), credit)])
         push = b.transfer(
             f"push.{bundle.name}",
-            workers,
+            pushers,
             bundle.owners,
             inward,
-            [Value(ValueKind.GRAD, bundle.name)],
+            [Value(kind, bundle.name)],
             channel="push",
             priority=b.priority(bundle),
             credit=credit,
@@ -339,21 +349,27 @@ def exchange_by_servers(
         update = b.compute(Phase.UPDATE, bundle.name, bundle.owners, after=[reduce], lane=lane)
         updates.setdefault(bundle.owners, []).append(update)
         if overlap:
-            pull = _pull(b, bundle, workers, [update], credit)
+            pull = _pull(b, bundle, workers, [update], credit, hosts, place)
             for name in b.blocks_of(bundle):
                 fresh.setdefault(name, []).append(pull)
     if not overlap:
-        everything = [_pull(b, bundle, workers, updates[bundle.owners], credit) for bundle in reversed(bundles)]
+        everything = [
+            _pull(b, bundle, workers, updates[bundle.owners], credit, hosts, place)
+            for place, bundle in reversed(list(enumerate(bundles)))
+        ]
         for block in b.model.blocks:
             fresh[block.name] = everything
 
 
-def _pull(b: Builder, bundle: Bundle, workers: str, after: Iterable[str], credit: int) -> str:
+def _pull(
+    b: Builder, bundle: Bundle, workers: str, after: Iterable[str], credit: int, hosts: Hosts | None, place: int
+) -> str:
+    """Add the pull of `bundle`, and where there are `hosts` its passing on; returns the op after which all have it."""
     outward = Pattern.ALL_PAIRS if len(b.groups[bundle.owners].ranks) > 1 else Pattern.FAN_OUT
-    return b.transfer(
+    pull = b.transfer(
         f"pull.{bundle.name}",
         bundle.owners,
-        workers,
+        workers if hosts is None else hosts.leaders(place),
         outward,
         [Value(ValueKind.PARAM, bundle.name)],
         channel="pull",
@@ -361,3 +377,4 @@ def _pull(b: Builder, bundle: Bundle, workers: str, after: Iterable[str], credit
         credit=credit,
         after=after,
     )
+    return pull if hosts is None else hosts.spread(b, bundle, place, pull, credit)

@@ -26,6 +26,7 @@ from stanza_sim.strategies.assignment import (
     by_slices,
 )
 from stanza_sim.strategies.builder import Builder, exchange_by_servers
+from stanza_sim.strategies.hosts import Hosts
 from stanza_sim.units import Size
 
 MOST_PIECES = 300
@@ -69,6 +70,12 @@ class Settings(BaseModel):
         description="Most pushes under way from a worker to a server, and pulls from a server; the blocks that come "
         "first in forward order go first. 0: in the order in which they are ready. Default: 1 if sliced, else 0.",
     )
+    local: int | None = Field(
+        None,
+        ge=2,
+        description="Workers per host, which add up their gradients before one of them pushes the sum, and share what "
+        "it pulls; ranks r with the same r // local are on one host. Default: each pushes and pulls by itself.",
+    )
     overlap: bool = Field(
         True, description="Push each block when its backward pass is done (wait-free), or push all, then pull all."
     )
@@ -81,6 +88,11 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     whatever the assignment): a worker sends S and receives S, but for the S_j of its own shard; server j sends and
     receives W*S_j, a co-located one (W-1)*S_j. So through one dedicated server's NIC W*S each way; through a co-located
     even shard's, of N, 2(N-1)/N*S each way.
+
+    With `local` (BytePS, OSDI 2020, section 4.2) these are the bytes of leaders with H hosts in the place of W workers:
+    of the bundles that it leads for, L_r bytes, rank r sends and receives L_r, but for what its own shard has of them.
+    Moreover it sends S - L_r to other leaders of its host and L_r to each of the other workers there, and gets as much;
+    server j sends and receives the same as before, but once per host, its own leaders' left out where they are j.
     """
     _require_used(settings)
     b = Builder("parameter_server", model, world_size, batch_per_worker)
@@ -94,22 +106,24 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
             hint=f"use at most {world_size if colocated else world_size - 1} servers, or more nodes",
         )
     workers = b.group("worker", range(workers_count))
-    servers = b.group("server", range(k) if colocated else range(workers_count, world_size))
+    servers = b.group("server", _colocated(k, world_size, settings) if colocated else range(workers_count, world_size))
     forward = b.forward(model.blocks, workers)
     before = b.compute(Phase.LOSS, model.blocks[-1].name, workers, after=forward[-1:])
     ready: dict[str, str] = {}
     for block in reversed(model.blocks):
         before = ready[block.name] = b.compute(Phase.BACKWARD, block.name, workers, after=[before])
     fresh: dict[str, list[str]] = {}
+    lane = "server" if colocated else "main"
     exchange_by_servers(
         b,
         _bundles(b, model.blocks, servers, settings),
         workers,
         overlap=settings.overlap,
-        lane="server" if colocated else "main",
+        lane=lane,
         ready=ready,
         fresh=fresh,
         credit=_credit(settings),
+        hosts=Hosts(b, workers, settings.local) if settings.local is not None else None,
     )
     b.set_fresh(fresh)
     return b.finish()
@@ -120,7 +134,7 @@ def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_
 
     Pieces of tensors are no smaller than makes `MOST_PIECES` of the model, so that a plan takes no minutes to simulate.
     """
-    del batch_per_worker, local_size  # what fits does not depend on them
+    del batch_per_worker  # what fits does not depend on it
     if world_size > 1:
         yield Settings()
     even = max(SLICE_PARAMETERS, -(-model.numel // MOST_PIECES))
@@ -130,7 +144,8 @@ def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_
         {"assignment": Assignment.MXNET},
         {"assignment": Assignment.BYTEPS},
         {"assignment": Assignment.BYTEPS, "credit": 2},
-        *({"assignment": Assignment.SLICED, "slice": even, "credit": credit} for credit in (1, 4)),
+        {"assignment": Assignment.SLICED, "slice": even, "credit": 1},
+        {"assignment": Assignment.SLICED, "slice": even, "credit": 4},
     ]
     whole = [way for way in ways if way.get("assignment") not in (Assignment.CUT, Assignment.MXNET)]
     dedicated = {1, 2, 3, 4, 6, 8, world_size // 4, world_size // 3, world_size // 2}
@@ -140,6 +155,8 @@ def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_
         for way in ways if k > 1 else whole:  # one server has everything, however it is cut
             if (place, k, way) != ("dedicated", 1, {}):
                 yield Settings.model_validate({"placement": place, "servers": k, **way})
+            if local_size > 1:
+                yield Settings.model_validate({"placement": place, "servers": k, "local": local_size, **way})
 
 
 def _require_used(settings: Settings) -> None:
@@ -152,6 +169,14 @@ def _require_used(settings: Settings) -> None:
         if key in settings.model_fields_set and settings.assignment is not user:
             where, hint = f"parameter_server: {key}", f"leave {key} out, or set assignment: {user}"
             raise InputError(f"{key} is for the assignment {user}", where=where, hint=hint)
+
+
+def _colocated(k: int, world_size: int, settings: Settings) -> Sequence[int]:
+    """Ranks of `k` co-located servers: the first, and where workers are grouped by host as many of each host."""
+    local = settings.local or 1
+    hosts = -(-world_size // local)
+    turn = [h * local + i for i in range(local) for h in range(hosts) if h * local + i < world_size]
+    return sorted(turn[:k])
 
 
 def _credit(settings: Settings) -> int:

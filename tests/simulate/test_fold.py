@@ -36,6 +36,12 @@ STRATEGIES: dict[str, tuple[str, dict[str, object]]] = {
     "co-located, BytePS": ("parameter_server", {"placement": "colocated", "assignment": "byteps", "partition": "4kB"}),
     "co-located, slices": ("parameter_server", {"placement": "colocated", "assignment": "sliced", "slice": 2000}),
     "two servers, slices": ("parameter_server", {"servers": 2, "assignment": "sliced", "slice": 900, "credit": 2}),
+    "one server, by host": ("parameter_server", {"local": 2}),
+    "co-located, cut, by host": ("parameter_server", {"placement": "colocated", "assignment": "cut", "local": 2}),
+    "co-located, slices, by host": (
+        "parameter_server",
+        {"placement": "colocated", "assignment": "sliced", "slice": 2000, "local": 2},
+    ),
     "all-reduce": ("all_reduce", {"first_bucket": "1kB", "bucket": "10kB"}),
     "all-reduce, no overlap": ("all_reduce", {"overlap": False}),
     "Stanza": ("stanza", {"bucket": "10kB"}),
