@@ -227,3 +227,113 @@ def test_the_space_of_settings_is_what_build_accepts(world_size: int) -> None:
         schedule = parameter_server.build(model, world_size=world_size, batch_per_worker=4, settings=settings)
         check(schedule, model)
         assert message_count(schedule)
+
+
+@pytest.mark.parametrize(
+    ("n", "settings"),
+    [
+        (5, {"local": 2}),
+        (8, {"local": 3, "servers": 2, "assignment": "cut"}),
+        (6, {"local": 2, "placement": "colocated", "assignment": "cut"}),
+        (7, {"local": 4, "placement": "colocated", "assignment": "sliced", "slice": 20}),
+    ],
+)
+def test_bytes_by_host_are_those_of_the_closed_form(n: int, settings: dict[str, object]) -> None:
+    """As the docstring of `build` has it, and as the simulator counts them, on hosts of so many ranks."""
+    model, local = toy(3), int(str(settings["local"]))
+    schedule = build("parameter_server", model, n, **settings)
+    check(schedule, model)
+    workers, servers = list(schedule.group("worker")), list(schedule.group("server"))
+    hosts = [workers[i : i + local] for i in range(0, len(workers), local)]
+    sent, received = dict.fromkeys(range(n), 0), dict.fromkeys(range(n), 0)
+    for place, b in enumerate(schedule.bundles):
+        owners = list(schedule.owners(b))
+        size = -(-b.numel // len(owners))
+        share = {r: 4 * (min((i + 1) * size, b.numel) - min(i * size, b.numel)) for i, r in enumerate(owners)}
+        for host in hosts:
+            lead = host[place % local % len(host)]
+            pushed = 4 * b.numel - share.get(lead, 0)
+            sent[lead] += pushed + 4 * b.numel * (len(host) - 1)
+            received[lead] += pushed + 4 * b.numel * (len(host) - 1)
+            for r in set(host) - {lead}:
+                sent[r] += 4 * b.numel
+                received[r] += 4 * b.numel
+            for r in set(servers) - {lead}:
+                sent[r] += share.get(r, 0)
+                received[r] += share.get(r, 0)
+    placement = [r // local for r in range(n)]
+    on = cluster(max(placement) + 1, placement=placement)
+    for fold_ranks in (True, False):
+        p = predict(schedule, model, on, fold_ranks=fold_ranks)
+        assert p.sent_bytes.items() <= sent.items()
+        assert p.received_bytes.items() <= received.items()
+        assert p.iteration_s >= p.bound_s * (1 - 1e-9)
+
+
+def test_hosts_that_add_up_first_push_once_each() -> None:
+    """The bytes that a dedicated server receives are those of the hosts, not those of the workers."""
+    model = toy(3)
+    for local, hosts in ((None, 8), (2, 4), (4, 2), (8, 1)):
+        p = predict(build("parameter_server", model, 9, local=local), model, cluster(9))
+        assert p.received_bytes[8] == hosts * model.nbytes
+
+
+def test_servers_beside_workers_are_on_as_many_hosts_as_can_be() -> None:
+    schedule = build("parameter_server", toy(), 8, placement="colocated", servers=2, local=4)
+    assert list(schedule.group("server")) == [0, 4]
+    assert list(build("parameter_server", toy(), 8, placement="colocated", servers=2).group("server")) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([], None),
+        ([("sum.c2", " partial ", " reduce ")], "only an owner of bundle c2 may reduce it"),
+        ([("sum.c2", " after=gather.c2", "")], "no transfer brings part(c2) before it is added up"),
+        ([("gather.c2", " after=bwd.c2", "")], "grad(c2) needs the backward pass of c2"),
+        ([("push.c2", "after=sum.c2", "after=gather.c2")], "sum(c2) is not there before it is used"),
+        ([("push.c2", "lead.0->server", "lead.1->server"), ("push.c2", "sum.c2", "bwd.c2")], "sum(c2) is not there"),
+        ([("push.c2", "sum(c2) lead.0", "grad(c2) lead.0")], "grad(c2) of rank 0 is sent twice"),
+        ([("push.c2", "sum(c2) lead.0->server fan-in", "sum(c2) lead.0->lead.0 one-to-one")], "goes to owners"),
+        (
+            [("gather.c2", "worker->lead.0 blocked", "lead.0->lead.0 one-to-one")],
+            "param(c2) would be overwritten while a pass may still read it (rank 1)",
+        ),
+        (
+            [
+                ("gather.c2", "worker->lead.0 blocked", "lead.0->lead.0 one-to-one"),
+                ("spread.c2", "lead.0->worker blocked", "lead.0->lead.0 one-to-one"),
+            ],
+            "grad(c2) of rank 1 is not sent",
+        ),
+        (
+            [("sum.c2", "sum.c2: ", "sum.c2: partial c2 @lead.0 lane=local after=gather.c2\nagain: ")],
+            "added up there, once",
+        ),
+        (
+            [
+                (
+                    "push.c2",
+                    "push.c2: ",
+                    "again: transfer sum(c2) lead.0->server fan-in nbytes=120 after=sum.c2\npush.c2: ",
+                )
+            ],
+            "must go to the owners as a sum, once",
+        ),
+        ([("spread.c2", "lead.0->worker", "lead.1->worker"), ("spread.c2", "pull.c2", "bwd.c2")], "did not pull it"),
+        ([("spread.c2", "blocked", "explicit pairs=0>3")], "rank 3 is sent copy(c2) by rank 0"),
+    ],
+)
+def test_partial_sums_count_every_gradient_once(changes: list[tuple[str, str, str]], message: str | None) -> None:
+    lines = build("parameter_server", toy(), 5, local=2).text().splitlines()
+    for op, old, new in changes:
+        at = next(i for i, line in enumerate(lines) if line.startswith(f"{op}: "))
+        assert old in lines[at]
+        lines[at] = lines[at].replace(old, new)
+    text = "\n".join(lines)
+    if message is None:
+        check(parse(text), toy())
+        return
+    with pytest.raises(ScheduleError) as e:
+        check(parse(text), toy())
+    assert message in str(e.value)
