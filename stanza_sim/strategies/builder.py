@@ -322,8 +322,9 @@ def exchange_by_servers(
     With `overlap` a bundle is pushed as soon as the backward pass of its blocks is done and pulled as soon as it is
     updated; without, everything is pushed after the backward pass, pulled after the last update, and the next forward
     pass waits for all of it. `ready[block]` is the op after which the gradients of a block of `bundles` are complete.
-    With `credit`, what is pushed and pulled goes by priority: see `Transfer`. With `hosts`, gradients are added up on
-    each host first, and only the sum is pushed; parameters are pulled by one rank of each host, which passes them on.
+    With `credit`, what is pushed and pulled goes by priority: see `Transfer`; owners then have a lane per block. With
+    `hosts`, gradients are added up on each host first, and only the sum is pushed; parameters are pulled by one rank of
+    each host, which passes them on.
     """
     last = [ready[block.name] for block in b.model.blocks if block.tensors and block.name in ready]
     updates: dict[str, list[str]] = {}
@@ -345,8 +346,10 @@ def exchange_by_servers(
             credit=credit,
             after=after,
         )
-        reduce = b.compute(Phase.REDUCE, bundle.name, bundle.owners, after=[push], lane=lane)
-        update = b.compute(Phase.UPDATE, bundle.name, bundle.owners, after=[reduce], lane=lane)
+        # A lane works in program order: what overtakes on the way must not wait at the server.
+        at = f"{lane}.{b.blocks_of(bundle)[0]}" if credit else lane
+        reduce = b.compute(Phase.REDUCE, bundle.name, bundle.owners, after=[push], lane=at)
+        update = b.compute(Phase.UPDATE, bundle.name, bundle.owners, after=[reduce], lane=at)
         updates.setdefault(bundle.owners, []).append(update)
         if overlap:
             pull = _pull(b, bundle, workers, [update], credit, hosts, place)

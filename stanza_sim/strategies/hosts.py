@@ -35,7 +35,8 @@ class Hosts:
         """Gather the gradients of `bundle` at its leaders and add them up; returns the op's name."""
         gather = self._move(b, "gather", bundle, place, after, credit)
         # In a lane of its own: neither backward passes nor what a server beside it does must come first.
-        return b.compute(Phase.PARTIAL, bundle.name, self.leaders(place), after=[gather], lane="local")
+        lane = f"local.{b.blocks_of(bundle)[0]}" if credit else "local"
+        return b.compute(Phase.PARTIAL, bundle.name, self.leaders(place), after=[gather], lane=lane)
 
     def spread(self, b: Builder, bundle: Bundle, place: int, pull: str, credit: int) -> str:
         """Pass the parameters of `bundle`, pulled in `pull`, on to the workers of each host; returns the op's name."""

@@ -29,8 +29,9 @@ from stanza_sim.strategies.builder import Builder, exchange_by_servers
 from stanza_sim.strategies.hosts import Hosts
 from stanza_sim.units import Size
 
-MOST_PIECES = 300
-"""Of a model, in the settings that `space` yields."""
+MOST_PIECES = 700
+"""About how many slices of a model `space` asks for at most: so few that a plan takes a few seconds to simulate, and so
+many that servers are within 10% or so of each other, since where tensors are smaller than slices their sizes show."""
 
 
 class Assignment(StrEnum):
@@ -113,7 +114,7 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     for block in reversed(model.blocks):
         before = ready[block.name] = b.compute(Phase.BACKWARD, block.name, workers, after=[before])
     fresh: dict[str, list[str]] = {}
-    lane = "server" if colocated else "main"
+    lane = "server" if colocated or _credit(settings) else "main"
     exchange_by_servers(
         b,
         _bundles(b, model.blocks, servers, settings),
@@ -132,7 +133,7 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
 def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_size: int = 1) -> Iterator[Settings]:
     """Yield the settings worth trying on `world_size` ranks, the default first.
 
-    Pieces of tensors are no smaller than makes `MOST_PIECES` of the model, so that a plan takes no minutes to simulate.
+    Slices are those of P3, or larger where that would be many more than `MOST_PIECES`.
     """
     del batch_per_worker  # what fits does not depend on it
     if world_size > 1:
@@ -143,7 +144,8 @@ def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_
         {"assignment": Assignment.CUT},
         {"assignment": Assignment.MXNET},
         {"assignment": Assignment.BYTEPS},
-        {"assignment": Assignment.BYTEPS, "credit": 2},
+        {"assignment": Assignment.BYTEPS, "partition": f"{PARTITION_BYTES // 4}B"},
+        {"assignment": Assignment.BYTEPS, "partition": f"{PARTITION_BYTES // 4}B", "credit": 4},
         {"assignment": Assignment.SLICED, "slice": even, "credit": 1},
         {"assignment": Assignment.SLICED, "slice": even, "credit": 4},
     ]
