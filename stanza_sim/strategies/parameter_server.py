@@ -130,35 +130,41 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     return b.finish()
 
 
-def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_size: int = 1) -> Iterator[Settings]:
-    """Yield the settings worth trying on `world_size` ranks, the default first.
+def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_size: int) -> Iterator[Settings]:
+    """Yield every setting worth trying on `world_size` ranks, `local_size` of them on each host; the default first.
 
     Slices are those of P3, or larger where that would be many more than `MOST_PIECES`.
     """
     del batch_per_worker  # what fits does not depend on it
     if world_size > 1:
         yield Settings()
-    even = max(SLICE_PARAMETERS, -(-model.numel // MOST_PIECES))
-    ways: list[dict[str, object]] = [
-        {},
-        {"assignment": Assignment.CUT},
-        {"assignment": Assignment.MXNET},
-        {"assignment": Assignment.BYTEPS},
-        {"assignment": Assignment.BYTEPS, "partition": f"{PARTITION_BYTES // 4}B"},
-        {"assignment": Assignment.BYTEPS, "partition": f"{PARTITION_BYTES // 4}B", "credit": 4},
-        {"assignment": Assignment.SLICED, "slice": even, "credit": 1},
-        {"assignment": Assignment.SLICED, "slice": even, "credit": 4},
+    slices: dict[str, object] = {
+        "assignment": Assignment.SLICED,
+        "slice": max(SLICE_PARAMETERS, -(-model.numel // MOST_PIECES)),
+    }
+    quarter: dict[str, object] = {"assignment": Assignment.BYTEPS, "partition": f"{PARTITION_BYTES // 4}B"}
+    whole: list[dict[str, object]] = [{}, {"assignment": Assignment.BYTEPS}]
+    divided: list[dict[str, object]] = [{"assignment": Assignment.CUT}, {"assignment": Assignment.MXNET}]
+    pieces: list[dict[str, object]] = [
+        quarter,
+        {**quarter, "credit": 4},
+        {**slices, "credit": 1},
+        {**slices, "credit": 4},
     ]
-    whole = [way for way in ways if way.get("assignment") not in (Assignment.CUT, Assignment.MXNET)]
-    dedicated = {1, 2, 3, 4, 6, 8, world_size // 4, world_size // 3, world_size // 2}
+    some = {1, world_size // 3, world_size // 2}
+    dedicated = {*some, 2, 3, 4, 6, 8, world_size // 4}
     places = [("dedicated", k) for k in sorted(dedicated) if 1 <= k < world_size]
     places += [("colocated", k) for k in sorted({world_size, world_size // 2}, reverse=True) if k >= 1]
     for place, k in places:
-        for way in ways if k > 1 else whole:  # one server has everything, however it is cut
+        ways = whole + (divided if k > 1 else [])  # one server has everything, however it is divided
+        if place == "colocated" or k in some:  # many pieces take their time to simulate
+            ways = ways + pieces
+        for way in ways:
+            given = {"placement": place, "servers": k, **way}
             if (place, k, way) != ("dedicated", 1, {}):
-                yield Settings.model_validate({"placement": place, "servers": k, **way})
+                yield Settings.model_validate(given)
             if local_size > 1:
-                yield Settings.model_validate({"placement": place, "servers": k, "local": local_size, **way})
+                yield Settings.model_validate({**given, "local": local_size})
 
 
 def _require_used(settings: Settings) -> None:

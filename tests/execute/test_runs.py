@@ -22,6 +22,9 @@ from stanza_sim.schedule.collectives import collective_bytes
 TOLERANCE = 1e-4
 BYTES_AND_SPANS = (
     "ps-2-cut",
+    "ps-2-byteps-credit",
+    "colocated-sliced-by-host",
+    "ps-2-cut-by-uneven-host",
     "stanza-2-uneven-ps",
     "all-reduce",
     "stanza-2-algorithms",
@@ -77,7 +80,7 @@ def every_kind() -> Schedule:
 def test_every_op_kind_equals_sgd(pool: Pool, tiny: ModelProfile, issue: Issue) -> None:
     schedule = every_kind()
     kinds = {op.phase if isinstance(op, Compute) else getattr(op, "kind", "transfer") for op in schedule.ops}
-    assert kinds | {"all_reduce"} == {*Phase, *CollectiveKind, "transfer"}
+    assert kinds | {"all_reduce", Phase.PARTIAL} == {*Phase, *CollectiveKind, "transfer"}
     job = job_of(tiny, schedule, issue=issue)
     measured = run(pool, job)
     assert largest_deviation(dict(measured.parameters or {}), train(job)) <= TOLERANCE
@@ -98,7 +101,16 @@ def test_every_kind_of_collective_step_by_step_equals_sgd(pool: Pool, tiny: Mode
 
 @pytest.mark.parametrize(
     "name",
-    ["ps-2-cut", "colocated-cut", "stanza-2-uneven-ps", "stanza-1", "colocated-balanced", "stanza-colocated-arrival"],
+    [
+        "ps-2-cut",
+        "colocated-cut",
+        "colocated-sliced",
+        "colocated-cut-by-host",
+        "stanza-2-uneven-ps",
+        "stanza-1",
+        "colocated-balanced",
+        "stanza-colocated-arrival",
+    ],
 )
 def test_issuing_in_order_equals_sgd_and_moves_the_same_bytes(pool: Pool, tiny: ModelProfile, name: str) -> None:
     _, strategy, world, chosen = next(v for v in VARIANTS if v[0] == name)
@@ -113,6 +125,7 @@ def test_issuing_in_order_equals_sgd_and_moves_the_same_bytes(pool: Pool, tiny: 
     "name",
     [
         "colocated-cut",
+        "colocated-sliced-by-host",
         "stanza-2-uneven",
         "stanza-colocated-arrival",
         "all-reduce-small-buckets",

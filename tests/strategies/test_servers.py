@@ -216,10 +216,10 @@ def test_wrong_settings(settings: dict[str, object]) -> None:
         strategies.get("parameter_server").Settings.model_validate(settings)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 10])
-def test_the_space_of_settings_is_what_build_accepts(world_size: int) -> None:
+@pytest.mark.parametrize(("world_size", "local_size"), [(1, 1), (2, 1), (3, 1), (10, 1), (4, 4), (8, 2), (9, 4)])
+def test_the_space_of_settings_is_what_build_accepts(world_size: int, local_size: int) -> None:
     model = toy()
-    found = list(parameter_server.space(model, world_size=world_size, batch_per_worker=4, local_size=1))
+    found = list(parameter_server.space(model, world_size=world_size, batch_per_worker=4, local_size=local_size))
     assert found
     assert world_size == 1 or found[0] == parameter_server.Settings()
     assert len({str(s) for s in found}) == len(found) < 300
