@@ -103,6 +103,26 @@ def test_an_iteration_takes_what_its_computations_take(pool: Pool, tiny: ModelPr
     assert 0.05 <= measured.iteration_s < 0.06
 
 
+@pytest.mark.parametrize("credit", [0, 1, 2])
+def test_with_credit_what_is_urgent_overtakes(pool: Pool, tiny: ModelProfile, credit: int) -> None:
+    """Eight messages of 16 MB wait for each other when a small one of lower priority number gets ready."""
+    to = f"a->b one-to-one channel=p credit={credit}"
+    lines = ["schedule s model=m world=2 batch=1", "group a 0", "group b 1", "f: forward x @a"]
+    lines += [f"low{i}: transfer act(x) {to} nbytes=16000000 priority=5 after=f" for i in range(8)]
+    lines += ["g: forward y @a after=f", f"high: transfer act(x) {to} nbytes=64 priority=1 after=g"]
+    schedule = parse("\n".join(lines))
+    stated = Emulation(seconds=({"f": 1e-3, "g": 2e-3}, {}), device=(0, 1), capacity=(1.0, 1.0))
+    reports = [r for r in pool.run(RunTask(job_of(tiny, schedule, emulation=stated))) if r is not None]
+    for report, messages in ((r, r.sends or r.receives) for r in reports[:2]):
+        names = [u.op.name for u in project(schedule, report.rank).units]
+        for i in range(TRAINING.iterations):
+            mine = [m for m in messages if m.iteration == i]
+            order = sorted(mine, key=lambda m: m.posted_s if report.rank == 0 else m.arrived_s)
+            assert len(order) == 9
+            place = [names[m.unit] for m in order].index("high")
+            assert place < 8 if credit else place == 8
+
+
 def test_ranks_on_one_device_take_turns(pool: Pool, tiny: ModelProfile) -> None:
     """Three ranks that compute all the time, on one device and on two cores: three and one and a half times as long."""
     schedule = parse("schedule s model=m world=3 batch=1\ngroup a 0-2\nf: forward x @a\n")
