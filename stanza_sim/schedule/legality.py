@@ -3,7 +3,8 @@
 Here are the rules of form: names resolve to earlier ops and gate somebody; groups, blocks, bundles and lanes exist;
 both ends of each pair exist; sizes agree with the model; gradients go to owners and parameters come from them; a rank
 runs a forward pass once. In `stanza_sim.schedule.dataflow` are those of data flow: a value is there before it is used;
-a pull writes parameters in place only behind a reduction that needed the rank's own push.
+a pull writes parameters in place only behind a reduction that needed the rank's own push. In
+`stanza_sim.schedule.partial`: gradients that are added up on the way count once.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ class _Counts:
         self.s = schedule
         self.block_of = {t.name: b.name for b in model.blocks for t in b.tensors}
         self.sent: dict[Value, list[Transfer]] = defaultdict(list)
+        self.pairs: dict[tuple[object, ...], list[tuple[int, int]]] = {}
         self.added: dict[str, list[Compute]] = defaultdict(list)
         self.computed: dict[str, set[str]] = defaultdict(set)  # block -> groups that compute its weights' gradients
         for op in schedule.ops:
@@ -69,12 +70,20 @@ class _Counts:
                 (~gathered & (added + summed > 0), f"rank {{}} adds up {part} and is sent none"),
             ):
                 self._none(wrong, message, parts)
+            back = {(dst, src) for op in parts for src, dst in self._pairs(op)}
             for op in self.sent[Value(ValueKind.COPY, bundle.name)]:
-                for src, dst in self.s.pairs(op):
-                    if src != dst and not any(src in self.s.destinations(part_op, dst) for part_op in parts):
+                for src, dst in self._pairs(op):
+                    if src != dst and (src, dst) not in back:
                         # Who sends none could still be reading what the next pull overwrites at the sender.
                         message = f"rank {dst} is sent copy({bundle.name}) by rank {src}, to which it sends no {part}"
                         raise ScheduleError(f"{message}\n  in: {print_op(op)}", where=f"schedule {self.s.name}")
+
+    def _pairs(self, op: Transfer) -> list[tuple[int, int]]:
+        """The pairs of `op`; those of the many ops that are alike are found once."""
+        key = op.src, op.dst, op.pattern, op.pairs
+        if key not in self.pairs:
+            self.pairs[key] = list(self.s.pairs(op))
+        return self.pairs[key]
 
     def _ranks(self, groups: list[str]) -> Counts:
         """How often each rank is in `groups`."""
@@ -88,7 +97,7 @@ class _Counts:
         """How many messages of `ops` each rank sends, or gets, its own included."""
         found = np.zeros(self.s.world_size, dtype=np.int64)
         for op in ops:
-            for src, dst in self.s.pairs(op):
+            for src, dst in self._pairs(op):
                 found[src if sending else dst] += 1
         return found
 

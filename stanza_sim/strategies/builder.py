@@ -327,7 +327,8 @@ def exchange_by_servers(
     each host, which passes them on.
     """
     last = [ready[block.name] for block in b.model.blocks if block.tensors and block.name in ready]
-    updates: dict[str, list[str]] = {}
+    updates: dict[str, dict[str, str]] = {}  # owners -> updates; of parts of tensors, which are many, each lane's last
+    parts = len({bundle.tensors for bundle in bundles}) < len(bundles)
     for place, bundle in enumerate(bundles):
         inward = Pattern.ALL_PAIRS if len(b.groups[bundle.owners].ranks) > 1 else Pattern.FAN_IN
         after = dict.fromkeys(ready[name] for name in b.blocks_of(bundle)) if overlap else dict.fromkeys(last)
@@ -350,14 +351,14 @@ def exchange_by_servers(
         at = f"{lane}.{b.blocks_of(bundle)[0]}" if credit else lane
         reduce = b.compute(Phase.REDUCE, bundle.name, bundle.owners, after=[push], lane=at)
         update = b.compute(Phase.UPDATE, bundle.name, bundle.owners, after=[reduce], lane=at)
-        updates.setdefault(bundle.owners, []).append(update)
+        updates.setdefault(bundle.owners, {})[at if parts else bundle.name] = update
         if overlap:
             pull = _pull(b, bundle, workers, [update], credit, hosts, place)
             for name in b.blocks_of(bundle):
                 fresh.setdefault(name, []).append(pull)
     if not overlap:
         everything = [
-            _pull(b, bundle, workers, updates[bundle.owners], credit, hosts, place)
+            _pull(b, bundle, workers, updates[bundle.owners].values(), credit, hosts, place)
             for place, bundle in reversed(list(enumerate(bundles)))
         ]
         for block in b.model.blocks:
