@@ -46,6 +46,10 @@ def _spans(p: Prediction, **want: object) -> list[Span]:
     return [s for s in p.timeline.spans if all(getattr(s, k) == v for k, v in want.items())]
 
 
+def _most_at_once(spans: list[Span]) -> int:
+    return max(sum(s.start_s <= at.start_s < s.end_s - 1e-12 for s in spans) for at in spans)
+
+
 def _apart(spans: Sequence[Span]) -> bool:
     """Whether the spans follow each other without overlap."""
     ordered = sorted(spans, key=lambda s: (s.start_s, s.end_s))
@@ -214,11 +218,12 @@ def test_pairs_lanes_and_groups_are_queues(schedule: Schedule) -> None:
                 lanes["group", op.ranks, s.rank].append(s)
             case _:
                 lanes["lane", op.lane, s.rank].append(s)
-    overtaking = {op.channel for op in schedule.ops if isinstance(op, Transfer) and op.credit}
+    credits = {op.channel: op.credit for op in schedule.ops if isinstance(op, Transfer) and op.credit}
     for queue, spans in lanes.items():
-        assert _apart(spans)
-        if queue[0] == "pair" and queue[-1] in overtaking:
+        if queue[0] == "pair" and queue[-1] in credits:
+            assert _most_at_once(spans) <= credits[queue[-1]]
             continue
+        assert _apart(spans)
         # By the end, then by the order: computations of zero seconds begin and end at once.
         keys = [(s.iteration, order[s.op]) for s in spans]
         assert keys == sorted(keys)
