@@ -4,11 +4,13 @@ from stanza_sim.schedule.json_form import from_json, to_json
 from stanza_sim.schedule.legality import check
 from stanza_sim.schedule.ops import (
     Algorithm,
+    Axis,
     Bundle,
     Carrier,
     Collective,
     CollectiveKind,
     Compute,
+    Cut,
     Group,
     Layout,
     Op,
@@ -27,11 +29,13 @@ from stanza_sim.schedule.text import parse, parse_op, print_op
 
 __all__ = [
     "Algorithm",
+    "Axis",
     "Bundle",
     "Carrier",
     "Collective",
     "CollectiveKind",
     "Compute",
+    "Cut",
     "Group",
     "Layout",
     "Op",

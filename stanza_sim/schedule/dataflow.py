@@ -6,16 +6,30 @@ They must hold at every rank. `stanza_sim.schedule.order` says how finely ranks 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 from stanza_sim.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule.atoms import bits
-from stanza_sim.schedule.ops import Collective, Compute, Op, Phase, Transfer, Value, ValueKind
+from stanza_sim.schedule.cuts import Form
+from stanza_sim.schedule.ops import (
+    Axis,
+    Collective,
+    CollectiveKind,
+    Compute,
+    Op,
+    Phase,
+    Transfer,
+    Value,
+    ValueKind,
+)
 from stanza_sim.schedule.order import order_of
 from stanza_sim.schedule.schedule import Schedule
 from stanza_sim.schedule.text import print_op
+
+_WHOLE = (Form.WHOLE,)
+_SLICED = (Form.WHOLE, Form.SLICE)
 
 
 def violation(schedule: Schedule, op: Op, message: str, hint: str | None = None) -> ScheduleError:
@@ -63,13 +77,18 @@ class _DataFlow:
         """Under what later ops look for `op`: the values that it makes or brings, the gradients that it sums."""
         match op:
             case Compute(phase=Phase.FORWARD):
-                yield "value", Value(ValueKind.ACT, op.target), op.microbatch
+                form = {None: Form.WHOLE, Axis.COLUMNS: Form.SLICE, Axis.ROWS: Form.PARTIAL}[self._axis(op.target)]
+                yield form, Value(ValueKind.ACT, op.target), op.microbatch
+                if form is Form.SLICE:
+                    yield form, Value(ValueKind.LOGSUM, op.target), op.microbatch
             case Compute(phase=Phase.LOSS):
-                yield "value", Value(ValueKind.ACTGRAD, op.target), op.microbatch
+                form = Form.SLICE if self._axis(op.target) is Axis.COLUMNS else Form.WHOLE
+                yield form, Value(ValueKind.ACTGRAD, op.target), op.microbatch
             case Compute(phase=Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT):
                 k = self.blocks[op.target]
                 if k and op.phase is not Phase.BACKWARD_WEIGHT:
-                    yield "value", Value(ValueKind.ACTGRAD, self.names[k - 1]), op.microbatch
+                    form = {None: Form.WHOLE, Axis.COLUMNS: Form.PARTIAL, Axis.ROWS: Form.SLICE}[self._axis(op.target)]
+                    yield form, Value(ValueKind.ACTGRAD, self.names[k - 1]), op.microbatch
                 if op.phase is not Phase.BACKWARD_INPUT:
                     yield "weight gradient", op.target, op.microbatch
             case Compute(phase=Phase.REDUCE):
@@ -78,7 +97,7 @@ class _DataFlow:
                 yield "partial sum", op.target
             case Transfer():
                 for value in op.values:
-                    yield "value", value, op.landing
+                    yield Form.SLICE if _arrives_sliced(op, value) else Form.WHOLE, value, op.landing
                     if value.kind in (ValueKind.GRAD, ValueKind.SUM):
                         yield "push", value.name
                     elif value.kind is ValueKind.PART:
@@ -87,6 +106,12 @@ class _DataFlow:
                         yield "pull", value.name
             case Collective() if op.value.kind is ValueKind.GRAD:
                 yield "sum", op.value.name
+            case Collective() if op.value.kind is not ValueKind.PARAM:
+                yield Form.WHOLE, op.value, op.microbatch
+
+    def _axis(self, block: str) -> Axis | None:
+        cut = self.s.cut(block)
+        return None if cut is None else cut.axis
 
     # ---- what is missing where ---------------------------------------------------------------------------------
 
@@ -98,10 +123,17 @@ class _DataFlow:
             at &= ~self.order.before(i, j, at & self.atoms.completes[j])
         return at
 
-    def _need(self, i: int, at: int, value: Value, microbatch: int) -> None:
-        """`value` must be at the atoms `at` before op `i`: computed there, or received."""
-        if missing := self._missing(i, at, "value", value, microbatch):
+    def _need(self, i: int, at: int, value: Value, microbatch: int, forms: Sequence[Form] = (Form.WHOLE,)) -> None:
+        """`value` must be at the atoms `at` before op `i`, in any of `forms`: computed there, or received."""
+        missing = at
+        for form in forms:
+            missing = missing and self._missing(i, missing, form, value, microbatch)
+        if missing:
             hint = "name what brings it in after="
+            if not self._missing(i, missing, Form.PARTIAL, value, microbatch):
+                hint = "a partial sum of it is there: sum it over the group of the cut, and name that in after="
+            elif not self._missing(i, missing, Form.SLICE, value, microbatch):
+                hint = "a slice of its features is there, and this needs all of them"
             raise self.fail(i, f"{value} is not there before it is used", missing, hint)
 
     def _need_gradients(self, i: int, at: int, bundle: str) -> None:
@@ -132,15 +164,21 @@ class _DataFlow:
             case Phase.FORWARD:
                 k = self.blocks[op.target]
                 if k:
-                    self._need(i, at, Value(ValueKind.ACT, self.names[k - 1]), op.microbatch)
+                    forms = _SLICED if self._axis(op.target) is Axis.ROWS else _WHOLE
+                    self._need(i, at, Value(ValueKind.ACT, self.names[k - 1]), op.microbatch, forms)
             case Phase.LOSS:
-                self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch)
+                if self._axis(op.target) is Axis.COLUMNS:
+                    self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch, _SLICED)
+                    self._need(i, at, Value(ValueKind.LOGSUM, op.target), op.microbatch)
+                else:
+                    self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch)
                 # Who draws samples has their labels.
                 away = at & ~self.atoms.mask(self.s.data_ranks) if op.microbatch < self.s.microbatches else at
                 self._need(i, away, Value(ValueKind.LABELS), op.microbatch)
             case Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT:
-                self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch)
-                self._need(i, at, Value(ValueKind.ACTGRAD, op.target), op.microbatch)
+                forms = _SLICED if self._axis(op.target) is Axis.COLUMNS else _WHOLE
+                self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch, forms)
+                self._need(i, at, Value(ValueKind.ACTGRAD, op.target), op.microbatch, forms)
             case Phase.REDUCE:
                 if missing := self._missing(i, at, "push", op.target):
                     raise self.fail(i, f"no transfer brings grad({op.target}) before it is reduced", missing)
@@ -155,7 +193,8 @@ class _DataFlow:
     def _transfer(self, i: int, op: Transfer) -> None:
         for value in op.values:
             if value.kind in (ValueKind.ACT, ValueKind.ACTGRAD):
-                self._need(i, self.atoms.gated[i], value, op.microbatch)
+                forms = _SLICED if op.slices and value.kind is ValueKind.ACTGRAD else _WHOLE
+                self._need(i, self.atoms.gated[i], value, op.microbatch, forms)
             elif value.kind in (ValueKind.GRAD, ValueKind.PART):
                 self._need_gradients(i, self.atoms.gated[i], value.name)
             elif value.kind is ValueKind.SUM:
@@ -174,6 +213,9 @@ class _DataFlow:
         at = self.atoms.gated[i]
         if op.value.kind is ValueKind.GRAD:
             self._need_gradients(i, at, op.value.name)
+        elif op.value.kind is not ValueKind.PARAM:
+            form = Form.PARTIAL if op.kind is CollectiveKind.ALL_REDUCE else Form.SLICE
+            self._need(i, at, op.value, op.microbatch, (form,))
         else:
             root = 0 if op.root is None else 1 << self.atoms.of_rank(op.root)
             self._in_place(i, at & ~root, op.value.name)
@@ -228,3 +270,8 @@ class _DataFlow:
                 if early:
                     name = self.s.ops[j].name
                     raise self.fail(i, f"param({bundle}) would be overwritten while {name} may still read it", early)
+
+
+def _arrives_sliced(op: Transfer, value: Value) -> bool:
+    """Whether a destination has but a slice of `value`; slices of a gradient are joined there."""
+    return bool(op.slices) and value.kind is ValueKind.ACT

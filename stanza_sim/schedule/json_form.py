@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from stanza_sim.errors import InputError, ScheduleError
-from stanza_sim.schedule.ops import Bundle, Collective, Compute, Group, Op, Transfer
+from stanza_sim.schedule.ops import Bundle, Collective, Compute, Cut, Group, Op, Transfer
 from stanza_sim.schedule.ranks import Ranks
 from stanza_sim.schedule.schedule import Schedule
 
@@ -20,14 +20,14 @@ _KINDS: dict[str, type[Compute] | type[Transfer] | type[Collective]] = {
     "collective": Collective,
 }
 
-_RARE = ("start", "credit")
-"""Fields that are 0 in most schedules, and are then left out."""
+_RARE = ("start", "credit", "slices")
+"""Fields that are 0 or empty in most schedules, and are then left out."""
 
 
 @cache
-def _readers() -> tuple[TypeAdapter[Bundle], dict[str, TypeAdapter[Any]]]:
-    """Readers of a bundle and of each kind of op; pydantic takes longer to make one than to use it."""
-    return TypeAdapter(Bundle), {kind: TypeAdapter(cls) for kind, cls in _KINDS.items()}
+def _readers() -> tuple[TypeAdapter[Bundle], TypeAdapter[Cut], dict[str, TypeAdapter[Any]]]:
+    """Readers of a bundle, a cut and each kind of op; pydantic takes longer to make one than to use it."""
+    return TypeAdapter(Bundle), TypeAdapter(Cut), {kind: TypeAdapter(cls) for kind, cls in _KINDS.items()}
 
 
 def to_json(schedule: Schedule) -> str:
@@ -43,6 +43,7 @@ def to_json(schedule: Schedule) -> str:
             "microbatches": s.microbatches,
             "itemsize": s.itemsize,
             "groups": {g.name: str(g.ranks) for g in s.groups},
+            **({"cuts": [asdict(c) for c in s.cuts]} if s.cuts else {}),
             "bundles": [_plain(b) for b in s.bundles],
             "ops": [{"op": names[type(op)], **_plain(op)} for op in s.ops],
         },
@@ -60,12 +61,13 @@ def from_json(text: str) -> Schedule:
     try:
         data: dict[str, Any] = json.loads(text)
         groups = tuple(Group(name=k, ranks=Ranks.parse(v)) for k, v in data.pop("groups").items())
-        bundle_reader, op_readers = _readers()
+        bundle_reader, cut_reader, op_readers = _readers()
+        cuts = tuple(cut_reader.validate_python(c) for c in data.pop("cuts", []))
         bundles = tuple(bundle_reader.validate_python(b) for b in data.pop("bundles"))
         ops: list[Op] = [op_readers[item.pop("op")].validate_python(item) for item in data.pop("ops")]
         for key, value in data.items():
             if type(value) is not (str if key in ("name", "model") else int):
                 raise TypeError(f"{key} cannot be {value!r}")
-        return Schedule(groups=groups, bundles=bundles, ops=tuple(ops), **data)
+        return Schedule(groups=groups, cuts=cuts, bundles=bundles, ops=tuple(ops), **data)
     except (InputError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise ScheduleError(f"not the JSON form of a schedule: {e}") from None

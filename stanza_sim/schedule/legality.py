@@ -2,9 +2,10 @@
 
 Here are the rules of form: names resolve to earlier ops and gate somebody; groups, blocks, bundles and lanes exist;
 both ends of each pair exist; sizes agree with the model; gradients go to owners and parameters come from them; a rank
-runs a forward pass once. In `stanza_sim.schedule.dataflow` are those of data flow: a value is there before it is used;
-a pull writes parameters in place only behind a reduction that needed the rank's own push. In
-`stanza_sim.schedule.partial`: gradients that are added up on the way count once.
+runs a forward pass once. In `stanza_sim.schedule.cuts` are those of blocks that are cut over a group. In
+`stanza_sim.schedule.dataflow` are those of data flow: a value is there before it is used; a pull writes parameters in
+place only behind a reduction that needed the rank's own push. In `stanza_sim.schedule.partial`: gradients that are
+added up on the way count once.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from stanza_sim.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule.cuts import check_cuts, check_sizes
 from stanza_sim.schedule.dataflow import check_data_flow, violation
 from stanza_sim.schedule.ops import (
     BF16_BYTES,
@@ -58,6 +60,8 @@ def value_bytes(
             return samples * model.block(value.name).output_numel * itemsize
         case ValueKind.LABELS:
             return samples * LABEL_BYTES
+        case ValueKind.LOGSUM:
+            return samples * schedule.itemsize
 
 
 def check(schedule: Schedule, model: ModelProfile) -> None:
@@ -67,8 +71,10 @@ def check(schedule: Schedule, model: ModelProfile) -> None:
     `stanza_sim.schedule.order.order_of`.
     """
     _Form(schedule, model).run()
+    check_cuts(schedule, model)
     check_data_flow(schedule, model)
     check_partial_sums(schedule, model)
+    check_sizes(schedule, model)
 
 
 class _Form:
@@ -212,7 +218,7 @@ class _Form:
             raise self.fail(op, f"{queue!r} is not a name for a {'lane' if isinstance(op, Compute) else 'channel'}")
         if op.name.endswith((".recv", ".sent")):
             raise self.fail(op, "an op's name may not end in .recv or .sent")
-        if not isinstance(op, Collective) and not 0 <= op.microbatch < self.s.parts:
+        if not 0 <= op.microbatch < self.s.parts:
             raise self.fail(op, f"there are {self.s.parts} micro-batches, counted from 0")
         for kind, names in (("after", op.after), ("after_previous", op.after_previous)):
             for text in names:
@@ -271,6 +277,8 @@ class _Form:
             raise self.fail(op, f"credit={op.credit} is not that of its channel, {credit}", hint)
         for value in op.values:
             self._value_exists(op, value)
+            if value.kind is ValueKind.LOGSUM:
+                raise self.fail(op, "logsums are gathered over the group of a cut, not sent")
         self._arrival(op)
         if op.wire is not Wire.NATIVE and not {v.kind for v in op.values} & {ValueKind.ACT, ValueKind.ACTGRAD}:
             raise self.fail(op, "only activations and their gradients are rounded", hint=f"leave out wire={op.wire}")
@@ -315,8 +323,15 @@ class _Form:
 
     def _collective(self, op: Collective) -> None:
         self._value_exists(op, op.value)
+        if op.value.kind in (ValueKind.ACT, ValueKind.ACTGRAD, ValueKind.LOGSUM):
+            if op.root is not None:
+                raise self.fail(op, f"{op.kind} has no root")
+            self._algorithm(op)
+            return  # see `stanza_sim.schedule.cuts`
         if op.value.kind not in (ValueKind.GRAD, ValueKind.PARAM):
-            raise self.fail(op, "a collective moves gradients or parameters of a bundle")
+            raise self.fail(op, "a collective moves gradients or parameters of a bundle, or activations of a cut block")
+        if op.microbatch:
+            raise self.fail(op, "gradients and parameters of a bundle are of the whole batch, not of a micro-batch")
         expected = value_bytes(self.s, self.model, op.value, 1)
         if op.nbytes != expected:
             raise self.fail(op, f"nbytes={op.nbytes}, but the value has {expected} bytes")
@@ -356,7 +371,7 @@ class _Form:
         match value.kind:
             case ValueKind.GRAD | ValueKind.PART | ValueKind.SUM | ValueKind.PARAM | ValueKind.COPY:
                 self._bundle_exists(op, value.name)
-            case ValueKind.ACT | ValueKind.ACTGRAD:
+            case ValueKind.ACT | ValueKind.ACTGRAD | ValueKind.LOGSUM:
                 if value.name not in self.blocks:
                     raise self.fail(op, f"model {self.model.name} has no block {value.name}")
             case ValueKind.LABELS:

@@ -88,7 +88,7 @@ class ValueKind(StrEnum):
 
     Of a bundle: `GRAD`, a rank's gradients, and `SUM`, a sum of some ranks', go to owners; `PARAM`, parameters, come
     from owners. `PART`, a rank's gradients, go to one that adds them up; `COPY`, parameters, come from one that pulled
-    them. These two are never cut.
+    them. These two are never cut. `LOGSUM` is the log of the sum of exponentials over a sample's outputs of a block.
     """
 
     GRAD = "grad"
@@ -99,6 +99,7 @@ class ValueKind(StrEnum):
     ACT = "act"
     ACTGRAD = "actgrad"
     LABELS = "labels"
+    LOGSUM = "logsum"
 
     @property
     def on_bundle(self) -> bool:
@@ -115,10 +116,25 @@ _OF_BUNDLES = (ValueKind.GRAD, ValueKind.PART, ValueKind.SUM, ValueKind.PARAM, V
 
 
 class Layout(StrEnum):
-    """How the owners of a bundle hold it: each the whole, or each one slice of it."""
+    """How the owners of a bundle hold it: each the whole, each one slice of the flat vector, or each its features.
+
+    `FEATURES` is for the tensors of blocks that are cut over the owners (see `Cut`): each owner alone has its slice.
+    """
 
     REPLICATED = "replicated"
     CUT = "cut"
+    FEATURES = "features"
+
+
+class Axis(StrEnum):
+    """Along which features of a linear layer a block is cut: those of its output, or those of its input.
+
+    They are the columns and the rows of A in Y = XA (Shoeybi et al., Megatron-LM, arXiv 1909.08053); torch keeps A
+    transposed, as `weight` of shape [outputs, inputs].
+    """
+
+    COLUMNS = "columns"
+    ROWS = "rows"
 
 
 class Wire(StrEnum):
@@ -134,7 +150,7 @@ BF16_BYTES = 2
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value at a rank: gradients or parameters of a bundle, output of a block or its gradient, labels."""
+    """A value at a rank: gradients or parameters of a bundle, output of a block or its gradient, labels, logsum."""
 
     kind: ValueKind
     name: str = ""
@@ -170,6 +186,29 @@ class Bundle:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A block of one linear layer, with `inputs` and `outputs` features, cut over the group `ranks`.
+
+    The i-th rank of the group holds and computes features `feature_bounds(features, len(ranks), i)`, for all samples
+    of the group. By columns a rank needs the whole input and has a slice of the output, and the gradient of its input
+    is a partial sum. By rows it needs a slice of the input and has a partial sum of the layer's output, and a slice of
+    the gradient of its input; the bias, and what follows the layer in the block, are applied once a collective has
+    formed the sum.
+    """
+
+    block: str
+    ranks: str
+    axis: Axis
+    inputs: int
+    outputs: int
+
+    @property
+    def features(self) -> int:
+        """How many features are cut."""
+        return self.outputs if self.axis is Axis.COLUMNS else self.inputs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
     """A computation of `phase` on block or bundle `target` at every rank of the group `ranks`."""
 
@@ -201,6 +240,10 @@ class Transfer:
     the channel are under way from one rank to the same destinations, and of those that are ready the one of the lowest
     `priority` goes next, so that an urgent one overtakes those that wait. On a backend that takes messages in the order
     of issue (NCCL) the order is that of the program all the same.
+
+    `slices` names a block that is cut by rows, if only its slice of the input travels: of an activation each
+    destination gets the slice that it computes with; of a gradient each source sends the slice that it has, and the
+    destination joins them.
     """
 
     name: str
@@ -216,6 +259,7 @@ class Transfer:
     arrives_as: int | None = None
     wire: Wire = Wire.NATIVE
     pairs: tuple[tuple[int, int], ...] = ()
+    slices: str = ""
     after: tuple[str, ...] = ()
     after_previous: tuple[str, ...] = ()
 
@@ -237,6 +281,10 @@ class Transfer:
 class Collective:
     """A collective over the group `ranks` on one value of `nbytes` bytes in all; `root` for a broadcast.
 
+    Gradients and parameters are those of a bundle. Activations, and gradients of activations, are those of a block
+    that is cut over the group: an all-reduce sums partial sums. The logsums of the last block's slices are gathered:
+    with them each rank computes the loss and its gradient on its slice.
+
     For `Algorithm.HIERARCHICAL`, ranks r with the same r // `local` are taken to be on one host; elsewhere it is 0. A
     schedule knows no hosts, and both engines must do the same. `chunk` is the most bytes of one message of a pipeline.
     """
@@ -251,6 +299,7 @@ class Collective:
     local: int = 0
     chunk: int = CHUNK_BYTES
     priority: int = 0
+    microbatch: int = 0
     root: int | None = None
     after: tuple[str, ...] = ()
     after_previous: tuple[str, ...] = ()
@@ -270,6 +319,15 @@ def slice_bounds(numel: int, parts: int, index: int) -> tuple[int, int]:
     size = ceil(numel / parts)
     lo = min(index * size, numel)
     return lo, min(lo + size, numel)
+
+
+def feature_bounds(features: int, parts: int, index: int) -> tuple[int, int]:
+    """Features [lo, hi) of slice `index` when `features` are cut in `parts`: the first slices may have one more."""
+    if not 0 <= index < parts:
+        raise InputError(f"there is no slice {index} of {parts}")
+    size, more = divmod(features, parts)
+    lo = index * size + min(index, more)
+    return lo, lo + size + (index < more)
 
 
 def dependency(text: str) -> tuple[str, str]:

@@ -9,14 +9,19 @@ from functools import cached_property
 
 from stanza_sim.errors import InputError, ScheduleError
 from stanza_sim.schedule.ops import (
+    BF16_BYTES,
     Bundle,
     Compute,
+    Cut,
     Group,
     Layout,
     Op,
     Pattern,
     Transfer,
     Value,
+    ValueKind,
+    Wire,
+    feature_bounds,
     slice_bounds,
 )
 from stanza_sim.schedule.ranks import Ranks
@@ -40,6 +45,7 @@ class Schedule:
     ops: tuple[Op, ...]
     microbatches: int = 1
     itemsize: int = 4
+    cuts: tuple[Cut, ...] = ()
 
     @cached_property
     def _groups(self) -> dict[str, Ranks]:
@@ -48,6 +54,10 @@ class Schedule:
     @cached_property
     def _bundles(self) -> dict[str, Bundle]:
         return {b.name: b for b in self.bundles}
+
+    @cached_property
+    def _cuts(self) -> dict[str, Cut]:
+        return {c.block: c for c in self.cuts}
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -81,6 +91,15 @@ class Schedule:
     def owners(self, bundle: Bundle) -> Ranks:
         """Ranks that hold optimiser state of `bundle`."""
         return self.group(bundle.owners)
+
+    def cut(self, block: str) -> Cut | None:
+        """How `block` is cut over a group, or None if it is not."""
+        return self._cuts.get(block)
+
+    def features(self, cut: Cut, rank: int) -> tuple[int, int]:
+        """Features [lo, hi) of `cut` that `rank`, a member of its group, holds."""
+        ranks = self.group(cut.ranks)
+        return feature_bounds(cut.features, len(ranks), ranks.index(rank))
 
     # ---- who talks to whom -------------------------------------------------------------------------------
 
@@ -147,7 +166,16 @@ class Schedule:
             cut = self.value_slice(op, value, src, dst)
             if cut is not None:
                 total -= (self.bundle(value.name).numel - (cut[1] - cut[0])) * self.itemsize
-        return total
+        return total - self._left_out(op, src, dst)
+
+    def _left_out(self, op: Transfer, src: int, dst: int) -> int:
+        """Bytes of the features that the pair (src, dst) does not carry, where values travel in slices."""
+        cut = self.cut(op.slices)
+        if cut is None:
+            return 0
+        lo, hi = self.features(cut, src if op.values[0].kind is ValueKind.ACTGRAD else dst)
+        itemsize = BF16_BYTES if op.wire is Wire.BF16 else self.itemsize
+        return self.batch_per_worker // self.microbatches * (cut.features - (hi - lo)) * itemsize
 
     # ---- samples ------------------------------------------------------------------------------------------
 

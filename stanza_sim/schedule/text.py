@@ -2,6 +2,7 @@
 
     schedule allreduce model=lenet world=4 batch=32 microbatches=1 itemsize=4
     group worker 0-3
+    cut fc0 @worker rows inputs=128 outputs=32
     bundle b0 numel=1690 owners=worker layout=replicated tensors=fc.weight,fc.bias
     bundle b2 numel=1000 owners=worker layout=replicated start=500 tensors=c2.weight
     fwd.fc: forward fc @worker after_previous=upd.b0
@@ -22,11 +23,13 @@ from stanza_sim.errors import InputError, ScheduleError
 from stanza_sim.schedule.ops import (
     CHUNK_BYTES,
     Algorithm,
+    Axis,
     Bundle,
     Carrier,
     Collective,
     CollectiveKind,
     Compute,
+    Cut,
     Group,
     Layout,
     Op,
@@ -62,6 +65,7 @@ def print_op(op: Op) -> str:
                 "arrives_as": op.arrives_as,
                 "wire": None if op.wire is Wire.NATIVE else op.wire,
                 "pairs": ",".join(f"{a}>{b}" for a, b in op.pairs) or None,
+                "slices": op.slices or None,
             }
         case Collective():
             words = [op.kind, str(op.value), f"@{op.ranks}"]
@@ -72,6 +76,7 @@ def print_op(op: Op) -> str:
                 "local": op.local or None,
                 "chunk": None if op.chunk == CHUNK_BYTES else op.chunk,
                 "priority": op.priority or None,
+                "microbatch": op.microbatch or None,
                 "root": op.root,
             }
     options["after"] = ",".join(op.after) or None
@@ -87,6 +92,7 @@ def print_schedule(schedule: Schedule) -> str:
         f"microbatches={s.microbatches} itemsize={s.itemsize}"
     ]
     lines += [f"group {g.name} {g.ranks}" for g in s.groups]
+    lines += [f"cut {c.block} @{c.ranks} {c.axis} inputs={c.inputs} outputs={c.outputs}" for c in s.cuts]
     lines += [
         f"bundle {b.name} numel={b.numel} owners={b.owners} layout={b.layout} "
         f"{f'start={b.start} ' if b.start else ''}tensors={','.join(b.tensors)}"
@@ -158,7 +164,9 @@ class _Line:
 def _value(line: _Line, text: str) -> Value:
     m = _VALUE.fullmatch(text)
     if m is None:
-        raise line.error(f"{text!r} is not a value", hint="write grad(b), param(b), act(b), actgrad(b) or labels")
+        raise line.error(
+            f"{text!r} is not a value", hint="write grad(b), param(b), act(b), actgrad(b), logsum(b) or labels"
+        )
     return Value(line.choice(ValueKind, m[1]), m[2] or "")
 
 
@@ -208,6 +216,7 @@ def parse_op(text: str) -> Op:
             arrives_as=line.number("arrives_as") if "arrives_as" in line.options else None,
             wire=line.choice(Wire, line.option("wire", Wire.NATIVE)),
             pairs=tuple(pairs),
+            slices=line.option("slices", ""),
             after=line.names("after"),
             after_previous=line.names("after_previous"),
         )
@@ -223,6 +232,7 @@ def parse_op(text: str) -> Op:
             local=line.number("local", 0),
             chunk=line.number("chunk", CHUNK_BYTES),
             priority=line.number("priority", 0),
+            microbatch=line.number("microbatch", 0),
             root=line.number("root") if "root" in line.options else None,
             after=line.names("after"),
             after_previous=line.names("after_previous"),
@@ -235,6 +245,7 @@ def parse(text: str) -> Schedule:
     """Read a schedule back from its printed form; raises `ScheduleError` with the line that is wrong."""
     header: dict[str, str | int] | None = None
     groups: list[Group] = []
+    cuts: list[Cut] = []
     bundles: list[Bundle] = []
     ops: list[Op] = []
     for number, raw in enumerate(text.splitlines(), 1):
@@ -259,6 +270,17 @@ def parse(text: str) -> Schedule:
                 line.word("group")
                 name = line.word("the group's name")
                 groups.append(Group(name=name, ranks=Ranks.parse(line.words.pop(0) if line.words else "")))
+            elif first == "cut":
+                line.word("cut")
+                cuts.append(
+                    Cut(
+                        block=line.word("the block's name"),
+                        ranks=line.marked("@", "the group"),
+                        axis=line.choice(Axis, line.word("columns or rows")),
+                        inputs=line.number("inputs"),
+                        outputs=line.number("outputs"),
+                    )
+                )
             elif first == "bundle":
                 line.word("bundle")
                 bundles.append(
@@ -279,4 +301,5 @@ def parse(text: str) -> Schedule:
             raise ScheduleError(e.message, where=f"line {number}", hint=e.hint) from None
     if header is None:
         raise ScheduleError("the schedule has no header", hint="begin with: schedule NAME model=M world=N batch=B")
-    return Schedule(groups=tuple(groups), bundles=tuple(bundles), ops=tuple(ops), **header)  # type: ignore[arg-type]
+    parts = {"groups": tuple(groups), "cuts": tuple(cuts), "bundles": tuple(bundles), "ops": tuple(ops)}
+    return Schedule(**parts, **header)  # type: ignore[arg-type]

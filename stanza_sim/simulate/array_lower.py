@@ -188,6 +188,8 @@ class _ArrayLowering(Lowering):
     def sizes(self, op: Transfer, src: I32, dst: I32) -> I64:
         """Bytes of every message of `op`."""
         value = op.values[0]
+        if op.slices:
+            return np.array([self.s.message_bytes(op, a, b) for a, b in zip(src, dst, strict=True)], dtype=np.int64)
         if (owner_sends := value.kind.owner_sends) is not None:
             bundle = self.s.bundle(value.name)
             if bundle.layout is Layout.CUT:

@@ -39,7 +39,10 @@ HALF = ("fp16", "bf16")
 
 
 class CostModel(Protocol):
-    """Seconds of each kind of computation on an otherwise idle device; `source` is printed with every prediction."""
+    """Seconds of each kind of computation on an otherwise idle device; `source` is printed with every prediction.
+
+    A block may be a slice of one of the model's, with its name and its share of the work.
+    """
 
     @property
     def source(self) -> str:
@@ -112,7 +115,9 @@ class RooflineCosts:
         self._launch_s = device.launch_overhead_s / speed
         self._itemsize = 2 if precision in HALF else model.itemsize
         self._flops = spec.peak_flops * speed * value
-        self._work = {block.name: self._phases(block, self._itemsize / model.itemsize) for block in model.blocks}
+        self._scale = self._itemsize / model.itemsize
+        self._blocks = {block.name: block for block in model.blocks}
+        self._work = {block.name: self._phases(block, self._scale) for block in model.blocks}
 
         note = f" ({spec.note})" if spec.note != precision else ""
         text = f"roofline {device.name}{note}, "
@@ -152,21 +157,27 @@ class RooflineCosts:
             ),
         )
 
+    def _of(self, block: Block) -> tuple[_Work, _Work, _Work]:
+        """The work of a block of the model, or of a slice of one, which has its name and numbers of its own."""
+        if self._blocks.get(block.name) is block:
+            return self._work[block.name]
+        return self._phases(block, self._scale)
+
     def forward_s(self, block: Block, samples: int) -> float:
         """See `CostModel`."""
-        return self._work[block.name][0].seconds(samples)
+        return self._of(block)[0].seconds(samples)
 
     def backward_input_s(self, block: Block, samples: int) -> float:
         """See `CostModel`."""
-        return self._work[block.name][1].seconds(samples)
+        return self._of(block)[1].seconds(samples)
 
     def backward_weight_s(self, block: Block, samples: int) -> float:
         """See `CostModel`."""
-        return self._work[block.name][2].seconds(samples)
+        return self._of(block)[2].seconds(samples)
 
     def backward_s(self, block: Block, samples: int) -> float:
         """See `CostModel`."""
-        _, gradient, weight = self._work[block.name]
+        _, gradient, weight = self._of(block)
         return gradient.seconds(samples) + weight.seconds(samples)
 
     def loss_s(self, block: Block, samples: int) -> float:
@@ -222,8 +233,10 @@ class MeasuredCosts:
         self._rows: dict[str, list[BlockTime]] = {}
         for row in sorted(profile.blocks, key=lambda row: row.samples):
             self._rows.setdefault(row.block, []).append(row)
-        self._found: dict[tuple[str, str, int], float] = {}
+        self._found: dict[tuple[str, int, str, int], float] = {}
         self._estimated: set[int] = set()
+        self._blocks = {block.name: block for block in model.blocks}
+        self._sliced: set[str] = set()
 
     @property
     def source(self) -> str:
@@ -234,18 +247,29 @@ class MeasuredCosts:
         text += f" for {', '.join(map(str, measured))} samples"
         if self._estimated:
             text += f"; from these estimated for {', '.join(map(str, sorted(self._estimated)))}"
+        if self._sliced:
+            text += f"; slices of {', '.join(sorted(self._sliced))} by their share of the FLOPs"
         return text if self._speed == 1.0 else f"{text}, at {self._speed:g} of its speed"
+
+    def _share(self, block: Block) -> float:
+        """The share of a block that a slice of it is, by FLOPs; 1 of the block itself."""
+        whole = self._blocks.get(block.name, block)
+        if whole is block or not whole.forward_flops or whole.forward_flops == block.forward_flops:
+            return 1.0
+        self._sliced.add(block.name)
+        return block.forward_flops / whole.forward_flops
 
     def _time(self, block: Block, samples: int, kind: str, value: Callable[[BlockTime], float | None]) -> float:
         """Return the time of a phase with the overhead of an op."""
-        key = (block.name, kind, samples)
+        key = (block.name, block.forward_flops, kind, samples)
         if key not in self._found:
             rows = [(row.samples, s) for row in self._rows[block.name] if (s := value(row)) is not None]
             if not rows:
                 raise InputError(f"the profile of {self._profile.date} has no {kind} time for block {block.name!r}")
             if samples not in dict(rows):
                 self._estimated.add(samples)
-            self._found[key] = (_interpolate(rows, samples) + self._profile.op_overhead_s) / self._speed
+            seconds = _interpolate(rows, samples) * self._share(block)
+            self._found[key] = (seconds + self._profile.op_overhead_s) / self._speed
         return self._found[key]
 
     def forward_s(self, block: Block, samples: int) -> float:

@@ -167,6 +167,12 @@ def _role_features(schedule: Schedule) -> list[Colours]:
             bounds = np.minimum(np.arange(k + 1, dtype=np.int64) * size, b.numel)
             sizes[np.fromiter(owners, dtype=np.int64, count=k)] = np.diff(bounds)
             features.append(sizes)
+    for cut in schedule.cuts:
+        widths = np.full(schedule.world_size, -1, dtype=np.int64)
+        for r in schedule.group(cut.ranks):
+            lo, hi = schedule.features(cut, r)
+            widths[r] = hi - lo
+        features.append(widths)
     features += {c.tobytes(): c for c in data_rank_counts(schedule).values()}.values()
     for op in schedule.ops:
         if isinstance(op, Collective) and op.kind is CollectiveKind.BROADCAST:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 from stanza_sim.cluster.cluster import Cluster, RoutingKind, Usage, flow_key
 from stanza_sim.cluster.parts import Bucket
 from stanza_sim.errors import InputError
-from stanza_sim.model.profile import ModelProfile
+from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.schedule import (
+    Axis,
     Carrier,
     Collective,
     CollectiveKind,
@@ -33,6 +34,7 @@ from stanza_sim.schedule import (
     project,
     slice_bounds,
 )
+from stanza_sim.schedule.cuts import slice_block, slice_numel
 from stanza_sim.schedule.samples import data_rank_counts
 from stanza_sim.simulate.background import BackgroundFlow
 from stanza_sim.simulate.fluid import usage_of
@@ -186,6 +188,7 @@ class Lowering:
         self.cost_of = cost_of
         self.resources: list[Resource] = []
         self.keys: dict[tuple[object, ...], int] = {}
+        self._slices: dict[tuple[str, int], Block] = {}
         self.samples = data_rank_counts(schedule)
         self.reps = [c[0] for c in folding.classes]
         self.near: list[Counter[int]] = []  # per class: how many ranks of each class are on its host
@@ -272,13 +275,17 @@ class Lowering:
                 owners = self.s.owners(bundle)
                 lo, hi = slice_bounds(numel, len(owners), owners.index(rank))
                 numel = hi - lo
+            elif bundle.layout is Layout.FEATURES:
+                numel = slice_numel(self.s, self.model, bundle.name, rank)
             nbytes = numel * self.s.itemsize
             if op.phase is Phase.UPDATE:
                 return costs.update_s(nbytes)
             if op.phase is Phase.PARTIAL:  # of the whole bundle, whoever owns it
                 return costs.reduce_s(bundle.numel * self.s.itemsize, self.contributions(op.target, rank, partial=True))
             return costs.reduce_s(nbytes, self.contributions(op.target, rank))
-        block = self.model.block(op.target)
+        cut = self.s.cut(op.target)
+        whole = op.phase is Phase.LOSS and cut is not None and cut.axis is Axis.ROWS  # the output has been summed
+        block = self.model.block(op.target) if whole else self.block(op.target, rank)
         share = int(self.samples[op.target, op.microbatch][rank])
         samples = share * self.s.batch_per_worker // self.s.microbatches
         match op.phase:
@@ -292,6 +299,16 @@ class Lowering:
                 return costs.backward_weight_s(block, samples)
             case _:
                 return costs.loss_s(block, samples)
+
+    def block(self, name: str, rank: int) -> Block:
+        """The block called `name`, or the slice of it that `rank` has where it is cut."""
+        cut = self.s.cut(name)
+        if cut is None:
+            return self.model.block(name)
+        lo, hi = self.s.features(cut, rank)
+        if (name, hi - lo) not in self._slices:
+            self._slices[name, hi - lo] = slice_block(self.model.block(name), cut, hi - lo)
+        return self._slices[name, hi - lo]
 
     def contributions(self, bundle: str, rank: int, *, partial: bool = False) -> int:
         """How many gradients or sums of `bundle` arrive at `rank`, its own too; `partial`: for a partial sum."""

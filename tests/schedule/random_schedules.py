@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import (
     Algorithm,
+    Axis,
     Bundle,
     Carrier,
     Collective,
     CollectiveKind,
     Compute,
+    Cut,
     Group,
     Layout,
     Op,
@@ -57,6 +59,8 @@ def printable_schedules(draw: st.DrawFn) -> Schedule:
             unique_by=lambda b: b.name,
         )
     )
+    features = st.integers(0, 10**9)
+    cut = st.builds(Cut, block=NAMES, ranks=group, axis=st.sampled_from(Axis), inputs=features, outputs=features)
     names = draw(st.lists(NAMES, max_size=8, unique=True))
     value = st.one_of(
         st.just(Value(ValueKind.LABELS)),
@@ -97,6 +101,7 @@ def printable_schedules(draw: st.DrawFn) -> Schedule:
                         arrives_as=st.one_of(st.none(), st.integers(-1, 9)),
                         wire=st.sampled_from(Wire),
                         pairs=st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=3).map(tuple),
+                        slices=st.one_of(st.just(""), NAMES),
                         **common,
                     ),
                     st.builds(
@@ -111,6 +116,7 @@ def printable_schedules(draw: st.DrawFn) -> Schedule:
                         local=st.integers(0, 9),
                         chunk=st.one_of(st.just(CHUNK_BYTES), st.integers(0, 10**9)),
                         priority=st.integers(-5, 9),
+                        microbatch=st.integers(0, 3),
                         root=st.one_of(st.none(), st.integers(0, 40)),
                         **common,
                     ),
@@ -124,6 +130,7 @@ def printable_schedules(draw: st.DrawFn) -> Schedule:
         batch_per_worker=draw(st.integers(1, 10**4)),
         groups=tuple(Group(name=n, ranks=r) for n, r in groups.items()),
         bundles=tuple(bundles),
+        cuts=tuple(draw(st.lists(cut, max_size=2))),
         ops=tuple(ops),
         microbatches=draw(st.integers(1, 4)),
         itemsize=draw(st.sampled_from([2, 4, 8])),

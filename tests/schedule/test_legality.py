@@ -181,7 +181,7 @@ BROKEN: dict[str, tuple[str, str, str, str, str]] = {
                                     "transfer param(wc2) both->worker all-pairs",
                                     "param(wc2) comes from owners of the bundle (server) only", "pull2:"),
     "bundle of a collective": ("servers", "all_reduce grad(wf2)", "all_reduce grad(wx)", "no bundle 'wx'", "ar:"),
-    "collective of activations": ("servers", "all_reduce grad(wf2)", "all_reduce act(f2)", "moves gradients or", "ar:"),
+    "collective of activations": ("servers", "all_reduce grad(wf2)", "all_reduce act(f2)", "block f2 is cut", "ar:"),
     "bytes of a collective": ("servers", "nbytes=128", "nbytes=127", "the value has 128 bytes", "ar:"),
     "all-reduce of parameters": ("servers", "all_reduce grad", "all_reduce param", "all_reduce moves gradients", "ar:"),
     "all-gather of gradients": ("servers", "all_gather param", "all_gather grad", "all_gather moves param", "ag:"),

@@ -17,6 +17,8 @@ from stanza_sim.errors import InputError
 from stanza_sim.model import zoo
 from stanza_sim.model.profile_json import fingerprint
 from stanza_sim.profiles import BlockTime, LoopbackTimes, Profile, ProfiledModel
+from stanza_sim.schedule import Axis
+from stanza_sim.schedule.cuts import cut_of, slice_block
 from stanza_sim.simulate import fit
 from stanza_sim.simulate.costs import (
     UPDATE_PASSES,
@@ -226,6 +228,22 @@ def test_measured_times_are_exact_interpolated_or_proportional(samples: int, for
     estimated = "" if samples in (16, 64) else f"; from these estimated for {samples}"
     known = "measured on cpu Some Processor (2026-01-01, 4 ranks at once) for 16, 64 samples"
     assert costs.source == known + estimated
+
+
+def test_slices_take_their_share_and_the_source_says_so() -> None:
+    model = zoo.get("alexnet")
+    block = model.fc_blocks[1]
+    cut = cut_of(model, block.name, "g", 4, Axis.COLUMNS, "here")
+    part = slice_block(block, cut, 1024)
+    costs = MeasuredCosts(_profile(op_overhead_s=1e-5), model)
+    assert costs.forward_s(part, 16) == pytest.approx(1e-3 / 4 + 1e-5)
+    assert costs.forward_s(block, 16) == pytest.approx(1e-3 + 1e-5)
+    assert costs.source.endswith("; slices of classifier.4 by their share of the FLOPs")
+    roofline = RooflineCosts(load_device("V100"), model)
+    launch = roofline.forward_s(block, 0) - block.numel * 4 / load_device("V100").memory_bandwidth_Bps
+    whole, quarter = (roofline.forward_s(b, 10_000) - launch for b in (block, part))
+    assert quarter == pytest.approx(whole / 4, rel=1e-6)
+    assert roofline.forward_s(block, 1) > roofline.forward_s(part, 1)  # fewer parameters to read
 
 
 def test_measured_rates_overhead_and_speed() -> None:

@@ -47,6 +47,11 @@ STRATEGIES: dict[str, tuple[str, dict[str, object]]] = {
     "Stanza": ("stanza", {"bucket": "10kB"}),
     "Stanza, servers": ("stanza", {"conv_exchange": "parameter_server"}),
     "two FC workers": ("stanza", {"fc_workers": 2}),
+    "two FC workers, sliced": ("stanza", {"fc_workers": 2, "fc_parallel": "model", "microbatches": 2}),
+    "three FC workers, sliced, co-located": (
+        "stanza",
+        {"fc_workers": 3, "fc_parallel": "model", "placement": "colocated", "fc_compute": "arrival"},
+    ),
     "two FC workers, servers": ("stanza", {"fc_workers": 2, "conv_exchange": "parameter_server", "overlap": False}),
     "Stanza, micro-batches": ("stanza", {"microbatches": 4, "eager_backward": 1, "activations": "bf16"}),
     "two FC workers, arrival": ("stanza", {"fc_workers": 2, "fc_compute": "arrival", "microbatches": 2}),

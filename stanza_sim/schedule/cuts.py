@@ -1,0 +1,271 @@
+"""Blocks that are cut over a group by the features of their linear layer: which can be, their slices, their rules.
+
+The values at a rank of the group come in forms: whole, a slice of the features, or a partial sum of the whole. The
+rules of data flow say which form an op makes and which forms it takes; here are the rules of form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from itertools import pairwise
+from math import prod
+from typing import TypeGuard
+
+from stanza_sim.errors import InputError, ScheduleError
+from stanza_sim.model.profile import Block, ModelProfile, ParamTensor
+from stanza_sim.schedule.ops import (
+    Axis,
+    Collective,
+    CollectiveKind,
+    Compute,
+    Cut,
+    Layout,
+    Op,
+    Pattern,
+    Transfer,
+    ValueKind,
+)
+from stanza_sim.schedule.samples import data_rank_counts
+from stanza_sim.schedule.schedule import Schedule
+from stanza_sim.schedule.text import print_op
+
+_COMPLETE = (Pattern.FAN_IN, Pattern.FAN_OUT, Pattern.ALL_PAIRS)
+
+
+class Form(StrEnum):
+    """What a rank has of a value: all of it, a slice of its features, or a partial sum of all of it."""
+
+    WHOLE = "whole"
+    SLICE = "slice"
+    PARTIAL = "partial"
+
+
+@dataclass(frozen=True, slots=True)
+class Linear:
+    """The features of a block's linear layer."""
+
+    inputs: int
+    outputs: int
+
+
+def linear_of(model: ModelProfile, block: str) -> Linear | None:
+    """The linear layer that `block` is, with elementwise modules around it at most; None if it is another block.
+
+    Told by the tensors: a weight [outputs, inputs] and at most a bias [outputs], on a vector that comes in and one that
+    goes out. The executor, which has the module, looks at that as well.
+    """
+    names = [b.name for b in model.blocks]
+    k = names.index(block)
+    found = model.blocks[k]
+    shape = model.blocks[k - 1].output_shape if k else model.input_shape
+    weights = [t.shape for t in found.tensors if len(t.shape) == 2]
+    biases = [t.shape for t in found.tensors if len(t.shape) != 2]
+    if len(weights) != 1 or len(shape) != 1 or len(found.output_shape) != 1:
+        return None
+    outputs, inputs = weights[0]
+    if (inputs,) != shape or (outputs,) != found.output_shape or biases not in ([], [(outputs,)]):
+        return None
+    return Linear(inputs, outputs)
+
+
+def cut_of(model: ModelProfile, block: str, ranks: str, parts: int, axis: Axis, where: str) -> Cut:
+    """Return how `block` is cut over the group `ranks` of `parts` ranks; raises `InputError` if it cannot be."""
+    linear = linear_of(model, block)
+    if linear is None:
+        raise InputError(
+            f"block {block} of model {model.name} is no linear layer, so its features cannot be cut",
+            where=where,
+            hint="cut only blocks of one nn.Linear with elementwise modules after it",
+        )
+    cut = Cut(block=block, ranks=ranks, axis=axis, inputs=linear.inputs, outputs=linear.outputs)
+    if parts > cut.features:
+        what = "output" if axis is Axis.COLUMNS else "input"
+        raise InputError(
+            f"the {cut.features} {what} features of block {block} cannot be cut over {parts} ranks",
+            where=where,
+            hint=f"use at most {cut.features}",
+        )
+    return cut
+
+
+def slice_shape(cut: Cut, shape: tuple[int, ...], width: int) -> tuple[int, ...]:
+    """The shape of the slice with `width` features of a tensor of the block; a bias is whole under a cut by rows."""
+    if cut.axis is Axis.COLUMNS:
+        return (width, *shape[1:])
+    return shape if len(shape) < 2 else (shape[0], width)
+
+
+def slice_numel(schedule: Schedule, model: ModelProfile, bundle: str, rank: int) -> int:
+    """Elements that `rank` has of a bundle of `Layout.FEATURES`."""
+    block_of = {t.name: (b, t) for b in model.blocks for t in b.tensors}
+    total = 0
+    for name in schedule.bundle(bundle).tensors:
+        block, tensor = block_of[name]
+        cut = schedule.cut(block.name)
+        if cut is None:
+            raise InputError(f"block {block.name} of bundle {bundle} is not cut")
+        lo, hi = schedule.features(cut, rank)
+        total += prod(slice_shape(cut, tensor.shape, hi - lo))
+    return total
+
+
+def slice_block(block: Block, cut: Cut, width: int) -> Block:
+    """The work of a slice of `width` features: its share of the FLOPs and parameters, and of the memory traffic.
+
+    By rows each rank writes outputs of full width, so only parameters and FLOPs are shared.
+    """
+    share = width / cut.features
+    columns = cut.axis is Axis.COLUMNS
+    return replace(
+        block,
+        tensors=tuple(ParamTensor(name=t.name, shape=slice_shape(cut, t.shape, width)) for t in block.tensors),
+        forward_flops=round(block.forward_flops * share),
+        backward_input_flops=round(block.backward_input_flops * share),
+        backward_weight_flops=round(block.backward_weight_flops * share),
+        bytes_touched=round(block.bytes_touched * share) if columns else block.bytes_touched,
+        output_shape=(width,) if columns else block.output_shape,
+    )
+
+
+# ---- sizes of collectives --------------------------------------------------------------------------------------------
+
+
+def summed_bytes(samples: int, features: int, itemsize: int) -> int:
+    """Bytes of an all-reduce of partial sums with `features` features for each of `samples` samples."""
+    return samples * features * itemsize
+
+
+def gathered_bytes(samples: int, parts: int, itemsize: int) -> int:
+    """Bytes of an all-gather of the logsums of `parts` slices for each of `samples` samples."""
+    return samples * parts * itemsize
+
+
+# ---- rules -----------------------------------------------------------------------------------------------------------
+
+
+def check_cuts(schedule: Schedule, model: ModelProfile) -> None:
+    """Raise `ScheduleError` for a cut that the model does not have, and for an op that does not respect one."""
+    where = f"schedule {schedule.name}"
+    blocks = {b.name for b in model.blocks}
+    seen: set[str] = set()
+    for cut in schedule.cuts:
+        if cut.block not in blocks:
+            raise ScheduleError(f"cut {cut.block}: model {model.name} has no such block", where=where)
+        if cut.block in seen:
+            raise ScheduleError(f"block {cut.block} is cut twice", where=where)
+        seen.add(cut.block)
+        linear = linear_of(model, cut.block)
+        if linear != Linear(cut.inputs, cut.outputs):
+            what = "is no linear layer" if linear is None else f"has {linear.inputs} inputs, {linear.outputs} outputs"
+            raise ScheduleError(f"cut {cut.block}: the block {what}", where=where)
+        if len(schedule.group(cut.ranks)) > cut.features:
+            raise ScheduleError(f"cut {cut.block}: a rank of {cut.ranks} would have no feature", where=where)
+    block_of = {t.name: b.name for b in model.blocks for t in b.tensors}
+    numel = {t.name: t.numel for b in model.blocks for t in b.tensors}
+    for bundle in schedule.bundles:
+        if bundle.layout is Layout.FEATURES and bundle.numel != sum(numel[t] for t in bundle.tensors):
+            raise ScheduleError(f"bundle {bundle.name}: what is cut by features has whole tensors", where=where)
+        for tensor in bundle.tensors:
+            of_block = schedule.cut(block_of[tensor])
+            if (of_block is not None) != (bundle.layout is Layout.FEATURES):
+                is_cut = "not cut" if of_block is None else "cut"
+                raise ScheduleError(
+                    f"bundle {bundle.name} has layout={bundle.layout}, and block {block_of[tensor]} is {is_cut}",
+                    where=where,
+                )
+            if of_block is not None and of_block.ranks != bundle.owners:
+                raise ScheduleError(f"bundle {bundle.name}: its block is cut over {of_block.ranks}", where=where)
+    previous = {b.name: a.name for a, b in pairwise(model.blocks)}
+    for op in schedule.ops:
+        message = None
+        match op:
+            case Compute() if not op.phase.on_bundle:
+                found = schedule.cut(op.target)
+                if found is not None and schedule.group(op.ranks) != schedule.group(found.ranks):
+                    message = f"block {op.target} is cut over {found.ranks}: all of it computes, and nobody else"
+            case Transfer() if op.slices:
+                message = _sliced_transfer(schedule, op, previous)
+            case Transfer() | Collective():
+                moved = op.values if isinstance(op, Transfer) else (op.value,)
+                bundles = [v.name for v in moved if v.kind.on_bundle]
+                if any(schedule.bundle(name).layout is Layout.FEATURES for name in bundles):
+                    message = "each owner alone has its features: there is nothing to exchange"
+                elif isinstance(op, Collective) and not bundles:
+                    message = _collective(schedule, op, model)
+            case _:
+                pass
+        if message:
+            raise ScheduleError(f"{message}\n  in: {print_op(op)}", where=where)
+
+
+def check_sizes(schedule: Schedule, model: ModelProfile) -> None:
+    """Raise `ScheduleError` for a collective of activations that is not of the size of its samples.
+
+    `schedule` must be legal otherwise.
+    """
+    ops = [op for op in schedule.ops if _of_activations(op)]
+    counts = data_rank_counts(schedule) if ops else {}
+    for op in ops:
+        block = _cut_block(op, model)
+        cut, ranks = schedule.cut(block), schedule.group(op.ranks)
+        if cut is None:
+            continue
+        samples = int(counts[block, op.microbatch][ranks[0]]) * schedule.batch_per_worker // schedule.microbatches
+        if op.kind is CollectiveKind.ALL_GATHER:
+            expected = gathered_bytes(samples, len(ranks), schedule.itemsize)
+        else:
+            features = cut.outputs if op.value.kind is ValueKind.ACT else cut.inputs
+            expected = summed_bytes(samples, features, schedule.itemsize)
+        if op.nbytes != expected:
+            raise ScheduleError(
+                f"nbytes={op.nbytes}, but {samples} samples have {expected} bytes\n  in: {print_op(op)}",
+                where=f"schedule {schedule.name}",
+            )
+
+
+def _cut_block(op: Collective, model: ModelProfile) -> str:
+    """The block that is cut: of an activation the block that made it, of a gradient the one behind."""
+    names = [b.name for b in model.blocks]
+    k = names.index(op.value.name)
+    if op.value.kind is ValueKind.ACTGRAD:
+        k = min(k + 1, len(names) - 1)
+    return names[k]
+
+
+def _of_activations(op: Op) -> TypeGuard[Collective]:
+    return isinstance(op, Collective) and op.value.kind in (ValueKind.ACT, ValueKind.ACTGRAD, ValueKind.LOGSUM)
+
+
+def _sliced_transfer(schedule: Schedule, op: Transfer, previous: dict[str, str]) -> str | None:
+    cut = schedule.cut(op.slices)
+    if cut is None or cut.axis is not Axis.ROWS:
+        return f"slices={op.slices} is no block that is cut by rows"
+    kinds = [v.kind for v in op.values]
+    if op.values[0].kind not in (ValueKind.ACT, ValueKind.ACTGRAD) or any(k is not ValueKind.LABELS for k in kinds[1:]):
+        return "what travels in slices is one activation or its gradient, and labels behind it"
+    if op.values[0].name != previous.get(op.slices):
+        return f"the input of {op.slices} is {previous.get(op.slices, 'the batch')}, not {op.values[0].name}"
+    forward = kinds[0] is ValueKind.ACT
+    end, name = (schedule.group(op.dst), op.dst) if forward else (schedule.group(op.src), op.src)
+    if end != schedule.group(cut.ranks) or op.pattern not in _COMPLETE:
+        return f"slices of {op.slices} go {'to' if forward else 'from'} all of {cut.ranks}, not {op.pattern} {name}"
+    return None
+
+
+def _collective(schedule: Schedule, op: Collective, model: ModelProfile) -> str | None:
+    block = _cut_block(op, model)
+    cut = schedule.cut(block)
+    forward = op.value.kind is ValueKind.ACT
+    if cut is None or cut.ranks != op.ranks:
+        return f"{op.value} is exchanged by the group over which block {block} is cut"
+    if op.value.kind is ValueKind.LOGSUM:
+        if op.kind is not CollectiveKind.ALL_GATHER or cut.axis is not Axis.COLUMNS or block != model.blocks[-1].name:
+            return "what is gathered are the logsums of the last block, cut by columns"
+        return None
+    rows = cut.axis is Axis.ROWS
+    if op.kind is not CollectiveKind.ALL_REDUCE or forward is not rows:
+        return f"{op.kind} of {op.value}: block {block} is cut by {cut.axis}, which makes partial sums of " + (
+            "its output" if rows else "its input's gradient"
+        )
+    return None
