@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from stanza_sim.errors import InputError
 from stanza_sim.execute.dropout import CounterDropout
 from stanza_sim.execute.flat import FlatBundle, Storage, dtype_of
-from stanza_sim.execute.passes import HeldBlock
+from stanza_sim.execute.slices import HeldBlock, cut_block, take_local
 from stanza_sim.model.extract import build_module, replace_dropout, split
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Bundle, Collective, Compute, Phase, Schedule, Transfer, ValueKind
@@ -53,8 +53,10 @@ def holdings(schedule: Schedule, model: ModelProfile) -> Holdings:
                 for value in op.values:
                     if value.kind in (ValueKind.PARAM, ValueKind.COPY):
                         wholes[value.name].update(r for s, r in schedule.pairs(op) if s != r)
-            case Collective():
+            case Collective() if op.value.kind.on_bundle:
                 wholes[op.value.name].update(schedule.group(op.ranks))
+            case _:
+                pass
     source: dict[str, int] = {}
     for block in model.blocks:
         for t in block.tensors:
@@ -107,7 +109,7 @@ def build(
                 storage=storages.get(bundle.tensors) if whole else None,
             )
     for bundle in schedule.bundles:
-        _initialise(schedule, bundle, rank, held, flats.get(bundle.name), initial, device)
+        _initialise(schedule, model, bundle, rank, held, flats.get(bundle.name), initial, device)
     blocks = []
     storage_of = {t: f.storage for f in flats.values() for t in f.storage.extents}
     for part in split(module, model):
@@ -137,14 +139,19 @@ def build(
 
         replace_dropout(part.module, make)
         part.module.train()
-        blocks.append(
-            HeldBlock(name=part.name, module=part.module, parameters=tuple(parameters), dropouts=tuple(dropouts))
+        held_block = HeldBlock(
+            name=part.name, module=part.module, parameters=tuple(parameters), dropouts=tuple(dropouts)
         )
+        cut = schedule.cut(part.name)
+        if cut is not None:
+            held_block = cut_block(held_block, cut, schedule.features(cut, rank))
+        blocks.append(held_block)
     return held, blocks, flats
 
 
 def _initialise(
     schedule: Schedule,
+    model: ModelProfile,
     bundle: Bundle,
     rank: int,
     held: Holdings,
@@ -163,12 +170,13 @@ def _initialise(
         values = torch.cat([initial[t].reshape(-1) for t in bundle.tensors])
         values = values[bundle.start : bundle.start + bundle.numel]
         for r in holders:
-            dist.send(values, r)
+            dist.send(take_local(schedule, model, bundle, r, values), r)
+        values = take_local(schedule, model, bundle, rank, values)
     else:
-        values = torch.empty(bundle.numel, dtype=flat.dtype)
+        values = torch.empty(flat.numel, dtype=flat.dtype)
         dist.recv(values, root)
     if flat.whole is not None:
-        flat.whole[: bundle.numel].copy_(values)
+        flat.whole[: flat.numel].copy_(values)
     elif flat.own is not None:
         flat.own.copy_(values[flat.lo : flat.hi])
 

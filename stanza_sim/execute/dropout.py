@@ -31,8 +31,10 @@ def _mix(x: Tensor) -> Tensor:
     return x
 
 
-def keep_mask(key: str, seed: int, step: int, positions: Tensor, numel: int, p: float) -> Tensor:
-    """Return which of `numel` elements of each sample are kept: a boolean tensor (samples, numel).
+def keep_mask(
+    key: str, seed: int, step: int, positions: Tensor, numel: int, p: float, first_element: int = 0
+) -> Tensor:
+    """Return which of `numel` elements of each sample, from `first_element` on, are kept: boolean (samples, numel).
 
     `positions` are the samples' positions in the global batch (int32, on the device to use); each element is
     dropped with probability `p`.
@@ -40,19 +42,24 @@ def keep_mask(key: str, seed: int, step: int, positions: Tensor, numel: int, p: 
     digest = hashlib.blake2b(f"{seed}/{step}/{key}".encode(), digest_size=8).digest()
     first, second = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
     rows = _mix(positions * _signed(_GOLDEN) + _signed(first)) ^ _signed(second)
-    columns = torch.arange(numel, dtype=torch.int32, device=positions.device) * _signed(_GOLDEN)
+    elements = torch.arange(first_element, first_element + numel, dtype=torch.int32, device=positions.device)
+    columns = elements * _signed(_GOLDEN)
     words = _mix(rows[:, None] ^ columns[None, :])
     threshold = _signed(round(p * (1 << 32)) - (1 << 31)) if p < 1 else (1 << 31) - 1
     return words >= threshold
 
 
 class CounterDropout(nn.Module):
-    """Dropout with rate `p`; `step` and `positions` (int32, one for each sample) say what the mask is keyed by."""
+    """Dropout with rate `p`; `step` and `positions` (int32, one for each sample) say what the mask is keyed by.
+
+    `first_element` is the place of the first feature that it sees, where a rank has but a slice of them.
+    """
 
     def __init__(self, key: str, p: float, seed: int) -> None:
         super().__init__()
         self.key, self.p, self.seed = key, p, seed
         self.step = 0
+        self.first_element = 0
         self.positions: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,5 +70,6 @@ class CounterDropout(nn.Module):
             raise RuntimeError(f"dropout {self.key} was not told which samples it sees")
         if self.p >= 1:
             return x * 0
-        keep = keep_mask(self.key, self.seed, self.step, self.positions, x[0].numel(), self.p)
+        numel, first = x[0].numel(), self.first_element
+        keep = keep_mask(self.key, self.seed, self.step, self.positions, numel, self.p, first)
         return x * keep.view(x.shape).to(x.dtype).mul_(1 / (1 - self.p))

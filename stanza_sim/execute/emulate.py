@@ -82,7 +82,10 @@ class EmulatedWork:
         return self._in[: self.nbytes(op, src, self._transport.rank)]
 
     def _sizes(self, op: Collective) -> tuple[int, int]:
-        """Elements of one owner's part and of the whole of what `op` is about, padded to equal parts."""
+        """Elements of one member's part and of the whole of what `op` is about, padded to equal parts."""
+        if not op.value.kind.on_bundle:
+            count = op.nbytes // self._schedule.itemsize
+            return ceil(count / len(self._schedule.group(op.ranks))), count
         bundle = self._bundles[op.value.name]
         parts = len(self._schedule.owners(bundle)) if bundle.layout is Layout.CUT else 1
         part = ceil(bundle.numel / parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from math import ceil, prod
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from stanza_sim.errors import InputError
 from stanza_sim.execute.readiness import GENERATIONS
+from stanza_sim.execute.slices import local_shape
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Bundle, Layout, Schedule, slice_bounds
 
@@ -27,7 +29,7 @@ class Storage:
     """Tensors laid end to end: `whole` are their parameters where a rank computes with them or receives them.
 
     The module's parameters are views of it. `gradients` has a vector for each generation, as long as `padded` elements.
-    Bundles of parts of the same tensors share one storage.
+    Bundles of parts of the same tensors share one storage. `shapes` are those of slices of tensors, if they are that.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class Storage:
         gradients: bool,
         device: torch.device,
         padded: int = 0,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
-        shapes = {t.name: t.shape for b in model.blocks for t in b.tensors}
+        if shapes is None:
+            shapes = {t.name: t.shape for b in model.blocks for t in b.tensors}
         self.shapes = {name: shapes[name] for name in tensors}
         self.extents: dict[str, tuple[int, int]] = {}
         position = 0
@@ -63,12 +67,14 @@ class Storage:
 class FlatBundle:
     """What one rank holds of a bundle.
 
-    `whole` is the flat parameter vector where the rank computes with it or receives it, padded so that all owners'
-    slices have one size. It and `gradients` are views of `storage`, which a part of some tensors shares with the other
-    parts and which is made here if it is not given. `own` are the elements [lo, hi) that an owner updates, a view of
-    `whole` where there is one. `gradients` has one whole vector for each generation, `sums` the reduced gradient of
-    the own slice, `contributions[g][r]` what rank r sent and `parts[g][r]` what it sent to be added up
-    to `partial(g)`, a sum of some ranks' gradients.
+    `numel` are the elements of the vector; `whole` is that vector where the rank computes with it or receives it,
+    padded so that all owners' slices have one size. It and `gradients` are views of `storage`, which a part of some
+    tensors shares with the other parts and which is made here if it is not given. `own` are the elements [lo, hi)
+    that an owner updates, a view of `whole` where there is one. `gradients` has one whole vector for each
+    generation, `sums` the reduced gradient of the own slice, `contributions[g][r]` what rank r sent and
+    `parts[g][r]` what it sent to be added up to `partial(g)`, a sum of some ranks' gradients.
+
+    Under `Layout.FEATURES` the vector is that of the rank's own slices of the tensors, and whole in itself.
     """
 
     def __init__(
@@ -90,10 +96,16 @@ class FlatBundle:
         cut = bundle.layout is Layout.CUT
         parts = len(owners) if cut else 1
         index = owners.index(rank) if cut and self.owner else 0
-        self.part = ceil(bundle.numel / parts)
-        self.lo, self.hi = slice_bounds(bundle.numel, parts, index)
+        local: dict[str, tuple[int, ...]] | None = None
+        self.numel = bundle.numel
+        if bundle.layout is Layout.FEATURES:
+            block_of = {t.name: (b.name, t.shape) for b in model.blocks for t in b.tensors}
+            local = {name: local_shape(schedule, *block_of[name], rank) for name in bundle.tensors}
+            self.numel = sum(prod(shape) for shape in local.values())
+        self.part = ceil(self.numel / parts)
+        self.lo, self.hi = slice_bounds(self.numel, parts, index)
         if not cut or not self.owner:
-            self.lo, self.hi = 0, bundle.numel
+            self.lo, self.hi = 0, self.numel
         if storage is None:
             padded = self.part * parts
             storage = Storage(
@@ -104,6 +116,7 @@ class FlatBundle:
                 gradients=gradients,
                 device=device,
                 padded=padded,
+                shapes=local,
             )
         self.storage = storage
         mine = slice(bundle.start, bundle.start + self.part * parts)

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from stanza_sim.execute.dropout import CounterDropout
 from stanza_sim.execute.flat import FlatBundle, sgd_step
 from stanza_sim.execute.job import Training
 from stanza_sim.execute.readiness import GENERATIONS
 from stanza_sim.execute.samples import Origin, Samples
+from stanza_sim.execute.slices import HeldBlock, features_of, gradients, gradients_with_tail, sliced_loss
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import (
     Collective,
@@ -46,20 +47,13 @@ class Reducer(Protocol):
         ...
 
 
-@dataclass(slots=True, kw_only=True)
-class HeldBlock:
-    """A block that this rank computes. `parameters` are views of flat vectors, in the profile's order."""
-
-    name: str
-    module: nn.Module
-    parameters: tuple[tuple[str, nn.Parameter], ...]
-    dropouts: tuple[CounterDropout, ...]
-
-
 @dataclass(slots=True)
 class _Generation:
     outputs: dict[Spot, Tensor] = field(default_factory=dict)
     graphs: dict[Spot, tuple[Tensor, Tensor]] = field(default_factory=dict)  # (input, output)
+    sums: dict[Spot, Tensor] = field(default_factory=dict)  # of a block cut by rows: its layer's output, all summed
+    logsums: dict[Spot, Tensor] = field(default_factory=dict)  # of a slice of the last block's output, then of all
+    tails: dict[Spot, tuple[Tensor, Tensor]] = field(default_factory=dict)  # (that, output of the block)
     gradients: dict[Spot, Tensor] = field(default_factory=dict)  # of the block's output
     received: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # (transfer, source) -> bytes
     sent: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # keeps what is on its way alive
@@ -164,27 +158,38 @@ class Passes:
             x = self._own_batch(iteration, m)[0]
         else:
             x = self._gather(self.samples.inputs[self.rank, op.target, m], self._names[k - 1], m, values)
-            x = x.detach().requires_grad_()
+            x = features_of(x, block.inputs).detach().requires_grad_()
         for dropout in block.dropouts:
             dropout.step, dropout.positions = iteration, self._positions[op.target, m]
         with torch.enable_grad():
             output = block.module(x)
         values.graphs[op.target, m] = x, output
         values.outputs[op.target, m] = output.detach()
+        if block.outputs is not None and op.target == self._names[-1]:
+            values.logsums[op.target, m] = output.detach().logsumexp(1)
 
     def _compute_loss(self, op: Compute, iteration: int, values: _Generation) -> None:
         m = op.microbatch
-        logits = values.outputs[op.target, m].detach().requires_grad_()
         labels = self._labels(m, iteration, values)
+        cut, features = self.schedule.cut(op.target), self.blocks[op.target].outputs
+        first = cut is None or self.schedule.group(cut.ranks)[0] == self.rank  # others of a group have the very same
+        if features is not None:
+            logits, logsum = values.outputs[op.target, m], values.logsums[op.target, m]
+            gradient, loss = sliced_loss(logits, labels, logsum, features, first=first)
+            values.gradients[op.target, m], self._loss[iteration][m] = gradient, loss
+            return
+        logits = self._output(op.target, m, values).detach().requires_grad_()
         with torch.enable_grad():
             loss = F.cross_entropy(logits, labels, reduction="sum")
         values.gradients[op.target, m] = torch.autograd.grad(loss, logits)[0]
-        self._loss[iteration][m] = loss.detach()
+        if first:
+            self._loss[iteration][m] = loss.detach()
 
     def _backward(self, op: Compute, g: int) -> None:
         values, spot = self._generations[g], (op.target, op.microbatch)
         block, k = self.blocks[op.target], self._names.index(op.target)
         x, output = values.graphs[spot]
+        tail = values.tails.get(spot)
         with_input = op.phase is not Phase.BACKWARD_WEIGHT and k > 0
         with_weights = op.phase is not Phase.BACKWARD_INPUT
         wanted: list[Tensor] = [x] if with_input else []
@@ -193,16 +198,11 @@ class Passes:
         keep = self._last_use[spot] != op.name
         if wanted:
             origin = self.samples.gradients[self.rank, *spot]
-            found = list(
-                torch.autograd.grad(
-                    output,
-                    wanted,
-                    self._output_gradient(origin, *spot, values),
-                    retain_graph=keep,
-                    allow_unused=True,
-                    materialize_grads=True,
-                )
-            )
+            gradient = features_of(self._output_gradient(origin, *spot, values), block.outputs)
+            if tail is None:
+                found = gradients(output, wanted, gradient, keep=keep)
+            else:
+                found = gradients_with_tail(output, tail, wanted, gradient, block.in_tail, keep=keep)
             if with_input:
                 values.gradients[self._names[k - 1], op.microbatch] = found.pop(0)
             if with_weights:
@@ -216,6 +216,7 @@ class Passes:
                         target.add_(gradient)
         if not keep:
             del values.graphs[spot]
+            values.tails.pop(spot, None)
 
     def _update(self, op: Compute, iteration: int) -> None:
         flat, g, o = self.bundles[op.target], iteration % GENERATIONS, self.training.optimizer
@@ -244,11 +245,12 @@ class Passes:
     def _gather(self, origin: Origin, block: str, microbatch: int, values: _Generation) -> Tensor:
         """The outputs of `block` of all samples that this rank holds, in its order."""
         if origin.transfer is None:
-            return values.outputs[block, microbatch]
+            return self._output(block, microbatch, values)
         parts = []
         for r in origin.ranks:
             if r == self.rank:
-                parts.append(values.outputs[block, self._transfers[origin.transfer].microbatch])
+                op = self._transfers[origin.transfer]
+                parts.append(self._sliced(op, r, self._output(block, op.microbatch, values)))
             else:
                 parts.append(self._read(origin.transfer, r, ValueKind.ACT, values))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -256,10 +258,13 @@ class Passes:
     def _output_gradient(self, origin: Origin, block: str, microbatch: int, values: _Generation) -> Tensor:
         if origin.transfer is None:
             return values.gradients[block, microbatch]
-        (source,) = origin.ranks
-        if source == self.rank:
-            return self._rows_for(self.rank, block, self._transfers[origin.transfer], values)
-        return self._read(origin.transfer, source, ValueKind.ACTGRAD, values)
+        parts = []
+        for source in origin.ranks:
+            if source == self.rank:
+                parts.append(self._rows_for(self.rank, block, self._transfers[origin.transfer], values))
+            else:
+                parts.append(self._read(origin.transfer, source, ValueKind.ACTGRAD, values))
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)  # slices of the features, in order
 
     def _labels(self, microbatch: int, iteration: int, values: _Generation) -> Tensor:
         labels = self._all_labels(microbatch, iteration, values)
@@ -295,6 +300,23 @@ class Passes:
             return gradient[start : start + len(wanted)]
         return gradient[torch.tensor([have.index(p) for p in wanted], device=self.device)]
 
+    def _output(self, block: str, microbatch: int, values: _Generation) -> Tensor:
+        """The output of `block`; of one cut by rows, what follows its layer is applied to the sum when asked for."""
+        spot = block, microbatch
+        held = self.blocks[block]
+        if held.tail is not None and spot in values.sums:
+            total = values.sums.pop(spot).requires_grad_()
+            with torch.enable_grad():
+                output = held.tail(total)
+            values.tails[spot] = total, output
+            values.outputs[spot] = output.detach()
+        return values.outputs[spot]
+
+    def _sliced(self, op: Transfer, dst: int, output: Tensor) -> Tensor:
+        """What of an activation goes to `dst` in `op`."""
+        cut = self.schedule.cut(op.slices)
+        return output if cut is None else features_of(output, self.schedule.features(cut, dst))
+
     # ---- messages ------------------------------------------------------------------------------------------------
 
     def outgoing(self, op: Transfer, iteration: int, dst: int) -> Tensor:
@@ -307,7 +329,8 @@ class Passes:
         for v in op.values:
             match v.kind:
                 case ValueKind.ACT:
-                    parts.append(values.outputs[v.name, op.microbatch].to(self._wire_dtype(op)))
+                    output = self._sliced(op, dst, self._output(v.name, op.microbatch, values))
+                    parts.append(output.to(self._wire_dtype(op)))
                 case ValueKind.ACTGRAD:
                     parts.append(self._rows_for(dst, v.name, op, values).to(self._wire_dtype(op)))
                 case _:
@@ -360,15 +383,19 @@ class Passes:
         op, position = self._transfers[transfer], 0
         message, dtype = values.received[transfer, src], self._wire_dtype(op)
         for v in op.values:
+            shape: tuple[int, ...] = ()
             if v.kind is ValueKind.LABELS:
                 nbytes = self._size * LABEL_BYTES
             else:
-                nbytes = self._size * self.model.block(v.name).output_numel * dtype.itemsize
+                shape = self._size, *self.model.block(v.name).output_shape
+                if (cut := self.schedule.cut(op.slices)) is not None:
+                    lo, hi = self.schedule.features(cut, src if v.kind is ValueKind.ACTGRAD else self.rank)
+                    shape = self._size, hi - lo
+                nbytes = prod(shape) * dtype.itemsize
             if v.kind is kind:
                 part = message[position : position + nbytes]
                 if kind is ValueKind.LABELS:
                     return part.clone().view(torch.int64)  # a view would have to begin at a multiple of 8
-                shape = self._size, *self.model.block(v.name).output_shape
                 return part.view(dtype).view(shape).to(self._dtype)
             position += nbytes
         raise RuntimeError(f"{transfer} carries no {kind}")
@@ -383,6 +410,9 @@ class Passes:
 
     def collective(self, op: Collective, iteration: int, reducer: Reducer) -> None:
         """Carry out the collective `op` through `reducer`."""
+        if not op.value.kind.on_bundle:
+            self._exchange_features(op, self._generations[iteration % GENERATIONS], reducer)
+            return
         flat, g = self.bundles[op.value.name], iteration % GENERATIONS
         match op.kind:
             case CollectiveKind.ALL_REDUCE:
@@ -397,6 +427,23 @@ class Passes:
                 if flat.whole is None:
                     raise RuntimeError(f"rank {self.rank} does not hold {op.value.name}")
                 reducer.collective(op, flat.whole, flat.whole)
+
+    def _exchange_features(self, op: Collective, values: _Generation, reducer: Reducer) -> None:
+        """Sum partial sums of activations or their gradients, or gather the logsums of slices."""
+        spot = op.value.name, op.microbatch
+        if op.kind is CollectiveKind.ALL_GATHER:
+            mine = values.logsums[spot]
+            every = mine.new_empty(len(self.schedule.group(op.ranks)) * len(mine))
+            reducer.collective(op, every, mine)
+            values.logsums[spot] = every.view(-1, len(mine)).logsumexp(0)
+            return
+        held = values.outputs if op.value.kind is ValueKind.ACT else values.gradients
+        total = held[spot].clone(memory_format=torch.contiguous_format)
+        reducer.collective(op, total.view(-1), total.view(-1))
+        if op.value.kind is ValueKind.ACT:
+            values.sums[spot] = total
+        else:
+            values.gradients[spot] = total
 
     # ---- results -------------------------------------------------------------------------------------------------
 

@@ -45,9 +45,10 @@ class Samples:
     def of_block(self, block: str) -> list[tuple[int, ...]]:
         """The sub-batches in which `block` is computed, in order of their first sample.
 
-        Together they are the global batch; batch norm has the statistics of each by itself.
+        Together they are the global batch; batch norm has the statistics of each by itself. Ranks that each compute a
+        slice of a block's features compute the same sub-batches.
         """
-        return sorted(rows for (_, name, _), rows in self.rows.items() if name == block)
+        return sorted({rows for (_, name, _), rows in self.rows.items() if name == block})
 
 
 def own_rows(schedule: Schedule, rank: int, microbatch: int) -> tuple[int, ...]:
@@ -155,12 +156,16 @@ class _Follower:
                     raise self._fail(op, f"rank {s} does not have the gradients of all samples of rank {d}")
                 if s != d and len(wanted) != self.size:
                     raise self._fail(op, f"rank {d} awaits {value} of {len(wanted)} samples, not of {self.size}")
-                self.found.gradients[d, value.name, landing] = Origin(transfer=op.name, ranks=(s,))
+                sources = tuple(self.s.sources(op, d)) if op.slices else (s,)
+                self.found.gradients[d, value.name, landing] = Origin(transfer=op.name, ranks=sources)
 
     def _complete(self) -> None:
         everything = list(range(self.s.global_batch))
         for name in self.names:
-            got = sorted(p for rows in self.found.of_block(name) for p in rows)
+            sub_batches = [rows for (_, block, _), rows in self.found.rows.items() if block == name]
+            if self.s.cut(name) is not None:  # each rank has its slice of all samples
+                sub_batches = self.found.of_block(name)
+            got = sorted(p for rows in sub_batches for p in rows)
             if got != everything:
                 raise ScheduleError(
                     f"block {name} computes {len(set(got))} of {len(everything)} samples"

@@ -19,9 +19,10 @@ from stanza_sim.execute.engine import Engine, now
 from stanza_sim.execute.exchange import gather, meet, share
 from stanza_sim.execute.flat import FlatBundle, dtype_of, sgd_step
 from stanza_sim.execute.job import Backend, Issue, Training
-from stanza_sim.execute.passes import HeldBlock, Passes
+from stanza_sim.execute.passes import Passes
 from stanza_sim.execute.protocol import ProbeTimes, RankTimes, Times, Wanted
 from stanza_sim.execute.samples import follow
+from stanza_sim.execute.slices import HeldBlock
 from stanza_sim.execute.worker import Context, transport_for
 from stanza_sim.execute.world import device_name
 from stanza_sim.model.profile import ModelProfile

@@ -20,8 +20,9 @@ from stanza_sim.execute.exchange import gather
 from stanza_sim.execute.flat import FlatBundle, dtype_of
 from stanza_sim.execute.job import Array, RunJob
 from stanza_sim.execute.part import Outcome
-from stanza_sim.execute.passes import HeldBlock, Passes
+from stanza_sim.execute.passes import Passes
 from stanza_sim.execute.samples import follow
+from stanza_sim.execute.slices import HeldBlock, put_local
 from stanza_sim.execute.transport import Transport
 from stanza_sim.model.extract import build_module
 from stanza_sim.model.profile import ModelProfile
@@ -139,7 +140,7 @@ def _collect(
     slices: dict[str, tuple[int, Tensor]] = {}
     for name, flat in bundles.items():
         owners = schedule.owners(flat.bundle)
-        if flat.own is not None and (flat.bundle.layout is Layout.CUT or owners[0] == rank):
+        if flat.own is not None and (flat.bundle.layout is not Layout.REPLICATED or owners[0] == rank):
             slices[name] = flat.lo, flat.own.cpu()
     state: dict[str, Tensor] = {}
     for block in blocks:
@@ -154,10 +155,14 @@ def _collect(
         if bundle.tensors not in wholes:
             numel = sum(prod(shapes[t]) for t in bundle.tensors)
             wholes[bundle.tensors] = torch.empty(numel, dtype=dtype_of(schedule.itemsize))
-        for theirs, _ in collected or ():
+        whole = wholes[bundle.tensors]
+        for r, (theirs, _) in enumerate(collected or ()):
             if bundle.name in theirs:
                 lo, values = theirs[bundle.name]
-                wholes[bundle.tensors][bundle.start + lo : bundle.start + lo + len(values)] = values
+                if bundle.layout is Layout.FEATURES:
+                    put_local(schedule, model, bundle, r, whole, values)
+                else:
+                    whole[bundle.start + lo : bundle.start + lo + len(values)] = values
     for tensors, whole in wholes.items():
         cut = torch.split(whole, [prod(shapes[t]) for t in tensors])
         parameters |= {t: values.view(shapes[t]) for t, values in zip(tensors, cut, strict=True)}
