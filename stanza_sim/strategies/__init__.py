@@ -15,7 +15,7 @@ from stanza_sim.errors import InputError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
 
-_HELPERS = {"assignment", "builder", "collectives", "hosts", "separation"}
+_HELPERS = {"assignment", "builder", "collectives", "hosts", "model_parallel", "separation"}
 
 
 class Strategy(Protocol):

@@ -14,6 +14,7 @@ from stanza_sim.schedule.ops import (
     Collective,
     CollectiveKind,
     Compute,
+    Cut,
     Group,
     Layout,
     Op,
@@ -56,6 +57,7 @@ class Builder:
         self.microbatches, self.numbered = microbatches, numbered
         self.groups: dict[str, Group] = {}
         self.bundles: dict[str, Bundle] = {}
+        self.cuts: list[Cut] = []
         self.ops: list[Op] = []
         self._block_of = {t.name: b.name for b in model.blocks for t in b.tensors}
 
@@ -154,6 +156,7 @@ class Builder:
         microbatch: int = 0,
         arrives_as: int | None = None,
         wire: Wire = Wire.NATIVE,
+        slices: str = "",
     ) -> str:
         """Add a transfer of whole `values` (sizes follow from the model) and return its op name."""
         nbytes = sum(self._value_bytes(v, wire) for v in values)
@@ -172,6 +175,7 @@ class Builder:
                 arrives_as=arrives_as,
                 wire=wire,
                 pairs=pairs,
+                slices=slices,
                 after=tuple(after),
             )
         )
@@ -235,6 +239,7 @@ class Builder:
             microbatches=self.microbatches,
             itemsize=self.model.itemsize,
             groups=tuple(self.groups.values()),
+            cuts=tuple(self.cuts),
             bundles=tuple(self.bundles.values()),
             ops=(),
         )

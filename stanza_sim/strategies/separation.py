@@ -48,11 +48,12 @@ def cut_at(model: ModelProfile, cut: str | None) -> ModelProfile:
     return with_boundary(model, cut)
 
 
-def places(world_size: int, fc_workers: int, *, colocated: bool) -> tuple[list[int], list[int]]:
+def places(world_size: int, fc_workers: int, *, colocated: bool, share_out: bool = True) -> tuple[list[int], list[int]]:
     """Ranks of the CONV workers and of the FC workers.
 
     Dedicated FC workers are the last ranks. Co-located ones are the first rank of each share of CONV workers that
-    one of them serves (see `Pattern.BLOCKED`), so that it serves itself. Raises `InputError` for too many.
+    one of them serves (see `Pattern.BLOCKED`), so that it serves itself. Unless CONV workers are to be shared out,
+    there may be fewer of them than FC workers. Raises `InputError` for too many.
     """
     if colocated:
         if fc_workers > world_size:
@@ -63,7 +64,13 @@ def places(world_size: int, fc_workers: int, *, colocated: bool) -> tuple[list[i
             )
         return [*range(world_size)], [-(-d * world_size // fc_workers) for d in range(fc_workers)]
     conv_count = world_size - fc_workers
-    if conv_count < fc_workers:
+    if not share_out and conv_count < 1:
+        raise InputError(
+            f"{fc_workers} FC workers of {world_size} nodes leave {max(conv_count, 0)} CONV workers",
+            where="stanza: fc_workers",
+            hint=f"use at most {world_size - 1} of {world_size} nodes",
+        )
+    if share_out and conv_count < fc_workers:
         most = world_size // 2
         raise InputError(
             f"{fc_workers} FC workers of {world_size} nodes leave {max(conv_count, 0)} CONV workers",

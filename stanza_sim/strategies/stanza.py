@@ -34,6 +34,7 @@ from stanza_sim.schedule import Phase, Schedule, Wire
 from stanza_sim.strategies.assignment import by_blocks
 from stanza_sim.strategies.builder import MIB, Builder, exchange_by_all_reduce, exchange_by_servers
 from stanza_sim.strategies.collectives import Choice, CollectiveSettings
+from stanza_sim.strategies.model_parallel import Slicing, can_be_sliced, separate_sliced
 from stanza_sim.strategies.separation import Separation, back_through_conv, cut_at, places, separate
 from stanza_sim.units import Size
 
@@ -43,6 +44,11 @@ class Settings(CollectiveSettings):
 
     fc_algorithm: Choice = Field(Choice.BACKEND, description="algorithm, for the all-reduce among several FC workers.")
     fc_workers: int = Field(1, ge=1, description="Nodes that train the FC part, each for its share of CONV workers.")
+    fc_parallel: Literal["data", "model"] = Field(
+        "data",
+        description="Several FC workers each have the FC part and a share of the CONV workers, or each have a slice of "
+        "every FC layer and all CONV workers.",
+    )
     placement: Literal["dedicated", "colocated"] = Field(
         "dedicated",
         description="FC workers on nodes of their own, or beside CONV workers: then every node is a CONV worker.",
@@ -88,14 +94,23 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
 
     - a CONV worker sends B*(A*w + 8) to its FC worker (labels are int64) and gets back B*A*w, in whatever parts;
       nothing where it is its own;
-    - FC workers by a ring: each sends and receives 2(k-1)/k*S_f (Patarasuk and Yuan, 2009);
+    - FC workers with `fc_parallel: data` by a ring: each sends and receives 2(k-1)/k*S_f (Patarasuk and Yuan, 2009);
+    - with `fc_parallel: model` a CONV worker sends B*(A*w + 8k) to all FC workers together, less what it keeps where
+      it is one; an FC worker that has A_i of the A floats gets n*B*(A_i*w + 8) and sends back n*B*A_i*w, and exchanges
+      what `stanza_sim.strategies.model_parallel` states for n*B samples. That is with the first FC layer cut by rows;
+      by columns a CONV worker sends k*B*(A*w + 8) and gets B*A*w back from the FC worker that would serve it alone;
     - CONV workers by a ring: each sends and receives 2(n-1)/n*S_c;
     - servers on the FC workers: each CONV worker sends and receives S_c, each FC worker n*S_c/k, less the own share
       where it is both; a shard beside each CONV worker: 2(n-1)/n*S_c; one server: (n-1)*S_c, the others S_c
       (Li et al., OSDI 2014).
     """
     model = cut_at(model, settings.cut)
-    conv_ranks, fc_ranks = places(world_size, settings.fc_workers, colocated=settings.placement == "colocated")
+    conv_ranks, fc_ranks = places(
+        world_size,
+        settings.fc_workers,
+        colocated=settings.placement == "colocated",
+        share_out=settings.fc_parallel == "data",
+    )
     _require_used(settings)
     m = settings.microbatches
     if batch_per_worker % m:
@@ -116,11 +131,29 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     conv, fc = b.group("conv_worker", conv_ranks), b.group("fc_worker", fc_ranks)
     lane = "fc" if settings.placement == "colocated" else "main"
     wire = Wire.BF16 if settings.activations == "bf16" else Wire.NATIVE
-    passes = separate(b, conv, fc, Separation(lane=lane, arrival=arrival, wire=wire))
     fresh: dict[str, list[str]] = {}
-    _exchange_fc(b, model.fc_blocks, fc, settings, lane, passes.ready, fresh)
+    if settings.fc_parallel == "model":
+        sliced = separate_sliced(
+            b,
+            conv,
+            Slicing(
+                fc=fc,
+                lane=lane,
+                by_turns=arrival,
+                wire=wire,
+                settings=settings,
+                algorithm=settings.fc_algorithm,
+                where="stanza: fc_parallel",
+            ),
+        )
+        fresh |= sliced.fresh
+        returned = sliced.returned
+    else:
+        passes = separate(b, conv, fc, Separation(lane=lane, arrival=arrival, wire=wire))
+        _exchange_fc(b, model.fc_blocks, fc, settings, lane, passes.ready, fresh)
+        returned = passes.returned
 
-    ready = back_through_conv(b, conv, passes.returned, eager=settings.eager_backward)
+    ready = back_through_conv(b, conv, returned, eager=settings.eager_backward)
     if not settings.overlap:
         ready = dict.fromkeys(ready, ready[model.conv_blocks[0].name])
     if settings.conv_exchange == "all_reduce":
@@ -164,6 +197,12 @@ def _require_used(settings: Settings) -> None:
         if not used and settings.choices()[key] is not Choice.BACKEND:
             what, hint = f"{key} is for an all-reduce that does not take place", f"leave it out, or set {needs}"
             raise InputError(what, where=f"stanza: {key}", hint=hint)
+    if settings.fc_parallel == "model" and settings.fc_workers == 1:
+        raise InputError(
+            "one FC worker has all of every layer",
+            where="stanza: fc_parallel",
+            hint="leave it out, or set fc_workers: 2 or more",
+        )
     if reduces and settings.conv_servers != "fc":
         raise InputError(
             "conv_servers is for parameter servers, and the CONV part is all-reduced",
@@ -217,10 +256,12 @@ def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_
         tried.add(settings)
         try:
             cut_at(model, settings.cut)
-            places(world_size, settings.fc_workers, colocated=settings.placement == "colocated")
+            data = settings.fc_parallel == "data"
+            places(world_size, settings.fc_workers, colocated=settings.placement == "colocated", share_out=data)
         except InputError:
             continue
-        yield settings
+        if data or can_be_sliced(model, settings.fc_workers):
+            yield settings
 
 
 Given = dict[str, object]
@@ -249,6 +290,11 @@ def _worth_trying(model: ModelProfile, world_size: int, batch: int, local_size: 
                 yield {"fc_workers": k} | place | pipeline | exchange
             for cut in _cuts(model) if pipeline in plain[1:3] else ():
                 yield {"cut": cut} | place | pipeline | exchange
+    for k, placement in [(k, "dedicated") for k in dedicated] + [(k, "colocated") for k in colocated]:
+        sliced: Given = {"fc_parallel": "model", "fc_workers": k, "placement": placement}
+        apart: list[Given] = [*plain[:3], sharded]
+        apart += [{"microbatches": m, "eager_backward": 1, "bucket": "5MiB"} for m in parts if m > 2]
+        yield from (sliced | given for given in apart if k > 1)
 
 
 def _counts(most: int) -> list[int]:

@@ -58,6 +58,34 @@ VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
     ("all-reduce-by-uneven-hierarchy", AR, 5, {"algorithm": "hierarchical", "local": 3, "chunk": "1kB"}),
     ("all-reduce-auto", AR, 5, {"algorithm": "auto", "small": "2kB", "first_bucket": "400B", "bucket": "2kB"}),
     ("stanza-2-algorithms", ST, 5, {"fc_workers": 2, "algorithm": "halving_doubling", "fc_algorithm": "tree"}),
+    ("stanza-2-sliced", ST, 4, {"fc_workers": 2, "fc_parallel": "model"}),
+    ("stanza-3-sliced-uneven", ST, 5, {"fc_workers": 3, "fc_parallel": "model"}),
+    (
+        "stanza-3-sliced-algorithm",
+        ST,
+        4,
+        {"fc_workers": 3, "fc_parallel": "model", "fc_algorithm": "tree", "conv_exchange": "parameter_server"},
+    ),
+    ("stanza-2-sliced-microbatches", ST, 4, {"fc_workers": 2, "fc_parallel": "model", "microbatches": 3}),
+    (
+        "stanza-2-sliced-arrival",
+        ST,
+        5,
+        {"fc_workers": 2, "fc_parallel": "model", "microbatches": 2, "fc_compute": "arrival"},
+    ),
+    ("stanza-2-sliced-colocated", ST, 4, {"fc_workers": 2, "fc_parallel": "model", "placement": "colocated"}),
+    (
+        "stanza-4-sliced-colocated-arrival",
+        ST,
+        4,
+        {"fc_workers": 4, "fc_parallel": "model", "placement": "colocated", "fc_compute": "arrival"},
+    ),
+    ("head", "sharded_head", 4, {}),
+    ("head-uneven", "sharded_head", 5, {"overlap": False, "bucket": "100B"}),
+    ("head-batch", "sharded_head", 3, {"fc_compute": "batch", "algorithm": "ring", "fc_algorithm": "halving_doubling"}),
+    ("head-microbatches", "sharded_head", 4, {"fc_compute": "batch", "microbatches": 3, "eager_backward": 1}),
+    ("head-turns-microbatches", "sharded_head", 3, {"microbatches": 2}),
+    ("head-alone", "sharded_head", 1, {}),
     ("stanza-2-small-buckets", ST, 5, {"fc_workers": 2, "first_bucket": "100B", "bucket": "100B"}),
     ("local", LO, 3, {}),
     ("stanza-arrival", ST, 4, {"fc_compute": "arrival"}),
@@ -90,6 +118,8 @@ VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
 ]
 ROUNDED: list[tuple[str, str, int, dict[str, object]]] = [
     ("stanza-bf16", ST, 4, {"activations": "bf16"}),
+    ("stanza-bf16-sliced", ST, 5, {"activations": "bf16", "fc_workers": 2, "fc_parallel": "model"}),
+    ("head-bf16", "sharded_head", 3, {"activations": "bf16"}),
     ("stanza-bf16-arrival", ST, 5, {"activations": "bf16", "fc_workers": 2, "fc_compute": "arrival"}),
     (
         "stanza-bf16-colocated",

@@ -29,6 +29,8 @@ BYTES_AND_SPANS = (
     "all-reduce",
     "stanza-2-algorithms",
     "stanza-arrival-2-uneven",
+    "stanza-3-sliced-uneven",
+    "head",
     "all-reduce-by-uneven-hierarchy",
 )
 EVERY_KIND = """
@@ -110,6 +112,7 @@ def test_every_kind_of_collective_step_by_step_equals_sgd(pool: Pool, tiny: Mode
         "stanza-1",
         "colocated-balanced",
         "stanza-colocated-arrival",
+        "head",
     ],
 )
 def test_issuing_in_order_equals_sgd_and_moves_the_same_bytes(pool: Pool, tiny: ModelProfile, name: str) -> None:

@@ -176,7 +176,7 @@ def test_a_cut_makes_two_parts_of_a_model_that_has_one() -> None:
 def test_the_space_is_of_settings_that_can_be_built(model: str, world: int, batch: int, local: int) -> None:
     profile, stanza = zoo.get(model), strategies.get("stanza")
     found = list(stanza.space(profile, world_size=world, batch_per_worker=batch, local_size=local))
-    assert len(found) == len(set(found)) <= 300
+    assert len(found) == len(set(found)) <= 350
     assert world == 1 or found[0] == stanza.Settings()
     for settings in found[::7]:
         schedule = stanza.build(profile, world_size=world, batch_per_worker=batch, settings=settings)

@@ -15,6 +15,7 @@ from stanza_sim.model import zoo
 from stanza_sim.model.profile import ModelProfile, with_boundary
 from stanza_sim.schedule import Collective, Compute, Phase, Schedule, Transfer, check, from_json, parse
 from tests.schedule.toys import build, toy
+from tests.strategies.test_model_parallel import SLICED
 from tests.strategies.test_stanza import EXCHANGES, PIPELINES, PLACES
 
 MIB = 1024 * 1024
@@ -39,10 +40,12 @@ SETTINGS: dict[str, dict[str, list[object]]] = {
         "bucket": ["100B", "25MiB"],
     },
     "local": {},
+    "sharded_head": {"fc_compute": ["turns", "batch"], "overlap": [True, False], "bucket": ["100B", "25MiB"]},
 }
 ELSEWHERE = {
-    "stanza": set().union(*EXCHANGES, *PIPELINES, *(p for _, p in PLACES), {"cut"}),
+    "stanza": set().union(*EXCHANGES, *PIPELINES, *(p for _, p in PLACES), {"cut", "fc_parallel"}),
     "parameter_server": {"bigarray_bound", "partition", "slice", "credit"},
+    "sharded_head": set().union(*(s for name, _, s in SLICED if name == "sharded_head")),
 }
 """Settings that tests of a strategy's own try."""
 CASES = [
@@ -52,9 +55,11 @@ CASES = [
 ]
 
 
-def _fits(name: str, settings: dict[str, object], world_size: int) -> bool:
+def _fits(name: str, settings: dict[str, object], world_size: int, features: int = 7) -> bool:
     if name == "stanza":
         return world_size >= 2 * int(str(settings["fc_workers"]))
+    if name == "sharded_head":
+        return world_size <= features  # on the side on which the smallest layer is cut
     if name == "parameter_server":
         servers = settings["servers"]
         if settings["placement"] == "colocated":
@@ -95,7 +100,7 @@ def test_legal_on_the_zoo(name: str, model: str) -> None:
     profile = zoo.get(model)
     for some, settings in CASES:
         if some == name and settings.get("overlap") and settings.get("bucket") != "100B":
-            if not _fits(name, settings, 6):
+            if not _fits(name, settings, 6, features=1000):
                 continue
             if settings.get("assignment") in ("mxnet", "byteps", "sliced"):
                 if settings["servers"] != 3:
@@ -120,7 +125,7 @@ def _bundled(schedule: Schedule) -> tuple[list[str], int]:
 def test_every_tensor_is_in_one_bundle_and_is_updated_once(name: str, model: str) -> None:
     profile = zoo.get(model)
     for some, settings in CASES:
-        if some != name or not _fits(name, settings, 6) or settings.get("bucket") == "100B":
+        if some != name or not _fits(name, settings, 6, features=1000) or settings.get("bucket") == "100B":
             continue
         schedule = build(name, profile, 6, **settings)
         assert _bundled(schedule) == (sorted(t.name for b in profile.blocks for t in b.tensors), profile.numel)
@@ -251,7 +256,7 @@ def test_wrong_settings(name: str, settings: dict[str, object]) -> None:
 def test_no_such_strategy() -> None:
     with pytest.raises(InputError, match="there is no strategy 'builder'") as e:
         strategies.get("builder")
-    assert "all_reduce, local, parameter_server, stanza" in str(e.value)
+    assert "all_reduce, local, parameter_server, sharded_head, stanza" in str(e.value)
 
 
 def test_a_file_that_is_dropped_in_is_a_strategy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
