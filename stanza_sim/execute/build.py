@@ -45,7 +45,7 @@ def holdings(schedule: Schedule, model: ModelProfile) -> Holdings:
             bundles_of.setdefault(name, []).append(b)
     for op in schedule.ops:
         match op:
-            case Compute(phase=Phase.PARTIAL | Phase.REDUCE | Phase.UPDATE):
+            case Compute(phase=Phase.PARTIAL | Phase.REDUCE | Phase.RECONSTRUCT | Phase.UPDATE):
                 pass
             case Compute():
                 computes[op.target].update(schedule.group(op.ranks))

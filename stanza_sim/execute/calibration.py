@@ -16,14 +16,18 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.model.profile_json import fingerprint
 from stanza_sim.profiles import BlockTime, LoopbackTimes, Profile, ProfiledModel
 from stanza_sim.schedule import Phase, Schedule, Transfer, ValueKind
+from stanza_sim.schedule.factors import factor_transfers, joined_samples, require_factors
 
 
 def sample_counts(schedules: Iterable[Schedule], model: ModelProfile) -> dict[str, tuple[int, ...]]:
-    """For each block, the numbers of samples at which `schedules` compute it."""
+    """For each block, the numbers of samples at which `schedules` compute it, or its gradients from all factors."""
     found: dict[str, set[int]] = {b.name: set() for b in model.blocks}
     for schedule in schedules:
         for (_, block, _), rows in follow(schedule, model).rows.items():
             found[block].add(len(rows))
+        for name, moved in factor_transfers(schedule).items():
+            linear, _ = require_factors(schedule, model, name)
+            found[linear.name].update(joined_samples(schedule, name, r) for r in schedule.group(moved.dst))
     return {name: tuple(sorted(counts)) for name, counts in found.items()}
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import GradientEdge
 
+from stanza_sim.execute.factors import Tap, packed, reconstruct
 from stanza_sim.execute.flat import FlatBundle, sgd_step
 from stanza_sim.execute.job import Training
 from stanza_sim.execute.readiness import GENERATIONS
@@ -32,6 +34,7 @@ from stanza_sim.schedule import (
     ValueKind,
     Wire,
 )
+from stanza_sim.schedule.factors import factor_transfers, require_factors
 from stanza_sim.schedule.legality import LABEL_BYTES
 
 Batch = Callable[[int], tuple[Tensor, Tensor]]
@@ -56,6 +59,9 @@ class _Generation:
     tails: dict[Spot, tuple[Tensor, Tensor]] = field(default_factory=dict)  # (that, output of the block)
     gradients: dict[Spot, Tensor] = field(default_factory=dict)  # of the block's output
     received: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # (transfer, source) -> bytes
+    taps: dict[Spot, tuple[Tensor, GradientEdge]] = field(default_factory=dict)  # input and output of a linear layer
+    factors: dict[Spot, tuple[Tensor, Tensor]] = field(default_factory=dict)  # of a block: (inputs, output gradients)
+    packed: dict[str, Tensor] = field(default_factory=dict)  # bundle -> its factors, of all micro-batches
     sent: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # keeps what is on its way alive
 
 
@@ -101,7 +107,10 @@ class Passes:
                 self._first_backward.setdefault(o.target, o.name)
         backward = (Phase.BACKWARD, Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
         self._last_use = {(o.target, o.microbatch): o.name for o in mine if o.phase in backward}
-        self._summed = {o.target for o in mine if o.phase is Phase.REDUCE}
+        self._summed = {o.target for o in mine if o.phase in (Phase.REDUCE, Phase.RECONSTRUCT)}
+        self._factors = {name: require_factors(schedule, model, name) for name in factor_transfers(schedule)}
+        self._factored = {block.name: name for name, (block, _) in self._factors.items() if block.name in self.blocks}
+        self._taps = {block: Tap(self.blocks[block]) for block in self._factored}
         self._contributors = self._find_contributors(ValueKind.GRAD, ValueKind.SUM)
         self._gathered = self._find_contributors(ValueKind.PART)
         for op in schedule.for_rank(rank):
@@ -146,6 +155,8 @@ class Passes:
                 self.bundles[op.target].add_up(g, self._gathered[op.target], self.rank)
             case Phase.REDUCE:
                 self.bundles[op.target].reduce(g, self._contributors[op.target], self.rank)
+            case Phase.RECONSTRUCT:
+                self._reconstruct(op, g)
             case Phase.UPDATE:
                 self._update(op, iteration)
         if self.device.type == "cuda":
@@ -163,6 +174,8 @@ class Passes:
             dropout.step, dropout.positions = iteration, self._positions[op.target, m]
         with torch.enable_grad():
             output = block.module(x)
+        if op.target in self._taps:
+            values.taps[op.target, m] = self._taps[op.target].take()
         values.graphs[op.target, m] = x, output
         values.outputs[op.target, m] = output.detach()
         if block.outputs is not None and op.target == self._names[-1]:
@@ -195,7 +208,10 @@ class Passes:
         wanted: list[Tensor] = [x] if with_input else []
         if with_weights:
             wanted += [p for _, p in block.parameters]
+        tap = values.taps.pop(spot, None) if op.phase is not Phase.BACKWARD_WEIGHT else None
         keep = self._last_use[spot] != op.name
+        if tap is not None:  # torch takes edges among tensors, though its annotations have a sequence of one kind
+            wanted.append(cast(Tensor, tap[1]))
         if wanted:
             origin = self.samples.gradients[self.rank, *spot]
             gradient = features_of(self._output_gradient(origin, *spot, values), block.outputs)
@@ -203,6 +219,8 @@ class Passes:
                 found = gradients(output, wanted, gradient, keep=keep)
             else:
                 found = gradients_with_tail(output, tail, wanted, gradient, block.in_tail, keep=keep)
+            if tap is not None:
+                self._keep_factors(spot, tap[0], found.pop(), values)
             if with_input:
                 values.gradients[self._names[k - 1], op.microbatch] = found.pop(0)
             if with_weights:
@@ -217,6 +235,27 @@ class Passes:
         if not keep:
             del values.graphs[spot]
             values.tails.pop(spot, None)
+
+    def _keep_factors(self, spot: Spot, x: Tensor, gradient: Tensor, values: _Generation) -> None:
+        """Keep the factors of one micro-batch, and pack them all once the last of them is there."""
+        values.factors[spot] = x, gradient
+        spots = [(spot[0], m) for m in range(self.schedule.microbatches)]
+        if all(s in values.factors for s in spots):
+            name = self._factored[spot[0]]
+            values.packed[name] = packed([values.factors.pop(s) for s in spots], self._factors[name][1])
+
+    def _reconstruct(self, op: Compute, g: int) -> None:
+        """Make the sum of all ranks' gradients of a bundle from their factors."""
+        flat, values = self.bundles[op.target], self._generations[g]
+        block, factors = self._factors[op.target]
+        moved = factor_transfers(self.schedule)[op.target]
+        messages = [
+            values.packed[op.target] if r == self.rank else values.received[moved.name, r].view(self._dtype)
+            for r in self.schedule.sources(moved, self.rank)
+        ]
+        parts = torch.split(flat.sums[g], [t.numel for t in block.tensors])
+        views = {len(t.shape): part.view(t.shape) for t, part in zip(block.tensors, parts, strict=True)}
+        reconstruct(messages, factors, views[2], views.get(1))
 
     def _update(self, op: Compute, iteration: int) -> None:
         flat, g, o = self.bundles[op.target], iteration % GENERATIONS, self.training.optimizer
@@ -333,6 +372,8 @@ class Passes:
                     parts.append(output.to(self._wire_dtype(op)))
                 case ValueKind.ACTGRAD:
                     parts.append(self._rows_for(dst, v.name, op, values).to(self._wire_dtype(op)))
+                case ValueKind.FACTORS:
+                    parts.append(values.packed[v.name])
                 case _:
                     parts.append(self._labels_to_send(op.microbatch, iteration, values))
         flats = [p.contiguous().view(-1).view(torch.uint8) for p in parts]

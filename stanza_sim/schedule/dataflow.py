@@ -91,14 +91,16 @@ class _DataFlow:
                     yield form, Value(ValueKind.ACTGRAD, self.names[k - 1]), op.microbatch
                 if op.phase is not Phase.BACKWARD_INPUT:
                     yield "weight gradient", op.target, op.microbatch
-            case Compute(phase=Phase.REDUCE):
+                if op.phase is not Phase.BACKWARD_WEIGHT:
+                    yield "factors", op.target, op.microbatch
+            case Compute(phase=Phase.REDUCE | Phase.RECONSTRUCT):
                 yield "sum", op.target
             case Compute(phase=Phase.PARTIAL):
                 yield "partial sum", op.target
             case Transfer():
                 for value in op.values:
                     yield Form.SLICE if _arrives_sliced(op, value) else Form.WHOLE, value, op.landing
-                    if value.kind in (ValueKind.GRAD, ValueKind.SUM):
+                    if value.kind in (ValueKind.GRAD, ValueKind.SUM, ValueKind.FACTORS):
                         yield "push", value.name
                     elif value.kind is ValueKind.PART:
                         yield "part", value.name
@@ -153,6 +155,14 @@ class _DataFlow:
             if missing := at & ~anywhere:
                 raise self.fail(i, f"grad({bundle}) needs the backward pass of {block}", missing)
 
+    def _need_factors(self, i: int, at: int, bundle: str) -> None:
+        """Inputs and output gradients of the linear layer of `bundle`, for every micro-batch, must be at `at`."""
+        for block in self._blocks_of(bundle):
+            for m in range(self.s.microbatches):
+                if missing := self._missing(i, at, "factors", block, m):
+                    message = f"factors({bundle}) need the gradient of the output of {block}'s layer"
+                    raise self.fail(i, message, missing, "name its backward pass in after=")
+
     def _blocks_of(self, bundle: str) -> list[str]:
         return [self.names[k] for k in sorted({self.block_of[t] for t in self.s.bundle(bundle).tensors})]
 
@@ -185,6 +195,10 @@ class _DataFlow:
             case Phase.PARTIAL:
                 if missing := self._missing(i, at, "part", op.target):
                     raise self.fail(i, f"no transfer brings part({op.target}) before it is added up", missing)
+            case Phase.RECONSTRUCT:
+                if missing := self._missing(i, at, "push", op.target):
+                    message = f"no transfer brings factors({op.target}) before they are used"
+                    raise self.fail(i, message, missing, "name what brings them in after=")
             case Phase.UPDATE:
                 if self._missing(i, at, "sum", op.target):
                     self._need_gradients(i, at, op.target)
@@ -206,6 +220,8 @@ class _DataFlow:
                 if missing := self._missing(i, self.atoms.gated[i], "pull", value.name):
                     raise self.fail(i, f"{value} is sent by a rank that did not pull it", missing)
                 self._in_place(i, self.atoms.written(i), value.name)
+            elif value.kind is ValueKind.FACTORS:
+                self._need_factors(i, self.atoms.gated[i], value.name)
             elif value.kind is ValueKind.PARAM:
                 self._in_place(i, self.atoms.written(i), value.name)
 

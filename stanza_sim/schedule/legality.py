@@ -3,9 +3,9 @@
 Here are the rules of form: names resolve to earlier ops and gate somebody; groups, blocks, bundles and lanes exist;
 both ends of each pair exist; sizes agree with the model; gradients go to owners and parameters come from them; a rank
 runs a forward pass once. In `stanza_sim.schedule.cuts` are those of blocks that are cut over a group. In
-`stanza_sim.schedule.dataflow` are those of data flow: a value is there before it is used; a pull writes parameters in
-place only behind a reduction that needed the rank's own push. In `stanza_sim.schedule.partial`: gradients that are
-added up on the way count once.
+`stanza_sim.schedule.factors` are those of sufficient factors. In `stanza_sim.schedule.dataflow` are those of data flow:
+a value is there before it is used; a pull writes parameters in place only behind a reduction that needed the rank's
+own push. In `stanza_sim.schedule.partial`: gradients that are added up on the way count once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from stanza_sim.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule.cuts import check_cuts, check_sizes
 from stanza_sim.schedule.dataflow import check_data_flow, violation
+from stanza_sim.schedule.factors import bundle_factors, check_factors, require_factors
 from stanza_sim.schedule.ops import (
     BF16_BYTES,
     NAME,
@@ -55,6 +56,9 @@ def value_bytes(
     match value.kind:
         case ValueKind.GRAD | ValueKind.PART | ValueKind.SUM | ValueKind.PARAM | ValueKind.COPY:
             return schedule.bundle(value.name).numel * schedule.itemsize
+        case ValueKind.FACTORS:
+            _, factors = require_factors(schedule, model, value.name)
+            return factors.numel(schedule.batch_per_worker) * schedule.itemsize
         case ValueKind.ACT | ValueKind.ACTGRAD:
             itemsize = BF16_BYTES if wire is Wire.BF16 else schedule.itemsize
             return samples * model.block(value.name).output_numel * itemsize
@@ -75,6 +79,7 @@ def check(schedule: Schedule, model: ModelProfile) -> None:
     check_data_flow(schedule, model)
     check_partial_sums(schedule, model)
     check_sizes(schedule, model)
+    check_factors(schedule, model)
 
 
 class _Form:
@@ -371,6 +376,10 @@ class _Form:
         match value.kind:
             case ValueKind.GRAD | ValueKind.PART | ValueKind.SUM | ValueKind.PARAM | ValueKind.COPY:
                 self._bundle_exists(op, value.name)
+            case ValueKind.FACTORS:
+                self._bundle_exists(op, value.name)
+                if bundle_factors(self.model, self.s.bundle(value.name)) is None:
+                    raise self.fail(op, f"bundle {value.name} is not the parameters of one linear layer")
             case ValueKind.ACT | ValueKind.ACTGRAD | ValueKind.LOGSUM:
                 if value.name not in self.blocks:
                     raise self.fail(op, f"model {self.model.name} has no block {value.name}")

@@ -16,9 +16,10 @@ RECV, SENT = ".recv", ".sent"
 
 
 class Phase(StrEnum):
-    """What a computation does. `PARTIAL`, `REDUCE` and `UPDATE` work on a bundle, the others on a block.
+    """What a computation does. `PARTIAL`, `REDUCE`, `RECONSTRUCT` and `UPDATE` work on a bundle, the others on a block.
 
-    `PARTIAL` adds up gradients of some ranks where they are gathered, `REDUCE` those of all ranks at an owner.
+    `PARTIAL` adds up gradients of some ranks where they are gathered, `REDUCE` those of all ranks at an owner;
+    `RECONSTRUCT` makes the sum of all ranks' gradients from their factors.
     """
 
     FORWARD = "forward"
@@ -28,12 +29,13 @@ class Phase(StrEnum):
     BACKWARD_WEIGHT = "backward_weight"
     PARTIAL = "partial"
     REDUCE = "reduce"
+    RECONSTRUCT = "reconstruct"
     UPDATE = "update"
 
     @property
     def on_bundle(self) -> bool:
         """Whether the op's target is a bundle rather than a block."""
-        return self in (Phase.PARTIAL, Phase.REDUCE, Phase.UPDATE)
+        return self in (Phase.PARTIAL, Phase.REDUCE, Phase.RECONSTRUCT, Phase.UPDATE)
 
 
 class Pattern(StrEnum):
@@ -89,6 +91,7 @@ class ValueKind(StrEnum):
     Of a bundle: `GRAD`, a rank's gradients, and `SUM`, a sum of some ranks', go to owners; `PARAM`, parameters, come
     from owners. `PART`, a rank's gradients, go to one that adds them up; `COPY`, parameters, come from one that pulled
     them. These two are never cut. `LOGSUM` is the log of the sum of exponentials over a sample's outputs of a block.
+    `FACTORS` are those of a bundle's gradient (see `stanza_sim.schedule.factors`).
     """
 
     GRAD = "grad"
@@ -100,6 +103,7 @@ class ValueKind(StrEnum):
     ACTGRAD = "actgrad"
     LABELS = "labels"
     LOGSUM = "logsum"
+    FACTORS = "factors"
 
     @property
     def on_bundle(self) -> bool:
@@ -150,7 +154,7 @@ BF16_BYTES = 2
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A value at a rank: gradients or parameters of a bundle, output of a block or its gradient, labels, logsum."""
+    """A value at a rank: gradients, their factors, parameters of a bundle; output of a block, its gradient; labels."""
 
     kind: ValueKind
     name: str = ""

@@ -16,7 +16,7 @@ MAX_FACTS = 2**14
 in 2^14 sets are some 30 MiB."""
 
 
-_SUMMED = {Phase.REDUCE: ValueKind.GRAD, Phase.PARTIAL: ValueKind.PART}
+_SUMMED = {Phase.REDUCE: ValueKind.GRAD, Phase.RECONSTRUCT: ValueKind.FACTORS, Phase.PARTIAL: ValueKind.PART}
 """Phases that add up gradients of ranks, and as what these arrive."""
 
 

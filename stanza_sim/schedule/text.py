@@ -8,6 +8,7 @@
     fwd.fc: forward fc @worker after_previous=upd.b0
     ar.b0: all_reduce grad(b0) @worker nbytes=6760 algorithm=ring after=bwd.fc
     ar.b1: all_reduce grad(b1) @worker nbytes=9600 algorithm=hierarchical by=steps local=2 after=bwd.fc
+    fac.b2: transfer factors(b2) worker->worker all-pairs nbytes=4096 channel=factors after=bwdi.fc
     push.b0: transfer grad(b0) worker->server fan-in nbytes=6760 channel=push priority=3 after=bwd.fc
 
 A default is not printed. Lines that are empty or begin with `#` are skipped when parsing.
@@ -164,9 +165,8 @@ class _Line:
 def _value(line: _Line, text: str) -> Value:
     m = _VALUE.fullmatch(text)
     if m is None:
-        raise line.error(
-            f"{text!r} is not a value", hint="write grad(b), param(b), act(b), actgrad(b), logsum(b) or labels"
-        )
+        hint = "write grad(b), factors(b), param(b), act(b), actgrad(b), logsum(b) or labels"
+        raise line.error(f"{text!r} is not a value", hint=hint)
     return Value(line.choice(ValueKind, m[1]), m[2] or "")
 
 

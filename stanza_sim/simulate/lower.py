@@ -35,6 +35,7 @@ from stanza_sim.schedule import (
     slice_bounds,
 )
 from stanza_sim.schedule.cuts import slice_block, slice_numel
+from stanza_sim.schedule.factors import joined_samples, require_factors
 from stanza_sim.schedule.samples import data_rank_counts
 from stanza_sim.simulate.background import BackgroundFlow
 from stanza_sim.simulate.fluid import usage_of
@@ -268,6 +269,9 @@ class Lowering:
     def compute_s(self, op: Compute, rank: int) -> float:
         """Seconds of `op` at `rank` on an idle device."""
         costs = self.cost_of(rank)
+        if op.phase is Phase.RECONSTRUCT:  # as much as one weight gradient of all the samples
+            block, _ = require_factors(self.s, self.model, op.target)
+            return costs.backward_weight_s(block, joined_samples(self.s, op.target, rank))
         if op.phase.on_bundle:
             bundle = self.s.bundle(op.target)
             numel = bundle.numel

@@ -1,12 +1,18 @@
-"""All-reduce data parallelism as PyTorch's DistributedDataParallel does it: buckets, overlapped with backward.
+"""All-reduce data parallelism: gradients are fused in buckets, reduced while the backward pass goes on.
 
-Source: Li et al., PyTorch Distributed, VLDB 2020.
+Two rules of fusion. As PyTorch's DistributedDataParallel (Li et al., PyTorch Distributed, VLDB 2020): buckets that are
+closed once they hold their size. As Horovod (Sergeev and Del Balso, Horovod: fast and easy distributed deep learning in
+TensorFlow, arXiv 1802.05799, 2018): a fusion buffer of 64 MiB that takes tensors in the order in which they become
+ready, as long as they fit.
 """
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
+from stanza_sim.errors import InputError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Phase, Schedule
 from stanza_sim.strategies.builder import MIB, Builder, exchange_by_all_reduce
@@ -17,17 +23,26 @@ from stanza_sim.units import Size
 class Settings(CollectiveSettings):
     """Settings of `all_reduce`."""
 
-    first_bucket: Size = Field(MIB, description="Size at which the first bucket is closed.")
-    bucket: Size = Field(25 * MIB, description="Size at which every other bucket is closed.")
+    fusion: Literal["ddp", "horovod"] = Field(
+        "ddp",
+        description="ddp: a bucket is closed once it holds its size; horovod: before it would exceed the buffer.",
+    )
+    first_bucket: Size = Field(MIB, description="ddp: size at which the first bucket is closed.")
+    bucket: Size = Field(25 * MIB, description="ddp: size at which every other bucket is closed.")
+    buffer: Size = Field(64 * MIB, description="horovod: most bytes that are fused; a larger tensor goes alone.")
     overlap: bool = Field(True, description="Reduce a bucket as soon as it is full, or all after the backward pass.")
 
 
 def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settings: Settings) -> Schedule:
     """Return the schedule; raises `InputError` for settings that do not fit each other.
 
-    Bytes that each rank sends per iteration by a ring: 2(N-1)/N*S, S the model's bytes.
+    Bytes that each rank sends per iteration by a ring: 2(N-1)/N*S, S the model's bytes, however they are fused.
+
+    Horovod fuses what is ready whenever a cycle (1 ms, as shipped) is over. Cycles are not modelled: here a buffer is
+    reduced once it is full, or the last gradient is there: all goes in as few pieces as the buffer allows.
     """
     settings.require_used("all_reduce")
+    _require_fusion_used(settings)
     b = Builder("all_reduce", model, world_size, batch_per_worker)
     workers = b.group("worker", range(world_size))
     forward = b.forward(model.blocks, workers)
@@ -49,6 +64,18 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
         algorithm=settings.algorithm,
         ready=ready,
         fresh=fresh,
+        fits=settings.buffer if settings.fusion == "horovod" else None,
     )
     b.set_fresh(fresh)
     return b.finish()
+
+
+def _require_fusion_used(settings: Settings) -> None:
+    """Raise `InputError` for a size of the rule of fusion that is not chosen."""
+    for key, rule in (("first_bucket", "ddp"), ("bucket", "ddp"), ("buffer", "horovod")):
+        if key in settings.model_fields_set and settings.fusion != rule:
+            raise InputError(
+                f"{key} is for fusion: {rule}",
+                where=f"all_reduce: {key}",
+                hint=f"leave {key} out, or set fusion: {rule}",
+            )

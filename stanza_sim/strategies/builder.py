@@ -122,6 +122,7 @@ class Builder:
             Phase.BACKWARD_WEIGHT: "bwdw",
             Phase.PARTIAL: "sum",
             Phase.REDUCE: "red",
+            Phase.RECONSTRUCT: "rec",
             Phase.UPDATE: "upd",
         }
         name = name or ("loss" if phase is Phase.LOSS else f"{short[phase]}.{target}")
@@ -267,6 +268,26 @@ def fuse(tensors: Sequence[ParamTensor], itemsize: int, first_bytes: int, cap_by
     return [b for b in buckets if b]
 
 
+def fuse_to_fit(tensors: Sequence[ParamTensor], itemsize: int, most_bytes: int) -> list[list[ParamTensor]]:
+    """Buckets by the rule of Horovod's fusion buffer, in launch order.
+
+    Tensors are taken in the order in which their gradients are ready, which is taken to be the reverse of that of
+    definition; a bucket ends before the tensor that would make it exceed `most_bytes`. A tensor is never split: one
+    that does not fit goes alone. Source: Sergeev and Del Balso, arXiv 1802.05799, section 4. Horovod also looks for
+    smaller tensors behind one that does not fit; here the order is kept.
+    """
+    buckets: list[list[ParamTensor]] = [[]]
+    size = 0
+    for t in reversed(tensors):
+        nbytes = t.numel * itemsize
+        if buckets[-1] and size + nbytes > most_bytes:
+            buckets.append([])
+            size = 0
+        buckets[-1].append(t)
+        size += nbytes
+    return [b for b in buckets if b]
+
+
 def balance(tensors: Sequence[ParamTensor], parts: int) -> dict[str, int]:
     """Assign each tensor to one of `parts` servers: the largest first, to the least loaded (longest
     processing time first, Graham 1969); ties go to the lowest server."""
@@ -292,14 +313,18 @@ def exchange_by_all_reduce(
     ready: dict[str, str],
     lane: str = "main",
     fresh: dict[str, list[str]],
+    fits: int | None = None,
 ) -> None:
     """All-reduce the gradients of `blocks` over `ranks` in buckets by `algorithm`, then update everywhere.
 
+    Buckets are those of `fuse`, or with `fits` those of `fuse_to_fit` for a buffer of so many bytes.
     `ready[block]` is the op after which the block's gradients are complete.
     """
     tensors = [t for block in blocks for t in block.tensors]
     made: list[tuple[Bundle, str]] = []
-    for i, bucket in enumerate(fuse(tensors, b.model.itemsize, first_bytes, cap_bytes)):
+    itemsize = b.model.itemsize
+    buckets = fuse(tensors, itemsize, first_bytes, cap_bytes) if fits is None else fuse_to_fit(tensors, itemsize, fits)
+    for i, bucket in enumerate(buckets):
         bundle = b.bundle(f"{prefix}{i}", list(reversed(bucket)), ranks)
         after = dict.fromkeys(ready[block] for block in reversed(b.blocks_of(bundle)))
         how = settings.how(algorithm, bundle.numel * b.model.itemsize, len(b.groups[ranks].ranks))

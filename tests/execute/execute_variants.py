@@ -13,6 +13,7 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule, check
 
 PS, AR, ST, LO = "parameter_server", "all_reduce", "stanza", "local"
+SF = "sufficient_factors"
 VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
     ("ps-1", PS, 4, {"servers": 1, "overlap": False}),
     ("ps-1-overlap", PS, 4, {"servers": 1}),
@@ -43,6 +44,7 @@ VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
     ("all-reduce", AR, 4, {}),
     ("all-reduce-no-overlap", AR, 4, {"overlap": False}),
     ("all-reduce-small-buckets", AR, 5, {"first_bucket": "400B", "bucket": "2kB"}),
+    ("all-reduce-horovod", AR, 4, {"fusion": "horovod", "buffer": "2kB"}),
     ("one-rank", AR, 1, {}),
     ("stanza-1", ST, 4, {}),
     ("stanza-1-no-overlap", ST, 4, {"overlap": False}),
@@ -56,7 +58,7 @@ VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
     ("all-reduce-by-tree", AR, 5, {"algorithm": "tree", "chunk": "1kB"}),
     ("all-reduce-by-hierarchy", AR, 4, {"algorithm": "hierarchical", "local": 2}),
     ("all-reduce-by-uneven-hierarchy", AR, 5, {"algorithm": "hierarchical", "local": 3, "chunk": "1kB"}),
-    ("all-reduce-auto", AR, 5, {"algorithm": "auto", "small": "2kB", "first_bucket": "400B", "bucket": "2kB"}),
+    ("all-reduce-auto", AR, 5, {"algorithm": "auto", "start": "500B", "first_bucket": "400B", "bucket": "2kB"}),
     ("stanza-2-algorithms", ST, 5, {"fc_workers": 2, "algorithm": "halving_doubling", "fc_algorithm": "tree"}),
     ("stanza-2-sliced", ST, 4, {"fc_workers": 2, "fc_parallel": "model"}),
     ("stanza-3-sliced-uneven", ST, 5, {"fc_workers": 3, "fc_parallel": "model"}),
@@ -114,6 +116,11 @@ VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
         4,
         {"conv_exchange": "parameter_server", "conv_servers": "single", "placement": "colocated"},
     ),
+    ("factors", SF, 4, {"fc_exchange": "factors"}),
+    ("factors-auto", SF, 5, {}),
+    ("factors-behind", SF, 4, {"fc_exchange": "factors", "reconstruct": "behind", "conv_exchange": "all_reduce"}),
+    ("factors-none", SF, 3, {"fc_exchange": "parameter_server", "conv_exchange": "all_reduce", "bucket": "2kB"}),
+    ("factors-one-rank", SF, 1, {}),
     ("stanza-colocated-servers", ST, 4, {"conv_exchange": "parameter_server", "placement": "colocated"}),
 ]
 ROUNDED: list[tuple[str, str, int, dict[str, object]]] = [

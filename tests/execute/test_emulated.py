@@ -75,7 +75,7 @@ def test_every_op_kind_lasts_as_long_as_stated(pool: Pool, tiny: ModelProfile, i
 
 
 @pytest.mark.parametrize(
-    "name", ["ps-2-cut", "colocated-cut", "stanza-2-uneven-ps", "all-reduce-by-tree", "one-rank", "head"]
+    "name", ["ps-2-cut", "colocated-cut", "stanza-2-uneven-ps", "all-reduce-by-tree", "one-rank", "head", "factors"]
 )
 def test_the_same_messages_travel_as_in_training(pool: Pool, tiny: ModelProfile, name: str) -> None:
     _, strategy, world, chosen = next(v for v in VARIANTS if v[0] == name)

@@ -113,6 +113,7 @@ def test_every_kind_of_collective_step_by_step_equals_sgd(pool: Pool, tiny: Mode
         "colocated-balanced",
         "stanza-colocated-arrival",
         "head",
+        "factors-behind",
     ],
 )
 def test_issuing_in_order_equals_sgd_and_moves_the_same_bytes(pool: Pool, tiny: ModelProfile, name: str) -> None:
@@ -136,6 +137,7 @@ def test_issuing_in_order_equals_sgd_and_moves_the_same_bytes(pool: Pool, tiny: 
         "all-reduce-by-halving-doubling",
         "all-reduce-by-tree",
         "all-reduce-by-uneven-hierarchy",
+        "factors-auto",
     ],
 )
 def test_two_runs_are_bitwise_equal(pool: Pool, tiny: ModelProfile, name: str) -> None:

@@ -46,6 +46,11 @@ STRATEGIES: dict[str, tuple[str, dict[str, object]]] = {
     "all-reduce, no overlap": ("all_reduce", {"overlap": False}),
     "Stanza": ("stanza", {"bucket": "10kB"}),
     "Stanza, servers": ("stanza", {"conv_exchange": "parameter_server"}),
+    "factors": ("sufficient_factors", {}),
+    "all layers by factors, all-reduce": (
+        "sufficient_factors",
+        {"fc_exchange": "factors", "conv_exchange": "all_reduce", "reconstruct": "behind"},
+    ),
     "two FC workers": ("stanza", {"fc_workers": 2}),
     "two FC workers, sliced": ("stanza", {"fc_workers": 2, "fc_parallel": "model", "microbatches": 2}),
     "three FC workers, sliced, co-located": (

@@ -32,6 +32,7 @@ SETTINGS: dict[str, dict[str, list[object]]] = {
         "first_bucket": ["1B", "1MiB"],
         "bucket": ["100B", "25MiB"],
         "algorithm": ["backend", "auto", "ring", "halving_doubling", "tree"],
+        "fusion": ["ddp"],  # see test_all_reduce.py
     },
     "stanza": {
         "fc_workers": [1, 2, 3],
@@ -41,6 +42,11 @@ SETTINGS: dict[str, dict[str, list[object]]] = {
     },
     "local": {},
     "sharded_head": {"fc_compute": ["turns", "batch"], "overlap": [True, False], "bucket": ["100B", "25MiB"]},
+    "sufficient_factors": {
+        "fc_exchange": ["auto", "factors", "parameter_server"],
+        "conv_exchange": ["parameter_server", "all_reduce"],
+        "reconstruct": ["beside", "behind"],
+    },
 }
 ELSEWHERE = {
     "stanza": set().union(*EXCHANGES, *PIPELINES, *(p for _, p in PLACES), {"cut", "fc_parallel"}),
@@ -72,7 +78,7 @@ def test_every_setting_is_tried() -> None:
     assert set(strategies.names()) == set(SETTINGS)
     for name, choices in SETTINGS.items():
         untried = set(strategies.get(name).Settings.model_fields) - set(choices) - ELSEWHERE.get(name, set())
-        assert untried <= {"first_bucket", "algorithm", "fc_algorithm", "small", "local", "chunk"}
+        assert untried <= {"first_bucket", "bucket", "buffer", "algorithm", "fc_algorithm", "start", "local", "chunk"}
 
 
 @pytest.mark.parametrize(
@@ -297,11 +303,12 @@ def test_algorithms_reach_the_collectives_that_they_are_for() -> None:
 
 def test_auto_goes_by_size_and_number_of_ranks() -> None:
     sizes = {"first_bucket": "17B", "bucket": "220B"}  # of 128, 424 and 1,480 bytes
-    schedule = build("all_reduce", toy(10), 6, algorithm="auto", small="500B", **sizes)
-    found = [(o.nbytes, o.algorithm) for o in schedule.ops if isinstance(o, Collective)]
-    assert {a for n, a in found if n <= 500} == {"halving_doubling"}
-    assert {a for n, a in found if n > 500} == {"ring"}
-    assert {a for _, a in found} == {"halving_doubling", "ring"}
+    schedule = build("all_reduce", toy(10), 6, algorithm="auto", start="500B", **sizes)
+    found = {o.nbytes: str(o.algorithm) for o in schedule.ops if isinstance(o, Collective)}
+    # With s = 500 bytes: 10 s + 5/3 S by a ring, 6 s + 7/2 S by halving and doubling, 4 s + 8 S along a tree.
+    assert {n: a for n, a in found.items() if n < 222} == {128: "tree"}
+    assert {a for n, a in found.items() if 222 < n < 912} == {"halving_doubling"}
+    assert {a for n, a in found.items() if n > 912} == {"ring"}
     assert _how(build("all_reduce", toy(10), 2, algorithm="auto", **sizes))["worker"] == {
         ("ring", "steps", 0, 512 * 1024)
     }
@@ -311,8 +318,8 @@ def test_auto_goes_by_size_and_number_of_ranks() -> None:
     ("name", "settings", "message"),
     [
         ("all_reduce", {"algorithm": "hierarchical"}, "hierarchical needs local"),
-        ("all_reduce", {"local": 2}, "local is for hierarchical"),
-        ("all_reduce", {"algorithm": "ring", "small": "1kB"}, "small is for auto"),
+        ("all_reduce", {"local": 2}, "local is for auto or hierarchical"),
+        ("all_reduce", {"algorithm": "ring", "start": "1kB"}, "start is for auto"),
         ("all_reduce", {"algorithm": "auto", "chunk": "1kB"}, "chunk is for hierarchical or tree"),
         ("stanza", {"fc_algorithm": "tree"}, "fc_algorithm is for an all-reduce that does not take place"),
         ("stanza", {"conv_exchange": "parameter_server", "algorithm": "ring"}, "algorithm is for an all-reduce that"),
