@@ -89,7 +89,8 @@ def test_json_is_one_object_and_all_there_is_on_stdout(small):
     # One server, no overlap: at least twice all parameters of two workers through its port.
     nbytes = zoo.get("alexnet").nbytes
     assert run["predicted"]["iteration_s"] > 2 * 2 * nbytes / 1.25e8
-    assert run["settings"] == {"servers": None, "placement": "dedicated", "assignment": "balanced", "overlap": False}
+    said = {"servers": None, "placement": "dedicated", "assignment": "balanced", "overlap": False}
+    assert said.items() <= run["settings"].items()
 
 
 def test_two_runs_print_the_same_bytes(small):
