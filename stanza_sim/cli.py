@@ -11,6 +11,7 @@ import typer
 from stanza_sim import __version__
 from stanza_sim.calibrate_command import CALIBRATE_EXAMPLES, calibrate
 from stanza_sim.console import INTERRUPTED, errors_for_people, printing, say, speaks, stdout
+from stanza_sim.plan_command import PLAN_EXAMPLES, plan
 from stanza_sim.show import show
 from stanza_sim.testbed_commands import testbed as testbed_commands
 from stanza_sim.validate_commands import EXAMPLES, validate
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.add_typer(show, name="show")
 app.add_typer(testbed_commands, name="testbed")
+app.command(epilog=PLAN_EXAMPLES)(plan)
 app.command(epilog=CALIBRATE_EXAMPLES)(calibrate)
 app.command(epilog=EXAMPLES)(validate)
 

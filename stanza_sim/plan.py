@@ -68,20 +68,36 @@ def plans_of(
             raise InputError(f"{experiment.name} has no {what} {wanted!r}", hint=f"it has: {'; '.join(titles)}")
     plans: list[Plan] = []
     for i, entry in models:
-        with _placed(source.where("models", i)):
-            profile = load_model(
-                entry.model,
-                name=entry.title,
-                input_shape=entry.input_shape,
-                factory_kwargs=entry.factory_kwargs,
-                boundary=entry.boundary,
-            )
-            profile = scaled(profile, nbytes=entry.scale.bytes, compute=entry.scale.compute)
-        batch = experiment.batch_of(entry)
+        profile = model_of(loaded, i)
         for j, row in chosen:
             with _placed(source.where("strategies", j)):
-                schedule = strategies.get(row.strategy).build(
-                    profile, world_size=cluster.world_size, batch_per_worker=batch, settings=row.settings
-                )
-            plans.append(Plan(entry=entry, strategy=row, model=profile, batch_per_worker=batch, schedule=schedule))
+                plans.append(plan_for(loaded, cluster, entry, profile, row))
     return tuple(plans)
+
+
+def model_of(loaded: Loaded[Experiment], index: int) -> ModelProfile:
+    """Load model number `index` of the experiment, scaled as its entry says. Raises `InputError` with its key."""
+    entry = loaded.value.models[index]
+    with _placed(loaded.source.where("models", index)):
+        profile = load_model(
+            entry.model,
+            name=entry.title,
+            input_shape=entry.input_shape,
+            factory_kwargs=entry.factory_kwargs,
+            boundary=entry.boundary,
+        )
+        return scaled(profile, nbytes=entry.scale.bytes, compute=entry.scale.compute)
+
+
+def plan_for(
+    loaded: Loaded[Experiment], cluster: Cluster, entry: ModelEntry, model: ModelProfile, row: StrategyEntry
+) -> Plan:
+    """Build the schedule of a strategy, of the experiment's or another, for one of its models.
+
+    Raises `InputError` for settings that do not fit the model or the number of ranks.
+    """
+    batch = loaded.value.batch_of(entry)
+    schedule = strategies.get(row.strategy).build(
+        model, world_size=cluster.world_size, batch_per_worker=batch, settings=row.settings
+    )
+    return Plan(entry=entry, strategy=row, model=model, batch_per_worker=batch, schedule=schedule)

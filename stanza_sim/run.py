@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from stanza_sim.cluster import Cluster, with_loopback
 from stanza_sim.config import Loaded
 from stanza_sim.errors import InputError
 from stanza_sim.experiment import Experiment, load_experiment
+from stanza_sim.model.profile import ModelProfile
 from stanza_sim.network_profile import NetworkProfile, read_either, with_network
 from stanza_sim.network_profile import mismatches as network_mismatches
 from stanza_sim.plan import Plan, cluster_of, plans_of
@@ -41,16 +42,20 @@ Say = Callable[[str], None]
 """Tells the user something in passing: what is being done, or a warning."""
 
 
-def _profiles(
-    paths: Sequence[Path], plans: Sequence[Plan], precision: str
+def known_profiles(
+    loaded: Loaded[Experiment], paths: Sequence[Path], models: Mapping[str, ModelProfile]
 ) -> tuple[dict[str, Profile], NetworkProfile | None]:
-    """Match each profile of block times to the models that it serves, by title; return them, and that of the network.
+    """Match profiles of block times to the `models` (by title) that they serve; return them, and that of the network.
 
-    Raises `InputError` for one that serves no model, and for a second one of a network.
+    Without `paths` the experiment's own profile is read, if it names one. Raises `InputError` for a profile that serves
+    no model, and for a second one of a network.
     """
+    experiment = loaded.value
+    if experiment.profile is not None and not paths:
+        paths = [loaded.path.parent / experiment.profile]
+    precision = experiment.precision
     found: dict[str, Profile] = {}
     network: NetworkProfile | None = None
-    models = {p.entry.title: p.model for p in plans}
 
     def served_by(profile: Profile) -> list[str]:
         return [title for title, model in models.items() if not differences(profile, model, precision)]
@@ -80,10 +85,7 @@ def predict(plan: Plan, cluster: Cluster, loaded: Loaded[Experiment], profile: P
     Raises `InputError` for `simulation.repeats` where nothing varies.
     """
     experiment = loaded.value
-    if profile is not None:
-        cluster = with_profile(cluster, profile)
-    if experiment.execute.compute == "emulated":  # computations begin, nominally, when what they wait for is there
-        cluster = replace(cluster, wake_s=0.0)
+    cluster = predicted_on(cluster, experiment, profile)
     costs = costs_for(cluster, plan.model, experiment.precision, profile)
     simulation = experiment.simulation
     collectives = Collectives(simulation.collectives)
@@ -116,6 +118,15 @@ def predict(plan: Plan, cluster: Cluster, loaded: Loaded[Experiment], profile: P
     return replace(prediction, cost_source=costs.source)  # by now it knows what it had to estimate
 
 
+def predicted_on(cluster: Cluster, experiment: Experiment, profile: Profile | None) -> Cluster:
+    """The cluster as predictions see it: with what a profile of block times knows, and as computations are executed."""
+    if profile is not None:
+        cluster = with_profile(cluster, profile)
+    if experiment.execute.compute == "emulated":  # computations begin, nominally, when what they wait for is there
+        cluster = replace(cluster, wake_s=0.0)
+    return cluster
+
+
 PROGRESS_S = 5.0
 """Seconds between two lines on how far predictions are."""
 
@@ -145,8 +156,7 @@ def predict_row(
     cluster = cluster_of(loaded)
     chosen = model or experiment.models[0].title, row or experiment.strategies[0].title
     plan = plans_of(loaded, cluster, model=chosen[0], strategy=chosen[1])[0]
-    paths = [] if experiment.profile is None else [loaded.path.parent / experiment.profile]
-    known, network = _profiles(paths, [plan], experiment.precision)
+    known, network = known_profiles(loaded, (), {plan.entry.title: plan.model})
     if network is not None:
         cluster = with_network(cluster, network)
     return cluster, plan, predict(plan, cluster, loaded, known.get(plan.entry.title))
@@ -156,6 +166,26 @@ def run_experiment(
     name_or_path: str,
     *,
     overrides: Sequence[str] = (),
+    execute: bool = False,
+    profiles: Sequence[Path] = (),
+    save_profile: Path | None = None,
+    testbed: bool = False,
+    say: Say = lambda text: None,
+) -> Result | None:
+    """Predict every row of an experiment and, if `execute`, run it; see `run_loaded`."""
+    return run_loaded(
+        load_experiment(name_or_path, overrides),
+        execute=execute,
+        profiles=profiles,
+        save_profile=save_profile,
+        testbed=testbed,
+        say=say,
+    )
+
+
+def run_loaded(
+    loaded: Loaded[Experiment],
+    *,
     execute: bool = False,
     profiles: Sequence[Path] = (),
     save_profile: Path | None = None,
@@ -177,20 +207,16 @@ def run_experiment(
     elif save_profile is not None or testbed:
         what, where = ("measured", "--save-profile") if save_profile is not None else ("run", "--testbed")
         raise InputError(f"nothing is {what} without --execute", where=where, hint="add --execute")
-    loaded = load_experiment(name_or_path, overrides)
     experiment = loaded.value
     cluster = cluster_of(loaded)
     plans = plans_of(loaded, cluster)
     if save_profile is not None:
         _check_target(save_profile, experiment)
-    paths = list(profiles)
-    if experiment.profile is not None and not paths:
-        paths = [loaded.path.parent / experiment.profile]
-    known, network = _profiles(paths, plans, experiment.precision)
+    known, network = known_profiles(loaded, profiles, {p.entry.title: p.model for p in plans})
 
     def predicted(plan: Plan) -> Prediction:
         prediction = predict(plan, cluster, loaded, known.get(plan.entry.title))
-        return _of_network(prediction, cluster, network, executed=execute)
+        return of_network(prediction, cluster, network, executed=execute)
 
     if not execute:
         if network is not None:
@@ -278,7 +304,7 @@ def _with_measured_loopback(
     return cluster if found is None else with_loopback(cluster, loopback_of(found))
 
 
-def _of_network(
+def of_network(
     prediction: Prediction, cluster: Cluster, network: NetworkProfile | None, *, executed: bool
 ) -> Prediction:
     """Say with a prediction where its network is from; where it is compared with a run, also if it is uncalibrated."""
@@ -408,20 +434,31 @@ def _result(
     measurements: Sequence[Measurement | None],
 ) -> Result:
     rows = [
-        Row(
-            label=plan.strategy.title,
-            model=plan.entry.title,
-            strategy=plan.strategy.strategy,
-            settings=plan.strategy.settings.model_dump(mode="json"),
-            cluster=cluster.name,
-            nodes=cluster.nodes,
-            batch_per_worker=plan.batch_per_worker,
-            precision=experiment.precision,
-            seed=experiment.seed,
-            schedule=plan.schedule,
-            prediction=prediction,
-            measurement=measurement,
-        )
+        row_of(experiment, cluster, plan, prediction, measurement)
         for plan, prediction, measurement in zip(plans, predictions, measurements, strict=True)
     ]
     return Result(experiment=experiment.name, rows=tuple(rows))
+
+
+def row_of(
+    experiment: Experiment,
+    cluster: Cluster,
+    plan: Plan,
+    prediction: Prediction,
+    measurement: Measurement | None = None,
+) -> Row:
+    """The row of a report for one plan."""
+    return Row(
+        label=plan.strategy.title,
+        model=plan.entry.title,
+        strategy=plan.strategy.strategy,
+        settings=plan.strategy.settings.model_dump(mode="json"),
+        cluster=cluster.name,
+        nodes=cluster.nodes,
+        batch_per_worker=plan.batch_per_worker,
+        precision=experiment.precision,
+        seed=experiment.seed,
+        schedule=plan.schedule,
+        prediction=prediction,
+        measurement=measurement,
+    )

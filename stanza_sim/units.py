@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import isfinite
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
@@ -174,3 +174,16 @@ SizeOrZero = Annotated[int, _validator(lambda v: nbytes(v, zero=True))]
 """A size in bytes, zero allowed."""
 Flops = Annotated[float, _validator(flops)]
 """A positive compute speed in FLOP per second."""
+
+
+def is_size(metadata: Sequence[object]) -> bool:
+    """Whether a field with this pydantic metadata is a `Size` or a `SizeOrZero`."""
+    return any(m in metadata for kind in (Size, SizeOrZero) for m in get_args(kind)[1:])
+
+
+def exact_size(size: int) -> str:
+    """A whole number of bytes as a user writes it, such as `25MiB` or `100kB`: nothing is rounded."""
+    for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("GB", 10**9), ("MB", 10**6), ("KiB", 2**10), ("kB", 10**3)):
+        if size and size % factor == 0:
+            return f"{size // factor}{unit}"
+    return f"{size}B"

@@ -41,9 +41,9 @@ def spans_csv(timeline: Timeline) -> str:
     return out.getvalue()
 
 
-def files(result: Result) -> Iterator[tuple[str, str]]:
-    """Yield the path within the folder and the contents of every file."""
-    yield "result.json", result_json(result)
+def files(result: Result, text: str | None = None) -> Iterator[tuple[str, str]]:
+    """Yield the path within the folder and the contents of every file; `text` instead of what `--json` prints."""
+    yield "result.json", result_json(result) if text is None else text
     digits = max(2, len(str(len(result.rows))))
     for i, row in enumerate(result.rows, 1):
         slug = re.sub(r"[^a-z0-9]+", "-", f"{row.model} {row.label}".lower()).strip("-")
@@ -96,15 +96,18 @@ def check_writable(target: Path) -> None:
         pass
 
 
-def write_result(result: Result, target: Path) -> None:
-    """Write every file of `result` to the folder `target`, all or none. Raises `InputError` where that fails."""
+def write_result(result: Result, target: Path, text: str | None = None) -> None:
+    """Write every file of `result` to the folder `target`, all or none. Raises `InputError` where that fails.
+
+    `text` is what `result.json` holds, if it is not the result alone.
+    """
     target = target.absolute()
     with _scratch(target) as scratch:
         try:
-            for name, text in files(result):
+            for name, contents in files(result, text):
                 path = scratch / name
                 path.parent.mkdir(exist_ok=True)
-                path.write_text(text, encoding="utf-8")
+                path.write_text(contents, encoding="utf-8")
             scratch.chmod(0o755)
             _put(scratch, target)
         except OSError as error:

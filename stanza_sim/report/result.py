@@ -102,37 +102,36 @@ def _repeats(row: Row) -> dict[str, Json]:
     }
 
 
-def result_object(result: Result) -> dict[str, Json]:
-    """The result as plain JSON values; times in seconds, `error_pct` as `Row.error_pct`."""
+def run_object(row: Row) -> dict[str, Json]:
+    """One row as plain JSON values; times in seconds, `error_pct` as `Row.error_pct`."""
     return {
-        "experiment": result.experiment,
-        "runs": [
-            {
-                "label": row.label,
-                "model": row.model,
-                "strategy": row.strategy,
-                "settings": dict(row.settings),
-                "cluster": row.cluster,
-                "nodes": row.nodes,
-                "batch_per_worker": row.batch_per_worker,
-                "precision": row.precision,
-                "seed": row.seed,
-                "schedule_hash": row.schedule.digest(),
-                "predicted": {
-                    "iteration_s": row.prediction.iteration_s,
-                    "samples_per_s": row.prediction.samples_per_s,
-                    "exposed_comm_s": row.prediction.exposed_comm_s,
-                    "bound_s": row.prediction.bound_s,
-                    "bottleneck": row.prediction.bottleneck,
-                    "cost_source": row.prediction.cost_source,
-                    **_repeats(row),
-                },
-                "measured": _measured(row),
-                "error_pct": row.error_pct,
-            }
-            for row in result.rows
-        ],
+        "label": row.label,
+        "model": row.model,
+        "strategy": row.strategy,
+        "settings": dict(row.settings),
+        "cluster": row.cluster,
+        "nodes": row.nodes,
+        "batch_per_worker": row.batch_per_worker,
+        "precision": row.precision,
+        "seed": row.seed,
+        "schedule_hash": row.schedule.digest(),
+        "predicted": {
+            "iteration_s": row.prediction.iteration_s,
+            "samples_per_s": row.prediction.samples_per_s,
+            "exposed_comm_s": row.prediction.exposed_comm_s,
+            "bound_s": row.prediction.bound_s,
+            "bottleneck": row.prediction.bottleneck,
+            "cost_source": row.prediction.cost_source,
+            **_repeats(row),
+        },
+        "measured": _measured(row),
+        "error_pct": row.error_pct,
     }
+
+
+def result_object(result: Result) -> dict[str, Json]:
+    """The result as plain JSON values; see `run_object`."""
+    return {"experiment": result.experiment, "runs": [run_object(row) for row in result.rows]}
 
 
 def result_json(result: Result) -> str:

@@ -51,33 +51,41 @@ def _ms(values: Iterable[float]) -> list[str]:
     return fixed(v * 1e3 for v in values)
 
 
-def _write(console: Console, line: str, style: str = "") -> None:
+def write_line(console: Console, line: str, style: str = "") -> None:
+    """Print a line as it is, however long."""
     console.print(Text(line.rstrip(), style=style), soft_wrap=True)
 
 
 def _note(console: Console, text: str) -> None:
     """Print a text that belongs to the row above, indented."""
     for line in textwrap.wrap(text, WIDTH - 4, break_long_words=False):
-        _write(console, f"    {line}", "dim")
+        write_line(console, f"    {line}", "dim")
 
 
-def _grid(console: Console, labels: Sequence[str], columns: Sequence[Column], notes: Sequence[Sequence[str]]) -> None:
+def print_grid(
+    console: Console,
+    labels: Sequence[str],
+    columns: Sequence[Column],
+    notes: Sequence[Sequence[str]],
+    *,
+    heading: str = "strategy",
+) -> None:
     """Print a heading and, for each label, its numbers and below them its notes."""
     numbers = sum(len(_GAP) + c.width for c in columns)
     space = max(_MIN_LABEL, WIDTH - numbers)
-    width = min(space, max(len("strategy"), *map(len, labels)))
+    width = min(space, max(len(heading), *map(len, labels)))
 
     def line(label: str, cells: Iterable[str]) -> str:
         return label.ljust(width) + "".join(_GAP + cell.rjust(c.width) for cell, c in zip(cells, columns, strict=True))
 
-    _write(console, line("strategy", (c.heading for c in columns)), "bold")
+    write_line(console, line(heading, (c.heading for c in columns)), "bold")
     if any(c.unit for c in columns):
-        _write(console, line("", (c.unit for c in columns)), "dim")
+        write_line(console, line("", (c.unit for c in columns)), "dim")
     for i, label in enumerate(labels):
         first, *more = textwrap.wrap(label, width) or [""]
-        _write(console, line(first, (c.cells[i] for c in columns)))
+        write_line(console, line(first, (c.cells[i] for c in columns)))
         for rest in more:
-            _write(console, rest)
+            write_line(console, rest)
         for note in notes[i]:
             _note(console, note)
 
@@ -93,7 +101,7 @@ def _predictions(console: Console, rows: Sequence[Row]) -> None:
         Column(heading="exposed", unit="ms", cells=_ms(p.exposed_comm_s for p in found)),
         Column(heading="bound", unit="ms", cells=_ms(p.bound_s for p in found)),
     ]
-    _grid(console, [r.label for r in rows], columns, [_predicted_notes(p) for p in found])
+    print_grid(console, [r.label for r in rows], columns, [_predicted_notes(p) for p in found])
 
 
 def _predicted_notes(prediction: Prediction) -> list[str]:
@@ -133,8 +141,8 @@ def _measurements(console: Console, rows: Sequence[Row]) -> None:
         Column(heading="samples/s", unit="", cells=fixed(m.samples_per_s for _, m, _ in done)),
         Column(heading="error", unit="%", cells=[f"{e:+.1f}" for _, _, e in done]),
     ]
-    _write(console, "")
-    _grid(console, [r.label for r, _, _ in done], columns, [_measured_notes(r) for r, _, _ in done])
+    write_line(console, "")
+    print_grid(console, [r.label for r, _, _ in done], columns, [_measured_notes(r) for r, _, _ in done])
 
 
 def print_result(result: Result, console: Console) -> None:
@@ -142,15 +150,15 @@ def print_result(result: Result, console: Console) -> None:
     shared = result.rows[0]
     ran = dict.fromkeys(f", {r.measurement.compute} compute" for r in result.rows if r.measurement is not None)
     title = f"{result.experiment}: {shared.nodes} nodes of {shared.cluster}, {shared.precision}{''.join(ran)}"
-    _write(console, title, "bold")
+    write_line(console, title, "bold")
     for model, rows in result.by_model().items():
-        _write(console, "")
-        _write(console, f"{model}, {rows[0].batch_per_worker} samples per worker", "bold cyan")
+        write_line(console, "")
+        write_line(console, f"{model}, {rows[0].batch_per_worker} samples per worker", "bold cyan")
         _predictions(console, rows)
         _measurements(console, rows)
         for source in dict.fromkeys(r.prediction.cost_source for r in rows):
             for line in textwrap.wrap(f"costs: {source}", WIDTH, subsequent_indent="  ", break_long_words=False):
-                _write(console, line, "dim")
+                write_line(console, line, "dim")
     legend = [
         "speed-up: samples/s against the first row. exposed: mean time that a rank waits for what is moving.",
         "bound: no schedule of this kind takes less on this cluster.",
@@ -159,6 +167,6 @@ def print_result(result: Result, console: Console) -> None:
         legend.append(f"iteration: the median of {repeats.count} repeats; p5, p95: their 5th and 95th percentile.")
     if any(r.measurement is not None for r in result.rows):
         legend.append("error: prediction against measured median; negative means that the prediction is too fast.")
-    _write(console, "")
+    write_line(console, "")
     for line in textwrap.wrap(" ".join(legend), WIDTH):
-        _write(console, line, "dim")
+        write_line(console, line, "dim")

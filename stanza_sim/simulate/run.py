@@ -15,7 +15,7 @@ from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.errors import InputError
 from stanza_sim.measures import op_seconds, steady_iteration_s, waiting
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Collective, Schedule, Transfer, check
+from stanza_sim.schedule import Collective, Schedule, Transfer, UnitKind, check
 from stanza_sim.simulate.array_lower import ArrayLowered, lower_to_arrays, message_count
 from stanza_sim.simulate.bounds import bottleneck, bound_s, demands
 from stanza_sim.simulate.engine import Engine
@@ -202,6 +202,23 @@ class Case:
             self.graph = graph_of(schedule, arrays)
         else:
             self.lowered = lower(schedule, model, cluster, self.folding, costs, stepwise=stepwise)
+
+    @property
+    def bound_s(self) -> float:
+        """Seconds per iteration that no order of the same work can beat, known before anything is simulated."""
+        return bound_s(self.lowered, demands(self.lowered))
+
+    @property
+    def received_bytes(self) -> dict[int, dict[str, int]]:
+        """Bytes that each rank (one for each class, when folded) receives in each transfer, by op name."""
+        return {
+            a.rank: {
+                u.op.name: a.traffic[u.index][1]
+                for u in a.program.units
+                if u.kind is UnitKind.RECV and u.index in a.traffic
+            }
+            for a in self.lowered.actors
+        }
 
     @property
     def side_by_side(self) -> int:

@@ -1,4 +1,4 @@
-"""Strategies: how a model is distributed. Each file in this folder that has `Settings` and `build` is one.
+"""Strategies: how a model is distributed. Each file in this folder that has `Settings`, `build` and `space` is one.
 
 A new strategy is a new file; it needs no entry anywhere.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterator
 from typing import Protocol, cast
 
 from pydantic import BaseModel
@@ -25,6 +26,11 @@ class Strategy(Protocol):
 
     def build(self, model: ModelProfile, *, world_size: int, batch_per_worker: int, settings: BaseModel) -> Schedule:
         """The schedule of `model` on `world_size` ranks; raises `InputError` for settings that do not fit."""
+
+    def space(
+        self, model: ModelProfile, *, world_size: int, batch_per_worker: int, local_size: int
+    ) -> Iterator[BaseModel]:
+        """Every setting worth trying there, the default first; `local_size` is the number of ranks on each host."""
 
 
 def names() -> list[str]:

@@ -1,0 +1,165 @@
+"""`stanza-sim plan`: which strategy, with which settings, is fastest on a cluster."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stanza_sim.console import INTERRUPTED, errors_for_people, printing, say, stdout
+
+if TYPE_CHECKING:
+    from stanza_sim.planner.session import Planned, Tell
+
+DEFAULT_BUDGET_S = 100.0
+
+PLAN_EXAMPLES = """Examples:\n
+[bold]stanza-sim plan ec2_v100[/]\n
+[bold]stanza-sim plan ec2_v100 --set nodes=16 --set network.rate=25Gbps --budget 300s[/]\n
+[bold]stanza-sim plan ec2_v100 --max-evaluations 200 --json[/]\n
+[bold]stanza-sim plan laptop --execute[/]
+"""
+
+
+def plan(
+    experiment: Annotated[str, typer.Argument(help="Name in experiments/, or path of a file.", show_default=False)],
+    top: Annotated[int, typer.Option("--top", min=1, help="How many plans to show for each model.")] = 10,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            metavar="TIME",
+            help="For the whole command, shared by the models. [default: 100s, none with --max-evaluations]",
+            show_default=False,
+        ),
+    ] = None,
+    max_evaluations: Annotated[
+        int | None,
+        typer.Option(
+            "--max-evaluations",
+            metavar="N",
+            min=1,
+            help="Simulate at most so many plans of each model; the answer is then reproducible.",
+            show_default=False,
+        ),
+    ] = None,
+    execute: Annotated[bool, typer.Option("--execute", help="Also run the best plan of each model for real.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the experiment.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="DIR",
+            help="Write the answer, and the best plans' schedules and spans.",
+            show_default=False,
+        ),
+    ] = None,
+    compute: Annotated[
+        str | None,
+        typer.Option("--compute", metavar="real|emulated", help="With --execute, as for run.", show_default=False),
+    ] = None,
+    testbed: Annotated[bool, typer.Option("--testbed", help="With --execute, as for run (root).")] = False,
+    profile: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--profile", metavar="FILE", help="Measured block times, or a calibrated network.", show_default=False
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option("--jobs", min=1, help="Processes that simulate. [default: one for each core]", show_default=False),
+    ] = None,
+) -> None:
+    """Search all strategies and their settings for the most samples/s at the experiment's number of nodes.
+
+    Bounds prune, simulation decides; rows of the experiment are among the plans. Ctrl-C prints the best so far (exit
+    status 130). The exit status is 0, 2 for bad input, 1 for a run that failed.
+    """
+    began_s = monotonic()
+    with errors_for_people():
+        from stanza_sim.errors import InputError
+        from stanza_sim.parallel import cores
+        from stanza_sim.planner.answer import planned_json, print_planned
+        from stanza_sim.planner.session import check_not_launched, execute_best, plan_experiment
+        from stanza_sim.report.folder import check_writable
+        from stanza_sim.units import seconds
+
+        for option, given in (("--compute", compute is not None), ("--testbed", testbed)):
+            if given and not execute:
+                raise InputError("nothing is run without --execute", where=option, hint="add --execute")
+        check_not_launched()
+        if execute:
+            from stanza_sim.execute import require_torch
+
+            require_torch()
+        budget_s = None if budget is None else seconds(budget, where="--budget", zero=False)
+        if budget_s is None and max_evaluations is None:
+            budget_s = DEFAULT_BUDGET_S
+        if output is not None:
+            check_writable(output)
+        overrides = [*(settings or []), *([f"execute.compute={compute}"] if compute is not None else [])]
+        with _progress() as tell:
+            planned = plan_experiment(
+                experiment,
+                overrides=overrides,
+                budget_s=None if budget_s is None else max(0.0, budget_s - (monotonic() - began_s)),
+                max_evaluations=max_evaluations,
+                profiles=profile or [],
+                jobs=jobs or cores(),
+                tell=tell,
+            )
+        if execute and not planned.interrupted:
+            planned = execute_best(planned, profiles=profile or [], testbed=testbed, say=say)
+        if output is not None:
+            _write(planned, output, top)
+        with printing():
+            if as_json:
+                sys.stdout.write(planned_json(planned, top=top))
+            else:
+                print_planned(planned, stdout(), top=top)
+        if planned.interrupted:
+            say("interrupted: the best plans so far")
+            raise typer.Exit(INTERRUPTED)
+
+
+def _write(planned: Planned, folder: Path, top: int) -> None:
+    """Write the answer as `result.json`, and the schedule and the spans of every best plan beside it."""
+    from stanza_sim.planner.answer import planned_json
+    from stanza_sim.report.folder import write_result
+    from stanza_sim.report.result import Result
+
+    rows = tuple(answer.best for answer in planned.answers if answer.best is not None)
+    write_result(Result(experiment=planned.experiment, rows=rows), folder, planned_json(planned, top=top))
+
+
+@contextmanager
+def _progress() -> Iterator[Tell]:
+    """Show how far the search of each model is, by bars on stderr if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True, highlight=False, markup=False)
+    if not console.is_terminal:
+        yield lambda model, done, total: None
+        return
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
+    ) as bar:
+        tasks: dict[str, int] = {}
+
+        def tell(model: str, done: int, total: int) -> None:
+            if model not in tasks:
+                tasks[model] = bar.add_task(model, total=total)
+            bar.update(bar.tasks[tasks[model]].id, completed=done, total=total)
+
+        yield tell

@@ -1,0 +1,224 @@
+"""Why the best plan is the best: its bottleneck, what the runner-up loses on, and what would change the answer.
+
+Rate and batch are varied for the plans that were found, as they are: with their settings, which another search at
+another rate might choose differently. Looked at are factors of four up to `REACH` both ways; where the winner changes
+first, the place is found by bisection.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import monotonic
+
+from stanza_sim.errors import InputError
+from stanza_sim.plan import cluster_of
+from stanza_sim.planner.assess import Problem, Score, appraise, score
+from stanza_sim.planner.choices import Choice
+from stanza_sim.planner.search import Found
+
+FACTOR, REACH = 4, 64
+CLOSE = 0.02
+"""A place is known when it is between two values that differ by no more than this, relatively."""
+CONTENDERS = 3
+"""So many plans are compared at other rates and batches: the best of each of the best strategies."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """Where another plan begins to win: it loses at `wins_at`, the value nearest to it that was found to do so wins."""
+
+    wins_at: float
+    loses_at: float
+    by: Choice
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Where the best plan stays the best as one value changes: `below` and `above` are the nearest changes, if any.
+
+    `low` and `high` are the least and the greatest value that was looked at.
+    """
+
+    present: float
+    low: float
+    high: float
+    below: Turn | None
+    above: Turn | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loss:
+    """What the runner-up loses on: seconds per 1,000 samples that it takes more than the best plan (negative: less)."""
+
+    computing_s: float
+    exposed_comm_s: float
+    idle_s: float
+
+    @property
+    def total_s(self) -> float:
+        """All of it."""
+        return self.computing_s + self.exposed_comm_s + self.idle_s
+
+    @property
+    def most(self) -> str:
+        """What it loses most on, in words."""
+        parts = {
+            "computing": self.computing_s,
+            "exposed communication": self.exposed_comm_s,
+            "waiting for other ranks": self.idle_s,
+        }
+        return max(parts, key=lambda what: parts[what])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why the best plan is the best. `rate` and `batch` are None where they were not looked at, for `skipped`."""
+
+    runner_up: Score | None
+    loss: Loss | None
+    rate: Range | None
+    batch: Range | None
+    skipped: Mapping[str, str]
+
+
+def per_thousand(one: Score) -> tuple[float, float, float]:
+    """Seconds of computing, exposed communication and waiting, in the mean over ranks that train, per 1,000 samples."""
+    p = one.prediction
+    if not p.iteration_s or not math.isfinite(p.samples_per_s):
+        return 0.0, 0.0, 0.0
+    thousand = 1000 / (p.samples_per_s * p.iteration_s)
+    computing_s = p.iteration_s - p.exposed_comm_s - p.idle_s
+    return thousand * computing_s, thousand * p.exposed_comm_s, thousand * p.idle_s
+
+
+def explain(problem: Problem, found: Found, deadline_s: float | None) -> Explanation | None:
+    """Explain the best plan of `found`; what there is no time for is skipped, with the reason. None without a plan."""
+    if found.best is None:
+        return None
+    others = found.best_of_others()
+    loss = None
+    if others:
+        differences = [b - a for a, b in zip(per_thousand(found.best), per_thousand(others[0]), strict=True)]
+        loss = Loss(computing_s=differences[0], exposed_comm_s=differences[1], idle_s=differences[2])
+    contenders = [found.best.choice, *(one.choice for one in others[: CONTENDERS - 1])]
+    ranges: dict[str, Range] = {}
+    skipped: dict[str, str] = {}
+    for what, look in (("rate", _rate), ("batch", _batch)):
+        if not others:
+            skipped[what] = "there is no plan of another strategy"
+            continue
+        try:
+            ranges[what] = look(problem, contenders, deadline_s)
+        except _Skip as skip:
+            skipped[what] = str(skip)
+    return Explanation(
+        runner_up=others[0] if others else None,
+        loss=loss,
+        rate=ranges.get("rate"),
+        batch=ranges.get("batch"),
+        skipped=skipped,
+    )
+
+
+class _Skip(Exception):
+    """There is a reason not to look at a range."""
+
+
+def _rate(problem: Problem, contenders: Sequence[Choice], deadline_s: float | None) -> Range:
+    cluster = problem.cluster
+    if len({place.host for place in cluster.placement}) < 2:
+        raise _Skip("all ranks are on one host")
+    if problem.network is not None:
+        raise _Skip("the network is as it was measured")
+    present = min(nic.bandwidth_Bps for host in cluster.hosts for nic in host.nics)
+
+    def at(rate_Bps: float) -> Problem:
+        experiment = problem.loaded.value
+        network = experiment.network.model_copy(update={"rate": rate_Bps})
+        loaded = replace(problem.loaded, value=experiment.model_copy(update={"network": network}))
+        return replace(problem, loaded=loaded, cluster=cluster_of(loaded))
+
+    return _range(at, contenders, present, deadline_s, lambda a, b: math.sqrt(a * b))
+
+
+def _batch(problem: Problem, contenders: Sequence[Choice], deadline_s: float | None) -> Range:
+    def at(batch: float) -> Problem:
+        return replace(problem, entry=problem.entry.model_copy(update={"batch_per_worker": int(batch)}))
+
+    def middle(a: float, b: float) -> float:
+        return (int(a) + int(b)) // 2
+
+    return _range(at, contenders, problem.batch_per_worker, deadline_s, middle, whole=True)
+
+
+def _range(
+    at: Callable[[float], Problem],
+    contenders: Sequence[Choice],
+    present: float,
+    deadline_s: float | None,
+    middle: Callable[[float, float], float],
+    *,
+    whole: bool = False,
+) -> Range:
+    winner, reached = contenders[0], [present]
+    turns: dict[bool, Turn | None] = {}
+    for up in (False, True):
+        turns[up] = None
+        wins_at, value = present, present
+        while turns[up] is None and present / REACH < value < present * REACH:
+            value = value * FACTOR if up else value / FACTOR
+            if whole and (value := int(value)) < 1:
+                break
+            best = _best(at, value, contenders, deadline_s)
+            if best is None:  # nothing fits any more
+                break
+            reached.append(value)
+            if best is winner:
+                wins_at = value
+            else:
+                turns[up] = _turn(at, winner, contenders, wins_at, (value, best), deadline_s, middle)
+    return Range(present=present, low=min(reached), high=max(reached), below=turns[False], above=turns[True])
+
+
+def _turn(
+    at: Callable[[float], Problem],
+    winner: Choice,
+    contenders: Sequence[Choice],
+    wins_at: float,
+    loses: tuple[float, Choice],
+    deadline_s: float | None,
+    middle: Callable[[float, float], float],
+) -> Turn:
+    loses_at, by = loses
+    while abs(loses_at - wins_at) > CLOSE * min(loses_at, wins_at):
+        value = middle(wins_at, loses_at)
+        if value in (wins_at, loses_at) or (best := _best(at, value, contenders, deadline_s)) is None:
+            break
+        if best is winner:
+            wins_at = value
+        else:
+            loses_at, by = value, best
+    return Turn(wins_at=wins_at, loses_at=loses_at, by=by)
+
+
+def _best(
+    at: Callable[[float], Problem], value: float, contenders: Sequence[Choice], deadline_s: float | None
+) -> Choice | None:
+    """The best of `contenders` at a value of what is varied; None if none of them can be run there."""
+    try:
+        problem = at(value)
+    except InputError:
+        return None
+    best: Score | None = None
+    for choice in contenders:
+        if deadline_s is not None and monotonic() >= deadline_s:
+            raise _Skip("there was no time left")
+        known = appraise(problem, choice)
+        if known.out or (best is not None and known.most_samples_per_s < best.prediction.samples_per_s):
+            continue
+        one = score(problem, choice)
+        if best is None or one.order < best.order:
+            best = one
+    return None if best is None else best.choice

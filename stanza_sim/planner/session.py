@@ -1,0 +1,166 @@
+"""A whole `plan` command: every model of an experiment in turn within one budget; then the best for real, if asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import monotonic
+
+from stanza_sim.config import Loaded
+from stanza_sim.errors import InputError
+from stanza_sim.experiment import Experiment, load_experiment
+from stanza_sim.network_profile import with_network
+from stanza_sim.plan import cluster_of, model_of
+from stanza_sim.planner.assess import Problem, Score
+from stanza_sim.planner.choices import choices, local_size
+from stanza_sim.planner.crew import crew_of
+from stanza_sim.planner.explain import Explanation, explain
+from stanza_sim.planner.search import Found, Limits, Search, Stop
+from stanza_sim.report.result import Row
+from stanza_sim.run import Say, known_profiles, row_of, run_loaded
+
+SEARCHING = 0.8
+"""The share of a model's time that is for the search; the rest is for explaining what it found."""
+
+Tell = Callable[[str, int, int], None]
+"""Told the model that is being searched, how much of it is done, and of how much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What was found for one model: `best` is the winner's row, with its schedule and its whole prediction.
+
+    Where it was executed, `best` is the row of that run. Without a single plan that could be simulated there is none.
+    """
+
+    problem: Problem
+    found: Found
+    best: Row | None
+    explanation: Explanation | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What one `plan` command found, by model in the order of the experiment; fewer models if it was interrupted."""
+
+    experiment: str
+    answers: tuple[Answer, ...]
+    interrupted: bool = False
+
+
+def problems_of(loaded: Loaded[Experiment], profiles: Sequence[Path]) -> list[Problem]:
+    """The search of each model. Raises `InputError` for what is wrong with the experiment or a profile."""
+    experiment = loaded.value
+    cluster = cluster_of(loaded)
+    models = {entry.title: model_of(loaded, i) for i, entry in enumerate(experiment.models)}
+    known, network = known_profiles(loaded, profiles, models)
+    if network is not None:
+        cluster = with_network(cluster, network)
+    return [
+        Problem(
+            loaded=loaded,
+            cluster=cluster,
+            entry=entry,
+            model=models[entry.title],
+            profile=known.get(entry.title),
+            network=network,
+        )
+        for entry in experiment.models
+    ]
+
+
+def plan_experiment(
+    name_or_path: str,
+    *,
+    overrides: Sequence[str] = (),
+    budget_s: float | None = None,
+    max_evaluations: int | None = None,
+    profiles: Sequence[Path] = (),
+    jobs: int = 1,
+    tell: Tell = lambda model, done, total: None,
+) -> Planned:
+    """Search the best plan of every model of an experiment.
+
+    `budget_s` is for all models together and counts from now: each gets an equal share of what is left. Rows of the
+    experiment and defaults of strategies are simulated however short it is. `max_evaluations` is for each model. Ctrl-C
+    ends the search with what has been found. Raises `InputError` and `RunError`.
+    """
+    end_s = None if budget_s is None else monotonic() + budget_s
+    loaded = load_experiment(name_or_path, overrides)
+    problems = problems_of(loaded, profiles)
+    spaces = [
+        choices(
+            p.model,
+            world_size=p.cluster.world_size,
+            batch_per_worker=p.batch_per_worker,
+            local_size=local_size(p.cluster),
+            rows=loaded.value.strategies,
+        )
+        for p in problems
+    ]
+    answers: list[Answer] = []
+    with crew_of(problems, jobs=jobs, work=sum(len(some) for some, _ in spaces)) as crew:
+        for i, (problem, (some, out)) in enumerate(zip(problems, spaces, strict=True)):
+            share_s = None if end_s is None else max(0.0, end_s - monotonic()) / (len(problems) - i)
+            now_s = monotonic()
+            search = Search(
+                crew,
+                i,
+                some,
+                Limits(
+                    deadline_s=None if share_s is None else now_s + SEARCHING * share_s,
+                    max_evaluations=max_evaluations,
+                ),
+                left_out=out,
+                tell=partial(tell, problem.entry.title),
+            )
+            search.run()
+            found = search.found()
+            interrupted = found.stop is Stop.INTERRUPTED
+            explanation = None
+            if not interrupted:
+                try:
+                    explanation = explain(problem, found, None if share_s is None else now_s + share_s)
+                except KeyboardInterrupt:
+                    interrupted, found = True, replace(found, stop=Stop.INTERRUPTED)
+            best = None if found.best is None else row(problem, found.best, whole=True)
+            answers.append(Answer(problem=problem, found=found, best=best, explanation=explanation))
+            if interrupted:
+                return Planned(experiment=loaded.value.name, answers=tuple(answers), interrupted=True)
+    return Planned(experiment=loaded.value.name, answers=tuple(answers))
+
+
+def row(problem: Problem, one: Score, *, whole: bool = False) -> Row:
+    """The row that `run` would report for a plan; its prediction with its timeline only if `whole`."""
+    plan = problem.plan(one.choice)
+    prediction = problem.predict(plan) if whole else one.prediction
+    return row_of(problem.loaded.value, problem.cluster, plan, prediction)
+
+
+def check_not_launched() -> None:
+    """Raise `InputError` in one of several processes that a launcher started: each would search for itself."""
+    for key in ("WORLD_SIZE", "SLURM_NTASKS"):
+        if os.environ.get(key, "1") not in ("", "1"):
+            hint = "plan without a launcher, put the plan into an experiment, and run that with the launcher"
+            raise InputError(f"{key} is {os.environ[key]}: a launcher started several searches", hint=hint)
+
+
+def execute_best(planned: Planned, *, profiles: Sequence[Path] = (), testbed: bool = False, say: Say) -> Planned:
+    """Run the best plan of each model for real; return the answers with the rows of those runs as their best.
+
+    Raises `InputError` and `RunError`, as `run` does.
+    """
+    done: list[Answer] = []
+    for answer in planned.answers:
+        winner = answer.found.best
+        if winner is None:
+            done.append(answer)
+            continue
+        loaded = answer.problem.loaded
+        only = loaded.value.model_copy(update={"models": (answer.problem.entry,), "strategies": (winner.choice.entry,)})
+        result = run_loaded(replace(loaded, value=only), execute=True, profiles=profiles, testbed=testbed, say=say)
+        done.append(answer if result is None else replace(answer, best=result.rows[0]))
+    return replace(planned, answers=tuple(done))
