@@ -13,6 +13,7 @@ from stanza_sim.calibrate_command import CALIBRATE_EXAMPLES, calibrate
 from stanza_sim.console import INTERRUPTED, errors_for_people, printing, say, speaks, stdout
 from stanza_sim.plan_command import PLAN_EXAMPLES, plan
 from stanza_sim.show import show
+from stanza_sim.sweep_command import SWEEP_EXAMPLES, sweep
 from stanza_sim.testbed_commands import testbed as testbed_commands
 from stanza_sim.validate_commands import EXAMPLES, validate
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.add_typer(show, name="show")
 app.add_typer(testbed_commands, name="testbed")
 app.command(epilog=PLAN_EXAMPLES)(plan)
+app.command(epilog=SWEEP_EXAMPLES)(sweep)
 app.command(epilog=CALIBRATE_EXAMPLES)(calibrate)
 app.command(epilog=EXAMPLES)(validate)
 

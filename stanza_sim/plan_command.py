@@ -14,6 +14,8 @@ import typer
 from stanza_sim.console import INTERRUPTED, errors_for_people, printing, say, stdout
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from stanza_sim.planner.session import Planned, Tell
 
 DEFAULT_BUDGET_S = 100.0
@@ -155,11 +157,11 @@ def _progress() -> Iterator[Tell]:
     with Progress(
         TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
     ) as bar:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def tell(model: str, done: int, total: int) -> None:
             if model not in tasks:
                 tasks[model] = bar.add_task(model, total=total)
-            bar.update(bar.tasks[tasks[model]].id, completed=done, total=total)
+            bar.update(tasks[model], completed=done, total=total)
 
         yield tell

@@ -1,0 +1,83 @@
+"""`stanza-sim sweep` as a user meets it."""
+
+import json
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from stanza_sim.cli import app
+
+RATES = ("--vary", "network.rate=1Gbps,400Gbps")
+
+
+def call(*args: object):
+    return CliRunner().invoke(app, [str(a) for a in args], env={"COLUMNS": "80", "RANK": None, "SLURM_PROCID": None})
+
+
+def test_text_names_winners_and_crossovers(small):
+    result = call("sweep", small, *RATES, "--jobs", 1)
+    assert result.exit_code == 0, result.output
+    assert "small: 2 points, 2 of them computed now, 4 lines" in result.stdout
+    assert "stanza wins up to" in result.stdout
+    assert "Gbps (network.rate), then all_reduce" in result.stdout
+    assert result.stderr == ""
+
+
+def test_json_and_file(small, tmp_path):
+    out = tmp_path / "sweep.csv"
+    result = call("sweep", small, *RATES, "--jobs", 1, "--json", "-o", out)
+    data = json.loads(result.stdout)
+    assert data["vary"] == {"network.rate": ["1Gbps", "400Gbps"]}
+    assert [(p["at"]["network.rate"], p["label"]) for p in data["points"]] == [
+        ("1Gbps", "all_reduce"),
+        ("1Gbps", "stanza"),
+        ("400Gbps", "all_reduce"),
+        ("400Gbps", "stanza"),
+    ]
+    (crossover,) = data["crossovers"]
+    assert (crossover["unit"], crossover["below"], crossover["above"]) == ("B/s", "stanza", "all_reduce")
+    again = call("sweep", small, *RATES, "--jobs", 1, "-o", out)
+    assert "0 of them computed now" in again.stdout
+    assert f"written to {out}" in again.stdout.replace("\n", "")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), "needs something to vary"),
+        (("--vary", "nodes="), "no values"),
+        (("--vary", "nodes=9..2"), "ends before it begins"),
+        (("--vary", "nodez=2,3"), "unknown key"),
+        (("--vary", "nodes=2,x"), "should be a whole number"),
+        (("--vary", "network.rate=1Gbps,10"), "has no unit"),
+        (("--vary", "cluster=star,nowhere"), "unknown topology 'nowhere'"),
+        (("--vary", "models.0.model=vgg16,vgg61"), "vgg61"),
+        (("--vary", "strategies.1.settings.fc_worker=1,2"), "has no setting 'fc_worker'"),
+        (("--vary", "strategies.7.settings.fc_workers=1,2"), "has no entry 7"),
+        (("--vary", "nodes=2,3", "-o", "/nowhere/sweep.csv"), "lies in no folder that exists"),
+        (("--vary", "nodes=2,3", "-o", "/proc/sweep.csv"), "cannot be written"),
+        (("--vary", "nodes=2,3", "--scheduler", "tcp://h:1", "--jobs", "2"), "for processes of this machine"),
+    ],
+)
+def test_bad_input(small, args, message):
+    result = call("sweep", small, *args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("error: ")
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense", "tcp://127.0.0.1"])
+def test_a_scheduler_that_cannot_be_reached(small, address):
+    pytest.importorskip("distributed")
+    result = call("sweep", small, *RATES, "--scheduler", address)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "no Dask scheduler answers there" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_without_dask_the_extra_is_named(small, monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    result = call("sweep", small, *RATES, "--scheduler", "tcp://127.0.0.1:8786")
+    assert result.exit_code == 2
+    assert "pip install 'stanza-sim[dask]'" in result.stderr
