@@ -27,7 +27,7 @@ from stanza_sim.cluster import Cluster
 from stanza_sim.cluster.device import load_device
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Compute, Layout, Phase, Schedule, Transfer, ValueKind, slice_bounds
-from stanza_sim.schedule.samples import data_rank_counts
+from stanza_sim.schedule.samples import Counts, data_rank_counts
 from stanza_sim.units import format_bytes
 
 GENERATIONS = 2
@@ -64,8 +64,10 @@ def memory_of(
 
     `activation_scale` is that of the size of an element of an activation (0.5 for half precision).
     """
-    samples = data_rank_counts(schedule)
-    forward = {op.target for op in schedule.ops if isinstance(op, Compute) and op.phase is Phase.FORWARD}
+    samples: dict[str, Counts] = {}  # by block, over all micro-batches
+    for spot, counts in data_rank_counts(schedule).items():
+        block_name = spot if isinstance(spot, str) else spot[0]
+        samples[block_name] = samples.get(block_name, 0) + counts
     sums = {op.target for op in schedule.ops if isinstance(op, Compute) and op.phase is Phase.REDUCE}
     lands = {
         op.name for op in schedule.ops if isinstance(op, Transfer) and all(v.kind is ValueKind.PARAM for v in op.values)
@@ -76,11 +78,11 @@ def memory_of(
         parameters = activations = 0
         computes: set[str] = set()
         for block in model.blocks:
-            if block.name not in forward or not (count := int(samples[block.name][rank])):
+            if block.name not in samples or not (count := int(samples[block.name][rank])):
                 continue
             computes.update(t.name for t in block.tensors)
             parameters += block.numel * schedule.itemsize
-            batch = count * schedule.batch_per_worker
+            batch = count * schedule.batch_per_worker // schedule.microbatches
             activations += int(batch * block.bytes_touched * activation_scale)
         own = optimiser = reduced = 0
         for bundle in schedule.bundles:

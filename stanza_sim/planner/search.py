@@ -2,7 +2,8 @@
 
 1. Rows of the experiment and defaults of strategies are simulated, whatever their bounds.
 2. Every other choice is appraised: its schedule is built and bounded; what does not fit is left out, and what builds a
-   schedule that is known already is passed over.
+   schedule that is known already is passed over. With a deadline some of what is known is simulated in between, the
+   highest bound first, so that there is a good plan whenever time is up.
 3. The rest is simulated, the highest bound first, until no bound is left that could win. What could not win is still
    simulated where it could be the best of all strategies but the winner's: the runner-up is as certain as the winner.
 
@@ -23,8 +24,6 @@ from stanza_sim.planner.crew import Crew
 
 APPRAISED_AT_ONCE, SCORED_AT_ONCE = 32, 8
 """Sizes of batches."""
-APPRAISING = 0.6
-"""The share of a search's time after which it goes over to simulating what it knows by then."""
 SURE = 1e-9
 """A bound below the best by less than this, relatively, may be a tie and is simulated."""
 
@@ -110,11 +109,18 @@ class Search:
             first = [i for i, c in enumerate(self._choices) if c.first]
             rest = [i for i, c in enumerate(self._choices) if not c.first]
             rows = replace(self._limits, deadline_s=None)  # rows and defaults are simulated in any case
-            fresh = self._appraise(first, rows.deadline_s)
+            fresh = self._appraise(first, rows)
             for at in range(0, len(fresh), SCORED_AT_ONCE):
                 if not self._score(fresh[at : at + SCORED_AT_ONCE], rows):
                     return
-            self._best_first(self._appraise(rest, self._appraising_until()))
+            waiting: list[int] = []
+            for at in range(0, len(rest), APPRAISED_AT_ONCE):
+                waiting += self._appraise(rest[at : at + APPRAISED_AT_ONCE], self._limits)
+                if self._stop is not Stop.COMPLETE:
+                    return
+                if self._limits.deadline_s is not None and not self._best_first(waiting, most=SCORED_AT_ONCE):
+                    return
+            self._best_first(waiting)
         except KeyboardInterrupt:
             self._stop = Stop.INTERRUPTED
 
@@ -135,43 +141,41 @@ class Search:
 
     # ---- stages ----------------------------------------------------------------------------------------------
 
-    def _appraising_until(self) -> float | None:
-        if (deadline_s := self._limits.deadline_s) is None:
-            return None
-        now_s = monotonic()
-        return now_s + APPRAISING * max(0.0, deadline_s - now_s)
-
-    def _appraise(self, which: Sequence[int], deadline_s: float | None) -> list[int]:
+    def _appraise(self, which: Sequence[int], limits: Limits) -> list[int]:
         """Appraise choices; return those that can be run and whose schedule is new."""
         fresh: list[int] = []
-        for at in range(0, len(which), APPRAISED_AT_ONCE):
-            batch = which[at : at + APPRAISED_AT_ONCE]
-            found = self._crew.appraise(self._problem, [self._choices[i] for i in batch], deadline_s)
-            for i, known in zip(batch, found, strict=False):
-                self._known[i] = known
-                if known.out:
-                    self._out.append(LeftOut(choice=self._choices[i], kind=known.kind, reason=known.reason))
-                elif known.digest in self._digests:
-                    self._same += 1
-                else:
-                    self._digests[known.digest] = i
-                    fresh.append(i)
-            self._progress()
-            if len(found) < len(batch):
-                self._stop = Stop.BUDGET
-                break
+        found = self._crew.appraise(self._problem, [self._choices[i] for i in which], limits.deadline_s)
+        for i, known in zip(which, found, strict=False):
+            self._known[i] = known
+            if known.out:
+                self._out.append(LeftOut(choice=self._choices[i], kind=known.kind, reason=known.reason))
+            elif known.digest in self._digests:
+                self._same += 1
+            else:
+                self._digests[known.digest] = i
+                fresh.append(i)
+        self._progress()
+        if len(found) < len(which):
+            self._stop = Stop.BUDGET
         return fresh
 
-    def _best_first(self, waiting: list[int]) -> None:
+    def _best_first(self, waiting: list[int], *, most: int | None = None) -> bool:
+        """Simulate choices of `waiting` that could matter, `most` of them, and take them out of it.
+
+        Returns whether there is room for more.
+        """
         waiting.sort(key=lambda i: (-self._known[i].most_samples_per_s, i))
-        while waiting:
+        done = 0
+        while waiting and (most is None or done < most):
             matters = self._matters()
             self._pruned.update(i for i in waiting if not matters(i))
-            waiting = [i for i in waiting if i not in self._pruned]
+            waiting[:] = [i for i in waiting if i not in self._pruned]
             self._progress()
-            if waiting and not self._score(waiting[:SCORED_AT_ONCE], self._limits):
-                return
-            waiting = waiting[SCORED_AT_ONCE:]
+            batch, waiting[:] = waiting[:SCORED_AT_ONCE], waiting[SCORED_AT_ONCE:]
+            if batch and not self._score(batch, self._limits):
+                return False
+            done += len(batch)
+        return True
 
     def _matters(self) -> Callable[[int], bool]:
         """Whether a choice could be the best, or the best of all strategies but the best one's, as far as is known."""
