@@ -131,7 +131,10 @@ def _signed(value_s: float) -> str:
 def _range(what: str, found: Range | None, skipped: str, show: Callable[[float], str]) -> str:
     if found is None:
         return f"{what}: not looked at, {skipped}"
-    looked = f"(looked at {show(found.low)} to {show(found.high)}, now {show(found.present)}; these plans, as they are)"
+    end = ", beyond which none of them fits" if found.full else ""
+    looked = (
+        f"(looked at {show(found.low)} to {show(found.high)}{end}, now {show(found.present)}; these plans, as they are)"
+    )
     if found.below is None and found.above is None:
         return f"{what}: no other of the plans found wins {looked}"
     parts = []
@@ -229,4 +232,5 @@ def _range_object(found: Range | None) -> dict[str, Json] | None:
         "high": found.high,
         "below": turn(found.below),
         "above": turn(found.above),
+        "full": found.full,
     }

@@ -38,7 +38,8 @@ class Turn:
 class Range:
     """Where the best plan stays the best as one value changes: `below` and `above` are the nearest changes, if any.
 
-    `low` and `high` are the least and the greatest value that was looked at.
+    `low` and `high` are the least and the greatest value that was looked at; `full` says that beyond `high` none of the
+    plans can be run any more.
     """
 
     present: float
@@ -46,6 +47,7 @@ class Range:
     high: float
     below: Turn | None
     above: Turn | None
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,6 +166,7 @@ def _range(
 ) -> Range:
     winner, reached = contenders[0], [present]
     turns: dict[bool, Turn | None] = {}
+    full = False
     for up in (False, True):
         turns[up] = None
         wins_at, value = present, present
@@ -173,13 +176,14 @@ def _range(
                 break
             best = _best(at, value, contenders, deadline_s)
             if best is None:  # nothing fits any more
+                full = full or up
                 break
             reached.append(value)
             if best is winner:
                 wins_at = value
             else:
                 turns[up] = _turn(at, winner, contenders, wins_at, (value, best), deadline_s, middle)
-    return Range(present=present, low=min(reached), high=max(reached), below=turns[False], above=turns[True])
+    return Range(present=present, low=min(reached), high=max(reached), below=turns[False], above=turns[True], full=full)
 
 
 def _turn(

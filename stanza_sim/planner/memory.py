@@ -65,9 +65,8 @@ def memory_of(
     `activation_scale` is that of the size of an element of an activation (0.5 for half precision).
     """
     samples: dict[str, Counts] = {}  # by block, over all micro-batches
-    for spot, counts in data_rank_counts(schedule).items():
-        block_name = spot if isinstance(spot, str) else spot[0]
-        samples[block_name] = samples.get(block_name, 0) + counts
+    for (name, _), counts in data_rank_counts(schedule).items():
+        samples[name] = samples[name] + counts if name in samples else counts
     sums = {op.target for op in schedule.ops if isinstance(op, Compute) and op.phase is Phase.REDUCE}
     lands = {
         op.name for op in schedule.ops if isinstance(op, Transfer) and all(v.kind is ValueKind.PARAM for v in op.values)

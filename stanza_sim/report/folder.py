@@ -23,6 +23,7 @@ from stanza_sim.errors import InputError
 from stanza_sim.report.result import Result, result_json
 from stanza_sim.timeline import Timeline
 
+_RESULT = "result.json"
 _OURS = re.compile(r"result\.json|schedules(/\d+-[^/]+\.txt)?|spans(/\d+-[^/]+\.(predicted|measured)\.csv)?")
 
 
@@ -41,9 +42,9 @@ def spans_csv(timeline: Timeline) -> str:
     return out.getvalue()
 
 
-def files(result: Result, text: str | None = None) -> Iterator[tuple[str, str]]:
-    """Yield the path within the folder and the contents of every file; `text` instead of what `--json` prints."""
-    yield "result.json", result_json(result) if text is None else text
+def files(result: Result) -> Iterator[tuple[str, str]]:
+    """Yield the path within the folder and the contents of every file."""
+    yield _RESULT, result_json(result)
     digits = max(2, len(str(len(result.rows))))
     for i, row in enumerate(result.rows, 1):
         slug = re.sub(r"[^a-z0-9]+", "-", f"{row.model} {row.label}".lower()).strip("-")
@@ -104,10 +105,10 @@ def write_result(result: Result, target: Path, text: str | None = None) -> None:
     target = target.absolute()
     with _scratch(target) as scratch:
         try:
-            for name, contents in files(result, text):
+            for name, contents in files(result):
                 path = scratch / name
                 path.parent.mkdir(exist_ok=True)
-                path.write_text(contents, encoding="utf-8")
+                path.write_text(text if text is not None and name == _RESULT else contents, encoding="utf-8")
             scratch.chmod(0o755)
             _put(scratch, target)
         except OSError as error:

@@ -66,7 +66,7 @@ def test_nothing_that_is_pruned_could_have_won(small):
 def test_rows_of_the_experiment_come_first_and_keep_their_labels(small):
     some = choices_of(problem_of(small), OLD)
     assert [c.label for c in some[:2]] == ["PS, one server", "stanza"]
-    assert [c.label for c in some[2:5]] == ["all_reduce", "parameter_server", "all_reduce bucket=1MiB"]
+    assert [c.label for c in some[2:4]] == ["all_reduce", "parameter_server"]
     assert sum(c.strategy == "stanza" and not c.entry.settings.model_dump(exclude_defaults=True) for c in some) == 1
 
 
