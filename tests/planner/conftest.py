@@ -15,8 +15,13 @@ strategies:
 """
 
 
+@pytest.fixture(scope="session")
+def small_text() -> str:
+    return SMALL
+
+
 @pytest.fixture
-def small(tmp_path: Path) -> Path:
+def small(small_text: str, tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
-    path.write_text(SMALL)
+    path.write_text(small_text)
     return path

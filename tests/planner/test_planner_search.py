@@ -72,7 +72,7 @@ def test_rows_of_the_experiment_come_first_and_keep_their_labels(small):
 
 def test_evaluations_are_limited_and_the_answer_is_reproducible(small):
     problem = problem_of(small)
-    some = choices_of(problem, OLD)
+    some = choices_of(problem, OLD, most=60)
     found = searched(problem, some, Limits(max_evaluations=6)).found()
     assert (found.evaluated, found.stop) == (6, Stop.EVALUATIONS)
     assert found.unreached == len(some) - 6 - found.pruned - found.same - len(found.left_out) > 0
