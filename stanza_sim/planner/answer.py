@@ -19,6 +19,9 @@ from stanza_sim.report.result import Json, Result, run_object
 from stanza_sim.report.table import WIDTH, Column, fixed, print_grid, print_result, write_line
 from stanza_sim.units import format_bytes, format_rate, format_time
 
+SAME = 1e-4
+"""Plans whose samples/s differ by no more than this, relatively, are called just as fast."""
+
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
@@ -113,7 +116,8 @@ def _reasons(best: Score, why: Explanation) -> list[str]:
     if other is not None and loss is not None:
         p, ratio = other.prediction, other.prediction.samples_per_s / best.prediction.samples_per_s
         takes, instead = sum(per_thousand(other)), sum(per_thousand(best))
-        text = f"runner-up, the best of another strategy: {other.choice.label}, {ratio:.3g} of the best's samples/s. "
+        text = f"runner-up, the best of another strategy: {other.choice.label}, "
+        text += "just as fast. " if ratio > 1 - SAME else f"{ratio:.3g} of the best's samples/s. "
         text += f"For 1,000 samples it takes {format_time(takes)} instead of {format_time(instead)}: computing "
         text += f"{_signed(loss.computing_s)}, exposed communication {_signed(loss.exposed_comm_s)}, waiting for other "
         text += f"ranks {_signed(loss.idle_s)}. Its bottleneck: {p.bottleneck}. All ranks together send "
@@ -132,6 +136,7 @@ def _range(what: str, found: Range | None, skipped: str, show: Callable[[float],
     if found is None:
         return f"{what}: not looked at, {skipped}"
     end = ", beyond which none of them fits" if found.full else ""
+    end += ", no time for more" if found.hurried else ""
     looked = (
         f"(looked at {show(found.low)} to {show(found.high)}{end}, now {show(found.present)}; these plans, as they are)"
     )
@@ -233,4 +238,5 @@ def _range_object(found: Range | None) -> dict[str, Json] | None:
         "below": turn(found.below),
         "above": turn(found.above),
         "full": found.full,
+        "hurried": found.hurried,
     }

@@ -8,7 +8,7 @@ first, the place is found by bisection.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
 
@@ -39,7 +39,7 @@ class Range:
     """Where the best plan stays the best as one value changes: `below` and `above` are the nearest changes, if any.
 
     `low` and `high` are the least and the greatest value that was looked at; `full` says that beyond `high` none of the
-    plans can be run any more.
+    plans can be run any more, `hurried` that there was no time to look further, or closer.
     """
 
     present: float
@@ -48,6 +48,7 @@ class Range:
     below: Turn | None
     above: Turn | None
     full: bool = False
+    hurried: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,12 +108,14 @@ def explain(problem: Problem, found: Found, deadline_s: float | None) -> Explana
     contenders = [found.best.choice, *(one.choice for one in others[: CONTENDERS - 1])]
     ranges: dict[str, Range] = {}
     skipped: dict[str, str] = {}
-    for what, look in (("rate", _rate), ("batch", _batch)):
+    for what, look, share in (("rate", _rate, 0.5), ("batch", _batch, 1.0)):
         if not others:
             skipped[what] = "there is no plan of another strategy"
             continue
+        now_s = monotonic()
+        until_s = None if deadline_s is None else now_s + share * max(0.0, deadline_s - now_s)
         try:
-            ranges[what] = look(problem, contenders, deadline_s)
+            ranges[what] = look(problem, contenders, until_s)
         except _Skip as skip:
             skipped[what] = str(skip)
     return Explanation(
@@ -126,6 +129,10 @@ def explain(problem: Problem, found: Found, deadline_s: float | None) -> Explana
 
 class _Skip(Exception):
     """There is a reason not to look at a range."""
+
+
+class _NoTime(_Skip):
+    """The deadline has passed."""
 
 
 def _rate(problem: Problem, contenders: Sequence[Choice], deadline_s: float | None) -> Range:
@@ -165,46 +172,56 @@ def _range(
     whole: bool = False,
 ) -> Range:
     winner, reached = contenders[0], [present]
-    turns: dict[bool, Turn | None] = {}
-    full = False
-    for up in (False, True):
-        turns[up] = None
-        wins_at, value = present, present
-        while turns[up] is None and present / REACH < value < present * REACH:
-            value = value * FACTOR if up else value / FACTOR
-            if whole and (value := int(value)) < 1:
-                break
-            best = _best(at, value, contenders, deadline_s)
-            if best is None:  # nothing fits any more
-                full = full or up
-                break
-            reached.append(value)
-            if best is winner:
-                wins_at = value
-            else:
-                turns[up] = _turn(at, winner, contenders, wins_at, (value, best), deadline_s, middle)
-    return Range(present=present, low=min(reached), high=max(reached), below=turns[False], above=turns[True], full=full)
+    turns: dict[bool, Turn | None] = {False: None, True: None}
+    full = hurried = False
+    try:
+        for up in (False, True):
+            wins_at, value = present, present
+            while turns[up] is None and present / REACH < value < present * REACH:
+                value = value * FACTOR if up else value / FACTOR
+                if whole and (value := int(value)) < 1:
+                    break
+                best = _best(at, value, contenders, deadline_s)
+                if best is None:  # nothing fits any more
+                    full = full or up
+                    break
+                reached.append(value)
+                if best is winner:
+                    wins_at = value
+                    continue
+                turns[up] = far = Turn(wins_at=wins_at, loses_at=value, by=best)
+                for near in _closer(at, winner, contenders, far, deadline_s, middle):
+                    turns[up] = near
+    except _NoTime:
+        if len(reached) == 1:
+            raise
+        hurried = True
+    return Range(
+        present=present,
+        low=min(reached),
+        high=max(reached),
+        below=turns[False],
+        above=turns[True],
+        full=full,
+        hurried=hurried,
+    )
 
 
-def _turn(
+def _closer(
     at: Callable[[float], Problem],
     winner: Choice,
     contenders: Sequence[Choice],
-    wins_at: float,
-    loses: tuple[float, Choice],
+    turn: Turn,
     deadline_s: float | None,
     middle: Callable[[float, float], float],
-) -> Turn:
-    loses_at, by = loses
-    while abs(loses_at - wins_at) > CLOSE * min(loses_at, wins_at):
-        value = middle(wins_at, loses_at)
-        if value in (wins_at, loses_at) or (best := _best(at, value, contenders, deadline_s)) is None:
-            break
-        if best is winner:
-            wins_at = value
-        else:
-            loses_at, by = value, best
-    return Turn(wins_at=wins_at, loses_at=loses_at, by=by)
+) -> Iterator[Turn]:
+    """Yield the place of a change, closer and closer."""
+    while abs(turn.loses_at - turn.wins_at) > CLOSE * min(turn.loses_at, turn.wins_at):
+        value = middle(turn.wins_at, turn.loses_at)
+        if value in (turn.wins_at, turn.loses_at) or (best := _best(at, value, contenders, deadline_s)) is None:
+            return
+        turn = replace(turn, wins_at=value) if best is winner else replace(turn, loses_at=value, by=best)
+        yield turn
 
 
 def _best(
@@ -218,7 +235,7 @@ def _best(
     best: Score | None = None
     for choice in contenders:
         if deadline_s is not None and monotonic() >= deadline_s:
-            raise _Skip("there was no time left")
+            raise _NoTime("there was no time left")
         known = appraise(problem, choice)
         if known.out or (best is not None and known.most_samples_per_s < best.prediction.samples_per_s):
             continue

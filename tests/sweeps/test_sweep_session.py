@@ -1,6 +1,7 @@
 """Sweeps end to end: what is computed, the file, crossovers, and workers."""
 
 import csv
+import pickle
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,7 @@ from stanza_sim.experiment import load_experiment
 from stanza_sim.plan import cluster_of, plans_of
 from stanza_sim.run import predict, run_experiment
 from stanza_sim.sweeps.crossover import Ask, bisections, in_step
-from stanza_sim.sweeps.points import Line
+from stanza_sim.sweeps.points import Line, Ready, Request, predicted, ready
 from stanza_sim.sweeps.report import in_words, swept_json
 from stanza_sim.sweeps.session import Sweep
 from stanza_sim.sweeps.vary import Axis
@@ -106,6 +107,14 @@ def test_what_cannot_be_built_at_a_point_gets_a_line(small, tmp_path):
 
 def test_two_processes_find_what_one_finds(small):
     assert swept_json(swept(small, RATES, jobs=2)) == swept_json(swept(small, RATES, jobs=1))
+
+
+def test_a_point_can_be_sent_to_another_machine(small):
+    request = Request(experiment=str(small), overrides=("nodes=3",))
+    point = ready(request)
+    assert isinstance(point, Ready)
+    small.unlink()
+    assert [line.nodes for line in predicted(pickle.loads(pickle.dumps(point)))] == [3, 3]
 
 
 def test_a_crossover_is_where_the_winner_changes(small):
