@@ -23,6 +23,8 @@ CLOSE = 0.02
 """A place is known when it is between two values that differ by no more than this, relatively."""
 CONTENDERS = 3
 """So many plans are compared at other rates and batches: the best of each of the best strategies."""
+MOST_EVENTS = 20_000
+"""Of other strategies these are plans that take no more events to simulate: each is simulated dozens of times."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,12 +107,15 @@ def explain(problem: Problem, found: Found, deadline_s: float | None) -> Explana
     if others:
         differences = [b - a for a, b in zip(per_thousand(found.best), per_thousand(others[0]), strict=True)]
         loss = Loss(computing_s=differences[0], exposed_comm_s=differences[1], idle_s=differences[2])
-    contenders = [found.best.choice, *(one.choice for one in others[: CONTENDERS - 1])]
+    contenders = [found.best.choice, *_rivals(found)]
     ranges: dict[str, Range] = {}
     skipped: dict[str, str] = {}
     for what, look, share in (("rate", _rate, 0.5), ("batch", _batch, 1.0)):
-        if not others:
-            skipped[what] = "there is no plan of another strategy"
+        if len(contenders) < 2:
+            rival = (
+                "no other strategy's plan is simulated quickly" if others else "there is no plan of another strategy"
+            )
+            skipped[what] = rival
             continue
         now_s = monotonic()
         until_s = None if deadline_s is None else now_s + share * max(0.0, deadline_s - now_s)
@@ -125,6 +130,16 @@ def explain(problem: Problem, found: Found, deadline_s: float | None) -> Explana
         batch=ranges.get("batch"),
         skipped=skipped,
     )
+
+
+def _rivals(found: Found) -> list[Choice]:
+    """The best plan of each other strategy that is simulated quickly enough."""
+    winner = found.ranked[0].choice.strategy
+    rivals: dict[str, Choice] = {}
+    for one in found.ranked:
+        if one.choice.strategy != winner and one.prediction.events <= MOST_EVENTS:
+            rivals.setdefault(one.choice.strategy, one.choice)
+    return list(rivals.values())[: CONTENDERS - 1]
 
 
 class _Skip(Exception):
