@@ -3,7 +3,7 @@
 What counts is what DNNMem (Gao et al., "Estimating GPU memory consumption of deep learning models", ESEC/FSE 2020)
 counts, as far as a schedule tells it, in the form in which this program's executor holds it:
 
-    weights        P        parameters of the blocks that the rank computes, and of its own slices
+    weights        P        parameters of the blocks (or slices of blocks) that the rank computes, and of its own slices
     gradients      2 P      one buffer for each of two generations (iterations overlap)
     optimiser      O        momentum of what the rank owns: a slice of a bundle that is cut, else the whole
     sums           2 O'     reduced gradients of what the rank owns and receives contributions to
@@ -12,7 +12,7 @@ counts, as far as a schedule tells it, in the form in which this program's execu
                             are pulled land in place
     input          samples x bytes of a sample, in two generations
 
-Not counted: workspace of convolutions, the framework's own context (0.3 to 1 GB on a GPU), fragmentation, and what
+Not counted: activations that a collective gathers, workspace of convolutions, the framework's own context (0.3 to 1 GB on a GPU), fragmentation, and what
 a framework saves by computing in place (a ReLU's output counts beside its input's). Activations are those of the
 whole batch of a rank, also where it comes in micro-batches: forward passes may all precede the first backward pass.
 """
@@ -27,6 +27,7 @@ from stanza_sim.cluster import Cluster
 from stanza_sim.cluster.device import load_device
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Compute, Layout, Phase, Schedule, Transfer, ValueKind, slice_bounds
+from stanza_sim.schedule.cuts import slice_block, slice_numel
 from stanza_sim.schedule.samples import Counts, data_rank_counts
 from stanza_sim.units import format_bytes
 
@@ -80,9 +81,13 @@ def memory_of(
             if block.name not in samples or not (count := int(samples[block.name][rank])):
                 continue
             computes.update(t.name for t in block.tensors)
-            parameters += block.numel * schedule.itemsize
+            held = block
+            if (cut := schedule.cut(block.name)) is not None:
+                lo, hi = schedule.features(cut, rank)
+                held = slice_block(block, cut, hi - lo)
+            parameters += held.numel * schedule.itemsize
             batch = count * schedule.batch_per_worker // schedule.microbatches
-            activations += int(batch * block.bytes_touched * activation_scale)
+            activations += int(batch * held.bytes_touched * activation_scale)
         own = optimiser = reduced = 0
         for bundle in schedule.bundles:
             owners = schedule.owners(bundle)
@@ -92,6 +97,8 @@ def memory_of(
             if bundle.layout is Layout.CUT:
                 lo, hi = slice_bounds(bundle.numel, len(owners), owners.index(rank))
                 numel = hi - lo
+            elif bundle.layout is Layout.FEATURES:
+                numel = slice_numel(schedule, model, bundle.name, rank)
             optimiser += numel * schedule.itemsize
             reduced += numel * schedule.itemsize if bundle.name in sums else 0
             own += 0 if computes.issuperset(bundle.tensors) else numel * schedule.itemsize

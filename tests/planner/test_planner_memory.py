@@ -79,3 +79,10 @@ def test_what_does_not_fit_is_out_and_says_why(small):
 def test_hosts_without_a_device_are_not_judged():
     problem = problems_of(load_experiment("laptop", []), [])[0]
     assert list(not_judged(problem.cluster)) == [0, 1, 2, 3]
+
+
+def test_a_slice_of_the_fc_part_needs_its_share():
+    whole = memory_of(schedule_of("stanza", 4, fc_workers=2), MODEL, {2: {}})[2]
+    part = memory_of(schedule_of("stanza", 4, fc_workers=2, fc_parallel="model"), MODEL, {2: {}})[2]
+    assert part.weights_nbytes == pytest.approx(whole.weights_nbytes / 2, rel=0.01)
+    assert part.optimiser_nbytes == pytest.approx(whole.optimiser_nbytes / 2, rel=0.01)
