@@ -12,9 +12,10 @@ counts, as far as a schedule tells it, in the form in which this program's execu
                             are pulled land in place
     input          samples x bytes of a sample, in two generations
 
-Not counted: activations that a collective gathers, workspace of convolutions, the framework's own context (0.3 to 1 GB on a GPU), fragmentation, and what
-a framework saves by computing in place (a ReLU's output counts beside its input's). Activations are those of the
-whole batch of a rank, also where it comes in micro-batches: forward passes may all precede the first backward pass.
+Not counted: activations that a collective gathers, workspace of convolutions, the framework's own context (0.3 to 1 GB
+on a GPU), fragmentation, and what a framework saves by computing in place (a ReLU's output counts beside its input's).
+Activations are those of the whole batch of a rank, also where it comes in micro-batches: forward passes may all precede
+the first backward pass.
 """
 
 from __future__ import annotations
