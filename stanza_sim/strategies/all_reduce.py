@@ -8,6 +8,7 @@ ready, as long as they fit.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 from pydantic import Field
@@ -16,8 +17,11 @@ from stanza_sim.errors import InputError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Phase, Schedule
 from stanza_sim.strategies.builder import MIB, Builder, exchange_by_all_reduce
-from stanza_sim.strategies.collectives import CollectiveSettings
+from stanza_sim.strategies.collectives import Choice, CollectiveSettings
 from stanza_sim.units import Size
+
+BUCKETS_MIB = (1, 2, 4, 8, 16, 25, 50, 100)
+"""Sizes of buckets that are tried."""
 
 
 class Settings(CollectiveSettings):
@@ -79,3 +83,28 @@ def _require_fusion_used(settings: Settings) -> None:
                 where=f"all_reduce: {key}",
                 hint=f"leave {key} out, or set fusion: {rule}",
             )
+
+
+def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_size: int) -> Iterator[Settings]:
+    """Yield every algorithm with every size of bucket, Horovod's fusion, and all at once; the default first.
+
+    Without overlap nothing can be won, so it is not tried; nor is a ring by steps, which moves what the default moves.
+    Algorithms for small sizes get every third size of bucket.
+    """
+    del batch_per_worker  # what fits does not depend on it
+    yield Settings()
+    algorithms: list[dict[str, object]] = [{}]
+    if world_size > 1:
+        algorithms += [{"algorithm": a} for a in (Choice.AUTO, Choice.HALVING_DOUBLING, Choice.TREE)]
+        if 1 < local_size < world_size:
+            algorithms.append({"algorithm": Choice.HIERARCHICAL, "local": local_size})
+    whole = 1 + model.nbytes // MIB  # one bucket holds all
+    sizes = [size for size in BUCKETS_MIB if size < whole]
+    for chosen in algorithms:
+        ring = chosen.get("algorithm", Choice.AUTO) is Choice.AUTO
+        for size in sizes if ring else sizes[::3]:
+            made = Settings.model_validate({"bucket": f"{size}MiB", **chosen})
+            if made != Settings():
+                yield made
+        yield Settings.model_validate({"first_bucket": f"{whole}MiB", "bucket": f"{whole}MiB", **chosen})
+        yield Settings.model_validate({"fusion": "horovod", **chosen})
