@@ -68,6 +68,7 @@ class Sweep:
         who: AbstractContextManager[Workers]
         who = local_workers(jobs, len(left)) if scheduler is None else dask_workers(scheduler)
         with who as workers:
+            self.table.begin()
             tell("points", 0, len(left))
             found = workers.each([self._request(point) for point in left])
             for done, (point, lines) in enumerate(zip(left, found, strict=True), 1):

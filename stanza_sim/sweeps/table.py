@@ -65,7 +65,7 @@ class Table:
         self.lines: dict[Point, tuple[Line, ...]] = {}
 
     def open(self) -> None:
-        """Read what the file holds already, or begin it.
+        """Read what the file holds already.
 
         A last point that was cut short is dropped only if its last line is; see `complete`. Raises `InputError` for a
         file of another sweep or of something else, and where it cannot be written.
@@ -75,7 +75,11 @@ class Table:
         check_target(self.path)
         if self.path.exists():
             self._read(self.path)
-        self.rewrite()
+
+    def begin(self) -> None:
+        """Begin the file, or write it again without what was cut short. Raises `InputError` if it cannot be written."""
+        if self.path is not None:
+            self.rewrite()
 
     def drop(self, point: Point) -> None:
         """Forget a point."""

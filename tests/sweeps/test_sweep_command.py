@@ -68,9 +68,10 @@ def test_bad_input(small, args, message):
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense", "tcp://127.0.0.1"])
-def test_a_scheduler_that_cannot_be_reached(small, address):
+def test_a_scheduler_that_cannot_be_reached(small, tmp_path, address):
     pytest.importorskip("distributed")
-    result = call("sweep", small, *RATES, "--scheduler", address)
+    result = call("sweep", small, *RATES, "--scheduler", address, "-o", tmp_path / "sweep.csv")
+    assert not (tmp_path / "sweep.csv").exists()
     assert (result.exit_code, result.stdout) == (2, "")
     assert "no Dask scheduler answers there" in result.stderr
     assert "Traceback" not in result.stderr
