@@ -46,18 +46,33 @@ SOURCES: dict[str, Source] = {
     "resnet152": _imagenet("resnet152"),
 }
 
+#: Tables that end in a linear layer without bias of any number of `classes`, which a user may set.
+WIDE: dict[str, Source] = {
+    "iresnet18": Source(
+        factory="stanza_sim.execute.wide_heads:iresnet18",
+        input_shape=(3, 112, 112),
+        factory_kwargs={"classes": 100_000},
+    ),
+    "lstm_2048_512": Source(
+        factory="stanza_sim.execute.wide_heads:lstm_2048_512",
+        input_shape=(3072,),
+        factory_kwargs={"classes": 793_471},
+    ),
+}
+
 
 def names() -> tuple[str, ...]:
-    """Return the names of the shipped models."""
+    """Return the names of the shipped models that are what they are; those whose head has any width are in `WIDE`."""
     return tuple(SOURCES)
 
 
 @cache
 def get(name: str) -> ModelProfile:
     """Return the shipped profile called `name`; raise `InputError` if there is none."""
-    if name not in SOURCES:
-        near = get_close_matches(name, SOURCES)
-        known = f"the shipped models are {', '.join(SOURCES)}; another is given as package.module:callable"
+    shipped = {**SOURCES, **WIDE}
+    if name not in shipped:
+        near = get_close_matches(name, shipped)
+        known = f"the shipped models are {', '.join(shipped)}; another is given as package.module:callable"
         raise InputError(f"unknown model {name!r}", hint=f"did you mean {near[0]!r}? {known}" if near else known)
     table = files("stanza_sim.model").joinpath("data", f"{name}.json")
     return from_json(table.read_bytes(), where=str(table))
@@ -75,8 +90,8 @@ def load_model(
 
     `ref` is a shipped model's name or `package.module:callable`. For a factory `input_shape` (one sample's,
     without the batch) is needed, and `name` is the callable's unless given. A shipped model has its own input
-    shape and arguments, which may be repeated but not changed. `boundary` is the first FC block, by name or
-    index; without it the boundary is found (see `extract`).
+    shape and arguments, which may be repeated but not changed, except `classes` of those in `WIDE`. `boundary`
+    is the first FC block, by name or index; without it the boundary is found (see `extract`).
 
     Raises `InputError` for what cannot be found, imported or extracted, and if torch is needed but missing.
     """
@@ -93,7 +108,7 @@ def load_model(
                 raise
             raise InputError(
                 f"model {ref} is extracted with torch, which is not installed",
-                hint=f"pip install 'stanza-sim[torch]', or use a shipped model: {', '.join(SOURCES)}",
+                hint=f"pip install 'stanza-sim[torch]', or use a shipped model: {', '.join([*SOURCES, *WIDE])}",
             ) from None
         return extract(
             ref,
@@ -103,7 +118,10 @@ def load_model(
             boundary=boundary,
         )
     profile = get(ref)
-    source = SOURCES[ref]
+    source = WIDE[ref] if ref in WIDE else SOURCES[ref]
+    if ref in WIDE and factory_kwargs and set(factory_kwargs) == {"classes"}:
+        profile = with_classes(profile, factory_kwargs["classes"])
+        factory_kwargs = None
     if (input_shape is not None and tuple(input_shape) != source.input_shape) or (
         factory_kwargs and not factory_kwargs.items() <= source.factory_kwargs.items()
     ):
@@ -115,3 +133,29 @@ def load_model(
     if name is not None:
         profile = replace(profile, name=name)
     return profile if boundary is None else with_boundary(profile, boundary)
+
+
+def with_classes(profile: ModelProfile, classes: Scalar) -> ModelProfile:
+    """Return `profile`, one of `WIDE`, with a head of so many outputs; it equals what its factory would give.
+
+    Everything about a linear layer without bias is proportional to its outputs. Raises `InputError` for anything but a
+    positive whole number.
+    """
+    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
+        raise InputError(f"model {profile.name}: classes is {classes!r}", hint="use a whole number of at least 1")
+    head = profile.blocks[-1]
+
+    def of_all(amount: int) -> int:
+        return amount // profile.num_classes * classes
+
+    head = replace(
+        head,
+        tensors=tuple(replace(t, shape=(classes, *t.shape[1:])) for t in head.tensors),
+        forward_flops=of_all(head.forward_flops),
+        backward_input_flops=of_all(head.backward_input_flops),
+        backward_weight_flops=of_all(head.backward_weight_flops),
+        bytes_touched=of_all(head.bytes_touched),
+        output_shape=(classes,),
+    )
+    kwargs = tuple(dict(profile.factory_kwargs, classes=classes).items())
+    return replace(profile, blocks=(*profile.blocks[:-1], head), num_classes=classes, factory_kwargs=kwargs)

@@ -15,7 +15,7 @@ from stanza_sim.model.profile_json import to_json
 
 def fresh(name: str) -> ModelProfile:
     """Extract the shipped model `name` from its factory."""
-    source = zoo.SOURCES[name]
+    source = zoo.WIDE[name] if name in zoo.WIDE else zoo.SOURCES[name]
     return extract(source.factory, name=name, input_shape=source.input_shape, factory_kwargs=source.factory_kwargs)
 
 
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--to", type=Path, default=own, help="folder to write to (the package's own)")
     folder: Path = parser.parse_args(arguments).to
     try:
-        tables = {name: to_json(fresh(name)) for name in zoo.names()}
+        tables = {name: to_json(fresh(name)) for name in (*zoo.names(), *zoo.WIDE)}
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in tables.items():
             folder.joinpath(f"{name}.json").write_text(text, encoding="utf-8")
