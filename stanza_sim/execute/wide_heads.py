@@ -35,7 +35,8 @@ class _Residual(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = self.conv1(self.bn1(x))
         y = self.bn3(self.conv2(self.prelu(self.bn2(y))))
-        return y + self.downsample(x)
+        shortcut: torch.Tensor = self.downsample(x)
+        return y + shortcut
 
 
 class _IResNet(nn.Module):
