@@ -2,9 +2,9 @@
 
     python benchmarks/ratios.py experiments/paper_speedup/sweep.csv
 
-Prints, for each cluster and number of nodes, a line for each baseline: one row of Stanza over it (`--row`; default: CONV
-part by ring, all else by default) and the best of all rows of Stanza over it, for each model; then the ranges of these
-over the numbers of nodes, with a star where all of it lies within 1.34 to 13.9 (arXiv 1812.10624, abstract).
+Prints, for each cluster and number of nodes, a line for each baseline: one row of Stanza over it (`--row`; default: its
+CONV part by ring, all else by default) and the best of all rows of Stanza over it, for each model; then the ranges of
+these over the numbers of nodes, with a star where all of it lies within 1.34 to 13.9 (arXiv 1812.10624, abstract).
 """
 
 from __future__ import annotations

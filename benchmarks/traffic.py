@@ -80,15 +80,16 @@ def factors(job: Job) -> int:
 
 
 def sharded_head(job: Job) -> int:
-    """FC layers cut by rows and columns in turn over all nodes; see `stanza_sim.strategies.model_parallel`."""
+    """FC layers cut by rows and columns in turn over all nodes; the number of layers is odd, so the last is by rows.
+
+    See `stanza_sim.strategies.model_parallel`.
+    """
     n, samples = job.nodes, job.nodes * job.batch
     floats = prod(job.model.conv_blocks[-1].output_shape)
     total = 2 * (n - 1) * job.batch * floats * 4 + n * (n - 1) * job.batch * LABEL_BYTES
     for i, block in enumerate(job.model.fc_blocks):
         inputs, outputs = linear(block)
         total += 2 * (n - 1) * samples * (outputs if i % 2 == 0 else inputs) * 4
-        if i % 2 and block is job.model.fc_blocks[-1]:
-            total += (n - 1) * samples * n * -(-outputs // n) * 4
     return total + 2 * (n - 1) * job.conv
 
 
