@@ -53,6 +53,9 @@ def main() -> None:
             style = STYLES[i // 10 % len(STYLES)]
             panel.plot(*zip(*dots, strict=True), style, marker=".", color=f"C{i % 10}", label=label)
         panel.set(title=model, xlabel=options.key, xscale="log", yscale="log")
+        ticks = sorted({number(line[options.key]) for line in lines})
+        panel.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        panel.minorticks_off()
     panels[0][0].set_ylabel("samples/s")
     handles, names = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, names, loc="lower center", ncols=4, fontsize=8)
