@@ -131,14 +131,7 @@ class _Awaited:
     def __init__(self, schedule: Schedule) -> None:
         ops = schedule.ops
         self._place = {op.name: i for i, op in enumerate(ops)}
-        queues: dict[tuple[object, ...], list[int]] = defaultdict(list)
-        for i, op in enumerate(ops):
-            queues[_queue(op)].append(i)
-        ahead: dict[int, int] = {}
-        around: dict[int, int] = {}  # the first of a queue comes after the last of the iteration before
-        for queue in queues.values():
-            ahead.update(zip(queue[1:], queue, strict=False))
-            around[queue[0]] = queue[-1]
+        ahead, around = _neighbours(schedule)
         # Only transfers and collectives have a bit: nothing else is asked for.
         comm = (i for i, op in enumerate(ops) if isinstance(op, Transfer | Collective))
         self._bit = {i: k for k, i in enumerate(comm)}
@@ -146,14 +139,14 @@ class _Awaited:
         self._same: list[int] = []
         earlier: list[list[int]] = []
         for i, op in enumerate(ops):
-            earlier.append([self._place[dependency(d)[0]] for d in op.after] + ([ahead[i]] if i in ahead else []))
+            earlier.append([self._place[dependency(d)[0]] for d in op.after] + ahead[i])
             bits = 0
             for j in earlier[i]:
                 bits |= self._same[j] | own[j]
             self._same.append(bits)
         self._previous: list[int] = []
         for i, op in enumerate(ops):
-            previous = [self._place[dependency(d)[0]] for d in op.after_previous] + ([around[i]] if i in around else [])
+            previous = [self._place[dependency(d)[0]] for d in op.after_previous] + around[i]
             bits = 0
             for j in earlier[i]:
                 bits |= self._previous[j]
@@ -169,15 +162,48 @@ class _Awaited:
         return bool(known[self._place[op]] >> self._bit[self._place[other]] & 1)
 
 
-def _queue(op: Op) -> tuple[object, ...]:
+def _neighbours(schedule: Schedule) -> tuple[list[list[int]], list[list[int]]]:
+    """For each op, those that come before it in its queues: of its iteration, and of the one before.
+
+    Queues are a lane at some ranks, a channel between two groups, and a group of collectives. Those of one lane or
+    channel whose groups have ranks in common, of a channel on both sides, wait for each other.
+    """
+    queues: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for i, op in enumerate(schedule.ops):
+        queues[_queue(op)].append(i)
+    meets = {queue: [other for other in queues if _meet(schedule, queue, other)] for queue in queues}
+    ahead: list[list[int]] = []
+    around: list[list[int]] = []  # the first of a queue comes after the last of the iteration before
+    for i, op in enumerate(schedule.ops):
+        before, last = [], []
+        for queue in meets[_queue(op)]:
+            place = bisect_left(queues[queue], i)
+            if place:
+                before.append(queues[queue][place - 1])
+            else:
+                last.append(queues[queue][-1])
+        ahead.append(before)
+        around.append(last)
+    return ahead, around
+
+
+def _queue(op: Op) -> tuple[str, ...]:
     """What orders `op` among its like: its lane at its ranks, its channel between its groups, its group."""
     match op:
         case Compute():
-            return "lane", op.ranks, op.lane
+            return "lane", op.lane, op.ranks
         case Transfer():
-            return "channel", op.src, op.dst, op.channel
+            return "channel", op.channel, op.src, op.dst
         case Collective():
-            return "group", op.ranks
+            return "group", "", op.ranks
+
+
+def _meet(schedule: Schedule, one: tuple[str, ...], other: tuple[str, ...]) -> bool:
+    """Whether ops of two queues wait for each other: in one queue, or in a lane or channel of ranks that both have."""
+    if one[:2] != other[:2] or one[0] == "group":
+        return one == other
+    ends = zip(one[2:], other[2:], strict=True)
+    return all(schedule.group(mine).meets(schedule.group(theirs)) for mine, theirs in ends)
 
 
 def op_seconds(schedule: Schedule, timeline: Timeline, first: int, last: int) -> dict[str, float]:

@@ -193,3 +193,29 @@ def test_the_main_lane_is_busy_waiting_or_idle(name: str) -> None:
     )
     ranks = n - (name == "parameter_server")
     assert busy * n / ranks + p.exposed_comm_s + p.idle_s == pytest.approx(p.iteration_s)
+
+
+def test_messages_of_other_groups_in_one_channel_are_awaited() -> None:
+    """A forward pass waits for parameters that are queued behind those of another block, which other owners hold."""
+    schedule = parse("""\
+schedule m model=toy world=2 batch=1
+group w 0-1
+group one 1
+bundle b numel=12 owners=one tensors=c1.t0
+bundle c numel=12 owners=w layout=cut tensors=c2.t0
+f: forward c1 @w after_previous=pull.b
+g: forward c2 @w after=f after_previous=pull.c
+pull.c: transfer param(c) w->w all-pairs nbytes=48 channel=pull after=g
+pull.b: transfer param(b) one->w fan-out nbytes=48 channel=pull after=g
+""")
+    spans = (
+        _span("f", 0, 1, 0, 1),
+        _span("g", 0, 1, 1, 2),
+        _span("pull.c", 1, 1, 2, 5, "sent"),
+        _span("pull.c", 0, 1, 2, 5, "recv"),
+        _span("pull.b", 1, 1, 5, 6, "sent"),
+        _span("pull.b", 0, 1, 5, 6, "recv"),
+        _span("f", 0, 2, 6, 7),
+    )
+    found = waiting(schedule, _timeline(spans), 1, 2)
+    assert (found.exposed_comm_s, found.idle_s) == (4, 0)

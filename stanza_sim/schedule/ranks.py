@@ -74,6 +74,19 @@ class Ranks:
         i = bisect_right(self.spans, (rank, float("inf"))) - 1
         return i >= 0 and rank < self.spans[i][1]
 
+    def meets(self, other: Ranks) -> bool:
+        """Whether some rank is in both."""
+        mine, theirs = self.spans, other.spans
+        i = j = 0
+        while i < len(mine) and j < len(theirs):
+            if max(mine[i][0], theirs[j][0]) < min(mine[i][1], theirs[j][1]):
+                return True
+            if mine[i][1] < theirs[j][1]:
+                i += 1
+            else:
+                j += 1
+        return False
+
     def __getitem__(self, index: int) -> int:
         if index >= 0:
             for a, b in self.spans:

@@ -32,6 +32,11 @@ def test_equal_sets_are_equal_and_hash_alike(a: set[int], b: set[int]) -> None:
         assert hash(ra) == hash(rb)
 
 
+@given(SETS, SETS)
+def test_sets_meet_if_a_rank_is_in_both(a: set[int], b: set[int]) -> None:
+    assert Ranks.of(a).meets(Ranks.of(b)) == bool(a & b)
+
+
 @given(SETS)
 def test_spans_are_ascending_and_do_not_touch(ranks: set[int]) -> None:
     spans = Ranks.of(ranks).spans
