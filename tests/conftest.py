@@ -14,6 +14,7 @@ settings.register_profile("ci", parent=settings.get_profile("default"), derandom
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks at the marks
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     """The tests of a file stay in one worker, and so do all that build testbeds: these have one machine's names."""
     for item in items:
