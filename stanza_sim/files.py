@@ -44,7 +44,7 @@ def write_whole(text: str, path: Path) -> None:
 
 
 def check_target(path: Path) -> None:
-    """Raise `InputError` if no file can be at `path`: it is a folder, or lies in none that exists."""
-    if path.is_dir() or not path.parent.is_dir():
-        what = "is a folder" if path.is_dir() else "lies in no folder that exists"
+    """Raise `InputError` if no file can be at `path`: a folder is, or a device, or it lies in no folder that exists."""
+    if (path.exists() and not path.is_file()) or not path.parent.is_dir():
+        what = "is a folder" if path.is_dir() else "is no file" if path.exists() else "lies in no folder that exists"
         raise InputError(what, where=str(path), hint="name a file in a folder that exists")

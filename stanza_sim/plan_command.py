@@ -89,7 +89,7 @@ def plan(
     """
     began_s = monotonic()
     with errors_for_people():
-        from stanza_sim.errors import InputError
+        from stanza_sim.errors import InputError, StanzaError
         from stanza_sim.parallel import cores
         from stanza_sim.planner.answer import planned_json, print_planned
         from stanza_sim.planner.session import check_not_launched, execute_best, plan_experiment
@@ -120,8 +120,12 @@ def plan(
                 jobs=jobs or cores(),
                 tell=tell,
             )
+        failure: StanzaError | KeyboardInterrupt | None = None
         if execute and not planned.interrupted:
-            planned = execute_best(planned, profiles=profile or [], testbed=testbed, say=say)
+            try:
+                planned = execute_best(planned, profiles=profile or [], testbed=testbed, say=say)
+            except (StanzaError, KeyboardInterrupt) as error:  # what was searched for is printed first
+                failure = error
         if output is not None:
             _write(planned, output, top)
         with printing():
@@ -129,6 +133,8 @@ def plan(
                 sys.stdout.write(planned_json(planned, top=top))
             else:
                 print_planned(planned, stdout(), top=top)
+        if failure is not None:
+            raise failure
         if planned.interrupted:
             say("interrupted: the best plans so far")
             raise typer.Exit(INTERRUPTED)

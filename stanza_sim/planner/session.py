@@ -12,13 +12,14 @@ from time import monotonic
 from stanza_sim.config import Loaded
 from stanza_sim.errors import InputError
 from stanza_sim.experiment import Experiment, load_experiment
-from stanza_sim.network_profile import with_network
+from stanza_sim.network_profile import NetworkProfile, read_either, with_network
 from stanza_sim.plan import cluster_of, model_of
 from stanza_sim.planner.assess import Problem, Score
 from stanza_sim.planner.choices import choices, local_size
 from stanza_sim.planner.crew import crew_of
 from stanza_sim.planner.explain import Explanation, explain
 from stanza_sim.planner.search import Found, Limits, Search, Stop
+from stanza_sim.profiles import differences
 from stanza_sim.report.result import Row
 from stanza_sim.run import Say, known_profiles, row_of, run_loaded
 
@@ -148,6 +149,19 @@ def check_not_launched() -> None:
             raise InputError(f"{key} is {os.environ[key]}: a launcher started several searches", hint=hint)
 
 
+def _profiles_for(problem: Problem, profiles: Sequence[Path]) -> list[Path]:
+    """Those of `profiles`, or of the experiment's own, that are of a network or serve the model of `problem`."""
+    loaded = problem.loaded
+    own = [] if loaded.value.profile is None else [loaded.path.parent / loaded.value.profile]
+    found = []
+    for path in profiles or own:
+        profile = read_either(path)
+        serves = isinstance(profile, NetworkProfile) or not differences(profile, problem.model, loaded.value.precision)
+        if serves:
+            found.append(path)
+    return found
+
+
 def execute_best(planned: Planned, *, profiles: Sequence[Path] = (), testbed: bool = False, say: Say) -> Planned:
     """Run the best plan of each model for real; return the answers with the rows of those runs as their best.
 
@@ -160,7 +174,9 @@ def execute_best(planned: Planned, *, profiles: Sequence[Path] = (), testbed: bo
             done.append(answer)
             continue
         loaded = answer.problem.loaded
-        only = loaded.value.model_copy(update={"models": (answer.problem.entry,), "strategies": (winner.choice.entry,)})
-        result = run_loaded(replace(loaded, value=only), execute=True, profiles=profiles, testbed=testbed, say=say)
+        rows = {"models": (answer.problem.entry,), "strategies": (winner.choice.entry,), "profile": None}
+        only = loaded.value.model_copy(update=rows)
+        mine = _profiles_for(answer.problem, profiles)
+        result = run_loaded(replace(loaded, value=only), execute=True, profiles=mine, testbed=testbed, say=say)
         done.append(answer if result is None else replace(answer, best=result.rows[0]))
     return replace(planned, answers=tuple(done))

@@ -78,12 +78,9 @@ def ready(request: Request) -> Ready | tuple[Line, ...]:
     experiment = loaded.value
     try:
         cluster = cluster_of(loaded)
-        models = {
-            entry.title: model_of(loaded, i)
-            for i, entry in enumerate(experiment.models)
-            if request.model in (None, entry.title)
-        }
-        known, network = known_profiles(loaded, request.profiles, models)
+        every = {entry.title: model_of(loaded, i) for i, entry in enumerate(experiment.models)}
+        known, network = known_profiles(loaded, request.profiles, every)
+        models = {title: model for title, model in every.items() if request.model in (None, title)}
     except InputError as error:
         return Ready(
             request=request, loaded=loaded, cluster=None, models={}, known={}, network=None, reason=_reason(error)

@@ -68,7 +68,7 @@ def read_axis(text: str) -> Axis:
         raise InputError(what, where=where, hint=_HINT)
     values: list[str] = []
     for part in parts:
-        values += _range(part, where) if ".." in part and part[0] not in "[{\"'" else [part]
+        values += _range(part, where) if ".." in part and part[0] not in "[{\"'" and "/" not in part else [part]
     return Axis(key=key.strip(), values=tuple(dict.fromkeys(values)))
 
 

@@ -82,3 +82,11 @@ def test_without_dask_the_extra_is_named(small, monkeypatch):
     result = call("sweep", small, *RATES, "--scheduler", "tcp://127.0.0.1:8786")
     assert result.exit_code == 2
     assert "pip install 'stanza-sim[dask]'" in result.stderr
+
+
+def test_a_path_is_no_range_and_a_device_no_file(small, tmp_path):
+    result = call("sweep", small, "--vary", "cluster=../nowhere/star.yaml,star")
+    assert "is not a range" not in result.stderr
+    result = call("sweep", small, *RATES, "-o", "/dev/null")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "is no file" in result.stderr

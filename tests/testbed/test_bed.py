@@ -24,7 +24,7 @@ from stanza_sim.testbed.registry import Registry
 from stanza_sim.testbed.shell import NAMESPACES, CommandError, call, find_tools
 from stanza_sim.testbed.steps import Step, Tool
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("testbed")]  # one machine has one set of names
 
 ROOT = Path(__file__).parents[2]
 MB = 1_000_000

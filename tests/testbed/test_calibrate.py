@@ -18,7 +18,7 @@ from stanza_sim.testbed import GOODPUT_SHARE, Testbed
 from stanza_sim.testbed.plan import prefix_of
 from stanza_sim.testbed.registry import Registry
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("testbed")]  # one machine has one set of names
 
 RATE_Bps = 25e6
 

@@ -15,7 +15,7 @@ from testbed_clusters import load, star_text
 
 from stanza_sim.testbed import Testbed
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.xdist_group("testbed")]  # one machine has one set of names
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = """\

@@ -50,6 +50,7 @@ def as_root(monkeypatch) -> None:
 
 
 @pytest.mark.root
+@pytest.mark.xdist_group("testbed")
 def test_up_status_and_down(star):
     name = star.read_text().split()[1]
     assert call("status").stdout == "there is no testbed\n"
@@ -77,6 +78,7 @@ def test_up_status_and_down(star):
 
 
 @pytest.mark.root
+@pytest.mark.xdist_group("testbed")
 def test_links_between_switches_and_notes_are_shown(tmp_path):
     path = written(tmp_path, leaf_spine_text(f"test-{uuid4().hex[:8]}", spines=2, routing="spread"))
     assert call("up", path).exit_code == 0
@@ -133,6 +135,7 @@ def test_a_folder_for_records_that_cannot_be_made_is_named(star, as_root, own_fo
 
 
 @pytest.mark.root
+@pytest.mark.xdist_group("testbed")
 @pytest.mark.parametrize(
     ("tool", "pattern", "said"),
     [
@@ -169,6 +172,7 @@ def test_a_kernel_without_a_feature_is_told_by_its_name_and_nothing_is_left(
 
 
 @pytest.mark.root
+@pytest.mark.xdist_group("testbed")
 def test_a_disk_that_fills_up_while_it_is_built_leaves_nothing(star, monkeypatch, own_folder):
     put, puts = Registry.put, []
 
@@ -186,6 +190,7 @@ def test_a_disk_that_fills_up_while_it_is_built_leaves_nothing(star, monkeypatch
 
 
 @pytest.mark.root
+@pytest.mark.xdist_group("testbed")
 def test_a_kernel_that_has_all_lacks_nothing():
     tools = Tools(ip=find_program("ip") or "", tc=find_program("tc") or "")
     assert missing(tools) == []
