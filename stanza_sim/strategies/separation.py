@@ -48,6 +48,23 @@ def cut_at(model: ModelProfile, cut: str | None) -> ModelProfile:
     return with_boundary(model, cut)
 
 
+def check_microbatches(batch_per_worker: int, microbatches: int, *, eager: int, where: str) -> None:
+    """Raise `InputError`, naming the setting of `where`, unless a batch can be cut so, and so many of them be eager."""
+    if batch_per_worker % microbatches:
+        divisors = [d for d in range(1, batch_per_worker + 1) if batch_per_worker % d == 0]
+        raise InputError(
+            f"a batch of {batch_per_worker} cannot be cut in {microbatches} equal micro-batches",
+            where=f"{where}: microbatches",
+            hint=f"use one of {', '.join(map(str, divisors))}",
+        )
+    if eager > microbatches:
+        raise InputError(
+            f"{eager} micro-batches cannot go backward one by one: there are {microbatches}",
+            where=f"{where}: eager_backward",
+            hint=f"use at most {microbatches}, or more microbatches",
+        )
+
+
 def places(world_size: int, fc_workers: int, *, colocated: bool, share_out: bool = True) -> tuple[list[int], list[int]]:
     """Ranks of the CONV workers and of the FC workers.
 

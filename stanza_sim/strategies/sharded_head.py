@@ -32,7 +32,7 @@ from stanza_sim.schedule import Schedule, Wire
 from stanza_sim.strategies.builder import MIB, Builder, exchange_by_all_reduce
 from stanza_sim.strategies.collectives import Choice, CollectiveSettings
 from stanza_sim.strategies.model_parallel import Slicing, can_be_sliced, separate_sliced
-from stanza_sim.strategies.separation import back_through_conv
+from stanza_sim.strategies.separation import back_through_conv, check_microbatches
 from stanza_sim.units import Size
 
 MOST_TURNS = 16
@@ -85,19 +85,7 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
         )
     settings.require_used("sharded_head")
     turns, m = settings.fc_compute == "turns", settings.microbatches
-    if batch_per_worker % m:
-        divisors = [d for d in range(1, batch_per_worker + 1) if batch_per_worker % d == 0]
-        raise InputError(
-            f"a batch of {batch_per_worker} cannot be cut in {m} equal micro-batches",
-            where="sharded_head: microbatches",
-            hint=f"use one of {', '.join(map(str, divisors))}",
-        )
-    if settings.eager_backward > m:
-        raise InputError(
-            f"{settings.eager_backward} micro-batches cannot go backward one by one: there are {m}",
-            where="sharded_head: eager_backward",
-            hint=f"use at most {m}, or more microbatches",
-        )
+    check_microbatches(batch_per_worker, m, eager=settings.eager_backward, where="sharded_head")
     b = Builder("sharded_head", model, world_size, batch_per_worker, microbatches=m, numbered=turns or m > 1)
     workers = b.group("worker", range(world_size))
     passes = separate_sliced(

@@ -35,7 +35,7 @@ from stanza_sim.strategies.assignment import by_blocks
 from stanza_sim.strategies.builder import MIB, Builder, exchange_by_all_reduce, exchange_by_servers
 from stanza_sim.strategies.collectives import Choice, CollectiveSettings
 from stanza_sim.strategies.model_parallel import Slicing, can_be_sliced, separate_sliced
-from stanza_sim.strategies.separation import Separation, back_through_conv, cut_at, places, separate
+from stanza_sim.strategies.separation import Separation, back_through_conv, check_microbatches, cut_at, places, separate
 from stanza_sim.units import Size
 
 
@@ -113,19 +113,7 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     )
     _require_used(settings)
     m = settings.microbatches
-    if batch_per_worker % m:
-        divisors = [d for d in range(1, batch_per_worker + 1) if batch_per_worker % d == 0]
-        raise InputError(
-            f"a batch of {batch_per_worker} cannot be cut in {m} equal micro-batches",
-            where="stanza: microbatches",
-            hint=f"use one of {', '.join(map(str, divisors))}",
-        )
-    if settings.eager_backward > m:
-        raise InputError(
-            f"{settings.eager_backward} micro-batches cannot go backward one by one: there are {m}",
-            where="stanza: eager_backward",
-            hint=f"use at most {m}, or more microbatches",
-        )
+    check_microbatches(batch_per_worker, m, eager=settings.eager_backward, where="stanza")
     arrival = settings.fc_compute == "arrival"
     b = Builder("stanza", model, world_size, batch_per_worker, microbatches=m, numbered=m > 1 or arrival)
     conv, fc = b.group("conv_worker", conv_ranks), b.group("fc_worker", fc_ranks)

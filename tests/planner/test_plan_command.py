@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from stanza_sim.cli import app
+from stanza_sim.errors import RunError
 from stanza_sim.planner.crew import Crew
 from stanza_sim.schedule import parse
 
@@ -50,6 +51,17 @@ def test_output_folder(planned):
     assert (out / "result.json").read_text() == printed
     (schedule,) = (out / "schedules").iterdir()
     assert parse(schedule.read_text()).digest() == json.loads(printed)["plans"][0]["best"]["schedule_hash"]
+
+
+def test_a_run_that_fails_does_not_lose_the_answer(small, monkeypatch):
+    def fail(*args, **more):
+        raise RunError("rank 1 has ended")
+
+    monkeypatch.setattr("stanza_sim.planner.session.run_loaded", fail)
+    result = call("plan", small, *LIMIT, "--execute")
+    assert result.exit_code == 1
+    assert "plans evaluated" in result.stdout
+    assert "rank 1 has ended" in result.stderr
 
 
 def test_text_ranks_and_explains(small):

@@ -2,11 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from stanza_sim.cli import app
+from stanza_sim.model import zoo
+from stanza_sim.model.profile_json import fingerprint
 
 RATES = ("--vary", "network.rate=1Gbps,400Gbps")
 
@@ -84,9 +87,29 @@ def test_without_dask_the_extra_is_named(small, monkeypatch):
     assert "pip install 'stanza-sim[dask]'" in result.stderr
 
 
-def test_a_path_is_no_range_and_a_device_no_file(small, tmp_path):
-    result = call("sweep", small, "--vary", "cluster=../nowhere/star.yaml,star")
-    assert "is not a range" not in result.stderr
+def test_a_device_is_no_target(small):
     result = call("sweep", small, *RATES, "-o", "/dev/null")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "is no file" in result.stderr
+    assert not Path("/dev/null").is_file()
+
+
+def test_the_profile_of_one_model_leaves_crossovers_of_others_alone(small, tmp_path):
+    both = tmp_path / "both.yaml"
+    both.write_text(small.read_text().replace("models: [", "models: [{model: vgg16}, "))
+    model = zoo.get("vgg16")
+    timed = [{"block": b.name, "samples": 32, "forward_s": 1e-3, "backward_s": 2e-3} for b in model.blocks]
+    data = {
+        "device": "cuda V100", "driver": None, "host_cores": 2, "date": "2026-01-01T00:00:00Z", "precision": "fp32",
+        "ranks_at_once": 1, "model": {"name": "vgg16", "fingerprint": fingerprint(model)},
+        "blocks": [{**b, "backward_input_s": 1e-3, "backward_weight_s": 1e-3} for b in timed],
+        "reduce_Bps": 1e9, "update_Bps": 1e9,
+    }  # fmt: skip
+    profile = tmp_path / "profile.json"
+    profile.write_text(json.dumps(data))
+    found = []
+    for more in ((), ("--profile", profile)):
+        result = call("sweep", both, *RATES, "--jobs", 1, "--json", *more)
+        assert result.exit_code == 0, result.output
+        found.append([c for c in json.loads(result.stdout)["crossovers"] if c["model"] == "alexnet"])
+    assert found[0] == found[1] != []

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from testbed_clusters import load, star_text
@@ -34,7 +35,7 @@ EXPERIMENT = str(ROOT / "examples" / "experiment.yaml")
 
 @pytest.mark.parametrize("launcher", ["torchrun", "slurm"])
 def test_a_launcher_starts_ranks_on_two_hosts(tmp_path: Path, launcher: str) -> None:
-    bed = Testbed(load(tmp_path, star_text(name=f"launch-{tmp_path.name}"[:40], hosts=2, rate="500Mbps")))
+    bed = Testbed(load(tmp_path, star_text(name=f"launch-{uuid4().hex[:8]}", hosts=2, rate="500Mbps")))
     binaries = tmp_path / "bin"
     binaries.mkdir()
     for name, text in (("python3", '#!/bin/sh\nexec "{python}" "$@"\n'), ("srun", SRUN)):
