@@ -11,6 +11,7 @@ import typer
 from stanza_sim import __version__
 from stanza_sim.calibrate_command import CALIBRATE_EXAMPLES, calibrate
 from stanza_sim.console import INTERRUPTED, errors_for_people, printing, say, speaks, stdout
+from stanza_sim.options import AsJson, ExperimentArgument, Profiles
 from stanza_sim.plan_command import PLAN_EXAMPLES, plan
 from stanza_sim.show import show
 from stanza_sim.sweep_command import SWEEP_EXAMPLES, sweep
@@ -63,7 +64,7 @@ _RUN_EXAMPLES = """Examples:\n
 
 @app.command(epilog=_RUN_EXAMPLES)
 def run(
-    experiment: Annotated[str, typer.Argument(help="Name in experiments/, or path of a file.", show_default=False)],
+    experiment: ExperimentArgument,
     execute: Annotated[bool, typer.Option("--execute", help="Also run every schedule for real.")] = False,
     settings: Annotated[
         list[str] | None,
@@ -74,7 +75,7 @@ def run(
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+    as_json: AsJson = False,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="DIR", help="Write result, schedules and spans.", show_default=False),
@@ -93,12 +94,7 @@ def run(
         bool,
         typer.Option("--testbed", help="With --execute: run the ranks in an emulated network of the cluster (root)."),
     ] = False,
-    profile: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--profile", metavar="FILE", help="Measured block times, or a calibrated network.", show_default=False
-        ),
-    ] = None,
+    profile: Profiles = None,
     save_profile: Annotated[
         Path | None,
         typer.Option(
@@ -149,7 +145,7 @@ def run(
 @app.command(epilog="Example:  [bold]stanza-sim flows case.json --json[/]")
 def flows(
     case: Annotated[Path, typer.Argument(help="JSON file with hosts, links, routes and flows.", show_default=False)],
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")] = False,
+    as_json: AsJson = False,
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Also write the JSON object.", show_default=False),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stanza_sim.console import INTERRUPTED, errors_for_people, printing, say, stdout
+from stanza_sim.options import AsJsonOfTables, ExperimentArgument, Jobs, Profiles
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -29,7 +30,7 @@ PLAN_EXAMPLES = """Examples:\n
 
 
 def plan(
-    experiment: Annotated[str, typer.Argument(help="Name in experiments/, or path of a file.", show_default=False)],
+    experiment: ExperimentArgument,
     top: Annotated[int, typer.Option("--top", min=1, help="How many plans to show for each model.")] = 10,
     budget: Annotated[
         str | None,
@@ -55,7 +56,7 @@ def plan(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the experiment.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    as_json: AsJsonOfTables = False,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -71,16 +72,8 @@ def plan(
         typer.Option("--compute", metavar="real|emulated", help="With --execute, as for run.", show_default=False),
     ] = None,
     testbed: Annotated[bool, typer.Option("--testbed", help="With --execute, as for run (root).")] = False,
-    profile: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--profile", metavar="FILE", help="Measured block times, or a calibrated network.", show_default=False
-        ),
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option("--jobs", min=1, help="Processes that simulate. [default: one for each core]", show_default=False),
-    ] = None,
+    profile: Profiles = None,
+    jobs: Jobs = None,
 ) -> None:
     """Search all strategies and their settings for the most samples/s at the experiment's number of nodes.
 

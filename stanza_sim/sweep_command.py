@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stanza_sim.console import errors_for_people, printing, say, stdout
+from stanza_sim.options import AsJsonOfTables, ExperimentArgument, Jobs, Profiles
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
@@ -25,7 +26,7 @@ SWEEP_EXAMPLES = """Examples:\n
 
 
 def sweep(
-    experiment: Annotated[str, typer.Argument(help="Name in experiments/, or path of a file.", show_default=False)],
+    experiment: ExperimentArgument,
     vary: Annotated[
         list[str] | None,
         typer.Option(
@@ -53,17 +54,9 @@ def sweep(
         str | None,
         typer.Option("--scheduler", metavar="ADDRESS", help="Use a running Dask cluster.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
-    profile: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--profile", metavar="FILE", help="Measured block times, or a calibrated network.", show_default=False
-        ),
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option("--jobs", min=1, help="Processes that simulate. [default: one for each core]", show_default=False),
-    ] = None,
+    as_json: AsJsonOfTables = False,
+    profile: Profiles = None,
+    jobs: Jobs = None,
 ) -> None:
     """Predict every row of an experiment at every combination of the values of its varied keys.
 

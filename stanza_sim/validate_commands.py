@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stanza_sim.console import errors_for_people, printing, say, stdout
+from stanza_sim.options import AsJsonOfTables
 
 if TYPE_CHECKING:
     from stanza_sim.run import Say
@@ -65,7 +66,7 @@ def validate(
             "-o", "--output", metavar="DIR", help="Write there; default: validation-SUITE.", show_default=False
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
+    as_json: AsJsonOfTables = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what an interrupted run left in DIR.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only predict, as the topologies are; measure and write nothing.")

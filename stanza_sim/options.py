@@ -1,0 +1,22 @@
+"""Arguments and options that several commands take, said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ExperimentArgument = Annotated[str, typer.Argument(help="Name in experiments/, or path of a file.", show_default=False)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")]
+AsJsonOfTables = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+Profiles = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--profile", metavar="FILE", help="Measured block times, or a calibrated network.", show_default=False
+    ),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option("--jobs", min=1, help="Processes that simulate. [default: one for each core]", show_default=False),
+]
