@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,19 @@ def say(text: str) -> None:
     """Print a line to stderr, so that stdout holds nothing but the result."""
     if speaks():
         typer.echo(text, err=True)
+
+
+def warning_once(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Return `say` for a command of several runs: it leaves out warnings that it has said before."""
+    told: set[str] = set()
+
+    def unless_told(text: str) -> None:
+        if text not in told:
+            say(text)
+        if text.startswith("warning: "):
+            told.add(text)
+
+    return unless_told
 
 
 def stdout() -> Console:

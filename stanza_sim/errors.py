@@ -23,6 +23,12 @@ class InputError(StanzaError):
         text = f"{where}: {message}" if where else message
         super().__init__(f"{text}\n  {hint}" if hint else text)
 
+    @property
+    def one_line(self) -> str:
+        """All of it on one line, for a cell of a table or the middle of a text."""
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return " ".join((f"{text}; {self.hint}" if self.hint else text).split())
+
 
 class ScheduleError(InputError):
     """A schedule breaks a rule of `stanza_sim.schedule.legality`."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stanza_sim.console import INTERRUPTED, errors_for_people, printing, say, stdout
+from stanza_sim.console import INTERRUPTED, errors_for_people, printing, say, stdout, warning_once
 from stanza_sim.options import AsJsonOfTables, ExperimentArgument, Jobs, Profiles
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def plan(
             budget_s = DEFAULT_BUDGET_S
         if output is not None:
             check_writable(output)
+        tell_once = warning_once(say)
         overrides = [*(settings or []), *([f"execute.compute={compute}"] if compute is not None else [])]
         with _progress() as tell:
             planned = plan_experiment(
@@ -112,11 +113,12 @@ def plan(
                 profiles=profile or [],
                 jobs=jobs or cores(),
                 tell=tell,
+                say=tell_once,
             )
         failure: StanzaError | KeyboardInterrupt | None = None
         if execute and not planned.interrupted:
             try:
-                planned = execute_best(planned, profiles=profile or [], testbed=testbed, say=say)
+                planned = execute_best(planned, profiles=profile or [], testbed=testbed, say=tell_once)
             except (StanzaError, KeyboardInterrupt) as error:  # what was searched for is printed first
                 failure = error
         if output is not None:

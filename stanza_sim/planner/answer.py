@@ -76,8 +76,7 @@ def _sentences(answer: Answer) -> list[str]:
     told = [_searched(found)]
     for kind, what in (("memory", "do not fit the devices' memory"), ("infeasible", "cannot be built here")):
         if out := [one for one in found.left_out if one.kind == kind]:
-            reason = " ".join(out[0].reason.split())
-            told.append(f"left out, {len(out)} that {what}, such as {out[0].choice.label}: {reason}")
+            told.append(f"left out, {len(out)} that {what}, such as {out[0].choice.label}: {out[0].reason}")
     if blind := not_judged(answer.problem.cluster):
         told.append(f"memory of {len(blind)} ranks is not judged: they compute on their hosts' cores")
     if best is None:

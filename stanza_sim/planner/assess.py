@@ -91,7 +91,7 @@ def appraise(problem: Problem, choice: Choice) -> Appraisal:
             times=1,
         )
     except InputError as error:
-        return Appraisal(kind="infeasible", reason=str(error))
+        return Appraisal(kind="infeasible", reason=error.one_line)
     needs = _needs(problem, plan, case)
     if (reason := too_much(cluster, needs)) is not None:
         return Appraisal(kind="memory", reason=reason)

@@ -78,7 +78,9 @@ def choices(
                 )
             )
         except InputError as error:
-            out.append(LeftOut(choice=Choice(entry=StrategyEntry(strategy=name)), kind="infeasible", reason=str(error)))
+            out.append(
+                LeftOut(choice=Choice(entry=StrategyEntry(strategy=name)), kind="infeasible", reason=error.one_line)
+            )
             continue
         spaces.append([_choice(name, settings, first=i == 0) for i, settings in enumerate(offered)])
     found += _in_turn(spaces)

@@ -12,7 +12,7 @@ from time import monotonic
 from stanza_sim.config import Loaded
 from stanza_sim.errors import InputError
 from stanza_sim.experiment import Experiment, load_experiment
-from stanza_sim.network_profile import NetworkProfile, read_either, with_network
+from stanza_sim.network_profile import NetworkProfile, mismatches, read_either, with_network
 from stanza_sim.plan import cluster_of, model_of
 from stanza_sim.planner.assess import Problem, Score
 from stanza_sim.planner.choices import choices, local_size
@@ -52,13 +52,18 @@ class Planned:
     interrupted: bool = False
 
 
-def problems_of(loaded: Loaded[Experiment], profiles: Sequence[Path]) -> list[Problem]:
-    """The search of each model. Raises `InputError` for what is wrong with the experiment or a profile."""
+def problems_of(loaded: Loaded[Experiment], profiles: Sequence[Path], say: Say = lambda text: None) -> list[Problem]:
+    """The search of each model; warnings of a network's profile are said.
+
+    Raises `InputError` for what is wrong with the experiment or a profile.
+    """
     experiment = loaded.value
     cluster = cluster_of(loaded)
     models = {entry.title: model_of(loaded, i) for i, entry in enumerate(experiment.models)}
     known, network = known_profiles(loaded, profiles, models)
     if network is not None:
+        for difference in dict.fromkeys(mismatches(network, cluster)):
+            say(f"warning: {difference}")
         cluster = with_network(cluster, network)
     return [
         Problem(
@@ -82,6 +87,7 @@ def plan_experiment(
     profiles: Sequence[Path] = (),
     jobs: int = 1,
     tell: Tell = lambda model, done, total: None,
+    say: Say = lambda text: None,
 ) -> Planned:
     """Search the best plan of every model of an experiment.
 
@@ -91,7 +97,7 @@ def plan_experiment(
     """
     end_s = None if budget_s is None else monotonic() + budget_s
     loaded = load_experiment(name_or_path, overrides)
-    problems = problems_of(loaded, profiles)
+    problems = problems_of(loaded, profiles, say)
     spaces = [
         choices(
             p.model,

@@ -73,6 +73,15 @@ def test_text_ranks_and_explains(small):
     assert result.stderr == ""
 
 
+def test_the_network_profile_is_named_and_its_warnings_are_said_once(small, network_profile):
+    result = call("plan", small, *LIMIT, "--profile", network_profile, "--set", "network.rate=400Mbps")
+    assert result.exit_code == 0, result.output
+    assert "network: calibrated with single messages" in " ".join(result.stdout.split())
+    assert result.stderr.count("warning: ") == 2
+    assert result.stderr.count("busy machine") == 1
+    assert result.stderr.count("no messages from a NIC of 400 Mbps") == 1
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
