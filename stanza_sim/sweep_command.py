@@ -61,8 +61,9 @@ def sweep(
     """Predict every row of an experiment at every combination of the values of its varied keys.
 
     Where the winner differs between two neighbouring values of a number, the place at which it changes is found by
-    bisection. A row that cannot be built at a point gets a line that says why. The exit status is 0, 2 for bad input, 1
-    where a worker was lost, 130 after Ctrl-C: the same command then goes on with what is in FILE.csv.
+    bisection. A row that cannot be built at a point gets a line that says why. The exit status is 0, 2 for bad input
+    or if no line could be predicted, 1 where a worker was lost, 130 after Ctrl-C: the same command then goes on with
+    what is in FILE.csv.
     """
     with errors_for_people():
         from stanza_sim.errors import InputError
@@ -75,11 +76,16 @@ def sweep(
         made = Sweep(experiment, vary=vary or [], overrides=settings or [], profiles=profile or [], output=output)
         with _progress() as tell, _kept(made):
             swept = made.run(jobs=jobs or cores(), scheduler=scheduler, tell=tell)
+        for warning in swept.warnings:
+            say(f"warning: {warning}")
         with printing():
             if as_json:
                 sys.stdout.write(swept_json(swept))
             else:
                 print_swept(swept, stdout())
+        if not any(line.feasible for line in swept.lines):
+            what = f"none of {len(swept.lines)} lines could be predicted"
+            raise InputError(what, where=experiment, hint=f"the first says: {next(iter(swept.reasons))}")
 
 
 @contextmanager
@@ -111,6 +117,8 @@ def _progress() -> Iterator[Tell]:
         tasks: dict[str, TaskID] = {}
 
         def tell(what: str, done: int, total: int) -> None:
+            if not total:
+                return
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done, total=total)

@@ -14,15 +14,21 @@ from stanza_sim.config import Loaded
 from stanza_sim.errors import InputError
 from stanza_sim.experiment import Experiment, load_experiment
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.network_profile import NetworkProfile, with_network
+from stanza_sim.network_profile import NetworkProfile, mismatches, with_network
 from stanza_sim.plan import cluster_of, model_of, plan_for
 from stanza_sim.profiles import Profile
-from stanza_sim.run import known_profiles, predict
+from stanza_sim.run import known_profiles, of_network, predict
+
+BETWEEN = "; "
+"""Between two warnings of a line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One row at one point. A row that is not `feasible` has a `reason` and no figures; sizes in bytes, times in s."""
+    """One row at one point. A row that is not `feasible` has a `reason` and no figures; sizes in bytes, times in s.
+
+    `warnings` is what its network profile does not fit, joined by `BETWEEN`.
+    """
 
     model: str
     label: str
@@ -37,6 +43,7 @@ class Line:
     bottleneck: str = ""
     cost_source: str = ""
     schedule_hash: str = ""
+    warnings: str = ""
     reason: str = ""
 
     @property
@@ -74,7 +81,7 @@ def ready(request: Request) -> Ready | tuple[Line, ...]:
     try:
         loaded = load_experiment(request.experiment, request.overrides)
     except InputError as error:
-        return (Line(model=request.model or "", label="", strategy="", reason=_reason(error)),)
+        return (Line(model=request.model or "", label="", strategy="", reason=error.one_line),)
     experiment = loaded.value
     try:
         cluster = cluster_of(loaded)
@@ -83,7 +90,7 @@ def ready(request: Request) -> Ready | tuple[Line, ...]:
         models = {title: model for title, model in every.items() if request.model in (None, title)}
     except InputError as error:
         return Ready(
-            request=request, loaded=loaded, cluster=None, models={}, known={}, network=None, reason=_reason(error)
+            request=request, loaded=loaded, cluster=None, models={}, known={}, network=None, reason=error.one_line
         )
     return Ready(request=request, loaded=loaded, cluster=cluster, models=models, known=known, network=network)
 
@@ -91,7 +98,9 @@ def ready(request: Request) -> Ready | tuple[Line, ...]:
 def predicted(point: Ready) -> tuple[Line, ...]:
     """Predict every row of a point."""
     experiment, cluster, request = point.loaded.value, point.cluster, point.request
+    warnings = ""
     if cluster is not None and point.network is not None:
+        warnings = BETWEEN.join(mismatches(point.network, cluster))
         cluster = with_network(cluster, point.network)
     lines: list[Line] = []
     for entry in experiment.models:
@@ -114,8 +123,9 @@ def predicted(point: Ready) -> tuple[Line, ...]:
             try:
                 plan = plan_for(point.loaded, cluster, entry, point.models[entry.title], row)
                 found = predict(plan, cluster, point.loaded, point.known.get(entry.title))
+                found = of_network(found, cluster, point.network, executed=False)
             except InputError as error:
-                lines.append(replace(bare, reason=_reason(error)))
+                lines.append(replace(bare, reason=error.one_line))
                 continue
             alike = found.timeline.multiplicity
             lines.append(
@@ -129,6 +139,7 @@ def predicted(point: Ready) -> tuple[Line, ...]:
                     bottleneck=found.bottleneck,
                     cost_source=found.cost_source,
                     schedule_hash=plan.schedule.digest(),
+                    warnings=warnings,
                 )
             )
     return tuple(lines)
@@ -144,8 +155,3 @@ def best_of(lines: Sequence[Line], model: str) -> Line | None:
     """The row of a model with most samples per second, then fewest bytes, then the first; None if none is feasible."""
     mine = [line for line in lines if line.model == model and line.samples_per_s is not None]
     return min(mine, key=lambda line: (-(line.samples_per_s or 0.0), line.sent_bytes or 0), default=None)
-
-
-def _reason(error: InputError) -> str:
-    """What is wrong, on one line."""
-    return " ".join(str(error).split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from pathlib import Path
 from stanza_sim import config
 from stanza_sim.errors import InputError
 from stanza_sim.experiment import load_experiment
+from stanza_sim.network_profile import read_either
 from stanza_sim.plan import model_of
-from stanza_sim.sweeps.crossover import Ask, Crossover, bisections, in_step
-from stanza_sim.sweeps.points import Request
+from stanza_sim.sweeps.crossover import Ask, Crossover, Unlooked, bisections, in_step, unlooked
+from stanza_sim.sweeps.inputs import KEYS, inputs_of
+from stanza_sim.sweeps.points import BETWEEN, Line, Request
 from stanza_sim.sweeps.table import Table, digest_of
-from stanza_sim.sweeps.vary import Axis, Point, check_keys, points, read_axes
+from stanza_sim.sweeps.vary import Axis, Point, check_values, points, read_axes
 from stanza_sim.sweeps.workers import Workers, dask_workers, local_workers
 
 Tell = Callable[[str, int, int], None]
@@ -31,13 +34,30 @@ class Swept:
     table: Table
     computed: int
     crossovers: tuple[Crossover, ...]
+    unlooked: tuple[Unlooked, ...]
+
+    @property
+    def lines(self) -> list[Line]:
+        """The lines of all points."""
+        return [line for point in self.points for line in self.table.lines[point]]
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Why lines are infeasible, each reason with the number of its lines, the most frequent first."""
+        return dict(Counter(line.reason for line in self.lines if not line.feasible).most_common())
+
+    @property
+    def warnings(self) -> list[str]:
+        """What network profiles do not fit, each once."""
+        return list(dict.fromkeys(one for line in self.lines for one in line.warnings.split(BETWEEN) if one))
 
 
 class Sweep:
     """A sweep of an experiment, checked: `axes`, `points`, and the `table` with what its file holds already.
 
-    Raises `InputError` for keys and values that the experiment does not have, each by itself; whether they go together
-    is found out at each point. Raises it also for a file that is of another sweep or cannot be written.
+    Raises `InputError` for keys that the experiment does not have, and for values that are wrong whatever goes with
+    them; what does not go together at a point is found out there. Raises it also for a file that is of another sweep,
+    or was begun before something changed that is read for it, or cannot be written.
     """
 
     def __init__(
@@ -52,10 +72,10 @@ class Sweep:
         self.experiment, self.overrides, self.profiles = experiment, tuple(overrides), tuple(profiles)
         self.axes = read_axes(vary)
         self.points = points(self.axes)
-        loaded = load_experiment(experiment, overrides)
-        self.name = loaded.value.name
-        check_keys(self.axes, self._try_key)
-        self.table = Table(digest_of(loaded, overrides, self.axes, profiles), self.axes, output)
+        self._inputs: dict[tuple[str, ...], str] = {}
+        self.name = self._check_files()
+        check_values(self.axes, self._try)
+        self.table = Table(digest_of(overrides, self.axes), self.axes, output, self._inputs_of)
         self.table.open()
         self._drop_half_a_point()
 
@@ -68,6 +88,8 @@ class Sweep:
         who: AbstractContextManager[Workers]
         who = local_workers(jobs, len(left)) if scheduler is None else dask_workers(scheduler)
         with who as workers:
+            for point in left if self.table.path is not None else ():
+                self._inputs_of(point)  # as it is before anything is predicted
             self.table.begin()
             tell("points", 0, len(left))
             found = workers.each([self._request(point) for point in left])
@@ -83,6 +105,7 @@ class Sweep:
             table=self.table,
             computed=len(left),
             crossovers=tuple(crossovers),
+            unlooked=tuple(unlooked(self.axes, {point: self.table.lines[point] for point in self.points})),
         )
 
     def _crossovers(self, workers: Workers, tell: Tell) -> list[Crossover]:
@@ -113,15 +136,42 @@ class Sweep:
             labels=ask.labels,
         )
 
-    def _try_key(self, override: str) -> None:
-        """Raise `InputError` for a value that is wrong by itself, also a cluster and a model that are not there."""
-        loaded = load_experiment(self.experiment, [*self.overrides, override])
-        key = override.partition("=")[0]
-        if key == "cluster":
+    def _check_files(self) -> str:
+        """Return the experiment's name; raise `InputError` for a file that every point needs and that is not there."""
+        loaded = load_experiment(self.experiment, self.overrides)
+        keys = [axis.key for axis in self.axes]
+        if "cluster" not in keys:
             config.find("topologies", loaded.value.cluster, beside=loaded.path)
-        if key.partition(".")[0] == "models":
+        if "profile" in keys and self.profiles:
+            hint = "leave out --profile, or what is varied"
+            raise InputError("profile is varied, but --profile takes its place", where="--vary", hint=hint)
+        own = [] if loaded.value.profile is None or "profile" in keys else [loaded.path.parent / loaded.value.profile]
+        for path in self.profiles or own:
+            read_either(path)
+        return loaded.value.name
+
+    def _try(self, changes: Sequence[str]) -> None:
+        """Raise `InputError` for values that are wrong, also a cluster, a profile and a model that are not there."""
+        loaded = load_experiment(self.experiment, [*self.overrides, *changes])
+        keys = {change.partition("=")[0].partition(".")[0].strip() for change in changes}
+        if "cluster" in keys:
+            config.find("topologies", loaded.value.cluster, beside=loaded.path)
+        if "profile" in keys and loaded.value.profile is not None:
+            read_either(loaded.path.parent / loaded.value.profile)
+        if "models" in keys:
             for i in range(len(loaded.value.models)):
                 model_of(loaded, i)
+
+    def _inputs_of(self, point: Point) -> str:
+        """What a point is predicted from, as it was when it was first asked for."""
+        changes = [axis.override(value) for axis, value in zip(self.axes, point, strict=True)]
+        mine = tuple(change for change in changes if change.partition("=")[0].partition(".")[0].strip() in KEYS)
+        if mine not in self._inputs:
+            try:
+                self._inputs[mine] = inputs_of(self.experiment, [*self.overrides, *mine], self.profiles)
+            except InputError:  # these do not go together, so nothing is predicted from them
+                self._inputs[mine] = inputs_of(self.experiment, self.overrides, self.profiles)
+        return self._inputs[mine]
 
     def _drop_half_a_point(self) -> None:
         """Forget the last point of a file that was cut short within it."""

@@ -1,7 +1,8 @@
 """The file of a sweep: one tidy CSV, one line for each point and row, appended point by point.
 
-The first column says which sweep the line is of: a digest of the experiment and of what it refers to, of what was set,
-and of the keys that are varied, but not of their values. So a sweep can be continued, also with more values.
+The first column says which sweep the line is of: a digest of the version, of what was set, and of the keys that are
+varied, but not of their values. So a sweep can be continued, also with more values. The column `inputs` says what a
+line was predicted from (see `inputs`): where that has changed, the sweep is not continued.
 """
 
 from __future__ import annotations
@@ -11,15 +12,14 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from stanza_sim import __version__, config
-from stanza_sim.config import Loaded
+from stanza_sim import __version__
 from stanza_sim.errors import InputError
-from stanza_sim.experiment import Experiment
 from stanza_sim.files import check_target, write_whole
+from stanza_sim.sweeps.inputs import changes
 from stanza_sim.sweeps.points import Line
 from stanza_sim.sweeps.vary import Axis, Point
 
@@ -34,41 +34,37 @@ _WHOLE, _FRACTIONS = (
 )
 
 
-def digest_of(
-    loaded: Loaded[Experiment], overrides: Sequence[str], axes: Sequence[Axis], profiles: Sequence[Path]
-) -> str:
-    """Which sweep this is, in 12 hexadecimal digits. Raises `InputError` for a file that cannot be read."""
-    keys = [axis.key for axis in axes]
-    paths = [loaded.path, *profiles]
-    if "cluster" not in keys:
-        paths.append(config.find("topologies", loaded.value.cluster, beside=loaded.path))
-    if loaded.value.profile is not None and not profiles:
-        paths.append(loaded.path.parent / loaded.value.profile)
-    texts = []
-    for path in paths:
-        try:
-            texts.append(hashlib.sha256(path.read_bytes()).hexdigest())
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    what = {"version": __version__, "files": texts, "set": list(overrides), "vary": keys}
+def digest_of(overrides: Sequence[str], axes: Sequence[Axis]) -> str:
+    """Which sweep this is, in 12 hexadecimal digits."""
+    what = {"version": __version__, "set": list(overrides), "vary": [axis.key for axis in axes]}
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
 
 
 class Table:
-    """The lines of a sweep by point, and their file if there is a path; every point is written as it is added."""
+    """The lines of a sweep by point, and their file if there is a path; every point is written as it is added.
 
-    def __init__(self, digest: str, axes: Sequence[Axis], path: Path | None) -> None:
-        self.digest, self.path = digest, path
+    `inputs` says what a point is predicted from now.
+    """
+
+    def __init__(
+        self, digest: str, axes: Sequence[Axis], path: Path | None, inputs: Callable[[Point], str] = lambda point: ""
+    ) -> None:
+        self.digest, self.path, self.inputs = digest, path, inputs
         self.keys = tuple(axis.key for axis in axes)
+        for axis in axes:
+            if axis.key in _WHOLE and (odd := [value for value in axis.values if not value.isdecimal()]):
+                hint = "give the number itself"
+                raise InputError(f"{odd[0]!r} is not a whole number", where=f"--vary {axis.key}={odd[0]}", hint=hint)
         own = [f.name for f in fields(Line) if f.name != "reason" and f.name not in self.keys]
-        self.columns = ("sweep", *self.keys, *own[:3], "feasible", *own[3:], "reason")
+        self.columns = ("sweep", *self.keys, *own[:3], "feasible", *own[3:], "inputs", "reason")
         self.lines: dict[Point, tuple[Line, ...]] = {}
 
     def open(self) -> None:
         """Read what the file holds already.
 
         A last point that was cut short is dropped only if its last line is; see `complete`. Raises `InputError` for a
-        file of another sweep or of something else, and where it cannot be written.
+        file of another sweep or of something else, or whose lines were predicted from what has changed since, and where
+        it cannot be written.
         """
         if self.path is None:
             return
@@ -129,10 +125,11 @@ class Table:
         out = io.StringIO()
         writer = csv.DictWriter(out, self.columns, lineterminator="\n", extrasaction="ignore")
         for point in some:
+            inputs = self.inputs(point)
             for line in self.lines[point]:
                 cells = {f.name: getattr(line, f.name) for f in fields(Line)}
                 texts = {key: "" if value is None else str(value) for key, value in cells.items()}
-                texts |= {"sweep": self.digest, "feasible": "yes" if line.feasible else "no"}
+                texts |= {"sweep": self.digest, "feasible": "yes" if line.feasible else "no", "inputs": inputs}
                 writer.writerow(texts | dict(zip(self.keys, point, strict=True)))
         return out.getvalue()
 
@@ -152,14 +149,18 @@ class Table:
         try:
             if tuple(reader.fieldnames or ()) != self.columns:
                 ours = (reader.fieldnames or [""])[0] == "sweep"
-                raise self._foreign("is of a sweep that varied other keys" if ours else "is not a table of a sweep")
+                what = "is of a sweep that varied other keys, or of another version"
+                raise self._foreign(what if ours else "is not a table of a sweep")
             found: dict[Point, list[Line]] = {}
             for number, cells in enumerate(reader, 2):
                 if None in cells or None in cells.values():
                     raise self._foreign(f"has a line that is no line of a sweep: number {number}")
                 if cells["sweep"] != self.digest:
-                    raise self._foreign("is of another sweep: of another experiment, or with other keys set")
-                found.setdefault(tuple(cells[key] for key in self.keys), []).append(self._line(cells, number))
+                    raise self._foreign("is of another sweep: with other keys set or varied, or of another version")
+                point = tuple(cells[key] for key in self.keys)
+                if told := changes(cells["inputs"], self.inputs(point)):
+                    raise self._foreign(f"cannot be continued: since it was begun, {', '.join(told)}")
+                found.setdefault(point, []).append(self._line(cells, number))
         except csv.Error as error:
             raise self._foreign(f"is not a table of a sweep: {error}") from None
         self.lines = {point: tuple(lines) for point, lines in found.items()}
@@ -180,4 +181,4 @@ class Table:
         return Line(**values)  # type: ignore[arg-type]
 
     def _foreign(self, what: str) -> InputError:
-        return InputError(what, where=str(self.path), hint="name another file, or remove this one")
+        return InputError(what, where=str(self.path), hint="start anew: name another file, or remove this one")

@@ -57,6 +57,16 @@ def test_json_and_file(small, tmp_path):
         (("--vary", "cluster=star,nowhere"), "unknown topology 'nowhere'"),
         (("--vary", "models.0.model=vgg16,vgg61"), "vgg61"),
         (("--vary", "strategies.1.settings.fc_worker=1,2"), "has no setting 'fc_worker'"),
+        (
+            ("--vary", "strategies.1.settings.fc_worker=1,2", "--vary", "strategies.1.label=a,b"),
+            "no setting 'fc_worker'",
+        ),
+        (("--vary", "simulation.jitter.kind=uniform", "--vary", "simulation.jitter.spread=x"), "spread=x: is a text"),
+        (("--vary", "simulation.jitter.kind=uniform"), "uniform jitter without a spread"),
+        (("--vary", "profile=nowhere.json"), "no such file"),
+        (("--vary", "nodes=null,4"), "is not a whole number"),
+        (("--vary", "nodes=1e1"), "--vary nodes=10.0: is a number (10.0)"),
+        (("--vary", "network.rate=1_0Gbps"), "unknown unit '_0Gbps'"),
         (("--vary", "strategies.7.settings.fc_workers=1,2"), "has no entry 7"),
         (("--vary", "nodes=2,3", "-o", "/nowhere/sweep.csv"), "lies in no folder that exists"),
         (("--vary", "nodes=2,3", "-o", "/proc/sweep.csv"), "cannot be written"),
@@ -85,6 +95,47 @@ def test_without_dask_the_extra_is_named(small, monkeypatch):
     result = call("sweep", small, *RATES, "--scheduler", "tcp://127.0.0.1:8786")
     assert result.exit_code == 2
     assert "pip install 'stanza-sim[dask]'" in result.stderr
+
+
+STANZA_ALONE = ("--set", "strategies=[{strategy: stanza, settings: {fc_workers: 1}}]")
+
+
+def test_reasons_are_printed_once_with_their_number(small):
+    result = call("sweep", small, "--vary", "nodes=1,4", "--vary", "seed=1,2", "--jobs", 1)
+    assert result.exit_code == 0, result.output
+    assert "8 lines, 2 of them infeasible" in result.stdout
+    assert result.stdout.count("2 lines: stanza: fc_workers: 1 FC workers of 1 nodes leave 0 CONV workers;") == 1
+    data = json.loads(call("sweep", small, "--vary", "nodes=1,4", "--jobs", 1, "--json").stdout)
+    assert [one["lines"] for one in data["infeasible"]] == [1]
+    assert data["no_crossover_looked_for"] == []
+
+
+def test_a_sweep_that_predicts_nothing_fails_but_keeps_its_file(small, tmp_path):
+    out = tmp_path / "sweep.csv"
+    for more in ((), ("--json",)):
+        result = call("sweep", small, "--vary", "nodes=1", *STANZA_ALONE, "--jobs", 1, "-o", out, *more)
+        assert result.exit_code == 2
+        assert "none of 1 lines could be predicted" in result.stderr
+        assert "1 FC workers of 1 nodes" in result.stdout
+        assert "no crossover:" not in result.stdout
+    assert out.read_text().count(",no,") == 1
+
+
+def test_text_fits_80_columns(small, monkeypatch):
+    monkeypatch.chdir(small.parent)
+    vary = ("--vary", "simulation.jitter.kind=lognormal,uniform", "--vary", "simulation.jitter.spread=0.1,2")
+    result = call("sweep", small.name, *vary, "--set", "simulation.repeats=1", "--jobs", 1)
+    assert result.exit_code == 0, result.output
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "no crossover looked for along simulation.jitter.kind: lognormal is no number" in result.stdout
+
+
+def test_warnings_of_a_network_profile_are_said_once(small, network_profile):
+    result = call("sweep", small, "--vary", "network.rate=200Mbps,400Mbps", "--jobs", 1, "--profile", network_profile)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("warning: ") == 2
+    assert result.stderr.count("busy machine") == 1
+    assert result.stderr.count("no messages from a NIC of 400 Mbps") == 1
 
 
 def test_a_device_is_no_target(small):

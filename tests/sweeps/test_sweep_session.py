@@ -1,11 +1,14 @@
 """Sweeps end to end: what is computed, the file, crossovers, and workers."""
 
 import csv
+import importlib
 import pickle
+import sys
 from itertools import pairwise
 
 import pytest
 
+from stanza_sim import config
 from stanza_sim.errors import InputError
 from stanza_sim.experiment import load_experiment
 from stanza_sim.plan import cluster_of, plans_of
@@ -90,8 +93,88 @@ def test_files_of_other_sweeps_are_refused(small, tmp_path):
         with pytest.raises(InputError, match=r"of another sweep|varied other keys"):
             Sweep(str(small), output=out, **changed)
     small.write_text(small.read_text() + "description: changed\n")
-    with pytest.raises(InputError, match="of another sweep"):
+    with pytest.raises(InputError, match="since it was begun, experiment small has changed"):
         Sweep(str(small), vary=["nodes=2"], output=out)
+
+
+def test_a_sweep_does_not_go_on_where_a_file_changed_that_its_points_read(
+    small, tmp_path, monkeypatch, network_profile
+):
+    """A varied topology, a profile, and a model by import path: each is named; what was not used is no matter."""
+    star = tmp_path / "a.yaml"
+    text = config.find("topologies", "star").read_text()
+    star.write_text(text)
+    out = tmp_path / "sweep.csv"
+    arguments = {"vary": ["cluster=star,./a.yaml"], "profiles": [network_profile], "output": out}
+    swept(small, *arguments["vary"], profiles=[network_profile], output=out)
+    assert Sweep(str(small), **arguments).table.lines
+    written = out.read_text()
+    star.write_text(text + "\n# changed\n")
+    with pytest.raises(InputError, match=r"since it was begun, cluster \./a\.yaml has changed\n.*start anew"):
+        Sweep(str(small), **arguments)
+    star.write_text(text)
+    network_profile.write_text(network_profile.read_text() + " ")
+    with pytest.raises(InputError, match=r"profile network\.json has changed"):
+        Sweep(str(small), **arguments)
+    assert out.read_text() == written
+
+
+def test_a_sweep_does_not_go_on_where_a_model_by_import_path_changed(small, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    factory = tmp_path / "swept_tiny.py"
+    text = "from torch import nn\ndef tiny():\n    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))\n"
+    factory.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    small.write_text(small.read_text().replace("model: alexnet", "model: 'swept_tiny:tiny', input_shape: [8]"))
+    out = tmp_path / "sweep.csv"
+    swept(small, "nodes=2", output=out)
+    assert swept(small, "nodes=2", output=out).computed == 0
+    factory.write_text(text.replace("8, 4", "8, 16"))
+    sys.modules.pop("swept_tiny")
+    importlib.invalidate_caches()
+    with pytest.raises(InputError, match="since it was begun, model tiny has changed"):
+        Sweep(str(small), vary=["nodes=2"], output=out)
+
+
+def test_numbers_have_one_spelling_also_in_the_file(small, tmp_path):
+    out = tmp_path / "sweep.csv"
+    first = swept(small, "nodes=0x4,1_0", output=out)
+    assert first.points == (("4",), ("10",))
+    again = swept(small, "nodes=4,10", output=out)
+    assert (again.computed, swept_json(again)) == (0, swept_json(first))
+
+
+def test_what_goes_together_is_found_out_at_each_point(small):
+    kinds, spreads = "simulation.jitter.kind=lognormal,uniform", "simulation.jitter.spread=1e-1,2"
+    found = swept(small, kinds, spreads, overrides=["simulation.repeats=1"])
+    bad = {point for point in found.points if not all(line.feasible for line in found.table.lines[point])}
+    assert bad == {("uniform", "2")}
+    assert list(found.reasons.values()) == [1]
+    assert "uniform jitter with a spread of 2; its spread is below 1" in next(iter(found.reasons))
+
+
+def test_lines_say_what_their_network_profile_does_not_fit(small, tmp_path, network_profile):
+    out = tmp_path / "sweep.csv"
+    first = swept(small, "network.rate=200Mbps,10Gbps", profiles=[network_profile], output=out)
+    busy, kind = first.warnings
+    assert "busy machine" in busy
+    assert "no messages from a NIC of 10 Gbps" in kind
+    assert [kind in line.warnings for line in first.lines] == [False, False, True, True]
+    assert all("network: calibrated with single messages" in line.cost_source for line in first.lines)
+    assert swept(small, "network.rate=200Mbps,10Gbps", profiles=[network_profile], output=out).warnings == [busy, kind]
+
+
+def test_axes_without_anything_between_their_values_say_so(small):
+    def reasons(*vary):
+        return {(one.key, one.models): one.reason for one in swept(small, *vary).unlooked}
+
+    assert reasons("network.rate=1Gbps,10Gbps") == {}
+    assert reasons("cluster=star,ec2-p3-10", "nodes=2,4") == {("cluster", ()): "star is no number"}
+    assert reasons("nodes=4") == {("nodes", ()): "it has one value only"}
+    renamed = {("models.0.scale.bytes", ()): "it gives the model another name at each value"}
+    assert reasons("models.0.scale.bytes=1e-2,1") == renamed
+    none = swept(small, "nodes=1,2", overrides=["strategies=[{strategy: stanza, settings: {fc_workers: 1}}]"])
+    assert [one.reason for one in none.unlooked] == ["no rows can be built at two of its values"]
 
 
 def test_what_cannot_be_built_at_a_point_gets_a_line(small, tmp_path):
@@ -154,6 +237,32 @@ def driven(axis: Axis, speed) -> list:
             asked = driver.send([lines(float(ask.point[0]), ask) for ask in asked])
     except StopIteration as stop:
         return stop.value
+
+
+def test_a_bisection_that_breaks_off_says_between_what():
+    """Nothing can be built between 2 and 50, so the place is known no better than that."""
+    axis = Axis(key="x", values=("1.0", "100.0"))
+    (one,) = driven(axis, lambda x: {} if 2 < x < 50 else {"a": 30.0, "b": x})
+    assert (one.low, one.high) == (1.0, 100.0)
+    assert one.reason == "no row can be built at 10"
+    assert in_words(one, (axis,)) == "m: a gives way to b somewhere between 1 and 100 (x); no row can be built at 10"
+
+
+def test_a_place_next_to_zero_is_not_looked_for_without_end():
+    (one,) = driven(Axis(key="x", values=("0.0", "1.0")), lambda x: {"a": 1.0, "b": 2.0 if x > 0 else 0.0})
+    assert one.low == 0 < one.high < 1e-10
+    assert "in 40 steps" in one.reason
+
+
+def test_where_neither_end_can_be_built_a_third_row_may():
+    def speed(x):
+        return {"c": 20.0} if 2 < x < 50 else {"a": 30.0, "b": x}
+
+    found = driven(Axis(key="x", values=("1.0", "100.0")), speed)
+    assert [(one.below, one.above) for one in found] == [("a", "c"), ("c", "b")]
+    assert found[0].low <= 2 <= found[0].high
+    assert found[1].low <= 50 <= found[1].high
+    assert not any(one.reason for one in found)
 
 
 def test_bisection_finds_a_closed_form():

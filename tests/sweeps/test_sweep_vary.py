@@ -19,6 +19,11 @@ from stanza_sim.sweeps.vary import points, read_axes, read_axis, scale_of
         ("models=[vgg16, alexnet],[vgg19]", ["[vgg16, alexnet]", "[vgg19]"]),
         ("strategies.0.settings.bucket=1MiB..3MiB:1MiB", ["1MiB", "2MiB", "3MiB"]),
         ("cluster=../a.yaml,star", ["../a.yaml", "star"]),
+        ("nodes=0x4,1_0,+3,010,4", ["4", "10", "3"]),
+        ("nodes=0x2..1_0:4", ["2", "6", "10"]),
+        ("simulation.jitter.spread=1e-2,.5", ["0.01", "0.5"]),
+        ("simulation.jitter.spread=1e-2..3e-2:1e-2", ["0.01", "0.02", "0.03"]),
+        ('models.0.name="4",1e,true', ['"4"', "1e", "true"]),
     ],
 )
 def test_values(text, values):
@@ -70,6 +75,8 @@ def test_axes():
         ("a=1TFLOPS,2GFLOPS", "FLOPS"),
         ("a=1,ring", None),
         ("a=1Gbps,1MB", None),
+        ("a=1e-2,1e-7", ""),
+        ("a=0B,1MB", "B"),
     ],
 )
 def test_numbers_on_an_axis_are_written_as_they_are_read(text, unit):
