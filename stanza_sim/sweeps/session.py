@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stanza_sim import config
+from stanza_sim.config import Loaded
 from stanza_sim.errors import InputError
-from stanza_sim.experiment import load_experiment
+from stanza_sim.experiment import Experiment, load_experiment
 from stanza_sim.network_profile import read_either
 from stanza_sim.plan import model_of
 from stanza_sim.sweeps.crossover import Ask, Crossover, Unlooked, bisections, in_step, unlooked
 from stanza_sim.sweeps.inputs import KEYS, inputs_of
 from stanza_sim.sweeps.points import BETWEEN, Line, Request
 from stanza_sim.sweeps.table import Table, digest_of
-from stanza_sim.sweeps.vary import Axis, Point, check_values, points, read_axes
+from stanza_sim.sweeps.vary import Axis, Point, check_values, combinations, points, read_axes
 from stanza_sim.sweeps.workers import Workers, dask_workers, local_workers
 
 Tell = Callable[[str, int, int], None]
@@ -73,6 +74,7 @@ class Sweep:
         self.axes = read_axes(vary)
         self.points = points(self.axes)
         self._inputs: dict[tuple[str, ...], str] = {}
+        self._base: list[str] = []
         self.name = self._check_files()
         check_values(self.axes, self._try)
         self.table = Table(digest_of(overrides, self.axes), self.axes, output, self._inputs_of)
@@ -138,7 +140,7 @@ class Sweep:
 
     def _check_files(self) -> str:
         """Return the experiment's name; raise `InputError` for a file that every point needs and that is not there."""
-        loaded = load_experiment(self.experiment, self.overrides)
+        loaded = self._load_base()
         keys = [axis.key for axis in self.axes]
         if "cluster" not in keys:
             config.find("topologies", loaded.value.cluster, beside=loaded.path)
@@ -150,9 +152,23 @@ class Sweep:
             read_either(path)
         return loaded.value.name
 
+    def _load_base(self) -> Loaded[Experiment]:
+        """Load the experiment without what is varied or, if it needs some of that, with values that go together."""
+        try:
+            return load_experiment(self.experiment, self.overrides)
+        except InputError as error:
+            for changes in combinations(self.axes):
+                try:
+                    loaded = load_experiment(self.experiment, [*self.overrides, *changes])
+                except InputError:
+                    continue
+                self._base = changes
+                return loaded
+            raise error from None
+
     def _try(self, changes: Sequence[str]) -> None:
         """Raise `InputError` for values that are wrong, also a cluster, a profile and a model that are not there."""
-        loaded = load_experiment(self.experiment, [*self.overrides, *changes])
+        loaded = load_experiment(self.experiment, [*self.overrides, *self._base, *changes])
         keys = {change.partition("=")[0].partition(".")[0].strip() for change in changes}
         if "cluster" in keys:
             config.find("topologies", loaded.value.cluster, beside=loaded.path)
@@ -167,10 +183,11 @@ class Sweep:
         changes = [axis.override(value) for axis, value in zip(self.axes, point, strict=True)]
         mine = tuple(change for change in changes if change.partition("=")[0].partition(".")[0].strip() in KEYS)
         if mine not in self._inputs:
+            base = [*self.overrides, *self._base]
             try:
-                self._inputs[mine] = inputs_of(self.experiment, [*self.overrides, *mine], self.profiles)
+                self._inputs[mine] = inputs_of(self.experiment, [*base, *mine], self.profiles)
             except InputError:  # these do not go together, so nothing is predicted from them
-                self._inputs[mine] = inputs_of(self.experiment, self.overrides, self.profiles)
+                self._inputs[mine] = inputs_of(self.experiment, base, self.profiles)
         return self._inputs[mine]
 
     def _drop_half_a_point(self) -> None:

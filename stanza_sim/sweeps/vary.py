@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 from itertools import product
+from random import Random
 
 from stanza_sim import config, units
 from stanza_sim.errors import InputError
 
 MOST_POINTS = 100_000
 """A sweep of more points is taken to be a slip of the pen."""
+MOST_TRIED = 256
+"""So many combinations are tried before a value is refused."""
 _NUMBER = r"-?[0-9]+(?:\.[0-9]+)?"
 _FLOAT = re.compile(rf"{_NUMBER}(?:[eE][-+]?[0-9]+)?")
 _QUANTITY = re.compile(rf"({_NUMBER})\s*([^0-9.\s]\S*)")
@@ -230,23 +233,34 @@ def check_values(axes: Sequence[Axis], try_changes: Callable[[Sequence[str]], ob
     """Raise `InputError` for the first value that the experiment refuses, whatever else is varied with it.
 
     A value may need values of other keys of its section, such as `jitter.kind` one of `jitter.spread`: it is good if it
-    goes with some of those that these are given.
+    goes with some of those that these are given. Where these are many only a sample of their combinations is tried.
     """
     for i, axis in enumerate(axes):
         same = [j for j, other in enumerate(axes) if j == i or _section(other) == _section(axis)]
         for value in axis.values:
             if _refused([axis.override(value)], try_changes) is None:
                 continue
-            lists = [(value,) if j == i else axes[j].values for j in same]
+            near = [Axis(key=axis.key, values=(value,)) if j == i else axes[j] for j in same]
             first: InputError | None = None
-            for together in product(*lists):
-                changes = [axes[j].override(one) for j, one in zip(same, together, strict=True)]
+            for changes in combinations(near):
                 if (error := _refused(changes, try_changes)) is None:
                     break
                 first = first or error
             else:
                 if first is not None:
                     raise first
+
+
+def combinations(axes: Sequence[Axis]) -> Iterator[list[str]]:
+    """Yield what `--set` is given for combinations of values: of many a sample, always the same."""
+    count = math.prod(len(axis.values) for axis in axes)
+    some = range(count) if count <= MOST_TRIED else sorted(Random(0).sample(range(count), MOST_TRIED))
+    for index in some:
+        changes: list[str] = []
+        for axis in reversed(axes):
+            index, digit = divmod(index, len(axis.values))
+            changes.append(axis.override(axis.values[digit]))
+        yield changes[::-1]
 
 
 def _section(axis: Axis) -> str:

@@ -153,6 +153,29 @@ def test_what_goes_together_is_found_out_at_each_point(small):
     assert "uniform jitter with a spread of 2; its spread is below 1" in next(iter(found.reasons))
 
 
+def test_what_is_set_may_need_what_is_varied(small):
+    found = swept(
+        small,
+        "simulation.jitter.spread=0.1,0.2",
+        "nodes=2",
+        overrides=["simulation.jitter.kind=uniform", "simulation.repeats=1"],
+    )
+    assert [line.feasible for line in found.lines] == [True] * 4
+
+
+def test_a_wrong_value_among_many_is_refused_soon(small, monkeypatch):
+    tried = []
+
+    def load(*args):
+        tried.append(args)
+        return load_experiment(*args)
+
+    monkeypatch.setattr("stanza_sim.sweeps.session.load_experiment", load)
+    with pytest.raises(InputError, match="no setting 'fc_worker'"):
+        Sweep(str(small), vary=["strategies.1.settings.fc_worker=1,2", "strategies.0.settings.bucket=1MB..900MB:1MB"])
+    assert len(tried) < 300
+
+
 def test_lines_say_what_their_network_profile_does_not_fit(small, tmp_path, network_profile):
     out = tmp_path / "sweep.csv"
     first = swept(small, "network.rate=200Mbps,10Gbps", profiles=[network_profile], output=out)
