@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from stanza_sim.cli import app
 from stanza_sim.errors import RunError
+from stanza_sim.planner.choices import choices
 from stanza_sim.planner.crew import Crew
 from stanza_sim.schedule import parse
 
@@ -73,7 +74,12 @@ def test_text_ranks_and_explains(small):
     assert result.stderr == ""
 
 
-def test_the_network_profile_is_named_and_its_warnings_are_said_once(small, network_profile):
+def test_the_network_profile_is_named_and_its_warnings_are_said_once(small, network_profile, monkeypatch):
+    def rows_only(*args, **more):
+        some, out = choices(*args, **more)
+        return some[:2], out
+
+    monkeypatch.setattr("stanza_sim.planner.session.choices", rows_only)
     result = call("plan", small, *LIMIT, "--profile", network_profile, "--set", "network.rate=400Mbps")
     assert result.exit_code == 0, result.output
     assert "network: calibrated with single messages" in " ".join(result.stdout.split())
