@@ -135,7 +135,7 @@ def _range(what: str, found: Range | None, skipped: str, show: Callable[[float],
     if found is None:
         return f"{what}: not looked at, {skipped}"
     end = ", beyond which none of them fits" if found.full else ""
-    end += ", no time for more" if found.hurried else ""
+    end += ", no room in the limits for more" if found.hurried else ""
     looked = (
         f"(looked at {show(found.low)} to {show(found.high)}{end}, now {show(found.present)}; these plans, as they are)"
     )

@@ -1,8 +1,9 @@
-"""One plan: what bounds it and whether it fits, known once its schedule is built; then what simulating it says."""
+"""One plan: what bounds it roughly, told by its schedule; then its exact bound, whether it fits, and its simulation."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from stanza_sim.cluster import Cluster
@@ -11,15 +12,27 @@ from stanza_sim.errors import InputError
 from stanza_sim.experiment import Experiment, ModelEntry
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.network_profile import NetworkProfile
-from stanza_sim.plan import Plan, plan_for
+from stanza_sim.plan import Plan, cluster_of, plan_for
 from stanza_sim.planner.choices import Choice
 from stanza_sim.planner.memory import Memory, memory_of, too_much
 from stanza_sim.profiles import Profile
 from stanza_sim.run import of_network, predict, predicted_on
 from stanza_sim.simulate import Collectives, Prediction
-from stanza_sim.simulate.costs import HALF, costs_for
+from stanza_sim.simulate.costs import HALF, Costs, costs_for
+from stanza_sim.simulate.rough import rough_bound_s
 from stanza_sim.simulate.run import Case, collector_off
 from stanza_sim.timeline import Timeline
+
+SURE = 1e-9
+"""A bound below what it is compared with by less than this, relatively, may be a tie."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """Another link speed, or another batch per worker, to look at plans with; None leaves it as it is."""
+
+    rate_Bps: float | None = None
+    batch: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +60,23 @@ class Problem:
         """The schedule of a choice. Raises `InputError` where its settings do not fit."""
         return plan_for(self.loaded, self.cluster, self.entry, self.model, choice.entry)
 
+    def varied(self, variant: Variant) -> Problem:
+        """The same problem at another link speed or batch. Raises `InputError` for what the cluster cannot have."""
+        experiment, changed = self.loaded.value, self
+        if variant.rate_Bps is not None:
+            network = experiment.network.model_copy(update={"rate": variant.rate_Bps})
+            loaded = replace(self.loaded, value=experiment.model_copy(update={"network": network}))
+            changed = replace(changed, loaded=loaded, cluster=cluster_of(loaded))
+        if variant.batch is not None:
+            changed = replace(changed, entry=self.entry.model_copy(update={"batch_per_worker": variant.batch}))
+        return changed
+
+    def seen(self) -> tuple[Cluster, Costs]:
+        """The cluster as predictions see it, and what computing costs there."""
+        experiment = self.loaded.value
+        cluster = predicted_on(self.cluster, experiment, self.profile)
+        return cluster, costs_for(cluster, self.model, experiment.precision, self.profile)
+
     def predict(self, plan: Plan) -> Prediction:
         """Simulate a plan of this problem."""
         found = predict(plan, self.cluster, self.loaded, self.profile)
@@ -54,16 +84,39 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Appraisal:
-    """What is known of a choice before it is simulated.
+class Sketch:
+    """What a schedule alone tells: no order of its work trains more than `most_samples_per_s`.
 
-    No order of its work trains more than `most_samples_per_s`; `digest` is that of its schedule, `memory_nbytes` what
-    the rank that needs most needs. If it is `out`, `kind` and `reason` say why, and the rest says nothing.
+    `digest` is that of the schedule. Without one it could not be built, for `reason`.
     """
 
     most_samples_per_s: float = 0.0
     digest: str = ""
-    memory_nbytes: int = 0
+    reason: str = ""
+
+
+@collector_off()
+def sketch(problem: Problem, choice: Choice) -> Sketch:
+    """Build the schedule of a choice and bound it roughly, which costs about a tenth of `weigh`."""
+    try:
+        plan = problem.plan(choice)
+        bound_s = 0.0 if problem.by_chance else rough_bound_s(plan.schedule, plan.model, *problem.seen())
+    except InputError as error:
+        return Sketch(reason=error.one_line)
+    most = plan.schedule.global_batch / bound_s if bound_s > 0 else math.inf
+    return Sketch(most_samples_per_s=most, digest=plan.schedule.digest())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed:
+    """What is known of a choice once its schedule is checked, folded and lowered, and its simulation if it is worth it.
+
+    No order of its work trains more than `most_samples_per_s`. If it is `out`, `kind` and `reason` say why, and the
+    rest says nothing. There is no `score` where the bound says that it stays below what was asked for.
+    """
+
+    most_samples_per_s: float = 0.0
+    score: Score | None = None
     kind: str = ""
     reason: str = ""
 
@@ -74,34 +127,47 @@ class Appraisal:
 
 
 @collector_off()
-def appraise(problem: Problem, choice: Choice) -> Appraisal:
-    """Build the schedule of a choice, and find what bounds it and whether it fits the devices."""
+def weigh(problem: Problem, choice: Choice, least: float = 0.0, go_on: Callable[[], bool] = lambda: True) -> Weighed:
+    """Bound a choice, see whether it fits the devices and simulate it unless it stays below `least` samples/s.
+
+    Raises `RunError` if after an iteration of the simulation `go_on` says no.
+    """
     experiment = problem.loaded.value
     try:
         plan = problem.plan(choice)
-        cluster = predicted_on(problem.cluster, experiment, problem.profile)
+        cluster, costs = problem.seen()
         case = Case(
             plan.schedule,
             plan.model,
             cluster,
-            costs_for(cluster, plan.model, experiment.precision, problem.profile),
+            costs,
             by_chance=False,
             fold_ranks=True,
             collectives=Collectives(experiment.simulation.collectives),
             times=1,
         )
     except InputError as error:
-        return Appraisal(kind="infeasible", reason=error.one_line)
+        return Weighed(kind="infeasible", reason=error.one_line)
     needs = _needs(problem, plan, case)
     if (reason := too_much(cluster, needs)) is not None:
-        return Appraisal(kind="memory", reason=reason)
+        return Weighed(kind="memory", reason=reason)
     bound_s = case.bound_s
-    known = bound_s > 0 and not problem.by_chance
-    return Appraisal(
-        most_samples_per_s=plan.schedule.global_batch / bound_s if known else math.inf,
-        digest=plan.schedule.digest(),
+    most = plan.schedule.global_batch / bound_s if bound_s > 0 and not problem.by_chance else math.inf
+    if most * (1 + SURE) < least:
+        return Weighed(most_samples_per_s=most)
+    if problem.by_chance or experiment.simulation.repeats is not None:
+        prediction = problem.predict(plan)
+    else:  # what `predict` does, with the case that is there already
+        prediction = replace(case.predict(case.run(go_on=go_on)), cost_source=costs.source)
+        prediction = of_network(prediction, problem.cluster, problem.network, executed=False)
+    alike = prediction.timeline.multiplicity
+    score = Score(
+        choice=choice,
+        prediction=replace(prediction, timeline=Timeline(spans=(), iteration_end_s={}, multiplicity={})),
+        sent_bytes=sum(n * alike.get(rank, 1) for rank, n in prediction.sent_bytes.items()),
         memory_nbytes=max(need.nbytes for need in needs.values()),
     )
+    return Weighed(most_samples_per_s=most, score=score)
 
 
 def _needs(problem: Problem, plan: Plan, case: Case) -> dict[int, Memory]:
@@ -117,7 +183,7 @@ class Score:
     choice: Choice
     prediction: Prediction
     sent_bytes: int
-    memory_nbytes: int = 0
+    memory_nbytes: int
 
     @property
     def order(self) -> tuple[float, int, int, str]:
@@ -127,12 +193,3 @@ class Score:
         """
         name = self.choice.label
         return -float(f"{self.prediction.samples_per_s:.9g}"), int(float(f"{self.sent_bytes:.6g}")), len(name), name
-
-
-def score(problem: Problem, choice: Choice) -> Score:
-    """Simulate a choice. Raises `InputError` where it cannot be built."""
-    prediction = problem.predict(problem.plan(choice))
-    alike = prediction.timeline.multiplicity
-    sent = sum(n * alike.get(rank, 1) for rank, n in prediction.sent_bytes.items())
-    bare = Timeline(spans=(), iteration_end_s={}, multiplicity={})
-    return Score(choice=choice, prediction=replace(prediction, timeline=bare), sent_bytes=sent)

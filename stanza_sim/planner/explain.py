@@ -2,7 +2,7 @@
 
 Rate and batch are varied for the plans that were found, as they are: with their settings, which another search at
 another rate might choose differently. Looked at are factors of four up to `REACH` both ways; where the winner changes
-first, the place is found by bisection.
+first, the place is found by bisection. For each of the two, no more plans are looked at than the search may simulate.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from time import monotonic
 
 from stanza_sim.errors import InputError
-from stanza_sim.plan import cluster_of
-from stanza_sim.planner.assess import Problem, Score, appraise, score
+from stanza_sim.planner.assess import Score, Variant
 from stanza_sim.planner.choices import Choice
-from stanza_sim.planner.search import Found
+from stanza_sim.planner.crew import Crew
+from stanza_sim.planner.search import Found, Limits
 
 FACTOR, REACH = 4, 64
 CLOSE = 0.02
@@ -41,7 +41,7 @@ class Range:
     """Where the best plan stays the best as one value changes: `below` and `above` are the nearest changes, if any.
 
     `low` and `high` are the least and the greatest value that was looked at; `full` says that beyond `high` none of the
-    plans can be run any more, `hurried` that there was no time to look further, or closer.
+    plans can be run any more, `hurried` that there was no room in the limits to look further, or closer.
     """
 
     present: float
@@ -98,8 +98,11 @@ def per_thousand(one: Score) -> tuple[float, float, float]:
     return thousand * computing_s, thousand * p.exposed_comm_s, thousand * p.idle_s
 
 
-def explain(problem: Problem, found: Found, deadline_s: float | None) -> Explanation | None:
-    """Explain the best plan of `found`; what there is no time for is skipped, with the reason. None without a plan."""
+def explain(crew: Crew, index: int, found: Found, limits: Limits) -> Explanation | None:
+    """Explain the best plan of `found` for problem number `index` of `crew`; None without a plan.
+
+    What there is no room for in `limits` is skipped, with the reason.
+    """
     if found.best is None:
         return None
     others = found.best_of_others()
@@ -117,10 +120,12 @@ def explain(problem: Problem, found: Found, deadline_s: float | None) -> Explana
             )
             skipped[what] = rival
             continue
-        now_s = monotonic()
-        until_s = None if deadline_s is None else now_s + share * max(0.0, deadline_s - now_s)
+        now_s, until_s = monotonic(), limits.deadline_s
+        if until_s is not None:
+            until_s = now_s + share * max(0.0, until_s - now_s)
+        race = _Race(crew, index, contenders, replace(limits, deadline_s=until_s))
         try:
-            ranges[what] = look(problem, contenders, until_s)
+            ranges[what] = look(race)
         except _Skip as skip:
             skipped[what] = str(skip)
     return Explanation(
@@ -146,11 +151,38 @@ class _Skip(Exception):
     """There is a reason not to look at a range."""
 
 
-class _NoTime(_Skip):
-    """The deadline has passed."""
+class _NoRoom(_Skip):
+    """The deadline has passed, or there have been as many simulations as there may be."""
 
 
-def _rate(problem: Problem, contenders: Sequence[Choice], deadline_s: float | None) -> Range:
+class _Race:
+    """Which of the `contenders` for problem number `index` is the best, at one place after another within limits."""
+
+    def __init__(self, crew: Crew, index: int, contenders: Sequence[Choice], limits: Limits) -> None:
+        self.problem, self.contenders = crew.problems[index], contenders
+        self._crew, self._index, self._limits, self._run = crew, index, limits, 0
+
+    def best(self, variant: Variant) -> Choice | None:
+        """The best of them there; None if none of them can be run there. Raises `_NoRoom`."""
+        most, deadline_s = self._limits.max_evaluations, self._limits.deadline_s
+        self._run += len(self.contenders)
+        if most is not None and self._run > most:
+            raise _NoRoom("the number of evaluations is too small")
+        try:
+            found = self._crew.weigh(self._index, [(choice, 0.0) for choice in self.contenders], deadline_s, variant)
+        except InputError:
+            return None
+        scores: list[Score] = []
+        for one in found:
+            if one is None:
+                raise _NoRoom("there was no time left")
+            if one.score is not None:
+                scores.append(one.score)
+        return min(scores, key=lambda one: one.order).choice if scores else None
+
+
+def _rate(race: _Race) -> Range:
+    problem = race.problem
     cluster = problem.cluster
     if len({place.host for place in cluster.placement}) < 2:
         raise _Skip("all ranks are on one host")
@@ -158,35 +190,31 @@ def _rate(problem: Problem, contenders: Sequence[Choice], deadline_s: float | No
         raise _Skip("the network is as it was measured")
     present = min(nic.bandwidth_Bps for host in cluster.hosts for nic in host.nics)
 
-    def at(rate_Bps: float) -> Problem:
-        experiment = problem.loaded.value
-        network = experiment.network.model_copy(update={"rate": rate_Bps})
-        loaded = replace(problem.loaded, value=experiment.model_copy(update={"network": network}))
-        return replace(problem, loaded=loaded, cluster=cluster_of(loaded))
+    def best(rate_Bps: float) -> Choice | None:
+        return race.best(Variant(rate_Bps=rate_Bps))
 
-    return _range(at, contenders, present, deadline_s, lambda a, b: math.sqrt(a * b))
+    return _range(best, race.contenders[0], present, lambda a, b: math.sqrt(a * b))
 
 
-def _batch(problem: Problem, contenders: Sequence[Choice], deadline_s: float | None) -> Range:
-    def at(batch: float) -> Problem:
-        return replace(problem, entry=problem.entry.model_copy(update={"batch_per_worker": int(batch)}))
+def _batch(race: _Race) -> Range:
+    def best(batch: float) -> Choice | None:
+        return race.best(Variant(batch=int(batch)))
 
     def middle(a: float, b: float) -> float:
         return (int(a) + int(b)) // 2
 
-    return _range(at, contenders, problem.batch_per_worker, deadline_s, middle, whole=True)
+    return _range(best, race.contenders[0], race.problem.batch_per_worker, middle, whole=True)
 
 
 def _range(
-    at: Callable[[float], Problem],
-    contenders: Sequence[Choice],
+    best_at: Callable[[float], Choice | None],
+    winner: Choice,
     present: float,
-    deadline_s: float | None,
     middle: Callable[[float, float], float],
     *,
     whole: bool = False,
 ) -> Range:
-    winner, reached = contenders[0], [present]
+    reached = [present]
     turns: dict[bool, Turn | None] = {False: None, True: None}
     full = hurried = False
     try:
@@ -196,18 +224,18 @@ def _range(
                 value = value * FACTOR if up else value / FACTOR
                 if whole and (value := int(value)) < 1:
                     break
-                best = _best(at, value, contenders, deadline_s)
+                best = best_at(value)
                 if best is None:  # nothing fits any more
                     full = full or up
                     break
                 reached.append(value)
-                if best is winner:
+                if best == winner:
                     wins_at = value
                     continue
                 turns[up] = far = Turn(wins_at=wins_at, loses_at=value, by=best)
-                for near in _closer(at, winner, contenders, far, deadline_s, middle):
+                for near in _closer(best_at, winner, far, middle):
                     turns[up] = near
-    except _NoTime:
+    except _NoRoom:
         if len(reached) == 1:
             raise
         hurried = True
@@ -223,38 +251,15 @@ def _range(
 
 
 def _closer(
-    at: Callable[[float], Problem],
+    best_at: Callable[[float], Choice | None],
     winner: Choice,
-    contenders: Sequence[Choice],
     turn: Turn,
-    deadline_s: float | None,
     middle: Callable[[float, float], float],
 ) -> Iterator[Turn]:
     """Yield the place of a change, closer and closer."""
     while abs(turn.loses_at - turn.wins_at) > CLOSE * min(turn.loses_at, turn.wins_at):
         value = middle(turn.wins_at, turn.loses_at)
-        if value in (turn.wins_at, turn.loses_at) or (best := _best(at, value, contenders, deadline_s)) is None:
+        if value in (turn.wins_at, turn.loses_at) or (best := best_at(value)) is None:
             return
-        turn = replace(turn, wins_at=value) if best is winner else replace(turn, loses_at=value, by=best)
+        turn = replace(turn, wins_at=value) if best == winner else replace(turn, loses_at=value, by=best)
         yield turn
-
-
-def _best(
-    at: Callable[[float], Problem], value: float, contenders: Sequence[Choice], deadline_s: float | None
-) -> Choice | None:
-    """The best of `contenders` at a value of what is varied; None if none of them can be run there."""
-    try:
-        problem = at(value)
-    except InputError:
-        return None
-    best: Score | None = None
-    for choice in contenders:
-        if deadline_s is not None and monotonic() >= deadline_s:
-            raise _NoTime("there was no time left")
-        known = appraise(problem, choice)
-        if known.out or (best is not None and known.most_samples_per_s < best.prediction.samples_per_s):
-            continue
-        one = score(problem, choice)
-        if best is None or one.order < best.order:
-            best = one
-    return None if best is None else best.choice

@@ -1,11 +1,15 @@
 """The search for the best plan of a model: bounds prune, simulation decides.
 
 1. Rows of the experiment and defaults of strategies are simulated, whatever their bounds.
-2. Every other choice is appraised: its schedule is built and bounded; what does not fit is left out, and what builds a
-   schedule that is known already is passed over. With a deadline some of what is known is simulated in between, the
-   highest bound first, so that there is a good plan whenever time is up.
-3. The rest is simulated, the highest bound first, until no bound is left that could win. What could not win is still
-   simulated where it could be the best of all strategies but the winner's: the runner-up is as certain as the winner.
+2. Of every other choice a sketch is made: its schedule is built and bounded roughly, which is a tenth of the work of
+   checking, lowering and bounding it exactly. What builds a schedule that is known already is passed over.
+3. The rest is weighed, the highest bound first, until no bound is left that could win: bounded exactly, left out if it
+   does not fit, and simulated if the exact bound, too, could win. What could not win is still simulated where it could
+   be the best of all strategies but the winner's: the runner-up is as certain as the winner.
+
+With a deadline, once a share of the time has gone into sketches, weighing begins with what is known by then, and the
+two alternate, so that there is a good plan whenever time is up. With a number of evaluations only so many times as
+many choices are sketched.
 
 Choices are taken in batches of a fixed size, so that the order, and with it the answer, is the same on any number of
 cores. Without a deadline the answer depends on nothing but the experiment and the number of evaluations.
@@ -18,14 +22,16 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from time import monotonic
 
-from stanza_sim.planner.assess import Appraisal, Score
+from stanza_sim.planner.assess import SURE, Score, Sketch
 from stanza_sim.planner.choices import Choice, LeftOut
 from stanza_sim.planner.crew import Crew
 
-APPRAISED_AT_ONCE, SCORED_AT_ONCE = 32, 8
+SKETCHED_AT_ONCE, WEIGHED_AT_ONCE = 32, 8
 """Sizes of batches."""
-SURE = 1e-9
-"""A bound below the best by less than this, relatively, may be a tie and is simulated."""
+SKETCHING = 0.3
+"""The share of the time after which weighing begins, whether all choices are sketched or not."""
+SKETCHED_FOR_EACH = 16
+"""Of so many choices, for each that may be simulated, there are sketches."""
 
 Tell = Callable[[int, int], None]
 """Told how many choices are dealt with, and of how many."""
@@ -46,10 +52,6 @@ class Limits:
 
     deadline_s: float | None = None
     max_evaluations: int | None = None
-
-    def over(self) -> bool:
-        """Whether the time is up."""
-        return self.deadline_s is not None and monotonic() >= self.deadline_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,7 +97,7 @@ class Search:
         tell: Tell = lambda done, total: None,
     ) -> None:
         self._crew, self._problem, self._choices, self._limits, self._tell = crew, problem, choices, limits, tell
-        self._known: dict[int, Appraisal] = {}
+        self._known: dict[int, Sketch] = {}
         self._scores: dict[int, Score] = {}
         self._digests: dict[str, int] = {}
         self._same = 0
@@ -106,23 +108,32 @@ class Search:
     def run(self) -> None:
         """Search until done or stopped; an interruption (Ctrl-C) ends the search and is noted in `found`."""
         try:
-            first = [i for i, c in enumerate(self._choices) if c.first]
-            rest = [i for i, c in enumerate(self._choices) if not c.first]
-            rows = replace(self._limits, deadline_s=None)  # rows and defaults are simulated in any case
-            fresh = self._appraise(first, rows)
-            for at in range(0, len(fresh), SCORED_AT_ONCE):
-                if not self._score(fresh[at : at + SCORED_AT_ONCE], rows):
-                    return
-            waiting: list[int] = []
-            for at in range(0, len(rest), APPRAISED_AT_ONCE):
-                waiting += self._appraise(rest[at : at + APPRAISED_AT_ONCE], self._limits)
-                if self._stop is not Stop.COMPLETE:
-                    return
-                if self._limits.deadline_s is not None and not self._best_first(waiting, most=SCORED_AT_ONCE):
-                    return
-            self._best_first(waiting)
+            self._run()
         except KeyboardInterrupt:
             self._stop = Stop.INTERRUPTED
+
+    def _run(self) -> None:
+        first = [i for i, c in enumerate(self._choices) if c.first]
+        rest = [i for i, c in enumerate(self._choices) if not c.first]
+        limits, began_s = self._limits, monotonic()
+        rows = replace(limits, deadline_s=None)  # rows and defaults are simulated in any case
+        fresh = self._sketch(first, rows)
+        while fresh:
+            if not self._weigh(fresh, rows, least=lambda i: 0.0):
+                return
+        if limits.max_evaluations is not None:
+            rest = rest[: SKETCHED_FOR_EACH * limits.max_evaluations]
+        waiting: list[int] = []
+        for at in range(0, len(rest), SKETCHED_AT_ONCE):
+            waiting += self._sketch(rest[at : at + SKETCHED_AT_ONCE], limits)
+            if self._stop is not Stop.COMPLETE:
+                return
+            if limits.deadline_s is not None:
+                begin_s = began_s + SKETCHING * (limits.deadline_s - began_s)
+                if monotonic() >= begin_s and not self._best_first(waiting, most=WEIGHED_AT_ONCE):
+                    return
+        if self._best_first(waiting) and len(first) + len(rest) < len(self._choices):
+            self._stop = Stop.EVALUATIONS
 
     def found(self) -> Found:
         """What has been found so far."""
@@ -141,70 +152,74 @@ class Search:
 
     # ---- stages ----------------------------------------------------------------------------------------------
 
-    def _appraise(self, which: Sequence[int], limits: Limits) -> list[int]:
-        """Appraise choices; return those that can be run and whose schedule is new."""
+    def _sketch(self, which: Sequence[int], limits: Limits) -> list[int]:
+        """Sketch choices; return those that can be built and whose schedule is new."""
         fresh: list[int] = []
-        found = self._crew.appraise(self._problem, [self._choices[i] for i in which], limits.deadline_s)
-        for i, known in zip(which, found, strict=False):
+        found = self._crew.sketch(self._problem, [self._choices[i] for i in which], limits.deadline_s)
+        for i, known in zip(which, found, strict=True):
+            if known is None:
+                self._stop = Stop.BUDGET
+                continue
             self._known[i] = known
-            if known.out:
-                self._out.append(LeftOut(choice=self._choices[i], kind=known.kind, reason=known.reason))
+            if not known.digest:
+                self._out.append(LeftOut(choice=self._choices[i], kind="infeasible", reason=known.reason))
             elif known.digest in self._digests:
                 self._same += 1
             else:
                 self._digests[known.digest] = i
                 fresh.append(i)
         self._progress()
-        if len(found) < len(which):
-            self._stop = Stop.BUDGET
         return fresh
 
     def _best_first(self, waiting: list[int], *, most: int | None = None) -> bool:
-        """Simulate choices of `waiting` that could matter, `most` of them, and take them out of it.
+        """Weigh choices of `waiting` that could matter, `most` of them, and take them out of it.
 
         Returns whether there is room for more.
         """
         waiting.sort(key=lambda i: (-self._known[i].most_samples_per_s, i))
-        done = 0
-        while waiting and (most is None or done < most):
-            matters = self._matters()
-            self._pruned.update(i for i in waiting if not matters(i))
+        left = len(waiting) if most is None else most
+        while waiting and left > 0:
+            least = self._least()
+            self._pruned.update(i for i in waiting if self._known[i].most_samples_per_s * (1 + SURE) < least(i))
             waiting[:] = [i for i in waiting if i not in self._pruned]
             self._progress()
-            batch, waiting[:] = waiting[:SCORED_AT_ONCE], waiting[SCORED_AT_ONCE:]
-            if batch and not self._score(batch, self._limits):
+            left -= WEIGHED_AT_ONCE
+            if waiting and not self._weigh(waiting, self._limits, least):
                 return False
-            done += len(batch)
         return True
 
-    def _matters(self) -> Callable[[int], bool]:
-        """Whether a choice could be the best, or the best of all strategies but the best one's, as far as is known."""
+    def _least(self) -> Callable[[int], float]:
+        """What a choice must reach to be the best, or the best of all strategies but the best one's, so far."""
         ranked = sorted(self._scores.values(), key=lambda one: one.order)
         if not ranked:
-            return lambda i: True
+            return lambda i: 0.0
         winner, best = ranked[0].choice.strategy, ranked[0].prediction.samples_per_s
         others = (one.prediction.samples_per_s for one in ranked if one.choice.strategy != winner)
         second = next(others, 0.0)
+        return lambda i: best if self._choices[i].strategy == winner else second
 
-        def matters(i: int) -> bool:
-            at_most = self._known[i].most_samples_per_s * (1 + SURE)
-            return at_most >= (best if self._choices[i].strategy == winner else second)
-
-        return matters
-
-    def _score(self, batch: Sequence[int], limits: Limits) -> bool:
-        """Simulate a batch; return whether there is room for more."""
+    def _weigh(self, waiting: list[int], limits: Limits, least: Callable[[int], float]) -> bool:
+        """Weigh the first batch of `waiting` and take it out; return whether there is room for more."""
+        room = WEIGHED_AT_ONCE
         if limits.max_evaluations is not None:
-            room = limits.max_evaluations - len(self._scores)
-            if room < len(batch):
-                batch, self._stop = batch[:room], Stop.EVALUATIONS
-        found = self._crew.score(self._problem, [self._choices[i] for i in batch], limits.deadline_s)
-        for i, one in zip(batch, found, strict=False):
-            self._scores[i] = replace(one, memory_nbytes=self._known[i].memory_nbytes)
+            room = min(room, limits.max_evaluations - len(self._scores))
+            if room <= 0:
+                self._stop = Stop.EVALUATIONS
+                return False
+        batch, waiting[:] = waiting[:room], waiting[room:]
+        some = [(self._choices[i], least(i)) for i in batch]
+        for i, one in zip(batch, self._crew.weigh(self._problem, some, limits.deadline_s), strict=True):
+            if one is None:
+                self._stop = Stop.BUDGET
+            elif one.out:
+                self._out.append(LeftOut(choice=self._choices[i], kind=one.kind, reason=one.reason))
+            elif one.score is None:
+                self._pruned.add(i)
+            else:
+                self._scores[i] = one.score
         self._progress()
-        if len(found) < len(batch):
-            self._stop = Stop.BUDGET
-        return self._stop is not Stop.EVALUATIONS and len(found) == len(batch)
+        return self._stop is not Stop.BUDGET
 
     def _progress(self) -> None:
-        self._tell(len(self._known) + len(self._scores) + len(self._pruned), 2 * len(self._choices))
+        weighed = len(self._scores) + len(self._pruned) + self._same + len(self._out) - self._none_of
+        self._tell(len(self._known) + weighed, 2 * len(self._choices))

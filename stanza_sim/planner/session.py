@@ -92,8 +92,9 @@ def plan_experiment(
     """Search the best plan of every model of an experiment.
 
     `budget_s` is for all models together and counts from now: each gets an equal share of what is left. Rows of the
-    experiment and defaults of strategies are simulated however short it is. `max_evaluations` is for each model. Ctrl-C
-    ends the search with what has been found. Raises `InputError` and `RunError`.
+    experiment and defaults of strategies are simulated however short it is. `max_evaluations` is for each model. Both
+    limits hold for the explanation as well. Ctrl-C ends the search with what has been found. Raises `InputError` and
+    `RunError`.
     """
     end_s = None if budget_s is None else monotonic() + budget_s
     loaded = load_experiment(name_or_path, overrides)
@@ -130,7 +131,10 @@ def plan_experiment(
             explanation = None
             if not interrupted:
                 try:
-                    explanation = explain(problem, found, None if share_s is None else now_s + share_s)
+                    end = Limits(
+                        deadline_s=None if share_s is None else now_s + share_s, max_evaluations=max_evaluations
+                    )
+                    explanation = explain(crew, i, found, end)
                 except KeyboardInterrupt:
                     interrupted, found = True, replace(found, stop=Stop.INTERRUPTED)
             best = None if found.best is None else row(problem, found.best, whole=True)

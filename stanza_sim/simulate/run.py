@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from stanza_sim.cluster.cluster import Cluster
-from stanza_sim.errors import InputError
+from stanza_sim.errors import InputError, RunError
 from stanza_sim.measures import op_seconds, steady_iteration_s, waiting
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Schedule, Transfer, UnitKind, check
@@ -238,13 +238,19 @@ class Case:
         *,
         max_iterations: int = 40,
         stop: Event | None = None,
+        go_on: Callable[[], bool] = lambda: True,
     ) -> Outcome:
-        """Simulate with these draws, and the `background` traffic instead of the cluster's."""
+        """Simulate with these draws, and the `background` traffic instead of the cluster's.
+
+        Raises `RunError` if `stop` is set, or if after an iteration `go_on` says no.
+        """
         ends: list[tuple[float, ...]] = []
         window = (0, 0)
 
         def enough(known: list[tuple[float, ...]]) -> bool:
             nonlocal ends, window
+            if not go_on():
+                raise RunError("the simulation was stopped")
             if self.by_chance:  # iterations that look alike do not end it
                 found = (WARM_UP, WARM_UP + MEASURED) if len(known[0]) > WARM_UP + MEASURED else None
             else:

@@ -113,15 +113,15 @@ def test_several_searches_by_a_launcher_are_refused(small):
 
 def test_ctrl_c_prints_the_best_so_far(small, monkeypatch):
     calls = []
-    real = Crew.score
+    real = Crew.weigh
 
-    def scoring(self, *args):
+    def weighing(self, *args):
         calls.append(args)
         if len(calls) > 1:
             raise KeyboardInterrupt
         return real(self, *args)
 
-    monkeypatch.setattr(Crew, "score", scoring)
+    monkeypatch.setattr(Crew, "weigh", weighing)
     result = call("plan", small, "--json", "--jobs", 1)
     assert result.exit_code == 130
     assert "interrupted: the best plans so far" in result.stderr

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from stanza_sim.experiment import load_experiment
-from stanza_sim.planner.assess import score
+from stanza_sim.planner.assess import weigh
 from stanza_sim.planner.choices import choices
 from stanza_sim.planner.crew import Crew
 from stanza_sim.planner.explain import explain
@@ -19,14 +19,15 @@ def found_for(path, *overrides):
     problem = problems_of(load_experiment(str(path), [BATCH, *overrides]), [])[0]
     rows = problem.loaded.value.strategies
     some, _ = choices(problem.model, world_size=4, batch_per_worker=32, local_size=1, rows=rows, names=("all_reduce",))
-    search = Search(Crew([problem], None), 0, some[:6], Limits())
+    crew = Crew([problem], None)
+    search = Search(crew, 0, some[:6], Limits())
     search.run()
-    return problem, search.found()
+    return crew, search.found()
 
 
 def test_beyond_the_rate_at_which_it_turns_another_plan_wins(small):
-    problem, found = found_for(small)
-    why = explain(problem, found, None)
+    crew, found = found_for(small)
+    why = explain(crew, 0, found, Limits())
     assert why is not None
     assert why.rate is not None
     turn = why.rate.above
@@ -35,13 +36,13 @@ def test_beyond_the_rate_at_which_it_turns_another_plan_wins(small):
     assert turn.loses_at == pytest.approx(turn.wins_at, rel=0.03)
     for rate_Bps, best_wins in ((turn.wins_at, True), (turn.loses_at, False)):
         there = problems_of(load_experiment(str(small), [BATCH, f"network.rate={rate_Bps * 8e-9:.9f}Gbps"]), [])[0]
-        best, other = score(there, found.best.choice), score(there, turn.by)
+        best, other = weigh(there, found.best.choice).score, weigh(there, turn.by).score
         assert (best.order < other.order) is best_wins
 
 
 def test_losses_add_up_to_the_difference(small):
-    problem, found = found_for(small)
-    why = explain(problem, found, None)
+    crew, found = found_for(small)
+    why = explain(crew, 0, found, Limits())
     assert why is not None
     assert why.loss is not None
     assert why.runner_up is not None
@@ -51,16 +52,16 @@ def test_losses_add_up_to_the_difference(small):
 
 
 def test_without_time_nothing_is_looked_at(small):
-    problem, found = found_for(small)
-    why = explain(problem, found, 0.0)
+    crew, found = found_for(small)
+    why = explain(crew, 0, found, Limits(deadline_s=0.0))
     assert why is not None
     assert (why.rate, why.batch) == (None, None)
     assert set(why.skipped.values()) == {"there was no time left"}
 
 
 def test_batches_that_no_plan_can_have_end_the_range(small):
-    problem, found = found_for(small, "batch_per_worker=2000")
-    why = explain(problem, found, None)
+    crew, found = found_for(small, "batch_per_worker=2000")
+    why = explain(crew, 0, found, Limits())
     assert why is not None
     assert why.batch is not None
     assert why.batch.full
@@ -68,11 +69,11 @@ def test_batches_that_no_plan_can_have_end_the_range(small):
 
 
 def test_without_a_rival_there_is_nothing_to_compare(small):
-    problem, found = found_for(small)
+    crew, found = found_for(small)
     winner = found.best.choice.strategy
     alone = replace(found, ranked=tuple(one for one in found.ranked if one.choice.strategy == winner))
-    why = explain(problem, alone, None)
+    why = explain(crew, 0, alone, Limits())
     assert why is not None
     assert (why.runner_up, why.rate, why.batch) == (None, None, None)
     nothing = replace(found, ranked=())
-    assert explain(problem, nothing, None) is None
+    assert explain(crew, 0, nothing, Limits()) is None

@@ -5,7 +5,7 @@ import pytest
 from stanza_sim import strategies
 from stanza_sim.experiment import load_experiment
 from stanza_sim.model import zoo
-from stanza_sim.planner.assess import appraise
+from stanza_sim.planner.assess import weigh
 from stanza_sim.planner.choices import Choice
 from stanza_sim.planner.memory import memory_of, not_judged
 from stanza_sim.planner.session import problems_of
@@ -71,7 +71,7 @@ def test_an_fc_worker_holds_its_part_for_all_its_conv_workers():
 
 def test_what_does_not_fit_is_out_and_says_why(small):
     problem = problems_of(load_experiment(str(small), ["batch_per_worker=8000"]), [])[0]
-    known = appraise(problem, Choice(entry=problem.loaded.value.strategies[0]))
+    known = weigh(problem, Choice(entry=problem.loaded.value.strategies[0]))
     assert (known.out, known.kind) == (True, "memory")
     assert "most of it for activations, V100 has 16 GB" in known.reason
 

@@ -7,7 +7,7 @@ import pytest
 
 from stanza_sim import strategies
 from stanza_sim.experiment import StrategyEntry, load_experiment
-from stanza_sim.planner.assess import Problem, Score, appraise, score
+from stanza_sim.planner.assess import Problem, Score, sketch, weigh
 from stanza_sim.planner.choices import Choice, as_yaml, choices, in_words, local_size
 from stanza_sim.planner.crew import Crew, crew_of
 from stanza_sim.planner.search import Limits, Search, Stop
@@ -42,7 +42,7 @@ def searched(problem: Problem, some: Sequence[Choice], limits: Limits | None = N
 def test_the_winner_and_the_runner_up_are_those_of_trying_everything(small, rate):
     problem = problem_of(small, f"network.rate={rate}")
     some = choices_of(problem, OLD, most=30)
-    everything: list[Score] = sorted((score(problem, c) for c in some), key=lambda one: one.order)
+    everything: list[Score] = sorted((weigh(problem, c).score for c in some), key=lambda one: one.order)
     found = searched(problem, some).found()
     assert found.stop is Stop.COMPLETE
     assert found.best is not None
@@ -59,8 +59,10 @@ def test_the_winner_and_the_runner_up_are_those_of_trying_everything(small, rate
 def test_nothing_that_is_pruned_could_have_won(small):
     problem = problem_of(small)
     for choice in choices_of(problem, OLD, most=12):
-        known, simulated = appraise(problem, choice), score(problem, choice)
-        assert simulated.prediction.samples_per_s <= known.most_samples_per_s * (1 + 1e-9)
+        rough, exact = sketch(problem, choice), weigh(problem, choice)
+        assert exact.score is not None
+        assert exact.score.prediction.samples_per_s <= exact.most_samples_per_s * (1 + 1e-9)
+        assert exact.most_samples_per_s <= rough.most_samples_per_s * (1 + 1e-9)
 
 
 def test_rows_of_the_experiment_come_first_and_keep_their_labels(small):
@@ -91,16 +93,16 @@ def test_rows_are_simulated_even_without_time(small):
 def test_an_interruption_keeps_what_was_found(small, monkeypatch):
     problem = problem_of(small)
     crew = Crew([problem], None)
-    real = crew.score
+    real = crew.weigh
     calls = []
 
-    def scoring(*args):
+    def weighing(*args):
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(crew, "score", scoring)
+    monkeypatch.setattr(crew, "weigh", weighing)
     search = Search(crew, 0, choices_of(problem, OLD), Limits())
     search.run()
     found = search.found()
