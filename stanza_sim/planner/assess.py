@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -20,11 +21,14 @@ from stanza_sim.run import of_network, predict, predicted_on
 from stanza_sim.simulate import Collectives, Prediction
 from stanza_sim.simulate.costs import HALF, Costs, costs_for
 from stanza_sim.simulate.rough import rough_bound_s
-from stanza_sim.simulate.run import Case, collector_off
+from stanza_sim.simulate.run import Case, collector_off, part_count
 from stanza_sim.timeline import Timeline
 
 SURE = 1e-9
 """A bound below what it is compared with by less than this, relatively, may be a tie."""
+
+ALIKE = 0.05
+"""Bounds that differ by less than about this, relatively, promise about the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,12 +91,22 @@ class Problem:
 class Sketch:
     """What a schedule alone tells: no order of its work trains more than `most_samples_per_s`.
 
-    `digest` is that of the schedule. Without one it could not be built, for `reason`.
+    `parts` is how much ranks do, part by part, which is about what simulating it costs. `digest` is that of the
+    schedule. Without one it could not be built, for `reason`.
     """
 
     most_samples_per_s: float = 0.0
+    parts: int = 0
     digest: str = ""
     reason: str = ""
+
+    @property
+    def promise(self) -> tuple[int, int]:
+        """What sketches are ordered by: the bound in steps of `ALIKE`, then the cost of simulating it."""
+        most = self.most_samples_per_s
+        if not 0 < most < math.inf:
+            return (-sys.maxsize if most else 0), self.parts
+        return -math.floor(math.log(most) / math.log(1 + ALIKE)), self.parts
 
 
 @collector_off()
@@ -104,7 +118,7 @@ def sketch(problem: Problem, choice: Choice) -> Sketch:
     except InputError as error:
         return Sketch(reason=error.one_line)
     most = plan.schedule.global_batch / bound_s if bound_s > 0 else math.inf
-    return Sketch(most_samples_per_s=most, digest=plan.schedule.digest())
+    return Sketch(most_samples_per_s=most, parts=part_count(plan.schedule), digest=plan.schedule.digest())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

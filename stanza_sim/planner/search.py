@@ -3,9 +3,10 @@
 1. Rows of the experiment and defaults of strategies are simulated, whatever their bounds.
 2. Of every other choice a sketch is made: its schedule is built and bounded roughly, which is a tenth of the work of
    checking, lowering and bounding it exactly. What builds a schedule that is known already is passed over.
-3. The rest is weighed, the highest bound first, until no bound is left that could win: bounded exactly, left out if it
-   does not fit, and simulated if the exact bound, too, could win. What could not win is still simulated where it could
-   be the best of all strategies but the winner's: the runner-up is as certain as the winner.
+3. The rest is weighed, the highest bound first and of about equal ones the cheapest to simulate, until no bound is
+   left that could win: bounded exactly, left out if it does not fit, and simulated if the exact bound, too, could win.
+   What could not win is still simulated where it could be the best of all strategies but the winner's: the runner-up
+   is as certain as the winner.
 
 With a deadline, once a share of the time has gone into sketches, weighing begins with what is known by then, and the
 two alternate, so that there is a good plan whenever time is up. With a number of evaluations only so many times as
@@ -176,7 +177,7 @@ class Search:
 
         Returns whether there is room for more.
         """
-        waiting.sort(key=lambda i: (-self._known[i].most_samples_per_s, i))
+        waiting.sort(key=lambda i: (*self._known[i].promise, i))
         left = len(waiting) if most is None else most
         while waiting and left > 0:
             least = self._least()

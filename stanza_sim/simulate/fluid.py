@@ -19,6 +19,8 @@ from stanza_sim.errors import InputError, RunError
 
 TIE = 1e-12
 """Relative tolerance: levels, and finish times, that differ by less are one."""
+MOST_KNOWN = 200_000
+"""So many solved rates are kept; then they are forgotten, and kept anew."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -42,6 +44,7 @@ class Activity:
     serial: int = field(default=0, init=False)
     served: float = field(default=0.0, init=False)  # work done until `since_s`
     limit: int = field(default=-1, init=False)
+    kind: int = field(default=-1, init=False)  # among those that demand and are worth the same
 
 
 class FluidShare:
@@ -57,6 +60,10 @@ class FluidShare:
         self._fresh: list[Activity] = []  # started since the last solve
         self._heap: list[tuple[float, int, Activity]] = []
         self._serial = 0
+        # Iterations are alike, so the same activities meet again and again: their rates are solved once.
+        self._kinds: dict[tuple[tuple[tuple[int, float], ...], float, float], int] = {}
+        self._known: dict[tuple[int, ...], tuple[list[float], list[int]]] = {}
+        self._kept = 0
 
     @property
     def dirty(self) -> bool:
@@ -67,6 +74,8 @@ class FluidShare:
         """Let a resource have another capacity from the next `solve` on."""
         if capacity != self.capacities[resource]:
             self.capacities[resource] = capacity
+            self._known.clear()
+            self._kept = 0
             self._changed[resource] = None
 
     def used(self, resource: int) -> float:
@@ -79,6 +88,7 @@ class FluidShare:
         activity.serial = self._serial
         activity.remaining, activity.since_s = activity.work, now_s
         activity.rate, activity.finish_s = 0.0, inf
+        activity.kind = self._kinds.setdefault((activity.usage, activity.phi, activity.cap), len(self._kinds))
         for q, demand in activity.usage:
             self._users[q][activity] = demand
             self._changed[q] = None
@@ -135,7 +145,7 @@ class FluidShare:
         self._changed.clear()
         self._fresh.clear()
         activities = sorted(seen, key=lambda a: a.serial)
-        for a, rate in zip(activities, fair_rates(activities, self.capacities), strict=True):
+        for a, rate in zip(activities, self._rates(activities), strict=True):
             if rate == a.rate and a.finish_s < inf:
                 continue
             if a.rate > 0:
@@ -148,6 +158,22 @@ class FluidShare:
             a.finish_s = now_s + a.remaining / rate
             if a.finish_s < inf:
                 heappush(self._heap, (a.finish_s, a.serial, a))
+
+    def _rates(self, activities: Sequence[Activity]) -> list[float]:
+        """`fair_rates` on this share's capacities."""
+        alike = tuple([a.kind for a in activities])
+        known = self._known.get(alike)
+        if known is None:
+            rates = fair_rates(activities, self.capacities)
+            if self._kept > MOST_KNOWN:
+                self._known.clear()
+                self._kept = 0
+            self._known[alike] = rates, [a.limit for a in activities]
+            self._kept += len(rates)
+            return rates
+        for a, limit in zip(activities, known[1], strict=True):
+            a.limit = limit
+        return known[0]
 
 
 def fair_rates(activities: Sequence[Activity], capacities: Sequence[float] | dict[int, float]) -> list[float]:
