@@ -59,6 +59,26 @@ def test_without_time_nothing_is_looked_at(small):
     assert set(why.skipped.values()) == {"there was no time left"}
 
 
+def test_no_more_plans_are_looked_at_than_may_be(small, monkeypatch):
+    crew, found = found_for(small)
+    real, run = crew.weigh, []
+
+    def weighing(index, some, deadline_s, variant):
+        run.append((variant.rate_Bps is None, len(some)))
+        return real(index, some, deadline_s, variant)
+
+    monkeypatch.setattr(crew, "weigh", weighing)
+    why = explain(crew, 0, found, Limits(max_evaluations=5))
+    assert why is not None
+    assert why.rate is not None
+    assert why.rate.hurried
+    for batches in (False, True):
+        assert 0 < sum(count for batch, count in run if batch is batches) <= 5
+    why = explain(crew, 0, found, Limits(max_evaluations=1))
+    assert why is not None
+    assert set(why.skipped.values()) == {"the number of evaluations is too small"}
+
+
 def test_batches_that_no_plan_can_have_end_the_range(small):
     crew, found = found_for(small, "batch_per_worker=2000")
     why = explain(crew, 0, found, Limits())

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from stanza_sim import strategies
+from stanza_sim.errors import RunError
 from stanza_sim.experiment import StrategyEntry, load_experiment
 from stanza_sim.planner.assess import Problem, Score, sketch, weigh
 from stanza_sim.planner.choices import Choice, as_yaml, choices, in_words, local_size
 from stanza_sim.planner.crew import Crew, crew_of
-from stanza_sim.planner.search import Limits, Search, Stop
+from stanza_sim.planner.search import SKETCHED_FOR_EACH, Limits, Search, Stop
 from stanza_sim.planner.session import problems_of
 
 OLD = ("all_reduce", "parameter_server", "stanza")
@@ -79,6 +80,44 @@ def test_evaluations_are_limited_and_the_answer_is_reproducible(small):
     assert (found.evaluated, found.stop) == (6, Stop.EVALUATIONS)
     assert found.unreached == len(some) - 6 - found.pruned - found.same - len(found.left_out) > 0
     assert searched(problem, some, Limits(max_evaluations=6)).found() == found
+
+
+def test_few_evaluations_make_few_sketches(small, monkeypatch):
+    problem = problem_of(small)
+    some = choices_of(problem, OLD)
+    looked_at = []
+    crew = Crew([problem], None)
+    real = crew.sketch
+    monkeypatch.setattr(crew, "sketch", lambda i, which, until: looked_at.extend(which) or real(i, which, until))
+    search = Search(crew, 0, some, Limits(max_evaluations=6))
+    search.run()
+    first = sum(choice.first for choice in some)
+    assert len(looked_at) == first + SKETCHED_FOR_EACH * 6 < len(some)
+    assert search.found().stop is Stop.EVALUATIONS
+
+
+def test_what_takes_too_long_is_given_up(small):
+    problem = problem_of(small)
+    asked = []
+
+    def once():
+        asked.append(None)
+        return len(asked) < 2
+
+    with pytest.raises(RunError, match="stopped"):
+        weigh(problem, choices_of(problem, OLD)[0], go_on=once)
+    assert len(asked) == 2
+    crew = Crew([problem], None)
+    assert crew.weigh(0, [(c, 0.0) for c in choices_of(problem, OLD, most=2)], 0.0) == [None, None]
+
+
+def test_what_stays_below_what_is_asked_for_is_not_simulated(small):
+    problem = problem_of(small)
+    choice = choices_of(problem, OLD)[0]
+    most = weigh(problem, choice).most_samples_per_s
+    assert weigh(problem, choice, most).score is not None
+    known = weigh(problem, choice, 1.01 * most)
+    assert (known.score, known.out, known.most_samples_per_s) == (None, False, most)
 
 
 def test_rows_are_simulated_even_without_time(small):

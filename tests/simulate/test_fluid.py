@@ -197,6 +197,26 @@ def test_solving_only_what_changed_is_solving_everything(p: Problem, data: st.Da
         assert [a.rate for a in running] == pytest.approx(fair_rates(running, p.capacities), rel=1e-9)
 
 
+def test_rates_that_are_known_are_forgotten_with_the_capacity() -> None:
+    share = FluidShare([4.0])
+
+    def two_run() -> list[tuple[float, int]]:
+        made = [Activity(work=1.0, usage=((0, 1.0),), cap=1.0), Activity(work=1.0, usage=((0, 1.0),))]
+        for a in made:
+            share.start(a, 0.0)
+        share.solve(0.0)
+        found = [(a.rate, a.limit) for a in made]
+        for a in made:
+            share.stop(a, 0.0)
+        return found
+
+    assert two_run() == two_run() == [(1.0, -1), (3.0, 0)]
+    share.set_capacity(0, 1.0)
+    assert two_run() == two_run() == [(0.5, 0), (0.5, 0)]
+    share.set_capacity(0, 4.0)
+    assert two_run() == [(1.0, -1), (3.0, 0)]
+
+
 def test_those_that_finish_together_come_in_the_order_of_their_start() -> None:
     share = FluidShare([3.0])
     made = [Activity(work=1.0, usage=((0, 1.0),), tag=i) for i in range(3)]
