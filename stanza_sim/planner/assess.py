@@ -28,7 +28,7 @@ SURE = 1e-9
 """A bound below what it is compared with by less than this, relatively, may be a tie."""
 
 ALIKE = 0.05
-"""Bounds that differ by less than about this, relatively, promise about the same."""
+"""Rates that differ by less than about this, relatively, promise about the same."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +100,12 @@ class Sketch:
     digest: str = ""
     reason: str = ""
 
-    @property
-    def promise(self) -> tuple[int, int]:
-        """What sketches are ordered by: the bound in steps of `ALIKE`, then the cost of simulating it."""
-        most = self.most_samples_per_s
-        if not 0 < most < math.inf:
-            return (-sys.maxsize if most else 0), self.parts
-        return -math.floor(math.log(most) / math.log(1 + ALIKE)), self.parts
+    def promise(self, share: float) -> tuple[int, int]:
+        """What sketches are ordered by: the rate at that `share` of the bound, in steps of `ALIKE`, then the cost."""
+        expected = share * self.most_samples_per_s
+        if not 0 < expected < math.inf:
+            return (-sys.maxsize if expected else 0), self.parts
+        return -math.floor(math.log(expected) / math.log(1 + ALIKE)), self.parts
 
 
 @collector_off()

@@ -33,6 +33,13 @@ class Choice:
         """The strategy's name."""
         return self.entry.strategy
 
+    def differs(self, other: Choice) -> int | None:
+        """In how many settings another choice of the same strategy differs; None for another strategy."""
+        if self.strategy != other.strategy:
+            return None
+        mine, others = vars(self.entry.settings), vars(other.entry.settings)
+        return sum(bool(value != others[key]) for key, value in mine.items())
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:

@@ -3,10 +3,12 @@
 1. Rows of the experiment and defaults of strategies are simulated, whatever their bounds.
 2. Of every other choice a sketch is made: its schedule is built and bounded roughly, which is a tenth of the work of
    checking, lowering and bounding it exactly. What builds a schedule that is known already is passed over.
-3. The rest is weighed, the highest bound first and of about equal ones the cheapest to simulate, until no bound is
-   left that could win: bounded exactly, left out if it does not fit, and simulated if the exact bound, too, could win.
-   What could not win is still simulated where it could be the best of all strategies but the winner's: the runner-up
-   is as certain as the winner.
+3. The rest is weighed, the most promising first, until no bound is left that could win: bounded exactly, left out if
+   it does not fit, and simulated if the exact bound, too, could win. What could not win is still simulated where it
+   could be the best of all strategies but the winner's: the runner-up is as certain as the winner.
+
+The most promising is what would be fastest if it reached as much of its bound as the most similar choice that was
+simulated, and of about equal ones the cheapest to simulate.
 
 With a deadline, once a share of the time has gone into sketches, weighing begins with what is known by then, and the
 two alternate, so that there is a good plan whenever time is up. With a number of evaluations only so many times as
@@ -18,6 +20,8 @@ cores. Without a deadline the answer depends on nothing but the experiment and t
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -100,6 +104,10 @@ class Search:
         self._crew, self._problem, self._choices, self._limits, self._tell = crew, problem, choices, limits, tell
         self._known: dict[int, Sketch] = {}
         self._scores: dict[int, Score] = {}
+        self._simulated: list[int] = []  # in that order
+        self._similar: dict[
+            int, tuple[int, float, int]
+        ] = {}  # differences, share of the bound, how many were looked at
         self._digests: dict[str, int] = {}
         self._same = 0
         self._pruned: set[int] = set()
@@ -177,17 +185,28 @@ class Search:
 
         Returns whether there is room for more.
         """
-        waiting.sort(key=lambda i: (*self._known[i].promise, i))
         left = len(waiting) if most is None else most
         while waiting and left > 0:
             least = self._least()
             self._pruned.update(i for i in waiting if self._known[i].most_samples_per_s * (1 + SURE) < least(i))
             waiting[:] = [i for i in waiting if i not in self._pruned]
             self._progress()
+            waiting.sort(key=lambda i: (*self._known[i].promise(self._share(i)), i))
             left -= WEIGHED_AT_ONCE
             if waiting and not self._weigh(waiting, self._limits, least):
                 return False
         return True
+
+    def _share(self, i: int) -> float:
+        """The share of its bound that a choice is expected to reach: that of the most similar one simulated so far."""
+        least, share, seen = self._similar.get(i, (sys.maxsize, 1.0, 0))
+        for other in self._simulated[seen:]:
+            differs = self._choices[i].differs(self._choices[other])
+            most = self._known[other].most_samples_per_s
+            if differs is not None and differs < least and most < math.inf:
+                least, share = differs, self._scores[other].prediction.samples_per_s / most
+        self._similar[i] = least, share, len(self._simulated)
+        return share
 
     def _least(self) -> Callable[[int], float]:
         """What a choice must reach to be the best, or the best of all strategies but the best one's, so far."""
@@ -218,6 +237,7 @@ class Search:
                 self._pruned.add(i)
             else:
                 self._scores[i] = one.score
+                self._simulated.append(i)
         self._progress()
         return self._stop is not Stop.BUDGET
 

@@ -96,6 +96,35 @@ def test_few_evaluations_make_few_sketches(small, monkeypatch):
     assert search.found().stop is Stop.EVALUATIONS
 
 
+def test_what_is_like_a_good_plan_is_tried_before_what_is_like_a_bad_one(small, monkeypatch):
+    problem = problem_of(small)
+    crew, tried = Crew([problem], None), []
+    real = crew.weigh
+    monkeypatch.setattr(
+        crew, "weigh", lambda i, batch, until: tried.append([c for c, _ in batch]) or real(i, batch, until)
+    )
+    some = choices_of(problem, OLD)
+    search = Search(crew, 0, some, Limits(max_evaluations=20))
+    search.run()
+    rates = {one.choice.label: one.prediction.samples_per_s for one in search.found().ranked}
+    first = [rates[c.label] for c in some if c.first and c.label in rates]
+    later = [rates[c.label] for batch in tried for c in batch if not c.first and c.label in rates]
+    assert len(later) >= 10
+    assert sum(later) / len(later) > sum(first) / len(first)
+    assert max(later) > max(first)
+
+
+def test_settings_that_differ_are_counted():
+    def made(name, **given):
+        settings = strategies.get(name).Settings.model_validate(given)
+        return Choice(entry=StrategyEntry.model_construct(strategy=name, label=None, settings=settings))
+
+    plain = made("all_reduce")
+    assert plain.differs(made("all_reduce", bucket="4MiB", overlap=False)) == 2
+    assert plain.differs(made("all_reduce")) == 0
+    assert plain.differs(made("stanza")) is None
+
+
 def test_what_takes_too_long_is_given_up(small):
     problem = problem_of(small)
     asked = []
