@@ -352,7 +352,8 @@ def _kinds(model: type[BaseModel]) -> tuple[object, ...]:
 
 def _keys_at(model: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
     """Return the keys that are known in the mapping at `loc`."""
-    return list(dict.fromkeys(name for m in _models_at(model, loc) for name in m.model_fields))
+    fields = [field for m in _models_at(model, loc) for field in m.model_fields.items()]
+    return list(dict.fromkeys(info.alias or name for name, info in fields))
 
 
 def _key_of(data: object, problem: ErrorDetails) -> Key:
@@ -426,7 +427,12 @@ def _explain(error: ErrorDetails, model: type[BaseModel], data: object, source: 
             return InputError(f"is {_kind_of(value)}", where=where, hint=f"should be {_SHOULD_BE[kind]}")
         case _:
             message = error["msg"].removeprefix("Input ")
-            return InputError(f"{value!r} {message}" if message.startswith("should") else message, where=where)
+            return InputError(f"{_shown(value)} {message}" if message.startswith("should") else message, where=where)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]}…{text[-1]}"
 
 
 def validate(data: object, model: type[_Model], source: Source) -> _Model:

@@ -24,6 +24,8 @@ from stanza_sim.errors import InputError
 from stanza_sim.units import PositiveSeconds, Rate
 
 Scalar = bool | int | float | str | None
+Batch = Annotated[Count, Field(le=1_000_000_000)]
+"""Samples of one worker."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")]
 
 
@@ -55,7 +57,7 @@ class ModelEntry(Section):
 
     model: str = Field(min_length=1, description="Name in the zoo, or `package.module:factory`.")
     name: Name | None = Field(None, description="Name in the report; default: the zoo's, or the factory's.")
-    batch_per_worker: Count | None = Field(None, description="Samples per worker and iteration.")
+    batch_per_worker: Batch | None = Field(None, description="Samples per worker and iteration.")
     input_shape: tuple[Count, ...] | None = Field(None, description="Shape of one sample, for a factory.")
     factory_kwargs: dict[str, Scalar] = Field(default_factory=dict, description="Arguments of the factory.")
     boundary: str | int | None = Field(None, description="Block at which the FC part begins; default: found.")
@@ -183,7 +185,9 @@ class Jitter(Section):
     """How computation times vary by chance, from rank to rank and from iteration to iteration."""
 
     kind: Literal["none", "lognormal", "uniform"] = "none"
-    spread: float = Field(0.0, ge=0, allow_inf_nan=False, strict=True, description="Relative to the mean, such as 0.1.")
+    spread: float = Field(
+        0.0, ge=0, le=1000, allow_inf_nan=False, strict=True, description="Relative to the mean, such as 0.1."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -199,7 +203,7 @@ class Straggler(Section):
     """A chance that a rank takes much longer for an iteration."""
 
     probability: float | None = Field(None, gt=0, le=1, strict=True, description="Chance of a rank in an iteration.")
-    slowdown: float | None = Field(None, gt=1, allow_inf_nan=False, strict=True, description="How many times as long.")
+    slowdown: float | None = Field(None, gt=1, le=1e6, strict=True, description="How many times as long.")
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
@@ -213,7 +217,9 @@ class Simulation(Section):
 
     jitter: Jitter = Jitter()
     straggler: Straggler = Straggler()
-    repeats: Count | None = Field(None, description="Simulations with draws of their own; default: 20 if any vary.")
+    repeats: Count | None = Field(
+        None, le=100_000, description="Simulations with draws of their own; default: 20 if any vary."
+    )
     collectives: Literal["activity", "steps"] = Field(
         "activity", description="activity: each as one flow over all its links; steps: message by message, slower."
     )
@@ -232,7 +238,7 @@ class Experiment(Section):
     cluster: str = Field(min_length=1, description="Name of a topology, or path of its file.")
     nodes: Count | None = Field(None, description="How many nodes; default: the topology's.")
     network: Network = Network()
-    batch_per_worker: Count = Field(32, description="Samples per worker and iteration, for models that do not say.")
+    batch_per_worker: Batch = Field(32, description="Samples per worker and iteration, for models that do not say.")
     seed: int = Field(1, ge=0, lt=2**63, strict=True)
     precision: str = "fp32"
     models: tuple[Annotated[ModelEntry, _from_name("model")], ...] = Field(min_length=1)

@@ -21,6 +21,11 @@ from quantiphy import Quantity
 
 from stanza_sim.errors import InputError
 
+LEAST_RATE_BPS, MOST_RATE_BPS = 1e-3, 1e18
+"""No rate is beyond these: what a simulation computes with it would lose all its digits."""
+MOST_TIME_S = 1e9
+"""Nor any time."""
+
 _DECIMAL = ("", "k", "M", "G", "T")
 _BINARY = ("Ki", "Mi", "Gi", "Ti")
 _TEXT = re.compile(r"(?P<sign>[-+]?)(?P<number>[0-9]+\.?[0-9]*|\.[0-9]+)\s*(?P<unit>[^0-9\s].*)?", re.DOTALL)
@@ -107,12 +112,20 @@ def rate(value: object, *, where: str | None = None, zero: bool = False) -> floa
     Raises `InputError` (at `where`) for anything else, and for 0 unless `zero` allows it.
     """
     number, base = _parse(value, _RATE, where=where, zero=zero)
-    return number / 8 if base == "bps" else number
+    bandwidth_Bps = number / 8 if base == "bps" else number
+    if 0 < bandwidth_Bps < LEAST_RATE_BPS:
+        raise InputError(f"{_show(value)} is too small", where=where, hint="no link is as slow as that")
+    if bandwidth_Bps > MOST_RATE_BPS:
+        raise InputError(f"{_show(value)} is too large", where=where, hint="no link is as fast as that")
+    return bandwidth_Bps
 
 
 def seconds(value: object, *, where: str | None = None, zero: bool = True) -> float:
     """Return seconds for a text such as `25us`. Raises `InputError` as `rate` does; 0 (`0s`) is allowed by default."""
-    return _parse(value, _TIME, where=where, zero=zero)[0]
+    time_s = _parse(value, _TIME, where=where, zero=zero)[0]
+    if time_s > MOST_TIME_S:
+        raise InputError(f"{_show(value)} is too large", where=where, hint="use less than 30 years")
+    return time_s
 
 
 def nbytes(value: object, *, where: str | None = None, zero: bool = False) -> int:

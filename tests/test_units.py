@@ -76,6 +76,8 @@ def test_flops() -> None:
         ("inf", "not a rate"),
         ("nanGbps", "not a rate"),
         ("9" * 400 + "Gbps", "too large"),
+        ("9" * 30 + "Gbps", "too large"),
+        ("0." + "0" * 30 + "1bps", "too small"),
         ("1e3Gbps", "unknown unit"),
         ("", "not a rate"),
         (None, "nothing is not a rate"),
@@ -113,6 +115,8 @@ def test_zero_only_where_allowed() -> None:
     assert units.nbytes("0B", zero=True) == 0
     with pytest.raises(InputError, match="zero"):
         units.seconds("0s", zero=False)
+    with pytest.raises(InputError, match="too large"):
+        units.seconds("9" * 30 + "s")
 
 
 @given(st.floats(min_value=1.0, max_value=1e14))

@@ -33,6 +33,8 @@ from stanza_sim.errors import InputError
 NO_NIC = Nic(bandwidth_Bps=1.0)
 """Stands in for the NIC of a host that has none; no route uses it."""
 GRAPH_SUFFIXES = (".graphml", ".json")
+MOST_RANKS = 100_000
+"""A cluster has no more hosts than this, nor ranks: more do not fit into memory, and nobody has them."""
 
 
 def load_cluster(
@@ -48,6 +50,8 @@ def load_cluster(
     if str(name_or_path).endswith(GRAPH_SUFFIXES):
         name_or_path = Path(name_or_path)
     path = find(Kind.TOPOLOGIES, name_or_path, beside=beside)
+    if nodes is not None and nodes > MOST_RANKS:
+        raise InputError(f"{nodes:,} nodes are too many", hint=f"{MOST_RANKS:,} are the most")
     if path.suffix in GRAPH_SUFFIXES:
         from stanza_sim.cluster.graph_file import load_graph  # networkx
 
@@ -179,6 +183,9 @@ class _Builder:
     def build(self, nodes: int | None, rate_Bps: float | None) -> Cluster:
         topology = self.topology
         counts, ranks_per_host, fabric_section = self._scaled(nodes)
+        if (most := sum(count or 1 for count in counts) * (ranks_per_host or 1)) > MOST_RANKS:
+            what, hint = f"{most:,} hosts or ranks are too many", f"{MOST_RANKS:,} are the most"
+            raise InputError(what, where=self.source.where("hosts"), hint=hint)
         groups = self._groups(counts)
         hosts = self._hosts(groups, counts, rate_Bps)
         index = {host.name: i for i, host in enumerate(hosts)}

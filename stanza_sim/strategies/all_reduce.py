@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from stanza_sim.errors import InputError
 from stanza_sim.model.profile import ModelProfile
@@ -34,7 +34,9 @@ class Settings(CollectiveSettings):
     first_bucket: Size = Field(MIB, description="ddp: size at which the first bucket is closed.")
     bucket: Size = Field(25 * MIB, description="ddp: size at which every other bucket is closed.")
     buffer: Size = Field(64 * MIB, description="horovod: most bytes that are fused; a larger tensor goes alone.")
-    overlap: bool = Field(True, description="Reduce a bucket as soon as it is full, or all after the backward pass.")
+    overlap: StrictBool = Field(
+        True, description="Reduce a bucket as soon as it is full, or all after the backward pass."
+    )
 
 
 def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settings: Settings) -> Schedule:

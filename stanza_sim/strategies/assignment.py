@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import count
 
+from stanza_sim.errors import InputError
 from stanza_sim.model.profile import Block, ParamTensor
 from stanza_sim.schedule.ops import Bundle, Layout
 from stanza_sim.strategies.builder import Builder, balance
@@ -18,6 +19,8 @@ PARTITION_BYTES = 4_096_000
 """Most bytes of one piece in BytePS: BYTEPS_PARTITION_BYTES."""
 SLICE_PARAMETERS = 40_000
 """Most parameters of one slice of P3 in MXNet: MXNET_KVSTORE_SLICE_THRESHOLD."""
+PIECES_LIMIT = 100_000
+"""A model is cut in no more pieces than this: each is some ops of a schedule."""
 _HASH = 9973
 
 
@@ -70,9 +73,11 @@ def by_byteps(b: Builder, blocks: Sequence[Block], servers: str, *, partition_by
     in that of the model; it also rounds the size of pieces to pages of memory.
     """
     k = len(b.groups[servers].ranks)
+    most = max(1, partition_bytes // b.model.itemsize)
+    _require_few(b, blocks, most, "partition")
     bundles: list[Bundle] = []
     for key, t in _last_block_first(blocks):
-        for p, part in enumerate(_pieces(t, max(1, partition_bytes // b.model.itemsize))):
+        for p, part in enumerate(_pieces(t, most)):
             bundles.append(b.piece(_piece_name(t, p, part), t, part, _owner(b, servers, djb2((key << 16) + p) % k)))
     return bundles
 
@@ -83,6 +88,7 @@ def by_slices(b: Builder, blocks: Sequence[Block], servers: str, *, slice_parame
     Sources: Jayarajan et al., Priority-based Parameter Propagation, MLSys 2019; apache/mxnet
     src/kvstore/p3store_dist.h, `EncodeDefaultKey`.
     """
+    _require_few(b, blocks, slice_parameters, "slice")
     k = len(b.groups[servers].ranks)
     turn = count()
     slices = [
@@ -117,6 +123,20 @@ def _last_block_first(blocks: Sequence[Block]) -> Iterator[tuple[int, ParamTenso
 def _pieces(t: ParamTensor, most: int) -> list[tuple[int, int]]:
     """Elements [lo, hi) of each piece of `t`, all of `most` but the last."""
     return [(lo, min(lo + most, t.numel)) for lo in range(0, t.numel, most)]
+
+
+def _require_few(b: Builder, blocks: Sequence[Block], most: int, key: str) -> None:
+    """Raise `InputError`, naming the setting `key`, where pieces of at most `most` elements would be too many."""
+    sizes = [t.numel for block in blocks for t in block.tensors]
+    pieces = sum(-(-numel // most) for numel in sizes)
+    if pieces > PIECES_LIMIT:
+        enough = -(-sum(sizes) // max(1, PIECES_LIMIT - len(sizes)))
+        hint = f"use {enough * b.model.itemsize}B" if key == "partition" else f"use {enough}"
+        raise InputError(
+            f"model {b.model.name} would be cut in {pieces:,} pieces, and {PIECES_LIMIT:,} are the most",
+            where=f"{b.name}: {key}",
+            hint=f"{hint} or more",
+        )
 
 
 def _piece_name(t: ParamTensor, p: int, part: tuple[int, int]) -> str:

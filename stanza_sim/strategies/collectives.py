@@ -6,7 +6,7 @@ from enum import StrEnum
 from math import ceil, log2
 from typing import TypedDict
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from stanza_sim.errors import InputError
 from stanza_sim.schedule.ops import CHUNK_BYTES, Algorithm, Carrier
@@ -100,10 +100,14 @@ class CollectiveSettings(BaseModel):
         description="auto: bytes that move while a message is started (latency times rate): the more, the larger are "
         "the all-reduces for which few steps count for more than few bytes.",
     )
-    local: int | None = Field(
+    local: StrictInt | None = Field(
         None, ge=1, description="hierarchical, auto: ranks per host; ranks r with the same r // local are on one host."
     )
-    chunk: Size = Field(CHUNK_BYTES, description="tree, hierarchical: most bytes of one message of a pipeline.")
+    chunk: Size = Field(
+        CHUNK_BYTES,
+        ge=8,
+        description="tree, hierarchical: most bytes of one message of a pipeline; 8 bytes or more.",
+    )
 
     def choices(self) -> dict[str, Choice]:
         """Every choice of an algorithm in these settings, by key."""

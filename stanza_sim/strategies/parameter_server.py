@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from stanza_sim.errors import InputError
 from stanza_sim.model.profile import Block, ModelProfile
@@ -49,7 +49,7 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    servers: int | None = Field(
+    servers: StrictInt | None = Field(
         None, ge=1, description="How many servers; default: 1 dedicated, or every node when co-located."
     )
     placement: Literal["dedicated", "colocated"] = Field(
@@ -60,24 +60,24 @@ class Settings(BaseModel):
         description="balanced: whole tensors, by bytes; cut: every block evenly over all servers; mxnet: small tensors "
         "whole, by hash, others cut; byteps: pieces, by hash; sliced: small slices in turn, by priority (P3).",
     )
-    bigarray_bound: int = Field(
+    bigarray_bound: StrictInt = Field(
         BIGARRAY_BOUND, ge=1, description="mxnet: elements from which on a tensor is cut over all servers."
     )
     partition: Size = Field(PARTITION_BYTES, description="byteps: most bytes of one piece of a tensor.")
-    slice: int = Field(SLICE_PARAMETERS, ge=1, description="sliced: most parameters of one slice of a tensor.")
-    credit: int | None = Field(
+    slice: StrictInt = Field(SLICE_PARAMETERS, ge=1, description="sliced: most parameters of one slice of a tensor.")
+    credit: StrictInt | None = Field(
         None,
         ge=0,
         description="Most pushes under way from a worker to a server, and pulls from a server; the blocks that come "
         "first in forward order go first. 0: in the order in which they are ready. Default: 1 if sliced, else 0.",
     )
-    local: int | None = Field(
+    local: StrictInt | None = Field(
         None,
         ge=2,
         description="Workers per host, which add up their gradients before one of them pushes the sum, and share what "
         "it pulls; ranks r with the same r // local are on one host. Default: each pushes and pulls by itself.",
     )
-    overlap: bool = Field(
+    overlap: StrictBool = Field(
         True, description="Push each block when its backward pass is done (wait-free), or push all, then pull all."
     )
 
@@ -101,10 +101,11 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     k = settings.servers or (world_size if colocated else 1)
     workers_count = world_size if colocated else world_size - k
     if k > world_size or workers_count < 1:
+        most = world_size if colocated else world_size - 1
         raise InputError(
             f"{k} {settings.placement} servers leave {max(workers_count, 0)} workers of {world_size} nodes",
             where="parameter_server: servers",
-            hint=f"use at most {world_size if colocated else world_size - 1} servers, or more nodes",
+            hint=f"use at most {most} servers, or more nodes" if most else "use more nodes, or placement: colocated",
         )
     workers = b.group("worker", range(workers_count))
     servers = b.group("server", _colocated(k, world_size, settings) if colocated else range(workers_count, world_size))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from difflib import get_close_matches
+from math import isqrt
 
 from stanza_sim.errors import InputError
 from stanza_sim.model.profile import ModelProfile, with_boundary
@@ -51,7 +52,8 @@ def cut_at(model: ModelProfile, cut: str | None) -> ModelProfile:
 def check_microbatches(batch_per_worker: int, microbatches: int, *, eager: int, where: str) -> None:
     """Raise `InputError`, naming the setting of `where`, unless a batch can be cut so, and so many of them be eager."""
     if batch_per_worker % microbatches:
-        divisors = [d for d in range(1, batch_per_worker + 1) if batch_per_worker % d == 0]
+        low = [d for d in range(1, isqrt(batch_per_worker) + 1) if batch_per_worker % d == 0]
+        divisors = sorted({*low, *(batch_per_worker // d for d in low)})
         raise InputError(
             f"a batch of {batch_per_worker} cannot be cut in {microbatches} equal micro-batches",
             where=f"{where}: microbatches",

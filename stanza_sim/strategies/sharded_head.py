@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from itertools import product
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool, StrictInt
 
 from stanza_sim.errors import InputError
 from stanza_sim.model.profile import ModelProfile
@@ -46,12 +46,12 @@ class Settings(CollectiveSettings):
     fc_compute: Literal["turns", "batch"] = Field(
         "turns", description="Samples of one worker after another, or those of all workers at once."
     )
-    microbatches: int = Field(
+    microbatches: StrictInt = Field(
         1,
         ge=1,
         description="Parts of each worker's batch: the CONV part computes one while another one's values travel.",
     )
-    eager_backward: int = Field(
+    eager_backward: StrictInt = Field(
         0,
         ge=0,
         description="So many micro-batches go backward through the CONV part one by one, the others block by block.",
@@ -60,7 +60,9 @@ class Settings(CollectiveSettings):
         "fp32",
         description="Activations and their gradients travel as they are, or rounded to bfloat16: half the bytes.",
     )
-    overlap: bool = Field(True, description="Exchange CONV gradients while the backward pass goes on, or after it.")
+    overlap: StrictBool = Field(
+        True, description="Exchange CONV gradients while the backward pass goes on, or after it."
+    )
     first_bucket: Size = Field(MIB, description="Size at which the first bucket of an all-reduce is closed.")
     bucket: Size = Field(25 * MIB, description="Size at which every other bucket is closed.")
 

@@ -16,8 +16,9 @@ default, micro-batches lose next to nothing where they win nothing.
 
 *Samples.* What is computed at once on a rank (a micro-batch; on arrival, that of one CONV worker) is a batch of its own
 to batch normalisation. `activations: bf16` rounds what travels (relative error at most 2^-9), so training equals
-single-process SGD within about 1e-2 of each tensor's change over 5 steps, in place of 1e-4; a co-located FC worker's
-own samples are not rounded. The time of rounding is not modelled: it is that of touching the activations once more.
+single-process SGD within about 1e-2 of each tensor's change over 5 steps, in place of 1e-4 (up to 4e-2 where layers of
+a few channels have batch normalisation over 4 samples); a co-located FC worker's own samples are not rounded. The time
+of rounding is not modelled: it is that of touching the activations once more.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool, StrictInt
 
 from stanza_sim.errors import InputError
 from stanza_sim.model.profile import Block, ModelProfile
@@ -43,7 +44,9 @@ class Settings(CollectiveSettings):
     """Settings of `stanza`; `algorithm` is that of the CONV part's all-reduce."""
 
     fc_algorithm: Choice = Field(Choice.BACKEND, description="algorithm, for the all-reduce among several FC workers.")
-    fc_workers: int = Field(1, ge=1, description="Nodes that train the FC part, each for its share of CONV workers.")
+    fc_workers: StrictInt = Field(
+        1, ge=1, description="Nodes that train the FC part, each for its share of CONV workers."
+    )
     fc_parallel: Literal["data", "model"] = Field(
         "data",
         description="Several FC workers each have the FC part and a share of the CONV workers, or each have a slice of "
@@ -56,10 +59,10 @@ class Settings(CollectiveSettings):
     cut: str | None = Field(
         None, description="Block that begins the FC part, for this strategy only; default: the model's boundary."
     )
-    microbatches: int = Field(
+    microbatches: StrictInt = Field(
         1, ge=1, description="Parts of each batch: the CONV part computes one while the FC part computes another."
     )
-    eager_backward: int = Field(
+    eager_backward: StrictInt = Field(
         0,
         ge=0,
         description="So many micro-batches go backward through the CONV part one by one, the others block by block.",
@@ -80,7 +83,9 @@ class Settings(CollectiveSettings):
         description="Parameter servers of the CONV part: on the FC workers, a shard beside every CONV worker, or one "
         "beside the first CONV worker.",
     )
-    overlap: bool = Field(True, description="Exchange CONV gradients while the backward pass goes on, or after it.")
+    overlap: StrictBool = Field(
+        True, description="Exchange CONV gradients while the backward pass goes on, or after it."
+    )
     first_bucket: Size = Field(MIB, description="Size at which the first bucket of an all-reduce is closed.")
     bucket: Size = Field(25 * MIB, description="Size at which every other bucket is closed.")
 

@@ -99,6 +99,8 @@ def test_the_good_one_loads(tmp_path: Path) -> None:
         ("latency: 25us", "latency: -25us", ["negative"]),
         ("latency: 25us", "efficiency: 1.2", ["hosts.0.nic.efficiency", "less than or equal to 1"]),
         ("count: 3", "count: 0", ["hosts.0.count"]),
+        ("count: 3", "count: 3000000000000", ["t.yaml:2: hosts: 3,000,000,000,000 hosts or ranks are too many"]),
+        ("[{name: s}]", "[{name: s}]\nlinks: [{form: n, to: s}]", ["links.0.form: unknown key", "did you mean from?"]),
         (HOSTS, "hosts: []\n", ["t.yaml:2: hosts", "at least 1 entry"]),
         (HOSTS, TWO.replace("name: m", "name: n"), ["hosts.1.name: two hosts called 'n'"]),
         (HOSTS, TWO.replace("name: m", "name: n-1"), ["hosts: two hosts called 'n-1'"]),
@@ -118,6 +120,8 @@ def test_nodes_and_rate_that_do_not_fit(tmp_path: Path) -> None:
     single = "name: t\nhosts: [{name: n, cores: 8}]\n"
     assert "a single host without a count" in _error(tmp_path, single, nodes=2)
     assert "network.rate has no use" in _error(tmp_path, single, rate_Bps=1e9)
+    with pytest.raises(InputError, match=r"9,000,000,000 nodes are too many\n  100,000 are the most"):
+        load_cluster("star", nodes=9_000_000_000)
     assert "nodes is 0" in _error(tmp_path, several, nodes=0)
     assert "several hosts" in _error(tmp_path, several + "scales: ranks\n", nodes=2)
     assert "no NIC" in _error(tmp_path, single + "overrides: {n: {nic: {rate: 1Gbps}}}\n")

@@ -210,6 +210,24 @@ def test_settings_that_would_be_ignored(settings: dict[str, object], message: st
     assert "parameter_server: " in str(e.value)
 
 
+@pytest.mark.parametrize(
+    ("key", "small", "least"),
+    [
+        ("slice", {"assignment": "sliced", "slice": 9}, 1385),
+        ("partition", {"assignment": "byteps", "partition": "9B"}, "5540B"),
+    ],
+)
+def test_pieces_that_would_be_too_many(key: str, small: dict[str, object], least: int | str) -> None:
+    """VGG-16 has 138,357,544 parameters in 32 tensors; the size that the message names is not refused."""
+    with pytest.raises(
+        InputError, match=f"parameter_server: {key}: model vgg16 would be cut in .* the most\n  use {least} or"
+    ) as e:
+        build("parameter_server", zoo.get("vgg16"), 4, **small)
+    assert e.value.hint
+    pieces = len(build("parameter_server", zoo.get("vgg16"), 4, **{**small, key: least}).bundles)
+    assert 99_000 < pieces <= 100_000
+
+
 @pytest.mark.parametrize("settings", [{"slice": 0}, {"credit": -1}, {"partition": "0B"}, {"assignment": "hash"}])
 def test_wrong_settings(settings: dict[str, object]) -> None:
     with pytest.raises(ValidationError):

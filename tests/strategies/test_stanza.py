@@ -164,6 +164,12 @@ def test_what_does_not_fit(model: str, settings: dict[str, object], message: str
     assert f"stanza: {next(iter(settings))}" in str(e.value)
 
 
+def test_micro_batches_of_a_large_batch_are_named_at_once() -> None:
+    with pytest.raises(InputError, match="a batch of 999999937 cannot be cut in 7 equal micro-batches") as e:
+        build("stanza", toy(), 6, batch=999_999_937, microbatches=7)
+    assert e.value.hint == "use one of 1, 999999937"  # a prime number
+
+
 def test_a_cut_makes_two_parts_of_a_model_that_has_one() -> None:
     model = replace(toy(), boundary=5)
     with pytest.raises(InputError, match="no FC part"):
