@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from stanza_sim.model.profile import ModelProfile
+from stanza_sim.model.profile import ModelProfile, with_boundary
+from tests.strategies.stanza_bytes import by_servers
 
 LABEL = 8
 
@@ -18,6 +19,9 @@ def sliced_bytes(
     microbatches: int = 1,
     fc_compute: str = "",
     activations: str = "fp32",
+    conv_exchange: str = "all_reduce",
+    conv_servers: str = "fc",
+    cut: str | None = None,
     rows: bool = True,
     **_: object,
 ) -> list[tuple[int, int]]:
@@ -26,6 +30,7 @@ def sliced_bytes(
     The first layer is cut by `rows`, or by columns. For all-reduces of the backend's own; the CONV part's gradients are
     in one bucket.
     """
+    model = model if cut is None else with_boundary(model, cut)
     w, size = model.itemsize, batch // microbatches
     k = fc_workers if strategy == "stanza" else world_size
     together = placement == "colocated" or strategy == "sharded_head"
@@ -65,5 +70,8 @@ def sliced_bytes(
         if by_rows:  # the last is cut by columns
             for r in fc:
                 sent[r], received[r] = sent[r] + (k - 1) * samples * w, received[r] + (k - 1) * samples * w
-    ring(conv, w * sum(b.numel for b in model.conv_blocks))
+    if conv_exchange == "parameter_server":
+        by_servers(model, conv, {"fc": fc, "sharded": conv, "single": conv[:1]}[conv_servers], move)
+    else:
+        ring(conv, w * sum(b.numel for b in model.conv_blocks))
     return list(zip(sent, received, strict=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from stanza_sim.model.profile import Block, ModelProfile, with_boundary
 from stanza_sim.schedule import slice_bounds
 
@@ -55,11 +57,17 @@ def stanza_bytes(
     if conv_exchange == "all_reduce":
         ring(conv, model.conv_blocks)
         return list(zip(sent, received, strict=True))
-    servers = {"fc": fc, "sharded": conv, "single": conv[:1]}[conv_servers]
+    by_servers(model, conv, {"fc": fc, "sharded": conv, "single": conv[:1]}[conv_servers], move)
+    return list(zip(sent, received, strict=True))
+
+
+def by_servers(
+    model: ModelProfile, workers: list[int], servers: list[int], move: Callable[[int, int, int], None]
+) -> None:
+    """Call `move(source, destination, nbytes)` for what servers of the CONV part, cut over them, get and send."""
     for block in model.conv_blocks:
         for j, server in enumerate(servers):
             lo, hi = slice_bounds(block.numel, len(servers), j)
-            for worker in conv:
+            for worker in workers:
                 move(worker, server, (hi - lo) * model.itemsize)
                 move(server, worker, (hi - lo) * model.itemsize)
-    return list(zip(sent, received, strict=True))
