@@ -64,6 +64,11 @@ class Kind(StrEnum):
             case _:
                 return self.value.removesuffix("s")
 
+    @property
+    def with_article(self) -> str:
+        """The word with its article."""
+        return f"an {self.noun}" if self.noun[0] in "aeiou" else f"a {self.noun}"
+
 
 # --- finding files ---------------------------------------------------------------------------------------------------
 
@@ -92,6 +97,14 @@ def available(kind: Kind | str) -> list[str]:
     return sorted({path.parent.name if kind == Kind.EXPERIMENTS else path.stem for path in files})
 
 
+def _is_file(path: Path, *, folder: bool = False) -> bool:
+    """Return whether there is a file, or a folder, at `path`; there is none at one that is too long for a path."""
+    try:
+        return path.is_dir() if folder else path.is_file()
+    except OSError:
+        return False
+
+
 def find(kind: Kind | str, name_or_path: str | Path, *, beside: Path | None = None) -> Path:
     """Return the file of a topology, experiment, device or validation suite.
 
@@ -105,14 +118,16 @@ def find(kind: Kind | str, name_or_path: str | Path, *, beside: Path | None = No
     if isinstance(name_or_path, Path) or "/" in text or text.endswith(_SUFFIXES):
         bases = [beside.parent, Path()] if beside is not None else [Path()]
         for path in (base / text for base in bases):
-            if kind is Kind.EXPERIMENTS and (path / "experiment.yaml").is_file():
+            if kind is Kind.EXPERIMENTS and _is_file(path / "experiment.yaml"):
                 return path / "experiment.yaml"
-            if path.is_file():
+            if _is_file(path):
                 return path
-        what = "is a folder" if Path(text).is_dir() else "no such file"
-        raise InputError(what, where=text, hint=f"give a {kind.noun} file or one of: {', '.join(available(kind))}")
+        what = "is a folder" if _is_file(Path(text), folder=True) else "no such file"
+        raise InputError(
+            what, where=text, hint=f"give {kind.with_article} file or one of: {', '.join(available(kind))}"
+        )
     for folder in _folders(kind):
-        if text and (path := _named(folder, kind, text)).is_file():
+        if text and _is_file(path := _named(folder, kind, text)):
             return path
     raise InputError(f"unknown {kind.noun} {text!r}", hint=near(text, available(kind)))
 

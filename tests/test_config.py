@@ -228,5 +228,9 @@ def test_find_names_what_is_near(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         config.find("topologies", "lab.yaml")
     with pytest.raises(InputError, match="is a folder"):
         config.find("topologies", "./")
+    with pytest.raises(InputError, match=r"no such file\n  give an experiment file"):
+        config.find("experiments", "long" * 2000 + ".yaml")
+    with pytest.raises(InputError, match="unknown experiment 'long"):
+        config.find("experiments", "long" * 2000)
     with pytest.raises(InputError, match="unknown experiment ''"):
         config.find("experiments", "")

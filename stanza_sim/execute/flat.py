@@ -146,7 +146,12 @@ class FlatBundle:
         return self.gradients[generation][self.lo : self.hi]
 
     def reduce(self, generation: int, sources: list[int], rank: int) -> None:
-        """Sum the contributions of `sources` in the order given; `rank`'s own is its gradient, or its partial sum."""
+        """Sum the contributions of `sources` in the order given; `rank`'s own is its gradient, or its partial sum.
+
+        An owner whose slice is empty, since the bundle has fewer elements than owners, gets none and sums none.
+        """
+        if self.lo == self.hi:
+            return
 
         def own() -> Tensor:
             partial = self._partial.get(generation)

@@ -26,6 +26,12 @@ VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
     ("colocated-balanced-no-overlap", PS, 3, {"placement": "colocated", "overlap": False}),
     ("colocated-2-of-4", PS, 4, {"placement": "colocated", "servers": 2, "assignment": "cut"}),
     ("ps-2-mxnet", PS, 5, {"servers": 2, "assignment": "mxnet", "bigarray_bound": 200}),
+    (  # batch normalisation's 8 elements in slices of 2: the last of 5 servers has none
+        "colocated-mxnet-empty-slices",
+        PS,
+        5,
+        {"placement": "colocated", "assignment": "mxnet", "bigarray_bound": 1},
+    ),
     ("colocated-byteps", PS, 4, {"placement": "colocated", "assignment": "byteps", "partition": "2kB"}),
     ("ps-2-byteps-credit", PS, 5, {"servers": 2, "assignment": "byteps", "partition": "2kB", "credit": 2}),
     ("colocated-sliced", PS, 4, {"placement": "colocated", "assignment": "sliced", "slice": 300}),
