@@ -16,9 +16,10 @@ default, micro-batches lose next to nothing where they win nothing.
 
 *Samples.* What is computed at once on a rank (a micro-batch; on arrival, that of one CONV worker) is a batch of its own
 to batch normalisation. `activations: bf16` rounds what travels (relative error at most 2^-9), so training equals
-single-process SGD within about 1e-2 of each tensor's change over 5 steps, in place of 1e-4 (up to 4e-2 where layers of
-a few channels have batch normalisation over 4 samples); a co-located FC worker's own samples are not rounded. The time
-of rounding is not modelled: it is that of touching the activations once more.
+single-process SGD within about 1e-2 of each tensor's change over 5 steps on the networks of the tests, in place of
+1e-4 (layers of two or three features, or channels with batch normalisation over few samples: up to ten times that); a
+co-located FC worker's own samples are not rounded. The time of rounding is not modelled: it is that of touching the
+activations once more.
 """
 
 from __future__ import annotations
