@@ -17,7 +17,7 @@ default, micro-batches lose next to nothing where they win nothing.
 *Samples.* What is computed at once on a rank (a micro-batch; on arrival, that of one CONV worker) is a batch of its own
 to batch normalisation. `activations: bf16` rounds what travels (relative error at most 2^-9), so training equals
 single-process SGD within about 1e-2 of each tensor's change over 5 steps on the networks of the tests, in place of
-1e-4 (layers of two or three features, or channels with batch normalisation over few samples: up to ten times that); a
+1e-4 (much further in layers of two or three features, and where few samples are normalised); a
 co-located FC worker's own samples are not rounded. The time of rounding is not modelled: it is that of touching the
 activations once more.
 """
