@@ -92,6 +92,13 @@ class StrategyEntry(Section):
             raise _wrong(error.message, error.hint or "") from None
         return value
 
+    @field_validator("label")
+    @classmethod
+    def _on_one_line(cls, value: str | None) -> str | None:
+        if value is not None and not value.isprintable():
+            raise _wrong(f"{value!r} has characters that cannot be printed", "a label is one line of text")
+        return value
+
     @field_validator("settings", mode="plain")
     @classmethod
     def _of_strategy(cls, value: object, info: ValidationInfo) -> BaseModel:

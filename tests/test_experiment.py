@@ -103,6 +103,11 @@ BAD = [
     (("batch_per_worker: 16", f"batch_per_worker: 1{'0' * 400}"), "example.yaml:5", "less than or equal to 1000000000"),
     (("data: digits\n", "data: digits\nsimulation: {jitter: {kind: lognormal, spread: 1.0e+300}}\n"), "spread", "1000"),
     (("fc_workers: 2", "fc_workers: 0"), "strategies.1.settings.fc_workers", "greater than or equal to 1"),
+    (
+        ("label: two FC workers", 'label: "two\\nlines"'),
+        "strategies.1.label",
+        "'two\\nlines' has characters that cannot",
+    ),
     (("label: two FC workers", "label: all_reduce"), "example.yaml", "two strategies are called 'all_reduce'"),
     (("name: mine", "name: alexnet"), "example.yaml", "two models are called 'alexnet'"),
     (("name: mine", "name: a b"), "models.1.name", "pattern"),
