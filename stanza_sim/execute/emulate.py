@@ -12,9 +12,8 @@ import os
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from functools import lru_cache
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +24,7 @@ from torch import Tensor
 from stanza_sim.execute.exchange import meet, share
 from stanza_sim.execute.flat import dtype_of
 from stanza_sim.execute.job import Emulation, RunJob
-from stanza_sim.execute.part import Outcome
+from stanza_sim.execute.part import MessageSizes, Outcome
 from stanza_sim.execute.shared_state import SharedState
 from stanza_sim.execute.transport import Transport
 from stanza_sim.execute.waits import Lanes, Shares, own_state, set_timer_slack
@@ -44,7 +43,7 @@ class EmulatedWork:
         self._schedule, self._seconds, self._lanes = schedule, emulation.seconds[rank], lanes
         self._transport, self._dtype = transport, dtype_of(schedule.itemsize)
         self._bundles = {b.name: b for b in schedule.bundles}
-        self.nbytes: Callable[[Transfer, int, int], int] = lru_cache(maxsize=None)(schedule.message_bytes)
+        self.nbytes = MessageSizes(schedule)
         sends = receives = 0
         for op in schedule.for_rank(rank):
             match op:
@@ -56,6 +55,7 @@ class EmulatedWork:
                     sends, receives = max(sends, whole), max(receives, whole)
         self._out = torch.zeros(sends, dtype=torch.uint8)
         self._in = torch.zeros(receives, dtype=torch.uint8)
+        self._views: dict[tuple[bool, int], Tensor] = {}
 
     def compute(self, op: Compute, iteration: int, ready_s: float) -> tuple[float, float]:
         """Wait as long as the computation takes."""
@@ -75,11 +75,18 @@ class EmulatedWork:
 
     def outgoing(self, op: Transfer, iteration: int, dst: int) -> Tensor:
         """As many bytes as the message to `dst` has."""
-        return self._out[: self.nbytes(op, self._transport.rank, dst)]
+        return self._view(self._out, self.nbytes(op, self._transport.rank, dst))
 
     def incoming(self, op: Transfer, iteration: int, src: int) -> Tensor:
         """Where the message from `src` goes, as all do."""
-        return self._in[: self.nbytes(op, src, self._transport.rank)]
+        return self._view(self._in, self.nbytes(op, src, self._transport.rank))
+
+    def _view(self, buffer: Tensor, nbytes: int) -> Tensor:
+        key = buffer is self._out, nbytes
+        view = self._views.get(key)
+        if view is None:
+            view = self._views[key] = buffer[:nbytes]
+        return view
 
     def _sizes(self, op: Collective) -> tuple[int, int]:
         """Elements of one member's part and of the whole of what `op` is about, padded to equal parts."""

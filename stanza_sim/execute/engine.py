@@ -18,7 +18,7 @@ from typing import Generic, Protocol, TypeVar
 from stanza_sim.errors import RunError
 from stanza_sim.execute.job import Issue, Message
 from stanza_sim.execute.readiness import Key, Progress, Readiness, SendQueue
-from stanza_sim.schedule import Collective, Compute, RankProgram, Ranks, Transfer, Unit, UnitKind
+from stanza_sim.schedule import Collective, Compute, RankProgram, Ranks, Transfer, UnitKind
 
 Payload = TypeVar("Payload")
 In = TypeVar("In", contravariant=True)
@@ -93,6 +93,10 @@ class Work(Protocol[Out]):
         ...
 
 
+_Posted = tuple[int, int, int, float]
+"""A message: unit, iteration, the other rank, when it was posted at this end."""
+_Received = tuple[_Posted, float]
+"""A message and when it had arrived."""
 OPENED = -1
 """In place of a unit's index: the iteration opened."""
 
@@ -130,7 +134,8 @@ class Engine(Generic[Payload]):
     `naming` is needed where a channel has credit and messages are issued eagerly.
 
     After `run`, `spans` has (unit, iteration, start, end) of computations and collectives, `sends` and `receives`
-    the messages, `iteration_end_s[i]` the last completion of iteration i at this rank.
+    the messages, `iteration_end_s[i]` the last completion of iteration i at this rank. What is done for each message
+    is kept short, in tables and tuples: where one machine carries the messages of many ranks, its cores are the limit.
     """
 
     def __init__(
@@ -151,6 +156,8 @@ class Engine(Generic[Payload]):
         self._in_order = issue is Issue.IN_ORDER
         units, rank = program.units, program.rank
         self._peers: dict[int, list[int]] = {}
+        self._nbytes: dict[tuple[int, int], int] = {}  # (unit, peer) -> bytes of their message
+        self._transfers = {u.index: u.op for u in units if isinstance(u.op, Transfer)}
         self._senders: dict[tuple[int, str], list[int]] = {}  # (destination, channel) -> units
         self._sources: dict[tuple[int, str], list[int]] = {}  # (source, channel) -> units
         self._serial: dict[tuple[str, str], list[int]] = {}  # a thread that works in program order -> units
@@ -159,8 +166,10 @@ class Engine(Generic[Payload]):
             op = u.op
             if isinstance(op, Transfer):
                 out = u.kind is UnitKind.SEND
-                peers = [p for p in u.peers if work.nbytes(op, *((rank, p) if out else (p, rank)))]
+                sizes = {p: work.nbytes(op, *((rank, p) if out else (p, rank))) for p in u.peers}
+                peers = [p for p in u.peers if sizes[p]]
                 self._peers[u.index] = peers
+                self._nbytes |= {(u.index, p): sizes[p] for p in peers}
                 for p in peers:
                     (self._senders if out else self._sources).setdefault((p, op.channel), []).append(u.index)
                 if peers:
@@ -176,7 +185,7 @@ class Engine(Generic[Payload]):
         self._queue = SendQueue(units, self._senders)
         needed = {j for u in units for j in (*u.needs, *u.needs_previous)}
         self._awaited_sends = {
-            u.index for u in units if u.kind is UnitKind.SEND and (u.index in needed or self._transfer(u).credit)
+            u.index for u in units if u.kind is UnitKind.SEND and (u.index in needed or self._transfers[u.index].credit)
         }
         self._lock, self._posting = threading.Lock(), threading.Lock()
         self._inboxes: dict[tuple[str, str], Inbox] = {name: Inbox() for name in self._serial}
@@ -191,9 +200,24 @@ class Engine(Generic[Payload]):
         self._error: BaseException | None = None
         self.last_progress_s = now()
         self.spans: list[tuple[int, int, float, float]] = []
-        self.sends: list[Message] = []
-        self.receives: list[Message] = []
+        self._sends: list[_Posted] = []
+        self._receives: list[_Received] = []
         self.iteration_end_s = [0.0] * iterations
+
+    @property
+    def sends(self) -> list[Message]:
+        """Messages sent, in the order in which they were posted."""
+        return [self._message(sent) for sent in self._sends]
+
+    @property
+    def receives(self) -> list[Message]:
+        """Messages received, in the order in which they arrived."""
+        return [replace(self._message(posted), arrived_s=arrived_s) for posted, arrived_s in self._receives]
+
+    def _message(self, posted: _Posted) -> Message:
+        unit, iteration, peer, posted_s = posted
+        nbytes = self._nbytes[unit, peer]
+        return Message(unit=unit, iteration=iteration, peer=peer, nbytes=nbytes, posted_s=posted_s)
 
     def _protect(self) -> dict[int, list[int]]:
         """Updates that must wait for the sends of the iteration before, lest they overwrite what is being sent.
@@ -239,7 +263,7 @@ class Engine(Generic[Payload]):
             threads += [self._thread(self._issue, channel) for channel in self._channels]
         else:
             for source, indices in self._sources.items():
-                any_order = self._transfer(self.program.units[indices[0]]).credit > 0
+                any_order = self._transfers[indices[0]].credit > 0
                 threads.append(self._thread(self._receive_any if any_order else self._receive, *source))
             waiters: set[tuple[int, str] | None] = {None} if self._senders else set()
             waiters |= {pair for pair, indices in self._senders.items() if self._awaited_sends & set(indices)}
@@ -293,7 +317,7 @@ class Engine(Generic[Payload]):
             unit = self.program.units[key[1]]
             if unit.kind is UnitKind.SEND:
                 if self._in_order:
-                    self._issuers[self._transfer(unit).channel].put(key)
+                    self._issuers[self._transfers[key[1]].channel].put(key)
                 else:
                     self._unsent[key] = len(self._peers[key[1]])
                     self._queue.ready(key)
@@ -313,9 +337,11 @@ class Engine(Generic[Payload]):
             self._dispatch(self._ready.complete(key, at_s))
         self._post()
 
-    def _arrived(self, message: Message) -> None:
+    def _arrived(self, posted: _Posted) -> None:
+        at_s = now()
+        self._receives.append((posted, at_s))
         with self._lock:
-            self._dispatch(self._ready.arrived((message.iteration, message.unit), message.arrived_s))
+            self._dispatch(self._ready.arrived((posted[1], posted[0]), at_s))
         self._post()
 
     # ---- threads -------------------------------------------------------------------------------------------------
@@ -350,9 +376,9 @@ class Engine(Generic[Payload]):
                 self._posting.release()
 
     def _send(self, key: Key, dst: int, channel: str) -> None:
-        op = self._transfer(self.program.units[key[1]])
+        op = self._transfers[key[1]]
         payload = self._work.outgoing(op, key[0], dst)
-        self.sends.append(self._message(key, dst, self._work.nbytes(op, self.program.rank, dst)))
+        self._sends.append((key[1], key[0], dst, now()))
         handle = self._naming.send_named(payload, dst, op) if op.credit else self._mover.send(payload, dst, channel)
         waiter = (dst, channel) if key[1] in self._awaited_sends else None
         self._waiters[waiter].put((handle, key))
@@ -378,17 +404,16 @@ class Engine(Generic[Payload]):
 
     def _receive(self, src: int, channel: str) -> None:
         """Receive all messages from `src` on `channel`, posted as far ahead as buffers allow."""
-        inbox, units = self._receivers[src, channel], [self.program.units[i] for i in self._sources[src, channel]]
-        keys = ((i, unit) for i in range(self.iterations) for unit in units)
+        inbox, ops = self._receivers[src, channel], [(i, self._transfers[i]) for i in self._sources[src, channel]]
+        keys = ((i, unit, op) for i in range(self.iterations) for unit, op in ops)
         following = next(keys, None)
-        ahead: deque[tuple[Handle, Message]] = deque()
+        ahead: deque[tuple[Handle, _Posted]] = deque()
         while following is not None or ahead:
             while following is not None and following[0] < self._opened:
-                iteration, unit = following
-                op = self._transfer(unit)
+                iteration, unit, op = following
                 target = self._work.incoming(op, iteration, src)
-                posted = self._message((iteration, unit.index), src, self._work.nbytes(op, src, self.program.rank))
-                ahead.append((self._mover.receive(target, src, channel), posted))
+                posted_s = now()
+                ahead.append((self._mover.receive(target, src, channel), (unit, iteration, src, posted_s)))
                 following = next(keys, None)
             if not ahead:
                 if following is not None:
@@ -396,7 +421,7 @@ class Engine(Generic[Payload]):
                 continue
             handle, posted = ahead.popleft()
             handle.wait()
-            self._arrived(self._record_arrival(posted))
+            self._arrived(posted)
 
     def _receive_any(self, src: int, channel: str) -> None:
         """Receive all messages from `src` on `channel`, a channel with credit, in the order in which they are sent.
@@ -404,17 +429,18 @@ class Engine(Generic[Payload]):
         They are posted as far ahead as buffers allow, each under its op's name, and `src` says which of them is next.
         """
         inbox = self._receivers[src, channel]
-        units = {self.program.units[i].op.name: self.program.units[i] for i in self._sources[src, channel]}
-        posted: dict[str, deque[tuple[Handle, Message]]] = {name: deque() for name in units}
+        units = {self._transfers[i].name: i for i in self._sources[src, channel]}
+        posted: dict[str, deque[tuple[Handle, _Posted]]] = {name: deque() for name in units}
         ahead = 0  # iterations that are posted
 
         def post(upto: int) -> int:
             for iteration in range(ahead, upto):
                 for name, unit in units.items():
-                    op = self._transfer(unit)
+                    op = self._transfers[unit]
                     target = self._work.incoming(op, iteration, src)
-                    message = self._message((iteration, unit.index), src, self._work.nbytes(op, src, self.program.rank))
-                    posted[name].append((self._naming.receive_named(target, src, op), message))
+                    posted_s = now()
+                    handle = self._naming.receive_named(target, src, op)
+                    posted[name].append((handle, (unit, iteration, src, posted_s)))
             return max(ahead, upto)
 
         for _ in range(self.iterations * len(units)):
@@ -426,35 +452,35 @@ class Engine(Generic[Payload]):
                 ahead = post(self._opened)
             handle, message = posted[name].popleft()
             handle.wait()
-            self._arrived(self._record_arrival(message))
+            self._arrived(message)
 
     def _issue(self, channel: str) -> None:
         """Issue the transfers of `channel` in program order, each op's sends and receives together."""
-        inbox, rank = self._issuers[channel], self.program.rank
+        inbox = self._issuers[channel]
         for iteration in range(self.iterations):
             inbox.wait_for((iteration, OPENED))
             for indices in self._channels[channel]:
                 sends: list[tuple[Payload, int]] = []
                 receives: list[tuple[Payload, int]] = []
-                posted: list[Message] = []
+                posted: list[_Posted] = []
                 send_key: Key | None = None
                 for index in indices:
                     unit = self.program.units[index]
-                    op, key = self._transfer(unit), (iteration, index)
+                    op, key = self._transfers[index], (iteration, index)
                     if unit.kind is UnitKind.SEND:
                         inbox.wait_for(key)
                         send_key = key
                         for p in self._peers[index]:
                             sends.append((self._work.outgoing(op, iteration, p), p))
-                            self.sends.append(self._message(key, p, self._work.nbytes(op, rank, p)))
+                            self._sends.append((index, iteration, p, now()))
                     else:
                         for p in self._peers[index]:
                             receives.append((self._work.incoming(op, iteration, p), p))
-                            posted.append(self._message(key, p, self._work.nbytes(op, p, rank)))
+                            posted.append((index, iteration, p, now()))
                 for handle in self._mover.together(sends, receives, channel):
                     handle.wait()
                 for message in posted:
-                    self._arrived(self._record_arrival(message))
+                    self._arrived(message)
                 if send_key is not None:
                     self._complete(send_key, now())
 
@@ -463,16 +489,3 @@ class Engine(Generic[Payload]):
         if self._naming_mover is None:
             raise RuntimeError("channels with credit need what names messages")
         return self._naming_mover
-
-    def _message(self, key: Key, peer: int, nbytes: int) -> Message:
-        return Message(unit=key[1], iteration=key[0], peer=peer, nbytes=nbytes, posted_s=now())
-
-    def _record_arrival(self, posted: Message) -> Message:
-        self.receives.append(replace(posted, arrived_s=now()))
-        return self.receives[-1]
-
-    @staticmethod
-    def _transfer(unit: Unit) -> Transfer:
-        if not isinstance(unit.op, Transfer):
-            raise TypeError(f"{unit.op.name} is no transfer")
-        return unit.op

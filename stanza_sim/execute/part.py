@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stanza_sim.execute.engine import Work
 from stanza_sim.execute.job import Array
+from stanza_sim.schedule import Schedule, Transfer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,3 +42,19 @@ class Part(Protocol):
     def outcome(self) -> Outcome:
         """What came of it; every rank calls this after the run."""
         ...
+
+
+class MessageSizes:
+    """Bytes of the messages of a schedule, each computed once: what is asked for every message must be cheap."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._known: dict[tuple[str, int, int], int] = {}
+
+    def __call__(self, op: Transfer, src: int, dst: int) -> int:
+        """Size of the message of `op` from `src` to `dst`."""
+        key = op.name, src, dst  # an op's own hash would cost more than all the rest
+        size = self._known.get(key)
+        if size is None:
+            size = self._known[key] = self._schedule.message_bytes(op, src, dst)
+        return size

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import lru_cache
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from stanza_sim.execute.engine import now
 from stanza_sim.execute.exchange import gather
 from stanza_sim.execute.flat import FlatBundle, dtype_of
 from stanza_sim.execute.job import Array, RunJob
-from stanza_sim.execute.part import Outcome
+from stanza_sim.execute.part import MessageSizes, Outcome
 from stanza_sim.execute.passes import Passes
 from stanza_sim.execute.samples import follow
 from stanza_sim.execute.slices import HeldBlock, put_local
@@ -43,7 +42,7 @@ class RankWork:
     schedule: Schedule
 
     def __post_init__(self) -> None:
-        self.nbytes = lru_cache(maxsize=None)(self.schedule.message_bytes)
+        self.nbytes = MessageSizes(self.schedule)
 
     nbytes: Callable[[Transfer, int, int], int] = field(init=False)
 
