@@ -28,7 +28,17 @@ from stanza_sim.execute.part import MessageSizes, Outcome
 from stanza_sim.execute.shared_state import SharedState
 from stanza_sim.execute.transport import Transport
 from stanza_sim.execute.waits import Lanes, Shares, own_state, set_timer_slack
-from stanza_sim.schedule import Collective, CollectiveKind, Compute, Layout, Schedule, Transfer
+from stanza_sim.schedule import (
+    Collective,
+    CollectiveKind,
+    Compute,
+    Layout,
+    RankProgram,
+    Schedule,
+    Transfer,
+    Unit,
+    project,
+)
 
 if TYPE_CHECKING:
     from stanza_sim.execute.worker import Context
@@ -42,6 +52,7 @@ class EmulatedWork:
     def __init__(self, schedule: Schedule, rank: int, emulation: Emulation, lanes: Lanes, transport: Transport) -> None:
         self._schedule, self._seconds, self._lanes = schedule, emulation.seconds[rank], lanes
         self._transport, self._dtype = transport, dtype_of(schedule.itemsize)
+        self._unseen = unseen(project(schedule, rank))
         self._bundles = {b.name: b for b in schedule.bundles}
         self.nbytes = MessageSizes(schedule)
         sends = receives = 0
@@ -59,7 +70,7 @@ class EmulatedWork:
 
     def compute(self, op: Compute, iteration: int, ready_s: float) -> tuple[float, float]:
         """Wait as long as the computation takes."""
-        return self._lanes.compute(op.lane, ready_s, self._seconds[op.name])
+        return self._lanes.compute(op.lane, ready_s, self._seconds[op.name], wait=op.name not in self._unseen)
 
     def collective(self, op: Collective, iteration: int) -> None:
         """Carry out the collective, on as many elements as it has."""
@@ -100,6 +111,25 @@ class EmulatedWork:
 
     def _elements(self, buffer: Tensor, count: int) -> Tensor:
         return buffer[: count * self._schedule.itemsize].view(self._dtype)
+
+
+def unseen(program: RankProgram) -> frozenset[str]:
+    """Names of the computations from which nothing but later computations of the same lane and iteration goes on."""
+    units = program.units
+    follow: dict[int, list[Unit]] = {}
+    later: dict[int, list[Unit]] = {}
+    for u in units:
+        for j in u.needs:
+            follow.setdefault(j, []).append(u)
+        for j in u.needs_previous:
+            later.setdefault(j, []).append(u)
+    return frozenset(
+        u.op.name
+        for u in units
+        if isinstance(u.op, Compute)
+        and follow.get(u.index)
+        and all(isinstance(n.op, Compute) and n.op.lane == u.op.lane for n in follow[u.index] + later.get(u.index, []))
+    )
 
 
 class Emulated:

@@ -137,20 +137,22 @@ class Lanes:
         self._now, self._sleep = now, sleep
         self._end_s: dict[str, float] = {}
 
-    def compute(self, lane: str, ready_s: float, work_s: float) -> tuple[float, float]:
+    def compute(self, lane: str, ready_s: float, work_s: float, *, wait: bool = True) -> tuple[float, float]:
         """Wait for a computation of `work_s` seconds in `lane` that could start at `ready_s`.
 
         Returns when it nominally began and ended; comes back at the latter, or later. One thread for each lane calls
-        this.
+        this. Without `wait` it comes back at once if no other lane shares the device: where only the next computation
+        of the lane goes on from this one, nobody could tell, and a wake-up is saved.
         """
         begin_s = max(self._end_s.get(lane, 0.0), ready_s)
-        end_s = self._alone(begin_s + work_s) if self._shares is None else self._shared(lane, begin_s, work_s)
+        if self._shares is not None:
+            end_s = self._shared(lane, begin_s, work_s)
+        else:
+            end_s = begin_s + work_s
+            if wait:
+                self._sleep(end_s)
         self._end_s[lane] = end_s
         return begin_s, end_s
-
-    def _alone(self, end_s: float) -> float:
-        self._sleep(end_s)
-        return end_s
 
     def _shared(self, lane: str, begin_s: float, work_s: float) -> float:
         shares, slot = self._shares, self._slots[lane]

@@ -13,6 +13,7 @@ from execute_variants import VARIANTS, schedule_of
 from test_runs import every_kind, expected_bytes
 
 from stanza_sim.cluster import load_cluster
+from stanza_sim.execute.emulate import unseen
 from stanza_sim.execute.job import ComputeMode, Emulation, Issue, Measurement, RunJob, Training
 from stanza_sim.execute.launch import Pool, RankPlace
 from stanza_sim.execute.measure import merge
@@ -103,6 +104,33 @@ def test_an_iteration_takes_what_its_computations_take(pool: Pool, tiny: ModelPr
     reports = pool.run(RunTask(job_of(tiny, schedule, emulation=stated)))
     measured = merge(job_of(tiny, schedule, emulation=stated), [r for r in reports if r is not None])
     assert 0.05 <= measured.iteration_s < 0.06
+
+
+CHAINS = """
+schedule chains model=m world=2 batch=1
+group a 0
+group b 1
+f: forward x @a
+g: forward y @a after=f
+h: forward z @a after=g
+push: transfer act(y) a->b one-to-one nbytes=64 channel=p after=g
+e: forward x @b after=push
+u: update y @a lane=other after=h
+last: update z @a after=h after_previous=h
+"""
+
+
+def test_only_what_is_seen_from_outside_the_lane_is_waited_for(pool: Pool, tiny: ModelProfile) -> None:
+    schedule = parse(CHAINS)
+    assert unseen(project(schedule, 0)) == {"f"}  # g is sent, h is awaited by another lane, last ends the iteration
+    assert unseen(project(schedule, 1)) == frozenset()
+    seconds = {"f": 0.01, "g": 0.02, "h": 0.005, "u": 0.001, "last": 0.001}
+    stated = Emulation(seconds=(seconds, {"e": 0.001}), device=(0, 1), capacity=(2.0, 1.0))
+    (report, _, *_) = (r for r in pool.run(RunTask(job_of(tiny, schedule, emulation=stated))) if r is not None)
+    names = [u.op.name for u in project(schedule, 0).units]
+    ended = {(names[u], i): end for u, i, _, end in report.spans}
+    for message in report.sends:
+        assert message.posted_s >= ended["g", message.iteration] >= ended["f", message.iteration] + 0.02 - 1e-9
 
 
 @pytest.mark.parametrize("credit", [0, 1, 2])

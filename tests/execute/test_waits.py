@@ -47,6 +47,15 @@ def test_what_would_have_ended_by_now_is_not_waited_for() -> None:
     assert clock.time_s == 10.0
 
 
+def test_what_nobody_could_tell_is_not_waited_for() -> None:
+    clock = Clock()
+    lanes = Lanes(now=clock.now, sleep=clock.sleep)
+    assert lanes.compute("main", 1.0, 2.0, wait=False) == (1.0, 3.0)
+    assert clock.time_s == 0.0
+    assert lanes.compute("main", 3.0, 2.0) == (3.0, 5.0)
+    assert clock.time_s == 5.0
+
+
 def test_two_computations_share_a_device_equally() -> None:
     shares = Shares(1.0, own_state(2))
     shares.start(0, 0.0, 4.0)
