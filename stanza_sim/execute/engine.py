@@ -384,13 +384,20 @@ class Engine(Generic[Payload]):
         self._waiters[waiter].put((handle, key))
 
     def _wait_for_sends(self, queue: SimpleQueue[tuple[Handle, Key] | None]) -> None:
-        """Wait for sends in the order in which they were posted.
+        """Wait for sends; of those known for the one posted last first, so that few others are left to wake up for.
 
         One thread waits for all sends on which nothing depends; they only delay the reuse of buffers. A send
-        that something depends on is waited for by the thread of its own (destination, channel).
+        that something depends on is waited for by the thread of its own (destination, channel), in their order.
         """
-        while (item := queue.get()) is not None:
-            handle, key = item
+        in_order = queue is not self._waiters[None]
+        known: deque[tuple[Handle, Key]] = deque()
+        while True:
+            while not known or not queue.empty():
+                item = queue.get()
+                if item is None:
+                    return
+                known.append(item)
+            handle, key = known.popleft() if in_order else known.pop()
             handle.wait()
             with self._lock:
                 self._unsent[key] -= 1
