@@ -17,7 +17,7 @@ from typing import Generic, Protocol, TypeVar
 
 from stanza_sim.errors import RunError
 from stanza_sim.execute.job import Issue, Message
-from stanza_sim.execute.readiness import Key, Progress, Readiness, SendQueue
+from stanza_sim.execute.readiness import NOTHING, Key, Progress, Readiness, SendQueue
 from stanza_sim.schedule import Collective, Compute, RankProgram, Ranks, Transfer, UnitKind
 
 Payload = TypeVar("Payload")
@@ -329,8 +329,8 @@ class Engine(Generic[Payload]):
                 inbox.put((i, OPENED))
         for i in progress.ended:
             self.iteration_end_s[i] = now()
-        if self._ready.finished:
-            self._done.set()
+            if self._ready.finished:
+                self._done.set()
 
     def _complete(self, key: Key, at_s: float) -> None:
         with self._lock:
@@ -341,7 +341,10 @@ class Engine(Generic[Payload]):
         at_s = now()
         self._receives.append((posted, at_s))
         with self._lock:
-            self._dispatch(self._ready.arrived((posted[1], posted[0]), at_s))
+            progress = self._ready.arrived((posted[1], posted[0]), at_s)
+            if progress is NOTHING:
+                return
+            self._dispatch(progress)
         self._post()
 
     # ---- threads -------------------------------------------------------------------------------------------------

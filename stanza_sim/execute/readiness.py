@@ -28,6 +28,10 @@ class Progress:
     opened: list[int] = field(default_factory=list)
 
 
+NOTHING = Progress()
+"""Nothing follows. Never changed."""
+
+
 class Readiness:
     """Counts, for each unit of each iteration under way, the dependencies that are missing.
 
@@ -86,6 +90,12 @@ class Readiness:
 
     def arrived(self, key: Key, at_s: float = 0.0) -> Progress:
         """One of the messages that `key` awaits had arrived at `at_s`."""
+        counts = self._missing.get(key[0])
+        if counts is not None and counts[key[1]] > 1:  # others are missing still
+            counts[key[1]] -= 1
+            met = self._met_s[key[0]]
+            met[key[1]] = max(met[key[1]], at_s)
+            return NOTHING
         progress = Progress()
         self._less(key, progress, at_s)
         return progress

@@ -80,40 +80,46 @@ class Transport:
         self._channels = {key[0]: group for key, group in groups.items() if key[0]}
         self._groups = {key[1]: group for key, group in groups.items() if not key[0]}
         self._locks = {name: threading.Lock() for name in self._channels}
+        self._sent, self._received = dict.fromkeys(self._channels, 0), dict.fromkeys(self._channels, 0)
         self._count = threading.Lock()
         self._programs: dict[str, tuple[RankStep, ...]] = {}
-        self.sent_bytes = 0
-        self.received_bytes = 0
+        self._collective_bytes = [0, 0]
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes of the messages and collectives of this rank that it has sent."""
+        return self._collective_bytes[0] + sum(self._sent.values())
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes that it has received."""
+        return self._collective_bytes[1] + sum(self._received.values())
 
     def send(self, tensor: Tensor, dst: int, channel: str) -> Handle:
         """Post a message."""
-        with self._count:
-            self.sent_bytes += tensor.nbytes
         with self._locks[channel]:
+            self._sent[channel] += tensor.nbytes
             return _posted(self._channels[channel].send([tensor], dst, 0))
 
     def receive(self, tensor: Tensor, src: int, channel: str) -> Handle:
         """Post the receipt of a message into `tensor`."""
-        with self._count:
-            self.received_bytes += tensor.nbytes
         with self._locks[channel]:
+            self._received[channel] += tensor.nbytes
             return _posted(self._channels[channel].recv([tensor], src, 0))
 
     def send_named(self, tensor: Tensor, dst: int, op: Transfer) -> Handle:
         """Post the message of `op`, tagged, behind its number; the number's 8 bytes are not counted."""
         number = torch.tensor([self._tag(op)])
         group = self._channels[op.channel]
-        with self._count:
-            self.sent_bytes += tensor.nbytes
         with self._locks[op.channel]:
+            self._sent[op.channel] += tensor.nbytes
             first = _posted(group.send([number], dst, 0))
             return _Named(first, number, _posted(group.send([tensor], dst, self._tag(op))))
 
     def receive_named(self, tensor: Tensor, src: int, op: Transfer) -> Handle:
         """Post the receipt of the message of `op` into `tensor`, by its tag."""
-        with self._count:
-            self.received_bytes += tensor.nbytes
         with self._locks[op.channel]:
+            self._received[op.channel] += tensor.nbytes
             return _posted(self._channels[op.channel].recv([tensor], src, self._tag(op)))
 
     def next_name(self, src: int, channel: str) -> str:
@@ -135,10 +141,9 @@ class Transport:
         group = self._channels[channel]
         ops = [dist.P2POp(dist.irecv, t, r, group=group) for t, r in receives]
         ops += [dist.P2POp(dist.isend, t, r, group=group) for t, r in sends]
-        with self._count:
-            self.sent_bytes += sum(t.nbytes for t, _ in sends)
-            self.received_bytes += sum(t.nbytes for t, _ in receives)
         with self._locks[channel]:
+            self._sent[channel] += sum(t.nbytes for t, _ in sends)
+            self._received[channel] += sum(t.nbytes for t, _ in receives)
             return list(dist.batch_isend_irecv(ops)) if ops else []
 
     def collective(self, op: Collective, output: Tensor, source: Tensor) -> None:
@@ -159,8 +164,8 @@ class Transport:
             program = self._programs[op.name]
             sent, received = run_stepwise(op, program, place, output, source, group, values=self._values)
         with self._count:
-            self.sent_bytes += sent
-            self.received_bytes += received
+            self._collective_bytes[0] += sent
+            self._collective_bytes[1] += received
         if output.is_cuda:
             torch.cuda.current_stream(output.device).synchronize()
 
