@@ -85,11 +85,12 @@ def kept_path(cluster: Cluster, machine: Machine, *, realtime: bool) -> Path:
     """Return where the profile of a testbed of `cluster` on `machine` is kept.
 
     In the user's cache folder, by all that it depends on: what is joined to what at which rates, where ranks are, the
-    machine and its versions, and the scheduling.
+    machine and its versions, and how ranks are scheduled.
     """
     network = repr(([host.nics for host in cluster.hosts], cluster.links, cluster.fabric, cluster.placement))
     here = machine.model_dump(exclude={"load"})
-    key = sha256(json.dumps([FORMAT, network, here, realtime], sort_keys=True).encode()).hexdigest()[:16]
+    scheduling = "real-time, on a core each" if realtime else "as others"
+    key = sha256(json.dumps([FORMAT, network, here, scheduling], sort_keys=True).encode()).hexdigest()[:16]
     name = re.sub(r"[^A-Za-z0-9.]+", "-", cluster.name).strip("-.") or "network"
     return cache_folder() / "networks" / f"{name}-{key}.json"
 

@@ -12,7 +12,8 @@ import os
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import AbstractContextManager, contextmanager
 from math import ceil
 from pathlib import Path
@@ -135,8 +136,11 @@ def unseen(program: RankProgram) -> frozenset[str]:
 class Emulated:
     """Waits in the place of computing."""
 
-    def __init__(self, job: RunJob, emulation: Emulation, context: Context, transport: Transport) -> None:
+    def __init__(
+        self, job: RunJob, emulation: Emulation, context: Context, transport: Transport, boots: Sequence[str]
+    ) -> None:
         self._realtime = emulation.realtime
+        self._core = core_of(context.rank, boots)
         lanes = lanes_of(job.schedule, emulation, context.rank)
         self.work = EmulatedWork(job.schedule, context.rank, emulation, lanes, transport)
 
@@ -146,7 +150,7 @@ class Emulated:
 
     def running(self) -> AbstractContextManager[bool]:
         """See `Part`."""
-        return realtime(self._realtime)
+        return realtime(self._realtime, self._core)
 
     def outcome(self) -> Outcome:
         """Nothing was trained."""
@@ -181,21 +185,36 @@ def lanes_of(schedule: Schedule, emulation: Emulation, rank: int) -> Lanes:
     return lanes
 
 
-@contextmanager
-def realtime(wanted: bool) -> Iterator[bool]:
-    """Run all threads of this process, and those that they start, under SCHED_FIFO; gives whether that was permitted.
+def core_of(rank: int, boots: Sequence[str]) -> int | None:
+    """The core for a rank to keep to; the ranks of a machine take its cores in turn. None where that is not possible.
 
-    Ranks then run as soon as they can, and are not put off by other programs. They sleep nearly all of the time.
+    `boots` has every rank's `clock.boot_id`. A rank's threads take turns with Python anyway. On one core they do so
+    without waking each other across cores: 450 messages took one rank 2.9 in place of 10 ms of core time (2 cores), and
+    8 hosts with co-located shards were 6 in place of 8% slower than predicted.
     """
-    granted = wanted and _schedule_threads(fifo=True)
+    if sys.platform != "linux":
+        return None
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[sum(boot == boots[rank] for boot in boots[:rank]) % len(cores)]
+
+
+@contextmanager
+def realtime(wanted: bool, core: int | None = None) -> Iterator[bool]:
+    """Run all threads of this process, and those that they start, under SCHED_FIFO and on `core`; if that is permitted.
+
+    Gives whether it was. Ranks then run as soon as they can, and are not put off by other programs. They sleep nearly
+    all of the time.
+    """
+    cores = os.sched_getaffinity(0) if sys.platform == "linux" else set()
+    granted = wanted and _schedule_threads(cores if core is None else {core}, fifo=True)
     try:
         yield granted
     finally:
         if granted:
-            _schedule_threads(fifo=False)
+            _schedule_threads(cores, fifo=False)
 
 
-def _schedule_threads(*, fifo: bool) -> bool:
+def _schedule_threads(cores: AbstractSet[int], *, fifo: bool) -> bool:
     """Change the scheduling of all threads of this process; return False if that is not permitted."""
     if sys.platform != "linux":
         return False
@@ -203,6 +222,7 @@ def _schedule_threads(*, fifo: bool) -> bool:
     for thread in os.listdir("/proc/self/task"):
         try:
             os.sched_setscheduler(int(thread), policy, os.sched_param(priority))
+            os.sched_setaffinity(int(thread), cores)
         except PermissionError:
             return False
         except ProcessLookupError:  # it has just ended

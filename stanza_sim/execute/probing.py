@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from stanza_sim.execute.clock import boot_id, estimate_offset
-from stanza_sim.execute.emulate import realtime
+from stanza_sim.execute.emulate import core_of, realtime
 from stanza_sim.execute.engine import Engine, Handle, now
 from stanza_sim.execute.exchange import gather, meet, share
 from stanza_sim.execute.job import Backend, Clock, Issue
@@ -134,11 +134,11 @@ def time_messages(wanted: MessagesWanted, context: Context, beat: Callable[[], N
     """Send the messages that are wanted, one after another; every rank calls this at once."""
     context.start_thread()
     rank, ranks, boot = context.rank, context.world_size, boot_id()
-    boot_of_rank0 = share(boot, rank, ranks)
-    with realtime(wanted.realtime) as granted:
-        before = estimate_offset(rank, ranks, boot, boot_of_rank0)
+    boots = share(gather(boot, rank, ranks), rank, ranks)
+    with realtime(wanted.realtime, core_of(rank, boots)) as granted:  # as ranks run that emulate
+        before = estimate_offset(rank, ranks, boot, boots[0])
         sent, arrived = _messages(wanted, context, beat)
-        after = estimate_offset(rank, ranks, boot, boot_of_rank0)
+        after = estimate_offset(rank, ranks, boot, boots[0])
     clock = Clock(before=before, after=after)
     return RankMessages(clock=clock, realtime=granted, sent=tuple(sent), arrived=arrived)
 

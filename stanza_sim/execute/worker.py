@@ -16,7 +16,7 @@ from stanza_sim.errors import InputError
 from stanza_sim.execute.clock import boot_id, estimate_offset
 from stanza_sim.execute.emulate import Emulated
 from stanza_sim.execute.engine import Engine
-from stanza_sim.execute.exchange import meet, share
+from stanza_sim.execute.exchange import gather, meet, share
 from stanza_sim.execute.job import Backend, Clock, Issue, RankReport, RunJob
 from stanza_sim.execute.part import Part
 from stanza_sim.execute.train import Trained
@@ -77,11 +77,13 @@ def run_job(job: RunJob, context: Context, beat: Callable[[], None] = lambda: No
         return None
     context.start_thread()
     transport = transport_for(context, backend, schedule, groups, values=job.emulation is None)
+    ranks, boot = schedule.world_size, boot_id()
+    boots = share(gather(boot, rank, ranks), rank, ranks)
     part: Part
     if job.emulation is None:
         part = Trained(job, context, transport, beat)
     else:
-        part = Emulated(job, job.emulation, context, transport)
+        part = Emulated(job, job.emulation, context, transport, boots)
     issue = job.issue
     if issue is Issue.AUTO:
         issue = Issue.IN_ORDER if backend is Backend.NCCL else Issue.EAGER
@@ -101,15 +103,12 @@ def run_job(job: RunJob, context: Context, beat: Callable[[], None] = lambda: No
         group_of=group_of,
         start=part.start_thread,
     )
-    ranks = schedule.world_size
-    boot = boot_id()
-    boot_of_rank0 = share(boot, rank, ranks)
-    before = estimate_offset(rank, ranks, boot, boot_of_rank0)
+    before = estimate_offset(rank, ranks, boot, boots[0])
     meet(rank, ranks)
     with part.running() as realtime_granted:
         engine.run(timeout_s=job.timeout_s, beat=beat)
     meet(rank, ranks)
-    after = estimate_offset(rank, ranks, boot, boot_of_rank0)
+    after = estimate_offset(rank, ranks, boot, boots[0])
     outcome = part.outcome()
     return RankReport(
         rank=rank,
