@@ -89,7 +89,7 @@ def kept_path(cluster: Cluster, machine: Machine, *, realtime: bool) -> Path:
     """
     network = repr(([host.nics for host in cluster.hosts], cluster.links, cluster.fabric, cluster.placement))
     here = machine.model_dump(exclude={"load"})
-    scheduling = "real-time, on a core each" if realtime else "as others"
+    scheduling = "real-time, crowds on a core each" if realtime else "as others"
     key = sha256(json.dumps([FORMAT, network, here, scheduling], sort_keys=True).encode()).hexdigest()[:16]
     name = re.sub(r"[^A-Za-z0-9.]+", "-", cluster.name).strip("-.") or "network"
     return cache_folder() / "networks" / f"{name}-{key}.json"

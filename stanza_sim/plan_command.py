@@ -78,7 +78,7 @@ def plan(
     """Search all strategies and their settings for the most samples/s at the experiment's number of nodes.
 
     Bounds prune, simulation decides; rows of the experiment are among the plans. Ctrl-C prints the best so far (exit
-    status 130). The exit status is 0, 2 for bad input, 1 for a run that failed.
+    status 130). The exit status is 0, 2 for bad input or if no plan can be made, 1 for a run that failed.
     """
     began_s = monotonic()
     with errors_for_people():
@@ -133,6 +133,14 @@ def plan(
         if planned.interrupted:
             say("interrupted: the best plans so far")
             raise typer.Exit(INTERRUPTED)
+        without = [a for a in planned.answers if a.best is None and a.found.left_out]
+        if without and len(without) == len(planned.answers):
+            first = without[0].found.left_out[0]
+            raise InputError(
+                f"no plan could be made for {', '.join(a.problem.entry.title for a in without)}",
+                where=experiment,
+                hint=f"the first that was left out, {first.choice.label}: {first.reason}",
+            )
 
 
 def _write(planned: Planned, folder: Path, top: int) -> None:

@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from stanza_sim.execute.worker import Context
 
 REALTIME_PRIORITY = 1
+CROWD = 2
+"""Ranks for each core of a machine beyond which each keeps to one core."""
 
 
 class EmulatedWork:
@@ -186,16 +188,19 @@ def lanes_of(schedule: Schedule, emulation: Emulation, rank: int) -> Lanes:
 
 
 def core_of(rank: int, boots: Sequence[str]) -> int | None:
-    """The core for a rank to keep to; the ranks of a machine take its cores in turn. None where that is not possible.
+    """The core for a rank to keep to, where a machine has more than `CROWD` ranks for each: they take them in turn.
 
     `boots` has every rank's `clock.boot_id`. A rank's threads take turns with Python anyway. On one core they do so
     without waking each other across cores: 450 messages took one rank 2.9 in place of 10 ms of core time (2 cores), and
-    8 hosts with co-located shards were 6 in place of 8% slower than predicted.
+    8 hosts with co-located shards were 3 to 5 in place of 5 to 8% slower than predicted. Fewer ranks have cores to
+    spare, and are better free to leave one that is held up (as by the hypervisor).
     """
     if sys.platform != "linux":
         return None
     cores = sorted(os.sched_getaffinity(0))
-    return cores[sum(boot == boots[rank] for boot in boots[:rank]) % len(cores)]
+    if boots.count(boots[rank]) <= CROWD * len(cores):
+        return None
+    return cores[boots[:rank].count(boots[rank]) % len(cores)]
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from execute_variants import VARIANTS, schedule_of
 from test_runs import every_kind, expected_bytes
 
 from stanza_sim.cluster import load_cluster
-from stanza_sim.execute.emulate import unseen
+from stanza_sim.execute.emulate import core_of, unseen
 from stanza_sim.execute.job import ComputeMode, Emulation, Issue, Measurement, RunJob, Training
 from stanza_sim.execute.launch import Pool, RankPlace
 from stanza_sim.execute.measure import merge
@@ -131,6 +131,13 @@ def test_only_what_is_seen_from_outside_the_lane_is_waited_for(pool: Pool, tiny:
     ended = {(names[u], i): end for u, i, _, end in report.spans}
     for message in report.sends:
         assert message.posted_s >= ended["g", message.iteration] >= ended["f", message.iteration] + 0.02 - 1e-9
+
+
+def test_many_ranks_of_a_machine_take_its_cores_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {3, 5})
+    assert [core_of(r, ["a"] * 4) for r in range(4)] == [None] * 4
+    boots = ["a", "b", "a", "a", "b", "a", "a"]
+    assert [core_of(r, boots) for r in range(7)] == [3, None, 5, 3, None, 5, 3]
 
 
 @pytest.mark.parametrize("credit", [0, 1, 2])

@@ -130,3 +130,11 @@ def test_ctrl_c_prints_the_best_so_far(small, monkeypatch):
     (plan,) = data["plans"]
     assert (plan["stopped"], plan["explanation"]) == ("interrupted", None)
     assert plan["best"]["predicted"]["samples_per_s"] > 0
+
+
+def test_without_any_plan_it_fails_and_says_why(small):
+    result = call("plan", small, *LIMIT, "--set", "models=[{model: alexnet, batch_per_worker: 100000}]")
+    assert result.exit_code == 2
+    assert "no plan was simulated" in result.stdout
+    assert "no plan could be made for alexnet" in result.stderr
+    assert "GB" in result.stderr
