@@ -101,6 +101,17 @@ OPENED = -1
 """In place of a unit's index: the iteration opened."""
 
 
+class _Nothing:
+    """The handle of no message."""
+
+    def wait(self) -> None:
+        """Return."""
+
+
+POST: tuple[Handle, Key] = (_Nothing(), (0, OPENED))
+"""In place of a message that was posted: there are others to post."""
+
+
 class _Stopped(Exception):
     """The run was given up: leave the thread."""
 
@@ -335,7 +346,8 @@ class Engine(Generic[Payload]):
     def _complete(self, key: Key, at_s: float) -> None:
         with self._lock:
             self._dispatch(self._ready.complete(key, at_s))
-        self._post()
+            most = len(self._queue)
+        self._post(most)
 
     def _arrived(self, posted: _Posted) -> None:
         at_s = now()
@@ -365,18 +377,27 @@ class Engine(Generic[Payload]):
                 self.spans.append((unit.index, iteration, begin, end))
                 self._complete(key, end)
 
-    def _post(self) -> None:
-        """Post what may be posted. If another thread is posting, it will see to it."""
+    def _post(self, most: int | None = None) -> None:
+        """Post what may be posted. If another thread is posting, it will see to it.
+
+        A thread that has computations to do posts `most` messages; what has become ready meanwhile is left to another.
+        """
+        posted = 0
         while self._queue and self._posting.acquire(blocking=False):
             try:
-                while True:
+                while most is None or posted < most:
                     with self._lock:
                         message = self._queue.pop()
                     if message is None:
                         break
                     self._send(*message)
+                    posted += 1
             finally:
                 self._posting.release()
+            if most is not None and posted >= most:
+                if self._queue:
+                    self._waiters[None].put(POST)
+                return
 
     def _send(self, key: Key, dst: int, channel: str) -> None:
         op = self._transfers[key[1]]
@@ -399,7 +420,10 @@ class Engine(Generic[Payload]):
                 item = queue.get()
                 if item is None:
                     return
-                known.append(item)
+                if item is POST:
+                    self._post()
+                else:
+                    known.append(item)
             handle, key = known.popleft() if in_order else known.pop()
             handle.wait()
             with self._lock:

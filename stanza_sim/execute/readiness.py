@@ -223,6 +223,10 @@ class SendQueue:
     def __bool__(self) -> bool:
         return bool(self._heap)
 
+    def __len__(self) -> int:
+        """How many messages may be posted now."""
+        return len(self._heap)
+
     def ready(self, key: Key) -> None:
         """The send unit `key` may start: queue its messages, each behind those before it on its pair."""
         if (line := self._line_of.get(key[1])) is not None:

@@ -99,9 +99,12 @@ class Search:
         limits: Limits,
         *,
         left_out: Sequence[LeftOut] = (),
+        deadline: Callable[[], float | None] | None = None,
         tell: Tell = lambda done, total: None,
     ) -> None:
+        """`deadline`, if given, is asked for the limit of time once rows and defaults are simulated."""
         self._crew, self._problem, self._choices, self._limits, self._tell = crew, problem, choices, limits, tell
+        self._deadline = deadline
         self._known: dict[int, Sketch] = {}
         self._scores: dict[int, Score] = {}
         self._simulated: list[int] = []  # in that order
@@ -124,12 +127,14 @@ class Search:
     def _run(self) -> None:
         first = [i for i, c in enumerate(self._choices) if c.first]
         rest = [i for i, c in enumerate(self._choices) if not c.first]
-        limits, began_s = self._limits, monotonic()
-        rows = replace(limits, deadline_s=None)  # rows and defaults are simulated in any case
+        rows = replace(self._limits, deadline_s=None)  # rows and defaults are simulated in any case
         fresh = self._sketch(first, rows)
         while fresh:
             if not self._weigh(fresh, rows, least=lambda i: 0.0):
                 return
+        if self._deadline is not None:
+            self._limits = replace(self._limits, deadline_s=self._deadline())
+        limits, began_s = self._limits, monotonic()
         if limits.max_evaluations is not None:
             rest = rest[: SKETCHED_FOR_EACH * limits.max_evaluations]
         waiting: list[int] = []

@@ -91,8 +91,9 @@ def plan_experiment(
 ) -> Planned:
     """Search the best plan of every model of an experiment.
 
-    `budget_s` is for all models together and counts from now: each gets an equal share of what is left. Rows of the
-    experiment and defaults of strategies are simulated however short it is. `max_evaluations` is for each model. Both
+    `budget_s` is for all models together and counts from now: each gets an equal share of what is left once its rows of
+    the experiment and the defaults of strategies are simulated, which they are however short it is (and for the first
+    model that includes compiling the engine, where that has not been done). `max_evaluations` is for each model. Both
     limits hold for the explanation as well. Ctrl-C ends the search with what has been found. Raises `InputError` and
     `RunError`.
     """
@@ -112,17 +113,14 @@ def plan_experiment(
     answers: list[Answer] = []
     with crew_of(problems, jobs=jobs, work=sum(len(some) for some, _ in spaces)) as crew:
         for i, (problem, (some, out)) in enumerate(zip(problems, spaces, strict=True)):
-            share_s = None if end_s is None else max(0.0, end_s - monotonic()) / (len(problems) - i)
-            now_s = monotonic()
+            share = _Share(end_s, of=len(problems) - i)
             search = Search(
                 crew,
                 i,
                 some,
-                Limits(
-                    deadline_s=None if share_s is None else now_s + SEARCHING * share_s,
-                    max_evaluations=max_evaluations,
-                ),
+                Limits(max_evaluations=max_evaluations),
                 left_out=out,
+                deadline=share.begin,
                 tell=partial(tell, problem.entry.title),
             )
             search.run()
@@ -131,9 +129,7 @@ def plan_experiment(
             explanation = None
             if not interrupted:
                 try:
-                    end = Limits(
-                        deadline_s=None if share_s is None else now_s + share_s, max_evaluations=max_evaluations
-                    )
+                    end = Limits(deadline_s=share.end_s, max_evaluations=max_evaluations)
                     explanation = explain(crew, i, found, end)
                 except KeyboardInterrupt:
                     interrupted, found = True, replace(found, stop=Stop.INTERRUPTED)
@@ -142,6 +138,30 @@ def plan_experiment(
             if interrupted:
                 return Planned(experiment=loaded.value.name, answers=tuple(answers), interrupted=True)
     return Planned(experiment=loaded.value.name, answers=tuple(answers))
+
+
+class _Share:
+    """One model's share of the time until `all_end_s`: one of `of` equal parts of what is left when it begins."""
+
+    def __init__(self, all_end_s: float | None, *, of: int) -> None:
+        self._all_end_s, self._of = all_end_s, of
+        self._end_s: float | None = None
+
+    def begin(self) -> float | None:
+        """Begin now; return when the search ends. None without a limit."""
+        if self._all_end_s is None:
+            return None
+        now_s = monotonic()
+        share_s = max(0.0, self._all_end_s - now_s) / self._of
+        self._end_s = now_s + share_s
+        return now_s + SEARCHING * share_s
+
+    @property
+    def end_s(self) -> float | None:
+        """When the explanation ends."""
+        if self._end_s is None:  # the search ended before it began
+            self.begin()
+        return self._end_s
 
 
 def row(problem: Problem, one: Score, *, whole: bool = False) -> Row:

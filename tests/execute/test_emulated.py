@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections import defaultdict
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -103,7 +104,9 @@ def test_an_iteration_takes_what_its_computations_take(pool: Pool, tiny: ModelPr
     schedule = parse(CHAIN)
     reports = pool.run(RunTask(job_of(tiny, schedule, emulation=stated)))
     measured = merge(job_of(tiny, schedule, emulation=stated), [r for r in reports if r is not None])
-    assert 0.05 <= measured.iteration_s < 0.06
+    starts = sorted(s.start_s for s in measured.timeline.spans if s.op == "f")
+    assert min(later - earlier for earlier, later in pairwise(starts)) >= 0.05 - 1e-9
+    assert 0.048 < measured.iteration_s < 0.06  # ends are noted by threads that may wake up late
 
 
 CHAINS = """
@@ -168,7 +171,7 @@ def test_ranks_on_one_device_take_turns(pool: Pool, tiny: ModelProfile) -> None:
     for capacity, longer in ((1.0, 3.0), (2.0, 1.5), (3.0, 1.0)):
         stated = Emulation(seconds=({"f": 0.02},) * 3, device=(0, 0, 0), capacity=(capacity,))
         measured = run(pool, job_of(tiny, schedule, emulation=stated))
-        assert measured.iteration_s == pytest.approx(0.02 * longer, rel=0.05)
+        assert measured.iteration_s == pytest.approx(0.02 * longer, rel=0.15)  # other programs may make ranks late
     assert set(folder.glob("stanza-sim-*-0")) <= before
 
 
