@@ -2,7 +2,8 @@
 
 Threads: one for each lane and each group of collectives, which carry out their units in program order; one for each
 (source, channel) that receives; one that waits for sends. Sends have no thread: whoever completes the last
-dependency posts them. One lock guards the readiness core; nothing else is done while it is held.
+dependency posts them; but a lane goes on to its next unit once it has posted what was ready when it came, and leaves
+the rest to the thread that waits for sends. One lock guards the readiness core; nothing else is done while it is held.
 """
 
 from __future__ import annotations
