@@ -1,6 +1,14 @@
-"""Settings for every test: hypothesis without deadlines (the machine may be busy), one thread for arithmetic."""
+"""Settings for every test: hypothesis without deadlines (the machine may be busy), one thread for arithmetic.
+
+A test marked `alone` measures times: while it runs, no other test does. Otherwise what the other worker computes would
+be measured too.
+"""
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from fcntl import LOCK_EX, LOCK_SH, LOCK_UN, flock
 from pathlib import Path
 
 import pytest
@@ -14,6 +22,40 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+LOCKS = pytest.StashKey[tuple[Path, Path]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if run := getattr(config, "workerinput", {}).get("testrunuid"):
+        folder = Path(tempfile.gettempdir())
+        config.stash[LOCKS] = folder / f"tests-{run}-turn", folder / f"tests-{run}-run"
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    for path in config.stash.get(LOCKS, ()):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, how: int) -> Iterator[None]:
+    with path.open("a") as file:
+        flock(file, how)
+        try:
+            yield
+        finally:
+            flock(file, LOCK_UN)  # not by closing alone: a forked child may have it open still
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # waiting is no part of a test's time
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    if (paths := item.config.stash.get(LOCKS, None)) is None:
+        return (yield)
+    turn, run = paths
+    with ExitStack() as held:
+        with locked(turn, LOCK_EX):  # who waits to be alone keeps the turn, so that no other test begins before it
+            held.enter_context(locked(run, LOCK_EX if item.get_closest_marker("alone") else LOCK_SH))
+        return (yield)
 
 
 @pytest.fixture

@@ -98,6 +98,7 @@ pong: transfer actgrad(x) b->a one-to-one nbytes=64 channel=q after=g
 """
 
 
+@pytest.mark.alone
 def test_an_iteration_takes_what_its_computations_take(pool: Pool, tiny: ModelProfile) -> None:
     """Two ranks take turns; what is not computation is two small messages and waking up."""
     stated = Emulation(seconds=({"f": 0.02}, {"g": 0.03}), device=(0, 1), capacity=(1.0, 1.0))
@@ -163,6 +164,7 @@ def test_with_credit_what_is_urgent_overtakes(pool: Pool, tiny: ModelProfile, cr
             assert place < 8 if credit else place == 8
 
 
+@pytest.mark.alone
 def test_ranks_on_one_device_take_turns(pool: Pool, tiny: ModelProfile) -> None:
     """Three ranks that compute all the time, on one device and on two cores: three and one and a half times as long."""
     schedule = parse("schedule s model=m world=3 batch=1\ngroup a 0-2\nf: forward x @a\n")
@@ -175,6 +177,7 @@ def test_ranks_on_one_device_take_turns(pool: Pool, tiny: ModelProfile) -> None:
     assert set(folder.glob("stanza-sim-*-0")) <= before
 
 
+@pytest.mark.alone
 def test_a_model_of_any_size_needs_no_more_than_its_longest_message(pool: Pool) -> None:
     """All of VGG-16 would be 550 MB at each rank, and its arithmetic minutes."""
     from stanza_sim import strategies

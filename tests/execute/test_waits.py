@@ -130,6 +130,7 @@ def test_work_is_conserved_and_no_one_is_faster_than_alone(tasks: list[Task], ca
             assert got == pytest.approx(work_s, abs=1e-6)
 
 
+@pytest.mark.alone
 def test_sleeping_ends_at_the_time_asked_for() -> None:
     late = []
     for _ in range(20):
@@ -146,6 +147,7 @@ def compute_beside(path: Path, slot: int, begin_s: float, ends: object) -> None:
     ends.put((slot, lanes.compute("main", begin_s, 0.2)))
 
 
+@pytest.mark.alone
 def test_processes_share_a_device(tmp_path: Path) -> None:
     """Two computations of 0.2 s that begin 0.1 s apart: 0.1 alone, 0.2 for the rest of the first, 0.1 alone."""
     context = get_context("fork")
@@ -162,6 +164,7 @@ def test_processes_share_a_device(tmp_path: Path) -> None:
     assert time.perf_counter() >= begin_s + 0.4
 
 
+@pytest.mark.alone
 def test_threads_of_one_process_share_a_device() -> None:
     lanes = Lanes(Shares(1.0, own_state(2)), {"main": 0, "server": 1})
     begin_s, found = time.perf_counter() + 0.02, {}

@@ -100,6 +100,7 @@ def shares(bed: Testbed, messages: list[Message], expected: list[float], within:
 # --- what it carries -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 def test_a_star_shares_its_ports_equally_and_nothing_is_seen_outside(star):
     interfaces = os.listdir("/sys/class/net")
     with Testbed(star) as bed:
@@ -114,6 +115,7 @@ def test_a_star_shares_its_ports_equally_and_nothing_is_seen_outside(star):
     assert left_of(star.name) == []
 
 
+@pytest.mark.alone
 def test_flows_share_an_oversubscribed_link_between_switches_equally(name, tmp_path):
     """Two leaves of three hosts, 3 to 1: 200 Mbit/s between them, for all that cross."""
     with Testbed(load(tmp_path, leaf_spine_text(name, each=3, over=3))) as bed:
@@ -124,6 +126,7 @@ def test_flows_share_an_oversubscribed_link_between_switches_equally(name, tmp_p
     assert left_of(name) == []
 
 
+@pytest.mark.alone
 def test_a_stated_path_is_taken_by_its_pair_only(name, tmp_path):
     """Both send to n-3, each over a spine of its own: they share its port, and not a link of half the rate."""
     routing = "{kind: explicit, paths: [{from: n-0, to: n-3, via: [leaf-0, spine-0, leaf-1]}]}"
@@ -132,17 +135,20 @@ def test_a_stated_path_is_taken_by_its_pair_only(name, tmp_path):
         shares(bed, [(0, 3, 3 * MB), (1, 2, 3 * MB)], [0.25, 0.25])
 
 
+@pytest.mark.alone
 def test_spread_over_spines_gives_a_flow_all_of_them(name, tmp_path):
     with Testbed(load(tmp_path, leaf_spine_text(name, spines=2, over=2, routing="spread"))) as bed:
         shares(bed, [(0, 3, 4 * MB)], [1])
 
 
+@pytest.mark.alone
 def test_hosts_have_rates_of_their_own(name, tmp_path):
     more = "overrides: {n-1: {nic: {rate: 100Mbps}}, n-2: {nic: {rate: {send: 50Mbps, receive: 200Mbps}}}}\n"
     with Testbed(load(tmp_path, star_text(name, more=more))) as bed:
         shares(bed, [(0, 1, 2 * MB), (2, 0, 2 * MB)], [0.5, 0.25])
 
 
+@pytest.mark.alone
 def test_a_burst_passes_after_a_pause(name, tmp_path):
     more = "overrides: {n-0: {nic: {burst: 1MB}}, n-1: {nic: {burst: 1MB}}}\n"
     with Testbed(load(tmp_path, star_text(name, more=more))) as bed:

@@ -30,6 +30,7 @@ def name() -> Iterator[str]:
     assert Registry().get(prefix_of(name, os.getuid())) is None
 
 
+@pytest.mark.alone
 def test_goodput_is_the_rate_less_headers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(single, "BUDGET_S", 1.5)
     cluster = load(tmp_path, star_text(name, hosts=2))

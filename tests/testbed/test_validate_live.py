@@ -65,6 +65,7 @@ def in_session(leader: int) -> list[str]:
 @pytest.mark.root
 @pytest.mark.xdist_group("testbed")
 @pytest.mark.timeout(300)
+@pytest.mark.alone
 def test_ctrl_c_leaves_nothing_but_the_journal_and_resume_completes_it(folder):
     run = start(folder)
     assert run.stderr is not None
