@@ -156,9 +156,17 @@ def _loopback(times: Sequence[RankTimes | ProbeTimes]) -> LoopbackTimes | None:
     small_wall_s, large_wall_s = a.small[0], a.large[0]
     byte_core_s = max(large_core_s - small_core_s, 0.0) / more
     message_core_s = max(small_core_s - byte_core_s * a.small_bytes, 0.0)
+    dearer = _in_company(times, message_core_s, byte_core_s)
     return LoopbackTimes(
         latency_s=max(small_wall_s - message_core_s / min(a.cores, 2), 0.0),
-        message_core_s=message_core_s,
-        byte_core_s=byte_core_s,
+        message_core_s=dearer * message_core_s,
+        byte_core_s=dearer * byte_core_s,
         bandwidth_Bps=more / max(large_wall_s - small_wall_s, 1e-9),
     )
+
+
+def _in_company(times: Sequence[RankTimes | ProbeTimes], message_core_s: float, byte_core_s: float) -> float:
+    """How many times as much messages cost the cores while all ranks compute; 1 where that was not timed."""
+    sections = [m for t in times if isinstance(t, RankTimes) for m in t.messages]
+    alone_s = sum(m.ends * message_core_s + m.nbytes * byte_core_s for m in sections) / 2  # at each of two ends
+    return sum(m.core_s for m in sections if m.ends) / alone_s if alone_s > 0 else 1.0

@@ -151,8 +151,19 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MessageCores:
+    """What messages cost the cores of one rank, apart from computations: `ends` sent or received, `nbytes` in all."""
+
+    core_s: float
+    ends: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankTimes:
     """What one rank timed. `small` and `large` are probes: (wall seconds, own core seconds) of a message, or None.
+
+    `messages` are those that passed while all ranks computed, each (section of the timing) or none.
 
     `small_bytes` and `large_bytes` are their sizes; only ranks 0 and 1 probe. `cores` are those of the rank's host.
     """
@@ -170,6 +181,7 @@ class RankTimes:
     large_bytes: int
     small: tuple[float, float] | None
     large: tuple[float, float] | None
+    messages: tuple[MessageCores, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor
 
 from stanza_sim.execute.build import build
+from stanza_sim.execute.company import time_company
 from stanza_sim.execute.engine import Engine, now
 from stanza_sim.execute.exchange import gather, meet, share
 from stanza_sim.execute.flat import FlatBundle, dtype_of, sgd_step
-from stanza_sim.execute.job import Backend, Issue, Training
+from stanza_sim.execute.job import Backend, Issue, Optimizer, Training
 from stanza_sim.execute.passes import Passes
-from stanza_sim.execute.protocol import ProbeTimes, RankTimes, Times, Wanted
+from stanza_sim.execute.protocol import MessageCores, ProbeTimes, RankTimes, Times, Wanted
+from stanza_sim.execute.readiness import GENERATIONS
 from stanza_sim.execute.samples import follow
 from stanza_sim.execute.slices import HeldBlock
 from stanza_sim.execute.worker import Context, transport_for
@@ -60,12 +62,12 @@ class _Timer:
 
     def __init__(self, context: Context) -> None:
         self._device = context.device
-        self._own = context.device.type == "cpu" and context.threads == 1
+        self.own = context.device.type == "cpu" and context.threads == 1
         demand = context.local_size * context.threads
-        self._share = 1.0 if self._own or self._device.type != "cpu" else min(1.0, cores() / demand)
+        self._share = 1.0 if self.own or self._device.type != "cpu" else min(1.0, cores() / demand)
 
     def __call__(self, body: Callable[[], None]) -> float:
-        if self._own:
+        if self.own:
             begin = time.thread_time()
             body()
             return time.thread_time() - begin
@@ -126,15 +128,37 @@ def time_all(wanted: Wanted, context: Context, beat: Callable[[], None]) -> Rank
     context.start_thread()
     timer = _Timer(context)
     times: Times = {}
+    messages: list[MessageCores] = []
+    updates: list[float] = []
+    together = timer.own and 1 < context.world_size == context.local_size
+    overhead = _time_engine(context)
     _, held, bundles = build(alone(wanted.model, 1, apart=False), wanted.model, 0, wanted.seed, context.device)
     for count in sorted({n for counts in wanted.samples.values() for n in counts}):
-        blocks = {name for name, counts in wanted.samples.items() if count in counts}
+        blocks = frozenset(name for name, counts in wanted.samples.items() if count in counts)
         for apart in (False, True):
-            _time_blocks(wanted, count, blocks, apart, context, held, bundles, timer, times)
+            schedule = alone(wanted.model, count, apart=apart)
+            passes = _filled(wanted, schedule, context, held, bundles)
+            if together:
+                found = time_company(
+                    passes,
+                    schedule,
+                    wanted.model,
+                    blocks,
+                    context,
+                    seconds=SECTION_S,
+                    least=LEAST_CYCLES,
+                    most=MOST_CYCLES,
+                    op_overhead_s=overhead,
+                )
+                for what, seconds in found.times.items():
+                    times.setdefault(what, []).extend(seconds)
+                updates += [] if found.update_Bps is None else [found.update_Bps]
+                messages.append(found.messages)
+            else:
+                _time_blocks(schedule, passes, blocks, context, timer, times)
             beat()
     numel = max(b.numel for b in wanted.model.blocks)
     rates = time_vectors(numel, dtype_of(wanted.model.itemsize), max(wanted.contributions, 2), context)
-    overhead = _time_engine(context)
     beat()
     loopback = probe(wanted.backend, context)
     name, driver = device_name(context.device)
@@ -145,38 +169,29 @@ def time_all(wanted: Wanted, context: Context, beat: Callable[[], None]) -> Rank
         cores=cores(),
         blocks=times,
         reduce_Bps=median(rates[0]),
-        update_Bps=median(rates[1]),
+        update_Bps=median(updates or rates[1]),
         op_overhead_s=overhead,
         small_bytes=SMALL_BYTES,
         large_bytes=LARGE_BYTES,
         small=loopback.small,
         large=loopback.large,
+        messages=tuple(messages),
         torch_version=torch.__version__.split("+")[0],
     )
 
 
-def _time_blocks(
-    wanted: Wanted,
-    count: int,
-    blocks: set[str],
-    apart: bool,
-    context: Context,
-    held: list[HeldBlock],
-    bundles: dict[str, FlatBundle],
-    timer: _Timer,
-    times: Times,
-) -> None:
-    """Time `blocks` at `count` samples: the whole model once, then again and again what is wanted, in its order."""
-    model, device = wanted.model, context.device
-    schedule = alone(model, count, apart=apart)
-    training = Training(iterations=MOST_CYCLES + 1, warmup=0, seed=wanted.seed)
+def _filled(
+    wanted: Wanted, schedule: Schedule, context: Context, held: list[HeldBlock], bundles: dict[str, FlatBundle]
+) -> Passes:
+    """What carries out the computations of `schedule`, one of `alone`; each was done once in both generations."""
+    model, device, count = wanted.model, context.device, schedule.batch_per_worker
     generator = torch.Generator().manual_seed(wanted.seed)
     x = torch.randn((count, *model.input_shape), generator=generator).to(device=device, dtype=dtype_of(model.itemsize))
     y = torch.randint(model.num_classes, (count,), generator=generator).to(device)
     passes = Passes(
         schedule=schedule,
         model=model,
-        training=training,
+        training=Training(iterations=MOST_CYCLES + 1, warmup=0, seed=wanted.seed, optimizer=Optimizer(lr=0.0)),
         rank=0,
         samples=follow(schedule, model),
         blocks=held,
@@ -184,19 +199,27 @@ def _time_blocks(
         batch=lambda iteration: (x, y),
         device=device,
     )
-    ops = [op for op in schedule.ops if isinstance(op, Compute)]
-    for i in range(2):  # fills both generations of buffers
-        for op in ops:
-            passes.compute(op, i)
-    again = [op for op in ops if op.target in blocks]
+    for i in range(GENERATIONS):
+        for op in schedule.ops:
+            if isinstance(op, Compute):
+                passes.compute(op, i)
+    return passes
+
+
+def _time_blocks(
+    schedule: Schedule, passes: Passes, blocks: frozenset[str], context: Context, timer: _Timer, times: Times
+) -> None:
+    """Time `blocks`, in their order again and again, without any messages."""
+    again = [op for op in schedule.ops if isinstance(op, Compute) and op.target in blocks]
+    count = schedule.batch_per_worker
     meet(context.rank, context.world_size)
     begin = now()
-    for i in range(2, MOST_CYCLES):
+    for i in range(GENERATIONS, MOST_CYCLES):
         for op in again:
             seconds = timer(lambda op=op, i=i: passes.compute(op, i))  # type: ignore[misc]
-            if i >= DROPPED + 2:
+            if i >= DROPPED + GENERATIONS:
                 times.setdefault((op.target, count, op.phase), []).append(seconds)
-        if i >= DROPPED + 2 + LEAST_CYCLES and now() - begin > SECTION_S:
+        if i >= DROPPED + GENERATIONS + LEAST_CYCLES and now() - begin > SECTION_S:
             break
     meet(context.rank, context.world_size)
 
