@@ -65,15 +65,18 @@ class Note(Section):
     text: str
 
 
-class _Predicted(Section):
-    kind: Literal["prediction"] = "prediction"
-    case: str
+class _Prediction(Section):
     iteration_s: Time
     exposed_comm_s: Time
     parts: dict[str, float]
     source: str
     nodes: int
     servers: int
+
+
+class _Predicted(_Prediction):
+    kind: Literal["prediction"] = "prediction"
+    case: str
 
 
 class _Measured(Section):
@@ -89,6 +92,7 @@ class _Measured(Section):
     wall_s: Time
     load: Time
     realtime: bool
+    predicted: _Prediction | None = None
 
 
 _Entry: TypeAlias = Header | Note | _Predicted | _Measured
@@ -222,8 +226,9 @@ def read(path: Path) -> tuple[Done, int]:
             case _Predicted():
                 done.predicted[entry.case] = Predicted(**entry.model_dump(exclude={"kind", "case"}))
             case _Measured():
-                values = entry.model_dump(exclude={"kind", "case", "repeat"})
-                done.measured.setdefault(entry.case, {})[entry.repeat] = Measured(**values)
+                values = entry.model_dump(exclude={"kind", "case", "repeat", "predicted"})
+                anew = None if entry.predicted is None else Predicted(**entry.predicted.model_dump())
+                done.measured.setdefault(entry.case, {})[entry.repeat] = Measured(**values, predicted=anew)
             case Header():
                 raise InputError("holds two journals", where=str(path), hint="name another folder")
     return done, size

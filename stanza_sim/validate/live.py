@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stanza_sim.cluster import Cluster
@@ -92,7 +93,8 @@ class LiveBench:
     """Runs the cases of a suite on this machine; see `stanza_sim.validate.runner.Bench`.
 
     A network is calibrated with single messages between ranks in it. For real computations the blocks of its models are
-    timed as well, on all of its ranks at once; emulated ones take as long as the cost model says, so nothing is timed.
+    timed as well, on all of its ranks at once, and again right before each repeat of a case, since the speed of shared
+    cores moves by a fifth within seconds; emulated ones take as long as the cost model says, so nothing is timed.
     """
 
     def __init__(self, suite: Loaded[Suite], plans: Plans, cases: Sequence[Case], *, say: Say) -> None:
@@ -156,17 +158,24 @@ class LiveBench:
 
     def measure(self, case: Case, predicted: Predicted) -> Measured:
         """See `Bench`."""
-        from stanza_sim.execute import execute
+        from stanza_sim.execute import Backend, calibrate, execute
 
         if self._workers is None:
             raise RuntimeError(f"network {case.network} is not open")
-        iterations = timed_iterations(self._suite.value.timing, predicted.iteration_s)
-        begin, load = time.monotonic(), machine.load()
+        begin, load, plan, anew = time.monotonic(), machine.load(), self._plans[case], None
+        if not self._emulated:
+            how = self._suite.value
+            profile = calibrate(
+                self._workers, plan.model, [plan.schedule], backend=Backend(how.execute.backend), seed=how.seed
+            )
+            anew = self._plans.predict(case, self._clusters[case.network], profile)
+        iterations = timed_iterations(self._suite.value.timing, (anew or predicted).iteration_s)
         (measurement,) = execute([self._job(case, iterations)], self._workers)
         if self._realtime(case) and not measurement.realtime:
             self._once("warning: real-time scheduling is not permitted here: ranks were scheduled as all processes are")
         wall_s = time.monotonic() - begin
-        return measured_of(self._plans[case], measurement, iterations=iterations, wall_s=wall_s, load=load)
+        measured = measured_of(plan, measurement, iterations=iterations, wall_s=wall_s, load=load)
+        return replace(measured, predicted=anew)
 
     @contextmanager
     def _ranks(self, network: str) -> Iterator[Workers]:

@@ -41,10 +41,19 @@ def _summary(report: Report) -> list[str]:
     lines += [
         f"Of the {found.cases} cases {found.exposed} have {share:.0%} or more of exposed communication (predicted), "
         f"and {found.single_server} a single parameter server. No case was used in calibration, and each was "
-        "predicted before anything was measured.",
+        f"predicted before {_before(report)}.",
         "",
     ]
     return lines
+
+
+def _before(report: Report) -> str:
+    if any(m.predicted for r in report.results for m in r.measured):
+        return (
+            "anything was measured, then anew before each repeat, with block times taken just then (speeds of cores "
+            "change); of these predictions the median one is compared"
+        )
+    return "anything was measured"
 
 
 def _picture(name: str | None) -> list[str]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from statistics import median
 
 from stanza_sim.validate.suite import Case
@@ -38,7 +38,8 @@ class Predicted:
 class Measured:
     """One repeat of a case. Times in seconds per iteration, the iteration's own being a median over `iterations`.
 
-    `wall_s` is what the repeat took in all, `load` the machine's load average (1 min) when it began.
+    `wall_s` is what the repeat took in all, `load` the machine's load average (1 min) when it began. `predicted` is a
+    prediction of this repeat, made right before it, where that differs from the one made at first.
     """
 
     iteration_s: float
@@ -50,11 +51,18 @@ class Measured:
     wall_s: float
     load: float
     realtime: bool = False
+    predicted: Predicted | None = None
+
+
+def over_repeats(first: Predicted, measured: Sequence[Measured]) -> Predicted:
+    """The prediction to compare with the median of `measured`: `first`, or of those made anew the median one."""
+    each = sorted((m.predicted or first for m in measured), key=lambda p: p.iteration_s)
+    return replace(each[(len(each) - 1) // 2], source=first.source)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseResult:
-    """A case with its prediction and at least one measurement."""
+    """A case with its prediction (see `over_repeats`) and at least one measurement."""
 
     case: Case
     predicted: Predicted

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from stanza_sim.validate.journal import Journal
-from stanza_sim.validate.records import CaseResult, Measured, Predicted
+from stanza_sim.validate.records import CaseResult, Measured, Predicted, over_repeats
 from stanza_sim.validate.suite import Case
 
 Tell = Callable[[str, int, int], None]
@@ -40,7 +40,10 @@ class Bench(Protocol):
         ...
 
     def measure(self, case: Case, predicted: Predicted) -> Measured:
-        """Run a case once, on the network that is open; `predicted` says how long it may take."""
+        """Run a case once, on the network that is open; `predicted` says how long it may take.
+
+        Where the speed of computations may have changed since, predict it anew before.
+        """
         ...
 
 
@@ -99,22 +102,21 @@ def run(
                 measured = bench.measure(case, done.predicted[case.name])
                 journal.measure(case.name, visit.repeat, measured)
                 step += 1
-                tell(_about(case, visit.repeat, done.predicted[case.name], measured), step, total)
+                predicted = measured.predicted or done.predicted[case.name]
+                tell(_about(case, visit.repeat, predicted, measured), step, total)
     return results(cases, journal)
 
 
 def results(cases: Sequence[Case], journal: Journal) -> tuple[CaseResult, ...]:
     """Those of `cases` that the journal has measured, in their own order."""
     done = journal.done
-    return tuple(
-        CaseResult(
-            case=c,
-            predicted=done.predicted[c.name],
-            measured=tuple(m for _, m in sorted(done.measured[c.name].items())),
-        )
-        for c in cases
-        if done.measured.get(c.name)
-    )
+    found = []
+    for c in cases:
+        if repeats := done.measured.get(c.name):
+            measured = tuple(m for _, m in sorted(repeats.items()))
+            predicted = over_repeats(done.predicted[c.name], measured)
+            found.append(CaseResult(case=c, predicted=predicted, measured=measured))
+    return tuple(found)
 
 
 def _without_done(visit: Visit, journal: Journal) -> Visit:

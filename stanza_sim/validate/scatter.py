@@ -106,7 +106,7 @@ def _errors(axes: Axes, report: Report) -> None:
         axes.scatter([], [], color=[_GREY], marker=marker, s=26, label=cluster)
     for r in report.results:
         x = 100 * r.predicted.exposed_share
-        found = [100 * (r.predicted.iteration_s / m.iteration_s - 1) for m in r.measured]
+        found = [100 * ((m.predicted or r.predicted).iteration_s / m.iteration_s - 1) for m in r.measured]
         colour, marker = colours[r.case.strategy], shapes[report.suite.networks[r.case.network].cluster]
         axes.plot([x, x], [min(found), max(found)], color=colour, linewidth=1, zorder=2)
         axes.scatter([x], [r.error_pct], color=[colour], marker=marker, s=26, linewidths=0, alpha=0.85, zorder=3)
