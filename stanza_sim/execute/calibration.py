@@ -166,7 +166,8 @@ def _loopback(times: Sequence[RankTimes | ProbeTimes]) -> LoopbackTimes | None:
 
 
 def _in_company(times: Sequence[RankTimes | ProbeTimes], message_core_s: float, byte_core_s: float) -> float:
-    """How many times as much messages cost the cores while all ranks compute; 1 where that was not timed."""
+    """How many times as much messages cost the cores while all ranks compute; 1 where that could not be timed."""
     sections = [m for t in times if isinstance(t, RankTimes) for m in t.messages]
     alone_s = sum(m.ends * message_core_s + m.nbytes * byte_core_s for m in sections) / 2  # at each of two ends
-    return sum(m.core_s for m in sections if m.ends) / alone_s if alone_s > 0 else 1.0
+    core_s = sum(m.core_s for m in sections if m.ends)
+    return core_s / alone_s if min(core_s, alone_s) > 0 else 1.0

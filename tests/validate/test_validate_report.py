@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from validate_fakes import measured, predicted, result
@@ -157,3 +158,13 @@ def test_a_full_disk_leaves_no_part_of_a_report(report, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="cannot be written: No space left on device"):
         write_report(report, tmp_path, picture=b"\x89PNG")
     assert names(tmp_path) == {NAME, "small.yaml"}
+
+
+def test_it_is_said_that_predictions_were_made_anew(report):
+    assert "each was predicted before anything was measured." in report_markdown(report)
+    (first, *others) = report.results
+    anew = replace(first.measured[0], predicted=predicted(0.09))
+    renewed = replace(report, results=(replace(first, measured=(anew, first.measured[1])), *others))
+    assert "then anew before each repeat, with block times taken just then" in report_markdown(renewed)
+    repeats = report_object(renewed)["cases"][0]["repeats"]
+    assert [r["predicted_s"] for r in repeats] == [0.09, 0.099]

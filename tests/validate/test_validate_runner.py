@@ -1,6 +1,7 @@
 """The order of cases, the run against a bench, and the journal that a run can be continued from."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,11 +117,13 @@ def test_a_journal_reads_back_to_what_was_written(tmp_path):
         journal.predict("b", second)
         journal.measure("a", 2, measured(0.1))
         journal.measure("a", 0, measured(1 / 7))
+        anew = replace(measured(0.2), predicted=predicted(0.19))
+        journal.measure("b", 0, anew)
         done = journal.done
     found, size = read(tmp_path / NAME)
     assert (found, size) == (done, (tmp_path / NAME).stat().st_size)
     assert found.predicted == {"a": first, "b": second}
-    assert found.measured == {"a": {2: measured(0.1), 0: measured(1 / 7)}}
+    assert found.measured == {"a": {2: measured(0.1), 0: measured(1 / 7)}, "b": {0: anew}}
 
 
 def test_a_line_that_was_cut_short_is_dropped(tmp_path):

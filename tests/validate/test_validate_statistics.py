@@ -1,5 +1,7 @@
 """Figures over cases: percentiles, errors, bounds and rules."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,6 +9,7 @@ from hypothesis import strategies as st
 from validate_fakes import measured, predicted, result
 
 from stanza_sim.errors import InputError
+from stanza_sim.validate.records import over_repeats
 from stanza_sim.validate.statistics import errors_of, judge, mixture, percentile, require_rules
 from stanza_sim.validate.suite import Bounds, Rules
 
@@ -52,6 +55,17 @@ def test_a_result_is_a_median_of_its_repeats():
     assert found.error_pct == pytest.approx(10)
     assert found.spread_pct == pytest.approx(40)
     assert result(predicted(0.09), measured(0.1)).error_pct == pytest.approx(-10)
+
+
+def test_of_predictions_made_anew_the_median_one_is_compared():
+    """Cores that are slow for a while make both longer; the source stays that of the first prediction."""
+    first = predicted(0.2)
+    repeats = [replace(measured(s), predicted=predicted(p)) for s, p in ((0.1, 0.11), (0.16, 0.17), (0.12, 0.13))]
+    again = over_repeats(first, repeats)
+    assert again == predicted(0.13)
+    assert result(again, *repeats).error_pct == pytest.approx(100 * (0.13 / 0.12 - 1))
+    assert over_repeats(first, [measured(0.1), measured(0.3)]) == first
+    assert over_repeats(first, [measured(0.1), repeats[0], measured(0.3)]) == first
 
 
 def test_error_of_communication_time():
