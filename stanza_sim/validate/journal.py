@@ -92,6 +92,8 @@ class _Measured(Section):
     wall_s: Time
     load: Time
     realtime: bool
+    stolen: float
+    tries: int
     predicted: _Prediction | None = None
 
 

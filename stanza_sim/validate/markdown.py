@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from stanza_sim.validate import budget
+from stanza_sim.validate import budget, machine
 from stanza_sim.validate.budget import Part
 from stanza_sim.validate.report import EXPOSED_SHARE, Report, by_model, by_network, by_strategy, mixture_of
 from stanza_sim.validate.statistics import Errors
@@ -117,8 +117,9 @@ def _cases(report: Report) -> list[str]:
 def _circumstances(report: Report) -> list[str]:
     suite = report.suite
     used = list(dict.fromkeys(r.case.network for r in report.results))
-    loads = [m.load for r in report.results for m in r.measured]
-    realtime = {m.realtime for r in report.results for m in r.measured}
+    repeats = [m for r in report.results for m in r.measured]
+    loads = [m.load for m in repeats]
+    realtime = {m.realtime for m in repeats}
     how = "real-time scheduling (SCHED_FIFO)" if realtime == {True} else "scheduled as all processes are"
     return [
         "## How",
@@ -126,7 +127,10 @@ def _circumstances(report: Report) -> list[str]:
         "",
         *(f"- {key}: {value}" for key, value in {**report.machine, **report.conditions}.items()),
         f"- load average when a case began: {min(loads):.1f} to {max(loads):.1f}",
-        f"- ranks: {how}; {sum(m.wall_s for r in report.results for m in r.measured):.0f} s of measuring in all",
+        f"- ranks: {how}; {sum(m.wall_s for m in repeats):.0f} s of measuring in all",
+        f"- cores taken away by the virtual machine's host (steal): at most {max(m.stolen for m in repeats):.1%} of "
+        f"them in a repeat; {sum(m.tries > 1 for m in repeats)} of {len(repeats)} repeats were measured again, up to "
+        f"{machine.TRIES} times in all, because that was over {machine.MOST_STOLEN:.0%}",
         "",
         *_table(
             ["network", "what it is", "calibrated with single messages"],

@@ -38,8 +38,9 @@ class Predicted:
 class Measured:
     """One repeat of a case. Times in seconds per iteration, the iteration's own being a median over `iterations`.
 
-    `wall_s` is what the repeat took in all, `load` the machine's load average (1 min) when it began. `predicted` is a
-    prediction of this repeat, made right before it, where that differs from the one made at first.
+    `wall_s` is what the repeat took in all, `load` the machine's load average (1 min) when it began, `stolen` the share
+    of the cores that its host took away meanwhile; of so many `tries` this is the one of which least was. `predicted`
+    is a prediction of this repeat, made right before it, where that differs from the one made at first.
     """
 
     iteration_s: float
@@ -51,6 +52,8 @@ class Measured:
     wall_s: float
     load: float
     realtime: bool = False
+    stolen: float = 0.0
+    tries: int = 1
     predicted: Predicted | None = None
 
 

@@ -155,6 +155,8 @@ def _case(report: Report, result: CaseResult) -> dict[str, Json]:
                 "wall_s": m.wall_s,
                 "load": m.load,
                 "realtime": m.realtime,
+                "stolen": m.stolen,
+                "tries": m.tries,
                 "predicted_s": (m.predicted or p).iteration_s,
             }
             for m in result.measured
