@@ -16,6 +16,7 @@ from stanza_sim import __version__
 from stanza_sim.cluster import Cluster, with_loopback
 from stanza_sim.config import Loaded
 from stanza_sim.errors import InputError
+from stanza_sim.execute.steal import MOST_STOLEN
 from stanza_sim.experiment import Experiment, load_experiment
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.network_profile import NetworkProfile, read_either, with_network
@@ -423,7 +424,11 @@ def _complete(
 def _progress(index: int, plans: Sequence[Plan], measurement: Measurement) -> str:
     plan = plans[index]
     took = format_time(measurement.iteration_s)
-    return f"ran {index + 1} of {len(plans)}: {plan.entry.title}, {plan.strategy.title}: {took} an iteration"
+    line = f"ran {index + 1} of {len(plans)}: {plan.entry.title}, {plan.strategy.title}: {took} an iteration"
+    if measurement.stolen > MOST_STOLEN or measurement.tries > 1:
+        line += f" ({measurement.stolen:.1%} of the cores were taken away by the virtual machine's host"
+        line += f" in the best of {measurement.tries} tries)" if measurement.tries > 1 else ")"
+    return line
 
 
 def _result(

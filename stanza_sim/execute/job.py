@@ -176,7 +176,8 @@ class RankReport:
 
     `spans` are (unit, iteration, start, end) of computations and collectives. `loss_sums` are sums over the samples
     whose loss this rank computed, by iteration. `accuracy` and `parameters` come from rank 0 only. `realtime` says that
-    real-time scheduling was granted.
+    real-time scheduling was granted, `stolen` what share of its machine's cores a virtual machine's host took away in
+    the `took_s` seconds of the run.
     """
 
     rank: int
@@ -192,6 +193,8 @@ class RankReport:
     accuracy: float | None = None
     parameters: Mapping[str, Array] | None = None
     realtime: bool = False
+    stolen: float = 0.0
+    took_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,7 +206,9 @@ class Measurement:
     part of the data after training (None where there is none). `sent_bytes[r]` and `received_bytes[r]` are what rank r
     passed to `torch.distributed` in all iterations; of a backend's collective they count what a ring moves
     (`stanza_sim.schedule.collectives.collective_bytes`). `compute` says whether computations were emulated, and then
-    there are no losses and no accuracy; `realtime` whether all ranks ran under real-time scheduling.
+    there are no losses and no accuracy; `realtime` whether all ranks ran under real-time scheduling. `stolen` is the
+    share of the cores that a virtual machine's host took away (of the rank that suffered most); of so many `tries`
+    this is the one of which least was.
     """
 
     timeline: Timeline
@@ -218,4 +223,6 @@ class Measurement:
     hosts: tuple[str, ...]
     compute: ComputeMode = ComputeMode.REAL
     realtime: bool = False
+    stolen: float = 0.0
+    tries: int = 1
     parameters: Mapping[str, Array] | None = field(default=None, repr=False)

@@ -54,6 +54,7 @@ def merge(job: RunJob, reports: Sequence[RankReport]) -> Measurement:
         hosts=tuple(by_rank[r].host for r in sorted(by_rank)),
         compute=ComputeMode.REAL if job.emulation is None else ComputeMode.EMULATED,
         realtime=all(r.realtime for r in reports),
+        stolen=max(r.stolen for r in reports),
         parameters=first.parameters,
     )
 

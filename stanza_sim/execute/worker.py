@@ -19,6 +19,7 @@ from stanza_sim.execute.engine import Engine
 from stanza_sim.execute.exchange import gather, meet, share
 from stanza_sim.execute.job import Backend, Clock, Issue, RankReport, RunJob
 from stanza_sim.execute.part import Part
+from stanza_sim.execute.steal import Stolen
 from stanza_sim.execute.train import Trained
 from stanza_sim.execute.transport import GroupKey, ProcessGroups, StagedTransport, Transport
 from stanza_sim.schedule import Collective, Ranks, Schedule, project
@@ -105,8 +106,10 @@ def run_job(job: RunJob, context: Context, beat: Callable[[], None] = lambda: No
     )
     before = estimate_offset(rank, ranks, boot, boots[0])
     meet(rank, ranks)
+    stolen = Stolen()
     with part.running() as realtime_granted:
         engine.run(timeout_s=job.timeout_s, beat=beat)
+    share_stolen, took_s = stolen.share(), stolen.elapsed_s()
     meet(rank, ranks)
     after = estimate_offset(rank, ranks, boot, boots[0])
     outcome = part.outcome()
@@ -124,6 +127,8 @@ def run_job(job: RunJob, context: Context, beat: Callable[[], None] = lambda: No
         accuracy=outcome.accuracy,
         parameters=outcome.parameters,
         realtime=realtime_granted,
+        stolen=share_stolen,
+        took_s=took_s,
     )
 
 

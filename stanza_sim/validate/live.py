@@ -80,6 +80,8 @@ def measured_of(plan: Plan, measurement: Measurement, *, iterations: int, wall_s
         wall_s=wall_s,
         load=load,
         realtime=measurement.realtime,
+        stolen=measurement.stolen,
+        tries=measurement.tries,
     )
 
 
@@ -158,7 +160,7 @@ class LiveBench:
 
     def measure(self, case: Case, predicted: Predicted) -> Measured:
         """See `Bench`."""
-        from stanza_sim.execute import Backend, calibrate
+        from stanza_sim.execute import Backend, calibrate, execute
 
         if self._workers is None:
             raise RuntimeError(f"network {case.network} is not open")
@@ -170,27 +172,12 @@ class LiveBench:
             )
             anew = self._plans.predict(case, self._clusters[case.network], profile)
         iterations = timed_iterations(self._suite.value.timing, (anew or predicted).iteration_s)
-        measurement, stolen, tries = self._undisturbed(self._job(case, iterations), self._workers)
+        (measurement,) = execute([self._job(case, iterations)], self._workers)
         if self._realtime(case) and not measurement.realtime:
             self._once("warning: real-time scheduling is not permitted here: ranks were scheduled as all processes are")
         wall_s = time.monotonic() - begin
         measured = measured_of(plan, measurement, iterations=iterations, wall_s=wall_s, load=load)
-        return replace(measured, stolen=stolen, tries=tries, predicted=anew)
-
-    @staticmethod
-    def _undisturbed(job: RunJob, workers: Workers) -> tuple[Measurement, float, int]:
-        """Run `job`, again if this machine's cores are taken away; what is kept, the share taken, and the tries."""
-        from stanza_sim.execute import execute
-
-        found: list[tuple[float, Measurement]] = []
-        while len(found) < machine.TRIES:
-            stolen = machine.Stolen()
-            (measurement,) = execute([job], workers)
-            found.append((stolen.share(), measurement))
-            if found[-1][0] <= machine.MOST_STOLEN:
-                break
-        share, measurement = min(found, key=lambda one: one[0])
-        return measurement, share, len(found)
+        return replace(measured, predicted=anew)
 
     @contextmanager
     def _ranks(self, network: str) -> Iterator[Workers]:

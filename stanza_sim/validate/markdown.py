@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from stanza_sim.validate import budget, machine
+from stanza_sim.execute.steal import MOST_STOLEN, TRIES
+from stanza_sim.validate import budget
 from stanza_sim.validate.budget import Part
 from stanza_sim.validate.report import EXPOSED_SHARE, Report, by_model, by_network, by_strategy, mixture_of
 from stanza_sim.validate.statistics import Errors
@@ -130,7 +131,7 @@ def _circumstances(report: Report) -> list[str]:
         f"- ranks: {how}; {sum(m.wall_s for m in repeats):.0f} s of measuring in all",
         f"- cores taken away by the virtual machine's host (steal): at most {max(m.stolen for m in repeats):.1%} of "
         f"them in a repeat; {sum(m.tries > 1 for m in repeats)} of {len(repeats)} repeats were measured again, up to "
-        f"{machine.TRIES} times in all, because that was over {machine.MOST_STOLEN:.0%}",
+        f"{TRIES} times in all, because that was over {MOST_STOLEN:.0%}",
         "",
         *_table(
             ["network", "what it is", "calibrated with single messages"],

@@ -3,14 +3,13 @@
 import csv
 import io
 import json
-import os
 from dataclasses import replace
 
 import pytest
 from validate_fakes import measured, predicted, result
 
 from stanza_sim.errors import InputError
-from stanza_sim.validate import folder, machine
+from stanza_sim.validate import folder
 from stanza_sim.validate.folder import open_journal, write_report
 from stanza_sim.validate.journal import NAME, Header
 from stanza_sim.validate.markdown import report_markdown
@@ -178,13 +177,3 @@ def test_what_the_host_took_away_is_said(report):
     disturbed = replace(report, results=(replace(first, measured=(again, first.measured[1])), *others))
     assert "at most 1.2% of them in a repeat; 1 of 6 repeats were measured again" in report_markdown(disturbed)
     assert report_object(disturbed)["cases"][0]["repeats"][0]["tries"] == 3
-
-
-def test_steal_is_read_from_the_kernel(tmp_path):
-    stat = tmp_path / "stat"
-    stat.write_text("cpu  5022782 332417 655503 3063691 14253 0 128029 38880 0 0\ncpu0 1 2 3 4 5 6 7 8 9 10\n")
-    assert machine.stolen_s(stat) == 38880 / os.sysconf("SC_CLK_TCK")
-    stat.write_text("cpu  1 2 3\n")
-    assert machine.stolen_s(stat) == 0
-    assert machine.stolen_s(tmp_path / "none") == 0
-    assert 0 <= machine.Stolen().share() < 1
