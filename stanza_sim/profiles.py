@@ -53,7 +53,10 @@ class ProfiledModel(Section):
 
 
 class LoopbackTimes(Section):
-    """Message costs between ranks of one host, from probes with single messages; see `stanza_sim.cluster.Loopback`."""
+    """Message costs between ranks of one host; see `stanza_sim.cluster.Loopback`.
+
+    From probes with single messages; core times as they are while all ranks compute, where blocks were timed so.
+    """
 
     latency_s: Time
     message_core_s: Time

@@ -9,6 +9,7 @@ update the block when the other's have come.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -18,7 +19,6 @@ from stanza_sim.execute.exchange import gather, meet, share
 from stanza_sim.execute.job import Backend
 from stanza_sim.execute.passes import Passes
 from stanza_sim.execute.protocol import MessageCores, Times
-from stanza_sim.execute.readiness import GENERATIONS
 from stanza_sim.execute.worker import Context, transport_for
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import (
@@ -37,6 +37,8 @@ from stanza_sim.schedule import (
 )
 
 CHANNEL = "company"
+TIMEOUT_S = 600.0
+"""One computation may take this long."""
 TRIED = 2
 """Iterations that tell how long one takes."""
 
@@ -87,11 +89,14 @@ def in_company(computations: Schedule, model: ModelProfile, blocks: frozenset[st
 
 @dataclass(slots=True)
 class _Work:
-    """Computes with `passes`, and notes what each computation cost the core; messages are bytes of no meaning."""
+    """Computes with `passes`, and notes what each computation cost the core; messages are bytes of no meaning.
+
+    A block's messages, both ways and in all iterations, share one of the `buffers`.
+    """
 
     passes: Passes
     first: int
-    buffers: dict[tuple[str, int], torch.Tensor]
+    buffers: dict[str, torch.Tensor]
     found: Times = field(default_factory=dict)
     update_s: float = 0.0
     core_s: float = 0.0
@@ -113,16 +118,16 @@ class _Work:
         raise ValueError(f"{op.name}: there is no collective here")
 
     def outgoing(self, op: Transfer, iteration: int, dst: int) -> torch.Tensor:
-        return self._buffer(op, iteration)
+        return self._buffer(op)
 
     def incoming(self, op: Transfer, iteration: int, src: int) -> torch.Tensor:
-        return self._buffer(op, iteration)
+        return self._buffer(op)
 
-    def _buffer(self, op: Transfer, iteration: int) -> torch.Tensor:
-        key = op.name, iteration % GENERATIONS
-        if key not in self.buffers:
-            self.buffers[key] = torch.zeros(op.nbytes, dtype=torch.uint8)
-        return self.buffers[key]
+    def _buffer(self, op: Transfer) -> torch.Tensor:
+        name = op.values[0].name
+        if name not in self.buffers:
+            self.buffers[name] = torch.zeros(op.nbytes, dtype=torch.uint8)
+        return self.buffers[name]
 
     def nbytes(self, op: Transfer, src: int, dst: int) -> int:
         return op.nbytes
@@ -148,13 +153,16 @@ def time_company(
     least: int,
     most: int,
     op_overhead_s: float,
+    beat: Callable[[], None],
 ) -> Company:
-    """Time `blocks` in company for about `seconds`; every rank calls this at once, on one host, with gloo."""
+    """Time `blocks` in company for about `seconds`, in `least` to `most` iterations.
+
+    Every rank calls this at once, on one host, with gloo. `beat` is called while there is progress.
+    """
     schedule = in_company(computations, model, blocks, context.world_size)
     groups = context.groups.prepare(schedule, Backend.GLOO)
     program = project(schedule, context.rank)
-
-    buffers: dict[tuple[str, int], torch.Tensor] = {}
+    buffers: dict[str, torch.Tensor] = {}
 
     def run(first: int, iterations: int) -> tuple[_Work, float, float]:
         work = _Work(passes, first, buffers)
@@ -162,7 +170,7 @@ def time_company(
         engine = Engine(program, iterations, work, transport, group_of=_no_group, start=context.start_thread)
         meet(context.rank, context.world_size)
         begin_s, before_s = now(), time.process_time()
-        engine.run(timeout_s=60)
+        engine.run(timeout_s=TIMEOUT_S, beat=beat)
         found = work, now() - begin_s, time.process_time() - before_s
         meet(context.rank, context.world_size)
         return found

@@ -36,6 +36,10 @@ def end_with_parent(parent: int) -> None:
     threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
+LINGER_S = 2.0
+"""Others find out within a second too that nothing moves. Till then connections stay, lest that be all they can say."""
+
+
 def serve(connection: Connection, settings: Settings) -> None:
     """Join the world and carry out tasks until the connection closes. Any failure is answered and ends the process."""
     lock = threading.Lock()
@@ -77,6 +81,7 @@ def serve(connection: Connection, settings: Settings) -> None:
         answer(Outcome.BAD_INPUT, error)
     except RunError as error:
         answer(Outcome.FAILED, str(error))
+        time.sleep(LINGER_S)
     except BrokenPipeError:
         pass
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent is told and this process ends

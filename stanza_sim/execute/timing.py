@@ -1,7 +1,7 @@
 """Timing on the ranks: blocks while all local ranks compute at once, and single messages between two of them.
 
-Nothing here runs a schedule's communication: the blocks run without any, and the probes send one message at a time
-between two ranks while the others rest.
+Nothing here runs a strategy's schedule: the blocks run without communication or, on cores that all ranks share, with
+that of `company`, and the probes send one message at a time between two ranks while the others rest.
 """
 
 from __future__ import annotations
@@ -153,6 +153,7 @@ def time_all(wanted: Wanted, context: Context, beat: Callable[[], None]) -> Rank
                     least=LEAST_CYCLES,
                     most=MOST_CYCLES,
                     op_overhead_s=overhead,
+                    beat=beat,
                 )
                 for what, seconds in found.times.items():
                     times.setdefault(what, []).extend(seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
@@ -79,11 +80,16 @@ def dask_workers(address: str) -> Iterator[Workers]:
     except ImportError:
         hint = "pip install 'stanza-sim[dask]'"
         raise InputError("dask.distributed is not installed", where=where, hint=hint) from None
+    failed: str | None = None
     try:
         client = Client(address, timeout=TIMEOUT_S, set_as_default=False)
     except (OSError, ValueError) as error:  # what cannot be reached, what is no address
-        what = f"no Dask scheduler answers there ({type(error).__name__})"
-        raise InputError(what, where=where, hint="give its address, such as tcp://host:8786") from None
+        failed = f"no Dask scheduler answers there ({type(error).__name__})"
+    if failed is not None:
+        # What is left of the client closes itself when it is collected, under a lock of the whole module: were that to
+        # happen while another client takes this lock, in this thread, both would wait for ever (distributed 2026.8).
+        gc.collect()
+        raise InputError(failed, where=where, hint="give its address, such as tcp://host:8786")
     try:
         threads = sum(client.nthreads().values())
         if not threads:

@@ -76,6 +76,17 @@ def test_bad_input_found_by_a_rank_stays_bad_input() -> None:
         pool.run(Misbehave(1, "input"))
 
 
+def stop_in_a_run(pid: int) -> None:
+    """Stop a rank once it has had the threads of a run for half a second."""
+    tasks = Path(f"/proc/{pid}/task")
+    at_rest = len(list(tasks.iterdir()))
+    until_s = time.monotonic() + 10
+    while len(list(tasks.iterdir())) < at_rest + 3 and time.monotonic() < until_s:
+        time.sleep(0.01)
+    time.sleep(0.5)
+    os.kill(pid, signal.SIGSTOP)
+
+
 def test_a_rank_that_hangs_in_a_run_is_found_and_the_others_say_what_they_wait_for(tiny: ModelProfile) -> None:
     job = job_of(tiny, schedule_of(tiny, "parameter_server", 3, {}), timeout_s=1.5)
     job = replace(job, training=replace(job.training, data="synthetic"))
@@ -83,7 +94,7 @@ def test_a_rank_that_hangs_in_a_run_is_found_and_the_others_say_what_they_wait_f
     with Pool(3) as ranks:
         assert len(run(ranks, job).losses) == job.training.iterations
         stopped, begin = ranks.process_ids[1], time.monotonic()
-        threading.Timer(4.0, os.kill, (stopped, signal.SIGSTOP)).start()
+        threading.Thread(target=stop_in_a_run, args=(stopped,)).start()
         with pytest.raises(RunError) as caught:
             run(ranks, long)
         assert time.monotonic() - begin < 20
