@@ -163,8 +163,7 @@ class MessageCores:
 class RankTimes:
     """What one rank timed. `small` and `large` are probes: (wall seconds, own core seconds) of a message, or None.
 
-    `messages` are those that passed while all ranks computed, each (section of the timing) or none.
-
+    `messages` has, for each section that was timed in company, what messages cost meanwhile.
     `small_bytes` and `large_bytes` are their sizes; only ranks 0 and 1 probe. `cores` are those of the rank's host.
     """
 

@@ -96,7 +96,7 @@ class LiveBench:
 
     A network is calibrated with single messages between ranks in it. For real computations the blocks of its models are
     timed as well, on all of its ranks at once, and again right before each repeat of a case, since the speed of shared
-    cores moves by a fifth within seconds; emulated ones take as long as the cost model says, so nothing is timed.
+    cores moves by a third within seconds; emulated ones take as long as the cost model says, so nothing is timed.
     """
 
     def __init__(self, suite: Loaded[Suite], plans: Plans, cases: Sequence[Case], *, say: Say) -> None:
