@@ -13,7 +13,6 @@ if TYPE_CHECKING:
         Backend,
         ComputeMode,
         Emulation,
-        Issue,
         LearningRate,
         Measurement,
         Optimizer,
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     **dict.fromkeys(("calibrate", "measure_loopback"), "calibration"),
-    **dict.fromkeys(("Backend", "ComputeMode", "Emulation", "Issue", "LearningRate", "Measurement"), "job"),
+    **dict.fromkeys(("Backend", "ComputeMode", "Emulation", "LearningRate", "Measurement"), "job"),
     **dict.fromkeys(("Optimizer", "RunJob", "Training"), "job"),
     "RankPlace": "launch",
     "Workers": "protocol",
@@ -37,7 +36,6 @@ __all__ = [
     "Backend",
     "ComputeMode",
     "Emulation",
-    "Issue",
     "LearningRate",
     "Measurement",
     "Optimizer",

@@ -167,7 +167,7 @@ def time_company(
     def run(first: int, iterations: int) -> tuple[_Work, float, float]:
         work = _Work(passes, first, buffers)
         transport = transport_for(context, Backend.GLOO, schedule, groups)
-        engine = Engine(program, iterations, work, transport, group_of=_no_group, start=context.start_thread)
+        engine = Engine(program, iterations, work, transport, start=context.start_thread)
         meet(context.rank, context.world_size)
         begin_s, before_s = now(), time.process_time()
         engine.run(timeout_s=TIMEOUT_S, beat=beat)
@@ -193,5 +193,3 @@ def time_company(
     )
 
 
-def _no_group(op: Collective) -> Ranks:
-    raise ValueError(f"{op.name}: there is no collective here")

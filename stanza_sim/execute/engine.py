@@ -1,9 +1,10 @@
 """One rank's run of its program: lanes, posting of messages, receivers, waiters. Knows neither torch nor sizes.
 
-Threads: one for each lane and each group of collectives, which carry out their units in program order; one for each
-(source, channel) that receives; one that waits for sends. Sends have no thread: whoever completes the last
-dependency posts them; but a lane goes on to its next unit once it has posted what was ready when it came, and leaves
-the rest to the thread that waits for sends. One lock guards the readiness core; nothing else is done while it is held.
+What may start, and which send is posted next, is decided by `schedule.progress.Progress`, as in the simulator. Threads
+carry it out: one for each lane and each group of collectives; one for each (source, channel) that receives; one that
+waits for sends; and where messages are issued in order, one for each channel. Sends have no thread: whoever brings
+about that one may be posted posts it; but a lane goes on to its next unit once it has posted what was ready when it
+came, and leaves the rest to the thread that waits for sends. One lock guards the rules; nothing else is done meanwhile.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from queue import SimpleQueue
 from typing import Generic, Protocol, TypeVar
 
 from stanza_sim.errors import RunError
-from stanza_sim.execute.job import Issue, Message
-from stanza_sim.execute.readiness import NOTHING, Key, Progress, Readiness, SendQueue
-from stanza_sim.schedule import Collective, Compute, RankProgram, Ranks, Transfer, UnitKind
+from stanza_sim.execute.job import Message
+from stanza_sim.schedule import Collective, Compute, RankProgram, Transfer, UnitKind
+from stanza_sim.schedule.progress import NOTHING, Instructions, Issue, Key, Progress
 
 Payload = TypeVar("Payload")
 In = TypeVar("In", contravariant=True)
 Out = TypeVar("Out", covariant=True)
+Told = TypeVar("Told")
 now = time.perf_counter
 """The clock of every time in this package: monotonic, and one clock for all processes of a Linux host."""
 
@@ -98,8 +100,6 @@ _Posted = tuple[int, int, int, float]
 """A message: unit, iteration, the other rank, when it was posted at this end."""
 _Received = tuple[_Posted, float]
 """A message and when it had arrived."""
-OPENED = -1
-"""In place of a unit's index: the iteration opened."""
 
 
 class _Nothing:
@@ -109,7 +109,7 @@ class _Nothing:
         """Return."""
 
 
-POST: tuple[Handle, Key] = (_Nothing(), (0, OPENED))
+POST: tuple[Handle, Key] = (_Nothing(), (0, -1))
 """In place of a message that was posted: there are others to post."""
 
 
@@ -117,28 +117,22 @@ class _Stopped(Exception):
     """The run was given up: leave the thread."""
 
 
-class Inbox:
-    """What a thread waits for: keys of units that became ready, and (i, OPENED) for iterations that opened.
-
-    They come in any order. `None` ends the thread.
-    """
+class Inbox(Generic[Told]):
+    """What a thread is told, in order. `None` ends the thread."""
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[Key | None] = SimpleQueue()
-        self._got: set[Key] = set()
+        self._queue: SimpleQueue[Told | None] = SimpleQueue()
 
-    def put(self, key: Key | None) -> None:
-        """Tell the thread that `key` is ready."""
-        self._queue.put(key)
+    def put(self, told: Told | None) -> None:
+        """Tell the thread."""
+        self._queue.put(told)
 
-    def wait_for(self, key: Key) -> None:
-        """Return once `key` is ready; raises `_Stopped`."""
-        while key not in self._got:
-            got = self._queue.get()
-            if got is None:
-                raise _Stopped
-            self._got.add(got)
-        self._got.discard(key)
+    def get(self) -> Told:
+        """Wait for what comes next; raises `_Stopped`."""
+        told = self._queue.get()
+        if told is None:
+            raise _Stopped
+        return told
 
 
 class Engine(Generic[Payload]):
@@ -159,7 +153,6 @@ class Engine(Generic[Payload]):
         *,
         naming: NamingMover[Payload] | None = None,
         issue: Issue = Issue.EAGER,
-        group_of: Callable[[Collective], Ranks],
         start: Callable[[], None] = lambda: None,
     ) -> None:
         self.program, self.iterations = program, iterations
@@ -170,42 +163,38 @@ class Engine(Generic[Payload]):
         self._peers: dict[int, list[int]] = {}
         self._nbytes: dict[tuple[int, int], int] = {}  # (unit, peer) -> bytes of their message
         self._transfers = {u.index: u.op for u in units if isinstance(u.op, Transfer)}
-        self._senders: dict[tuple[int, str], list[int]] = {}  # (destination, channel) -> units
         self._sources: dict[tuple[int, str], list[int]] = {}  # (source, channel) -> units
-        self._serial: dict[tuple[str, str], list[int]] = {}  # a thread that works in program order -> units
-        self._channels: dict[str, list[list[int]]] = {}  # channel -> units of each of its ops
+        self._receivers: dict[tuple[int, str], Inbox[int]] = {}  # the same -> iterations that opened
+        self._inbox_of: dict[int, Inbox[Key]] = {}  # of computations and collectives
+        inboxes: dict[object, Inbox[Key]] = {}  # of each lane and group
+        self._issuers: dict[str, Inbox[tuple[int, tuple[int, ...]]]] = {}  # of each channel that is issued in order
+        pairs: dict[int, list[tuple[int, str]]] = {}  # unit -> (destination, channel) of what it sends
         for u in units:
             op = u.op
-            if isinstance(op, Transfer):
-                out = u.kind is UnitKind.SEND
-                sizes = {p: work.nbytes(op, *((rank, p) if out else (p, rank))) for p in u.peers}
-                peers = [p for p in u.peers if sizes[p]]
-                self._peers[u.index] = peers
-                self._nbytes |= {(u.index, p): sizes[p] for p in peers}
-                for p in peers:
-                    (self._senders if out else self._sources).setdefault((p, op.channel), []).append(u.index)
-                if peers:
-                    ops = self._channels.setdefault(op.channel, [])
-                    if ops and units[ops[-1][0]].op is op:
-                        ops[-1].append(u.index)
-                    else:
-                        ops.append([u.index])
-            else:
-                name = ("lane", op.lane) if isinstance(op, Compute) else ("group", str(group_of(op)))
-                self._serial.setdefault(name, []).append(u.index)
-        self._ready = Readiness(program, iterations, {i: len(p) for i, p in self._peers.items()}, self._protect())
-        self._queue = SendQueue(units, self._senders)
+            if not isinstance(op, Transfer):
+                name = op.lane if isinstance(op, Compute) else u.peers
+                self._inbox_of[u.index] = inboxes.setdefault(name, Inbox())
+                continue
+            out = u.kind is UnitKind.SEND
+            sizes = {p: work.nbytes(op, *((rank, p) if out else (p, rank))) for p in u.peers}
+            peers = self._peers[u.index] = [p for p in u.peers if sizes[p]]
+            self._nbytes |= {(u.index, p): sizes[p] for p in peers}
+            if out:
+                pairs[u.index] = [(p, op.channel) for p in peers]
+            for p in () if out else peers:
+                self._sources.setdefault((p, op.channel), []).append(u.index)
+                self._receivers.setdefault((p, op.channel), Inbox())
+            if peers and self._in_order:
+                self._issuers.setdefault(op.channel, Inbox())
+        self._inboxes = list(inboxes.values())
+        self._rules = Progress(program, {i: len(p) for i, p in self._peers.items()}, iterations=iterations, issue=issue)
         needed = {j for u in units for j in (*u.needs, *u.needs_previous)}
         self._awaited_sends = {
             u.index for u in units if u.kind is UnitKind.SEND and (u.index in needed or self._transfers[u.index].credit)
         }
+        self._waited_for = {pair for index in self._awaited_sends for pair in pairs[index]}
+        self._sends_any = any(pairs.values())
         self._lock, self._posting = threading.Lock(), threading.Lock()
-        self._inboxes: dict[tuple[str, str], Inbox] = {name: Inbox() for name in self._serial}
-        self._inbox_of = {i: self._inboxes[name] for name, indices in self._serial.items() for i in indices}
-        self._receivers = {pair: Inbox() for pair in self._sources}
-        self._issuers = {channel: Inbox() for channel in self._channels}
-        self._opening = [*self._issuers.values()] if self._in_order else [*self._receivers.values()]
-        self._opened = 0
         self._unsent: dict[Key, int] = {}
         self._waiters: dict[tuple[int, str] | None, SimpleQueue[tuple[Handle, Key] | None]] = {}
         self._done = threading.Event()
@@ -231,35 +220,6 @@ class Engine(Generic[Payload]):
         nbytes = self._nbytes[unit, peer]
         return Message(unit=unit, iteration=iteration, peer=peer, nbytes=nbytes, posted_s=posted_s)
 
-    def _protect(self) -> dict[int, list[int]]:
-        """Updates that must wait for the sends of the iteration before, lest they overwrite what is being sent.
-
-        Where all receivers of the parameters also send gradients that the update needs, they have the
-        parameters already, by causality. Elsewhere the update waits.
-        """
-        units = self.program.units
-        needed: dict[int, list[int]] = {}
-        for send in units:
-            if send.kind is not UnitKind.SEND or not isinstance(send.op, Transfer):
-                continue
-            for value in send.op.values:
-                if value.kind != "param":
-                    continue
-                pushers = {
-                    p
-                    for u in units
-                    if u.kind is UnitKind.RECV and isinstance(u.op, Transfer)
-                    for v in u.op.values
-                    if v.kind in ("grad", "sum") and v.name == value.name
-                    for p in u.peers
-                }
-                if set(send.peers) <= pushers:
-                    continue
-                for u in units:
-                    if isinstance(u.op, Compute) and u.op.phase == "update" and u.op.target == value.name:
-                        needed.setdefault(u.index, []).append(send.index)
-        return needed
-
     # ---- running -----------------------------------------------------------------------------------------------
 
     def run(self, *, timeout_s: float, beat: Callable[[], None] = lambda: None) -> None:
@@ -268,36 +228,35 @@ class Engine(Generic[Payload]):
         `beat` is called about twice a second while there is progress. After an error threads may be left that
         wait for other ranks for ever: the process must end.
         """
-        if self._ready.finished:
+        if self._rules.finished:
             return
-        threads = [self._thread(self._work_serially, name) for name in self._serial]
+        threads = [self._thread(self._work_serially, inbox) for inbox in self._inboxes]
         if self._in_order:
-            threads += [self._thread(self._issue, channel) for channel in self._channels]
+            threads += [self._thread(self._issue, *channel) for channel in self._issuers.items()]
         else:
             for source, indices in self._sources.items():
                 any_order = self._transfers[indices[0]].credit > 0
                 threads.append(self._thread(self._receive_any if any_order else self._receive, *source))
-            waiters: set[tuple[int, str] | None] = {None} if self._senders else set()
-            waiters |= {pair for pair, indices in self._senders.items() if self._awaited_sends & set(indices)}
-            for pair in waiters:
+            waiters: list[tuple[int, str] | None] = [None] if self._sends_any else []
+            for pair in [*waiters, *self._waited_for]:
                 self._waiters[pair] = SimpleQueue()
                 threads.append(self._thread(self._wait_for_sends, self._waiters[pair]))
         with self._lock:
-            self._dispatch(self._ready.begin(now()))
+            self._dispatch(self._rules.begin(now()))
         for t in threads:
             t.start()
         self._post()
         seen, self.last_progress_s = -1, now()
         while not self._done.wait(0.5):
             with self._lock:
-                completed = self._ready.completed
+                completed = self._rules.completed
             if completed != seen:
                 seen, self.last_progress_s = completed, now()
                 beat()
             elif now() - self.last_progress_s > timeout_s:
                 with self._lock:
-                    lines = self._ready.waiting()
-                raise RunError(f"nothing completed for {timeout_s:g} s; " + "; ".join(lines))
+                    story = self._rules.story()
+                raise RunError(f"nothing completed for {timeout_s:g} s; {story}")
         self._stop()
         if self._error is not None:
             raise self._error
@@ -315,68 +274,63 @@ class Engine(Generic[Payload]):
                 self._error = self._error or error
                 self._done.set()
 
-        return threading.Thread(target=guarded, daemon=True, name=" ".join(map(str, args[:2])))
+        return threading.Thread(target=guarded, daemon=True, name=body.__name__.strip("_"))
 
     def _stop(self) -> None:
-        for inbox in (*self._inboxes.values(), *self._opening):
+        for inbox in self._inboxes:
             inbox.put(None)
+        for receiver in self._receivers.values():
+            receiver.put(None)
+        for issuer in self._issuers.values():
+            issuer.put(None)
         for queue in self._waiters.values():
             queue.put(None)
 
-    def _dispatch(self, progress: Progress) -> None:
-        """Hand out what became ready. The lock is held."""
-        for key in progress.ready:
-            unit = self.program.units[key[1]]
-            if unit.kind is UnitKind.SEND:
-                if self._in_order:
-                    self._issuers[self._transfers[key[1]].channel].put(key)
-                else:
-                    self._unsent[key] = len(self._peers[key[1]])
-                    self._queue.ready(key)
-            else:
-                self._inbox_of[key[1]].put(key)
-        for i in progress.opened:
-            self._opened = i + 1
-            for inbox in self._opening:
-                inbox.put((i, OPENED))
-        for i in progress.ended:
+    def _dispatch(self, out: Instructions) -> None:
+        """Hand out what is to be done. The lock is held."""
+        for key in out.start:
+            self._inbox_of[key[1]].put(key)
+        for iteration, units in out.issue:
+            self._issuers[self._transfers[units[0]].channel].put((iteration, units))
+        for i in out.opened:
+            for receiver in self._receivers.values():
+                receiver.put(i)
+        for i in out.ended:
             self.iteration_end_s[i] = now()
-            if self._ready.finished:
+            if self._rules.finished:
                 self._done.set()
 
     def _complete(self, key: Key, at_s: float) -> None:
         with self._lock:
-            self._dispatch(self._ready.complete(key, at_s))
-            most = len(self._queue)
+            self._dispatch(self._rules.complete(key, at_s))
+            most = len(self._rules)
         self._post(most)
 
     def _arrived(self, posted: _Posted) -> None:
         at_s = now()
         self._receives.append((posted, at_s))
         with self._lock:
-            progress = self._ready.arrived((posted[1], posted[0]), at_s)
-            if progress is NOTHING:
+            out = self._rules.arrived((posted[1], posted[0]), at_s)
+            if out is NOTHING:
                 return
-            self._dispatch(progress)
+            self._dispatch(out)
         self._post()
 
     # ---- threads -------------------------------------------------------------------------------------------------
 
-    def _work_serially(self, name: tuple[str, str]) -> None:
-        """Carry out the units of one lane or group, in program order."""
-        inbox, units = self._inboxes[name], [self.program.units[i] for i in self._serial[name]]
-        for iteration in range(self.iterations):
-            for unit in units:
-                key = iteration, unit.index
-                inbox.wait_for(key)
-                begin = end = now()
-                if isinstance(unit.op, Compute):
-                    begin, end = self._work.compute(unit.op, iteration, self._ready.met_s(key))
-                elif isinstance(unit.op, Collective):
-                    self._work.collective(unit.op, iteration)
-                    end = now()
-                self.spans.append((unit.index, iteration, begin, end))
-                self._complete(key, end)
+    def _work_serially(self, inbox: Inbox[Key]) -> None:
+        """Carry out the units of one lane or group, in the order in which they are told."""
+        while True:
+            key = inbox.get()
+            iteration, unit = key[0], self.program.units[key[1]]
+            begin = end = now()
+            if isinstance(unit.op, Compute):
+                begin, end = self._work.compute(unit.op, iteration, self._rules.met_s(key))
+            elif isinstance(unit.op, Collective):
+                self._work.collective(unit.op, iteration)
+                end = now()
+            self.spans.append((unit.index, iteration, begin, end))
+            self._complete(key, end)
 
     def _post(self, most: int | None = None) -> None:
         """Post what may be posted. If another thread is posting, it will see to it.
@@ -384,29 +338,36 @@ class Engine(Generic[Payload]):
         A thread that has computations to do posts `most` messages; what has become ready meanwhile is left to another.
         """
         posted = 0
-        while self._queue and self._posting.acquire(blocking=False):
+        while self._rules and self._posting.acquire(blocking=False):
             try:
                 while most is None or posted < most:
                     with self._lock:
-                        message = self._queue.pop()
-                    if message is None:
+                        key = self._rules.next_post()
+                        if key is not None:
+                            self._unsent[key] = len(self._peers[key[1]])
+                    if key is None:
                         break
-                    self._send(*message)
+                    self._send(key)
                     posted += 1
             finally:
                 self._posting.release()
             if most is not None and posted >= most:
-                if self._queue:
+                if self._rules:
                     self._waiters[None].put(POST)
                 return
 
-    def _send(self, key: Key, dst: int, channel: str) -> None:
-        op = self._transfers[key[1]]
-        payload = self._work.outgoing(op, key[0], dst)
-        self._sends.append((key[1], key[0], dst, now()))
-        handle = self._naming.send_named(payload, dst, op) if op.credit else self._mover.send(payload, dst, channel)
-        waiter = (dst, channel) if key[1] in self._awaited_sends else None
-        self._waiters[waiter].put((handle, key))
+    def _send(self, key: Key) -> None:
+        """Post all messages of a send."""
+        iteration, unit = key
+        op = self._transfers[unit]
+        for dst in self._peers[unit]:
+            payload = self._work.outgoing(op, iteration, dst)
+            self._sends.append((unit, iteration, dst, now()))
+            if op.credit:
+                handle = self._naming.send_named(payload, dst, op)
+            else:
+                handle = self._mover.send(payload, dst, op.channel)
+            self._waiters[(dst, op.channel) if unit in self._awaited_sends else None].put((handle, key))
 
     def _wait_for_sends(self, queue: SimpleQueue[tuple[Handle, Key] | None]) -> None:
         """Wait for sends; of those known for the one posted last first, so that few others are left to wake up for.
@@ -432,8 +393,7 @@ class Engine(Generic[Payload]):
                 last = not self._unsent[key]
                 if last:
                     del self._unsent[key]
-                    self._queue.sent(key)
-                    self._dispatch(self._ready.complete(key, now()))
+                    self._dispatch(self._rules.complete(key, now()))
             if last:
                 self._post()
 
@@ -444,15 +404,14 @@ class Engine(Generic[Payload]):
         following = next(keys, None)
         ahead: deque[tuple[Handle, _Posted]] = deque()
         while following is not None or ahead:
-            while following is not None and following[0] < self._opened:
+            while following is not None and following[0] < self._rules.opened:
                 iteration, unit, op = following
                 target = self._work.incoming(op, iteration, src)
                 posted_s = now()
                 ahead.append((self._mover.receive(target, src, channel), (unit, iteration, src, posted_s)))
                 following = next(keys, None)
             if not ahead:
-                if following is not None:
-                    inbox.wait_for((following[0], OPENED))
+                inbox.get()  # an iteration opens
                 continue
             handle, posted = ahead.popleft()
             handle.wait()
@@ -479,45 +438,40 @@ class Engine(Generic[Payload]):
             return max(ahead, upto)
 
         for _ in range(self.iterations * len(units)):
-            ahead = post(self._opened)
+            ahead = post(self._rules.opened)
             name = self._naming.next_name(src, channel)
             while not posted[name]:  # of an iteration that has not been opened when last we looked
-                if ahead == self._opened:
-                    inbox.wait_for((ahead, OPENED))
-                ahead = post(self._opened)
+                if ahead == self._rules.opened:
+                    inbox.get()
+                ahead = post(self._rules.opened)
             handle, message = posted[name].popleft()
             handle.wait()
             self._arrived(message)
 
-    def _issue(self, channel: str) -> None:
-        """Issue the transfers of `channel` in program order, each op's sends and receives together."""
-        inbox = self._issuers[channel]
-        for iteration in range(self.iterations):
-            inbox.wait_for((iteration, OPENED))
-            for indices in self._channels[channel]:
-                sends: list[tuple[Payload, int]] = []
-                receives: list[tuple[Payload, int]] = []
-                posted: list[_Posted] = []
-                send_key: Key | None = None
-                for index in indices:
-                    unit = self.program.units[index]
-                    op, key = self._transfers[index], (iteration, index)
-                    if unit.kind is UnitKind.SEND:
-                        inbox.wait_for(key)
-                        send_key = key
-                        for p in self._peers[index]:
-                            sends.append((self._work.outgoing(op, iteration, p), p))
-                            self._sends.append((index, iteration, p, now()))
+    def _issue(self, channel: str, inbox: Inbox[tuple[int, tuple[int, ...]]]) -> None:
+        """Issue the transfers of `channel` one after the other, each op's sends and receives together."""
+        while True:
+            iteration, units = inbox.get()
+            sends: list[tuple[Payload, int]] = []
+            receives: list[tuple[Payload, int]] = []
+            posted: list[_Posted] = []
+            sent: Key | None = None
+            for index in units:
+                op = self._transfers[index]
+                for p in self._peers[index]:
+                    if self.program.units[index].kind is UnitKind.SEND:
+                        sent = iteration, index
+                        sends.append((self._work.outgoing(op, iteration, p), p))
+                        self._sends.append((index, iteration, p, now()))
                     else:
-                        for p in self._peers[index]:
-                            receives.append((self._work.incoming(op, iteration, p), p))
-                            posted.append((index, iteration, p, now()))
-                for handle in self._mover.together(sends, receives, channel):
-                    handle.wait()
-                for message in posted:
-                    self._arrived(message)
-                if send_key is not None:
-                    self._complete(send_key, now())
+                        receives.append((self._work.incoming(op, iteration, p), p))
+                        posted.append((index, iteration, p, now()))
+            for handle in self._mover.together(sends, receives, channel):
+                handle.wait()
+            for message in posted:
+                self._arrived(message)
+            if sent is not None:
+                self._complete(sent, now())
 
     @property
     def _naming(self) -> NamingMover[Payload]:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from stanza_sim.errors import InputError
-from stanza_sim.execute.readiness import GENERATIONS
 from stanza_sim.execute.slices import local_shape
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Bundle, Layout, Schedule, slice_bounds
+from stanza_sim.schedule.progress import WINDOW
 
 DTYPES = {4: torch.float32, 8: torch.float64}
 """Element types that can be executed, by their size in bytes."""
@@ -55,7 +55,7 @@ class Storage:
             position += numel
         numel = max(position, padded)
         self.whole = torch.zeros(numel, dtype=dtype, device=device) if whole else None
-        generations = range(GENERATIONS if gradients else 0)
+        generations = range(WINDOW if gradients else 0)
         self.gradients = tuple(torch.zeros(numel, dtype=dtype, device=device) for _ in generations)
 
     def view(self, flat: Tensor, name: str) -> Tensor:
@@ -132,9 +132,9 @@ class FlatBundle:
             self.own = self.own_padded[: self.hi - self.lo]
         self.velocity = self.zeros(self.hi - self.lo) if self.owner else None
         self.gradients = tuple(g[mine] for g in storage.gradients)
-        self.sums = tuple(self.zeros(self.part) for _ in range(GENERATIONS)) if self.owner else ()
-        self.contributions: tuple[dict[int, Tensor], ...] = tuple({} for _ in range(GENERATIONS))
-        self.parts: tuple[dict[int, Tensor], ...] = tuple({} for _ in range(GENERATIONS))
+        self.sums = tuple(self.zeros(self.part) for _ in range(WINDOW)) if self.owner else ()
+        self.contributions: tuple[dict[int, Tensor], ...] = tuple({} for _ in range(WINDOW))
+        self.parts: tuple[dict[int, Tensor], ...] = tuple({} for _ in range(WINDOW))
         self._partial: dict[int, Tensor] = {}
 
     def zeros(self, numel: int) -> Tensor:

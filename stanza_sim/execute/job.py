@@ -14,6 +14,7 @@ import numpy.typing as npt
 from stanza_sim.errors import InputError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
+from stanza_sim.schedule.progress import Issue
 from stanza_sim.timeline import Timeline
 
 Array = npt.NDArray[np.generic]
@@ -25,19 +26,6 @@ class Backend(StrEnum):
     AUTO = "auto"
     GLOO = "gloo"
     NCCL = "nccl"
-
-
-class Issue(StrEnum):
-    """How messages are issued.
-
-    `EAGER`: receives ahead of need, sends as soon as they are ready. `IN_ORDER`: one issuing thread per channel walks
-    its ops in program order and starts a rank's sends and receives of one op together; NCCL needs this, since a
-    receive posted early blocks its communicator. `AUTO` follows the backend.
-    """
-
-    AUTO = "auto"
-    EAGER = "eager"
-    IN_ORDER = "in_order"
 
 
 class ComputeMode(StrEnum):

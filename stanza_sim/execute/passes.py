@@ -19,7 +19,6 @@ from torch.autograd.graph import GradientEdge
 from stanza_sim.execute.factors import Tap, packed, reconstruct
 from stanza_sim.execute.flat import FlatBundle, sgd_step
 from stanza_sim.execute.job import Training
-from stanza_sim.execute.readiness import GENERATIONS
 from stanza_sim.execute.samples import Origin, Samples
 from stanza_sim.execute.slices import HeldBlock, features_of, gradients, gradients_with_tail, sliced_loss
 from stanza_sim.model.profile import ModelProfile
@@ -36,6 +35,7 @@ from stanza_sim.schedule import (
 )
 from stanza_sim.schedule.factors import factor_transfers, require_factors
 from stanza_sim.schedule.legality import LABEL_BYTES
+from stanza_sim.schedule.progress import WINDOW
 
 Batch = Callable[[int], tuple[Tensor, Tensor]]
 Spot = tuple[str, int]
@@ -92,7 +92,7 @@ class Passes:
         self._names = [b.name for b in model.blocks]
         self._storage_of = {t: f.storage for f in bundles.values() for t in f.storage.extents}
         self._size = schedule.batch_per_worker // schedule.microbatches
-        self._generations = [_Generation() for _ in range(GENERATIONS)]
+        self._generations = [_Generation() for _ in range(WINDOW)]
         self._loss: list[dict[int, Tensor]] = [{} for _ in range(training.iterations)]
         self._positions: dict[Spot, Tensor] = {}
         for (r, block, m), rows in samples.rows.items():
@@ -143,7 +143,7 @@ class Passes:
 
     def compute(self, op: Compute, iteration: int) -> None:
         """Carry out `op`; on a GPU, return when it is done."""
-        g = iteration % GENERATIONS
+        g = iteration % WINDOW
         match op.phase:
             case Phase.FORWARD:
                 self._forward(op, iteration, self._generations[g])
@@ -258,7 +258,7 @@ class Passes:
         reconstruct(messages, factors, views[2], views.get(1))
 
     def _update(self, op: Compute, iteration: int) -> None:
-        flat, g, o = self.bundles[op.target], iteration % GENERATIONS, self.training.optimizer
+        flat, g, o = self.bundles[op.target], iteration % WINDOW, self.training.optimizer
         if flat.own is None or flat.velocity is None:
             raise RuntimeError(f"rank {self.rank} does not own {op.target}")
         gradient = flat.sums[g][: flat.hi - flat.lo] if op.target in self._summed else flat.gradient(g)
@@ -360,7 +360,7 @@ class Passes:
 
     def outgoing(self, op: Transfer, iteration: int, dst: int) -> Tensor:
         """The message of `op` to `dst`: a flat, contiguous tensor that stays untouched until it has been sent."""
-        g = iteration % GENERATIONS
+        g = iteration % WINDOW
         value = op.values[0]
         if value.kind.on_bundle:
             return self._of_bundle(op, value, dst, g)
@@ -400,7 +400,7 @@ class Passes:
 
     def incoming(self, op: Transfer, iteration: int, src: int) -> Tensor:
         """Where the message of `op` from `src` is to be received; parameters go straight into the module."""
-        g = iteration % GENERATIONS
+        g = iteration % WINDOW
         value = op.values[0]
         if value.kind.on_bundle:
             flat = self.bundles[value.name]
@@ -452,9 +452,9 @@ class Passes:
     def collective(self, op: Collective, iteration: int, reducer: Reducer) -> None:
         """Carry out the collective `op` through `reducer`."""
         if not op.value.kind.on_bundle:
-            self._exchange_features(op, self._generations[iteration % GENERATIONS], reducer)
+            self._exchange_features(op, self._generations[iteration % WINDOW], reducer)
             return
-        flat, g = self.bundles[op.value.name], iteration % GENERATIONS
+        flat, g = self.bundles[op.value.name], iteration % WINDOW
         match op.kind:
             case CollectiveKind.ALL_REDUCE:
                 reducer.collective(op, flat.gradients[g], flat.gradients[g])

@@ -17,7 +17,7 @@ from stanza_sim.execute.clock import boot_id, estimate_offset
 from stanza_sim.execute.emulate import core_of, realtime
 from stanza_sim.execute.engine import Engine, Handle, now
 from stanza_sim.execute.exchange import gather, meet, share
-from stanza_sim.execute.job import Backend, Clock, Issue
+from stanza_sim.execute.job import Backend, Clock
 from stanza_sim.execute.network import Letter, MessagesWanted, RankCores, RankMessages, Sent
 from stanza_sim.execute.timing import cores, time_vectors
 from stanza_sim.execute.transport import Transport
@@ -37,6 +37,7 @@ from stanza_sim.schedule import (
     ValueKind,
     project,
 )
+from stanza_sim.schedule.progress import Issue
 
 HOPS, HOP_S = 120, 4e-3
 """Wake-ups that each rank times, and how long a thread sleeps before each."""
@@ -165,7 +166,6 @@ def _messages(
                     _Letters(max(some), device),
                     mover,
                     issue=Issue.IN_ORDER if backend is Backend.NCCL else Issue.EAGER,
-                    group_of=_no_group,
                     start=context.start_thread,
                 )
                 engine.run(timeout_s=TIMEOUT_S, beat=beat)
@@ -177,10 +177,6 @@ def _messages(
             meet(context.rank, context.world_size)
             beat()
     return sent, arrived
-
-
-def _no_group(op: Collective) -> Ranks:
-    raise ValueError(f"{op.name}: there is no collective here")
 
 
 # --- wake-ups --------------------------------------------------------------------------------------------------------
@@ -260,7 +256,7 @@ def _hops(context: Context) -> list[float]:
         ops=(letter, read),
     )
     work = _Waking()
-    engine = Engine(project(schedule, 0), HOPS, work, _Naps(), group_of=_no_group, start=context.start_thread)
+    engine = Engine(project(schedule, 0), HOPS, work, _Naps(), start=context.start_thread)
     meet(context.rank, context.world_size)
     engine.run(timeout_s=TIMEOUT_S)
     meet(context.rank, context.world_size)

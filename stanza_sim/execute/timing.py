@@ -19,10 +19,9 @@ from stanza_sim.execute.company import time_company
 from stanza_sim.execute.engine import Engine, now
 from stanza_sim.execute.exchange import gather, meet, share
 from stanza_sim.execute.flat import FlatBundle, dtype_of, sgd_step
-from stanza_sim.execute.job import Backend, Issue, Optimizer, Training
+from stanza_sim.execute.job import Backend, Optimizer, Training
 from stanza_sim.execute.passes import Passes
 from stanza_sim.execute.protocol import MessageCores, ProbeTimes, RankTimes, Times, Wanted
-from stanza_sim.execute.readiness import GENERATIONS
 from stanza_sim.execute.samples import follow
 from stanza_sim.execute.slices import HeldBlock
 from stanza_sim.execute.worker import Context, transport_for
@@ -44,6 +43,7 @@ from stanza_sim.schedule import (
     parse,
     project,
 )
+from stanza_sim.schedule.progress import WINDOW, Issue
 
 SECTION_S = 0.5
 """Wall time spent on each pair of sample count and way of backward pass."""
@@ -204,7 +204,7 @@ def _filled(
         batch=lambda iteration: (x, y),
         device=device,
     )
-    for i in range(GENERATIONS):
+    for i in range(WINDOW):
         for op in schedule.ops:
             if isinstance(op, Compute):
                 passes.compute(op, i)
@@ -219,12 +219,12 @@ def _time_blocks(
     count = schedule.batch_per_worker
     meet(context.rank, context.world_size)
     begin = now()
-    for i in range(GENERATIONS, MOST_CYCLES):
+    for i in range(WINDOW, MOST_CYCLES):
         for op in again:
             seconds = timer(lambda op=op, i=i: passes.compute(op, i))  # type: ignore[misc]
-            if i >= DROPPED + GENERATIONS:
+            if i >= DROPPED + WINDOW:
                 times.setdefault((op.target, count, op.phase), []).append(seconds)
-        if i >= DROPPED + GENERATIONS + LEAST_CYCLES and now() - begin > SECTION_S:
+        if i >= DROPPED + WINDOW + LEAST_CYCLES and now() - begin > SECTION_S:
             break
     meet(context.rank, context.world_size)
 
@@ -299,16 +299,12 @@ def _time_engine(context: Context) -> float:
     work = _Nothing(0, torch.device("cpu"))
     transport = transport_for(context, Backend.GLOO, schedule, {})
     engine = Engine(
-        project(schedule, 0), NULL_ITERATIONS, work, transport, group_of=_no_group, start=context.start_thread
+        project(schedule, 0), NULL_ITERATIONS, work, transport, start=context.start_thread
     )
     meet(context.rank, context.world_size)
     begin = time.process_time()
     engine.run(timeout_s=60)
     return (time.process_time() - begin) / (NULL_OPS * NULL_ITERATIONS)
-
-
-def _no_group(op: Collective) -> Ranks:
-    raise ValueError(f"{op.name}: there is no collective here")
 
 
 def probe(wanted: Backend, context: Context) -> ProbeTimes:
@@ -377,7 +373,6 @@ def _probe(size: int, exchanges: int, context: Context, backend: Backend) -> tup
                 _Nothing(size, context.device),
                 transport_for(context, backend, schedule, groups),
                 issue=Issue.IN_ORDER if backend is Backend.NCCL else Issue.EAGER,
-                group_of=_no_group,
                 start=context.start_thread,
             )
             core = time.process_time()

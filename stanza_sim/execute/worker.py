@@ -17,12 +17,13 @@ from stanza_sim.execute.clock import boot_id, estimate_offset
 from stanza_sim.execute.emulate import Emulated
 from stanza_sim.execute.engine import Engine
 from stanza_sim.execute.exchange import gather, meet, share
-from stanza_sim.execute.job import Backend, Clock, Issue, RankReport, RunJob
+from stanza_sim.execute.job import Backend, Clock, RankReport, RunJob
 from stanza_sim.execute.part import Part
 from stanza_sim.execute.steal import Stolen
 from stanza_sim.execute.train import Trained
 from stanza_sim.execute.transport import GroupKey, ProcessGroups, StagedTransport, Transport
-from stanza_sim.schedule import Collective, Ranks, Schedule, project
+from stanza_sim.schedule import Schedule, project
+from stanza_sim.schedule.progress import Issue
 
 
 @dataclass(slots=True)
@@ -90,10 +91,6 @@ def run_job(job: RunJob, context: Context, beat: Callable[[], None] = lambda: No
         issue = Issue.IN_ORDER if backend is Backend.NCCL else Issue.EAGER
     if backend is Backend.NCCL and issue is Issue.EAGER:
         raise InputError("NCCL posts no receive ahead of need", hint="leave `issue` at auto")
-
-    def group_of(op: Collective) -> Ranks:
-        return schedule.group(op.ranks)
-
     engine = Engine(
         project(schedule, rank),
         job.training.iterations,
@@ -101,7 +98,6 @@ def run_job(job: RunJob, context: Context, beat: Callable[[], None] = lambda: No
         transport,
         naming=transport,
         issue=issue,
-        group_of=group_of,
         start=part.start_thread,
     )
     before = estimate_offset(rank, ranks, boot, boots[0])

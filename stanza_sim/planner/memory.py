@@ -29,11 +29,9 @@ from stanza_sim.cluster.device import load_device
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Compute, Layout, Phase, Schedule, Transfer, ValueKind, slice_bounds
 from stanza_sim.schedule.cuts import slice_block, slice_numel
+from stanza_sim.schedule.progress import WINDOW
 from stanza_sim.schedule.samples import Counts, data_rank_counts
 from stanza_sim.units import format_bytes
-
-GENERATIONS = 2
-"""Two iterations may overlap, each with buffers of its own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,12 +104,12 @@ def memory_of(
         each = prod(model.input_shape) * schedule.itemsize * activation_scale
         found[rank] = Memory(
             weights_nbytes=parameters + own,
-            gradients_nbytes=GENERATIONS * parameters,
+            gradients_nbytes=WINDOW * parameters,
             optimiser_nbytes=optimiser,
-            sums_nbytes=GENERATIONS * reduced,
+            sums_nbytes=WINDOW * reduced,
             activations_nbytes=activations,
-            received_nbytes=GENERATIONS * sum(n for name, n in by_op.items() if name not in lands),
-            input_nbytes=GENERATIONS * int(schedule.batch_per_worker * each) if rank in data else 0,
+            received_nbytes=WINDOW * sum(n for name, n in by_op.items() if name not in lands),
+            input_nbytes=WINDOW * int(schedule.batch_per_worker * each) if rank in data else 0,
         )
     return found
 

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from stanza_sim.errors import InputError, ScheduleError
-from stanza_sim.schedule.ops import Bundle, Collective, Compute, Cut, Group, Op, Transfer
+from stanza_sim.schedule.ops import NO_PRIORITY, Bundle, Collective, Compute, Cut, Group, Op, Transfer
 from stanza_sim.schedule.ranks import Ranks
 from stanza_sim.schedule.schedule import Schedule
 
@@ -64,7 +64,12 @@ def from_json(text: str) -> Schedule:
         bundle_reader, cut_reader, op_readers = _readers()
         cuts = tuple(cut_reader.validate_python(c) for c in data.pop("cuts", []))
         bundles = tuple(bundle_reader.validate_python(b) for b in data.pop("bundles"))
-        ops: list[Op] = [op_readers[item.pop("op")].validate_python(item) for item in data.pop("ops")]
+        ops: list[Op] = []
+        for item in data.pop("ops"):
+            kind = item.pop("op")
+            if kind == "collective" and "priority" in item:
+                raise TypeError(f"{item.get('name')}: a collective has no priority: {NO_PRIORITY}")
+            ops.append(op_readers[kind].validate_python(item))
         for key, value in data.items():
             if type(value) is not (str if key in ("name", "model") else int):
                 raise TypeError(f"{key} cannot be {value!r}")

@@ -83,6 +83,8 @@ class Carrier(StrEnum):
 
 CHUNK_BYTES = 512 * 1024
 """Bytes of one message of a pipeline (a tree, a chain), if not stated: NCCL's trees move slices of up to 512 KiB."""
+NO_PRIORITY = "collectives of a group go in program order at every rank, so leave the priority out"
+"""What to do where a collective states a priority."""
 
 
 class ValueKind(StrEnum):
@@ -231,8 +233,8 @@ class Transfer:
     """Point-to-point messages from group `src` to group `dst`, paired by `pattern`.
 
     `nbytes` is the size of one whole message; where a value is a cut bundle, each pair carries the owner's
-    slice of it only. A pair (r, r) is a local dependency and no message. Among messages that are ready at one
-    sender the lowest `priority` is posted first.
+    slice of it only. A pair (r, r) is a local dependency and no message. Among ops whose messages a sender may post the
+    one of the lowest `priority` goes first.
 
     `microbatch` is the senders' number of the samples whose activations, gradients or labels travel. Receivers know
     them by the same number, or by `arrives_as`: so a rank that computes for several others can take the samples of
@@ -291,6 +293,8 @@ class Collective:
 
     For `Algorithm.HIERARCHICAL`, ranks r with the same r // `local` are taken to be on one host; elsewhere it is 0. A
     schedule knows no hosts, and both engines must do the same. `chunk` is the most bytes of one message of a pipeline.
+
+    There is no priority: all members must carry out the collectives of a group in one order, which is the program's.
     """
 
     name: str
@@ -302,7 +306,6 @@ class Collective:
     by: Carrier = Carrier.BACKEND
     local: int = 0
     chunk: int = CHUNK_BYTES
-    priority: int = 0
     microbatch: int = 0
     root: int | None = None
     after: tuple[str, ...] = ()

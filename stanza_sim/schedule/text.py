@@ -23,6 +23,7 @@ from typing import TypeVar
 from stanza_sim.errors import InputError, ScheduleError
 from stanza_sim.schedule.ops import (
     CHUNK_BYTES,
+    NO_PRIORITY,
     Algorithm,
     Axis,
     Bundle,
@@ -76,7 +77,6 @@ def print_op(op: Op) -> str:
                 "by": None if op.by is Carrier.BACKEND else op.by,
                 "local": op.local or None,
                 "chunk": None if op.chunk == CHUNK_BYTES else op.chunk,
-                "priority": op.priority or None,
                 "microbatch": op.microbatch or None,
                 "root": op.root,
             }
@@ -221,6 +221,8 @@ def parse_op(text: str) -> Op:
             after_previous=line.names("after_previous"),
         )
     else:
+        if "priority" in line.options:
+            raise line.error("a collective has no priority", hint=NO_PRIORITY)
         op = Collective(
             name=name,
             kind=line.choice(CollectiveKind, kind),
@@ -231,7 +233,6 @@ def parse_op(text: str) -> Op:
             by=line.choice(Carrier, line.option("by", Carrier.BACKEND)),
             local=line.number("local", 0),
             chunk=line.number("chunk", CHUNK_BYTES),
-            priority=line.number("priority", 0),
             microbatch=line.number("microbatch", 0),
             root=line.number("root") if "root" in line.options else None,
             after=line.names("after"),

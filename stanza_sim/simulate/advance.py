@@ -30,8 +30,8 @@ class Kind(IntEnum):
 
     NOTHING = 0
     SPAN = 1  # a computation, a send, what arrives or a collective is through
-    READY = 2  # a send or collective may be posted
-    POSTED = 3  # it is
+    READY = 2  # a send may be posted
+    FREE = 3  # a send is posted, and the next one may be
     END = 4  # the rank's iteration is complete
 
 
@@ -44,6 +44,7 @@ class Plan(NamedTuple):
     opening: int
     ready: int
     posted: int
+    free: int
     post_ptr: I64
     post_unit: I32
     post_queue: I32
@@ -59,7 +60,7 @@ class Plan(NamedTuple):
     shape: F64  # per shaped link: rate, size of the bucket, peak, credit that is none
 
 
-class Progress(NamedTuple):
+class RunState(NamedTuple):
     """What changes, beyond the kernel's state."""
 
     now: F64  # two values: the time, and when the next bucket will be empty
@@ -73,7 +74,6 @@ class Progress(NamedTuple):
     waiting: I32  # per rank: how many sends are ready
     who: I32  # those, for each rank from 2 `post_ptr` on
     when: I64  # the iteration of each, times 2^32, plus its unit
-    head: I64  # scratch per queue: the first that is ready
     under_way: I64  # per queue with credit: sends that are posted and not through
     touched: I32  # scratch: ranks that may post
     log_node: I32  # spans in order of their end: node of the first generation
@@ -83,14 +83,14 @@ class Progress(NamedTuple):
 
 
 LOGGED, FURTHEST, COMPLETE, INSTANTS = range(4)
-"""Places in `Progress.counts`: spans, iterations that the first rank, and that all ranks have completed, instants."""
+"""Places in `RunState.counts`: spans, iterations that the first rank, and that all ranks have completed, instants."""
 
 COMPLETED, FULL, REACHED, STUCK, PAUSED = range(5)
 """Why it does not go on: one more iteration is complete everywhere, no room is left, `until_s` is reached, nothing can
 happen any more, or so many instants are through."""
 
-_Advance = Callable[[Net, Nodes, State, Plan, Progress, int, float, int], int]
-_SPAN, _READY, _POSTED = int(Kind.SPAN), int(Kind.READY), int(Kind.POSTED)
+_Advance = Callable[[Net, Nodes, State, Plan, RunState, int, float, int], int]
+_SPAN, _READY, _FREE = int(Kind.SPAN), int(Kind.READY), int(Kind.FREE)
 _CHANGED, _REPORTED, _COUNT, _RATE = kernel.CHANGED, kernel.REPORTED, kernel.COUNT, kernel.RATE
 
 
@@ -99,52 +99,42 @@ _happen, _solve, _next_s, _push = kernel.happen, kernel.solve, kernel.next_s, ke
 
 
 @_compile
-def _post(nodes: Nodes, st: State, plan: Plan, go: Progress, a: int) -> bool:
-    """Let rank `a` post what is ready; return whether posting any of it takes no time.
+def _post(nodes: Nodes, st: State, plan: Plan, go: RunState, a: int) -> bool:
+    """Let rank `a`, if it may, post what goes next; return whether anything follows at once.
 
-    In order within a queue; between queues, and in one with credit, the lowest priority goes first, then the earliest.
+    That is the send of the lowest priority, then the earliest, of those that are ready and for which there is credit.
     """
+    if go.busy[a] != 0:
+        return False
     now, base = go.now[0], 2 * plan.post_ptr[a]
-    at_once = False
-    while go.waiting[a] > 0 and go.busy[a] == 0:
-        end = base + go.waiting[a]
-        for x in range(base, end):
-            go.head[plan.post_queue[go.who[x]]] = _NEVER
-        for x in range(base, end):
-            q = plan.post_queue[go.who[x]]
-            go.head[q] = min(go.head[q], go.when[x])
-        best = -1
-        for x in range(base, end):
-            p, when = go.who[x], go.when[x]
-            q = plan.post_queue[p]
-            if plan.post_credit[p] > 0:
-                if go.under_way[q] >= plan.post_credit[p]:
-                    continue
-            elif when != go.head[q]:
+    end = base + go.waiting[a]
+    best = -1
+    for x in range(base, end):
+        p, when = go.who[x], go.when[x]
+        if plan.post_credit[p] > 0 and go.under_way[plan.post_queue[p]] >= plan.post_credit[p]:
+            continue
+        if best >= 0:
+            lowest = plan.post_priority[go.who[best]]
+            if plan.post_priority[p] > lowest or (plan.post_priority[p] == lowest and when > go.when[best]):
                 continue
-            if best >= 0:
-                lowest = plan.post_priority[go.who[best]]
-                if plan.post_priority[p] > lowest or (plan.post_priority[p] == lowest and when > go.when[best]):
-                    continue
-            best = x
-        if best < 0:
-            break
-        p, generation = go.who[best], (go.when[best] >> 32) % 2
-        if plan.post_credit[p] > 0:
-            go.under_way[plan.post_queue[p]] += 1
-        go.who[best], go.when[best] = go.who[end - 1], go.when[end - 1]
-        go.waiting[a] -= 1
-        k = plan.posted + p + generation * plan.size
-        if nodes.delay[k] > 0.0:
-            go.busy[a] = 1
-        else:
-            at_once = True
-        _push(st.heap_s, st.heap_k, st.scalars, now + nodes.delay[k], k)
-    return at_once
+        best = x
+    if best < 0:
+        return False
+    p, generation = go.who[best], (go.when[best] >> 32) % 2
+    if plan.post_credit[p] > 0:
+        go.under_way[plan.post_queue[p]] += 1
+    go.who[best], go.when[best] = go.who[end - 1], go.when[end - 1]
+    go.waiting[a] -= 1
+    go.busy[a] = 1
+    shift = p + generation * plan.size
+    starts_s, busy_s = nodes.delay[plan.posted + shift], nodes.delay[plan.free + shift]
+    _push(st.heap_s, st.heap_k, st.scalars, now + starts_s, plan.posted + shift)
+    _push(st.heap_s, st.heap_k, st.scalars, now + busy_s, plan.free + shift)
+    return bool(starts_s <= 0.0 or busy_s <= 0.0)
 
 
 @_compile
-def _begin(nodes: Nodes, st: State, plan: Plan, go: Progress, a: int, iteration: int) -> None:
+def _begin(nodes: Nodes, st: State, plan: Plan, go: RunState, a: int, iteration: int) -> None:
     """Let rank `a` begin an iteration."""
     shift = (iteration % 2) * plan.size
     for c in range(plan.compute_ptr[a], plan.compute_ptr[a + 1]):
@@ -153,7 +143,7 @@ def _begin(nodes: Nodes, st: State, plan: Plan, go: Progress, a: int, iteration:
 
 
 @_compile
-def _report(nodes: Nodes, st: State, plan: Plan, go: Progress) -> bool:
+def _report(nodes: Nodes, st: State, plan: Plan, go: RunState) -> bool:
     """Do what follows from the completions that the kernel reported; return whether anything starts at once."""
     now, counts = go.now[0], go.counts
     count = st.scalars[_REPORTED]
@@ -186,11 +176,10 @@ def _report(nodes: Nodes, st: State, plan: Plan, go: Progress) -> bool:
             go.waiting[a] += 1
             go.touched[touched] = a
             touched += 1
-        elif kind == _POSTED:
-            if nodes.delay[k] > 0.0:
-                go.busy[a] = 0
-                go.touched[touched] = a
-                touched += 1
+        elif kind == _FREE:
+            go.busy[a] = 0
+            go.touched[touched] = a
+            touched += 1
         else:
             go.ends[a, iteration] = now
             go.done[a] = iteration + 1
@@ -207,7 +196,7 @@ def _report(nodes: Nodes, st: State, plan: Plan, go: Progress) -> bool:
 
 
 @_compile
-def _refill(net: Net, st: State, plan: Plan, go: Progress) -> None:
+def _refill(net: Net, st: State, plan: Plan, go: RunState) -> None:
     """Set what shaped links pass from now on; see `Buckets.refill`."""
     now = go.now[0]
     for i in range(len(plan.shaped)):
@@ -227,7 +216,7 @@ def _refill(net: Net, st: State, plan: Plan, go: Progress) -> None:
 
 
 @_compile
-def _drain(net: Net, st: State, plan: Plan, go: Progress) -> None:
+def _drain(net: Net, st: State, plan: Plan, go: RunState) -> None:
     """Note what passes shaped links now; see `Buckets.drain`."""
     go.now[1] = np.inf
     for i in range(len(plan.shaped)):
@@ -253,7 +242,7 @@ def _advance_of(kernel_code: int) -> _Advance:
         nodes: Nodes,
         st: State,
         plan: Plan,
-        go: Progress,
+        go: RunState,
         complete: int,
         until_s: float,
         steps: int,

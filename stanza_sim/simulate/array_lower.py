@@ -63,6 +63,17 @@ class ArrayLowered(Lowered):
     op_names: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfOp:
+    """Per rank: messages of an op that it sends and receives, those it sends to other hosts, and the bytes."""
+
+    sent: I64
+    received: I64
+    far: I64
+    bytes_sent: I64
+    bytes_received: I64
+
+
 def message_count(schedule: Schedule) -> int:
     """Messages of one iteration, local pairs included."""
     total = 0
@@ -95,6 +106,9 @@ class _ArrayLowering(Lowering):
             if key not in pairs:
                 pairs[key] = self.pair_arrays(op)
             src, dst = pairs[key]
+            sizes = self.sizes(op, src, dst)
+            if not sizes.all():  # a message of no bytes is not sent
+                src, dst, sizes = src[sizes > 0], dst[sizes > 0], sizes[sizes > 0]
             if op.queue not in channels:
                 names.append(op.channel)
             channel = channels.setdefault(op.queue, len(channels))
@@ -104,7 +118,7 @@ class _ArrayLowering(Lowering):
                     src,
                     dst,
                     np.full(len(src), channel, dtype=np.int32),
-                    self.sizes(op, src, dst),
+                    sizes,
                 )
             )
         if not parts:
@@ -136,7 +150,7 @@ class _ArrayLowering(Lowering):
         sizes, inverse = np.unique(np.stack([hosts[src[near]], nbytes[near]]), axis=1, return_inverse=True)
         load[near] = len(loads) + inverse.reshape(-1)
         loads.extend(self.near_load(self.on_host[host][0], size, 1.0) for host, size in sizes.T.tolist())
-        staged = (near | (hosts[src] != hosts[dst])) & (nbytes > 0)
+        staged = near | (hosts[src] != hosts[dst])
         return Messages(
             op=op_,
             src=src,
@@ -202,8 +216,8 @@ class _ArrayLowering(Lowering):
                 return sizes
         return np.full(len(src), op.nbytes, dtype=np.int64)
 
-    def rank_actor(self, rank: int, messages: dict[str, tuple[I64, I64, I64]]) -> Actor:
-        """The actor of `rank`; `messages[op]` are the bytes sent, bytes received and far messages of each rank."""
+    def rank_actor(self, rank: int, messages: dict[str, OfOp]) -> Actor:
+        """The actor of `rank`; `messages` are those of each op."""
         made = self.actor(rank, with_messages=False)
         host = self.cluster.host_of(rank)
         sends: dict[int, int] = {}
@@ -211,12 +225,14 @@ class _ArrayLowering(Lowering):
         post_s, traffic = dict(made.post_s), dict(made.traffic)
         for u in made.program.units:
             if u.kind is UnitKind.SEND:
-                sends[u.index] = len(u.peers)
-                post_s[u.index] = host.nic.overhead_s * int(messages[u.op.name][2][rank])
-                traffic[u.index] = (int(messages[u.op.name][0][rank]), 0)
+                of = messages[u.op.name]
+                sends[u.index] = int(of.sent[rank])
+                post_s[u.index] = host.nic.overhead_s * int(of.far[rank])
+                traffic[u.index] = (int(of.bytes_sent[rank]), 0)
             elif u.kind is UnitKind.RECV:
-                arrivals[u.index] = len(u.peers)
-                traffic[u.index] = (0, int(messages[u.op.name][1][rank]))
+                of = messages[u.op.name]
+                arrivals[u.index] = int(of.received[rank])
+                traffic[u.index] = (0, int(of.bytes_received[rank]))
         return Actor(
             rank=rank,
             size=1,
@@ -227,6 +243,7 @@ class _ArrayLowering(Lowering):
             arrivals=arrivals,
             post_s=post_s,
             traffic=traffic,
+            overhead_s=made.overhead_s,
             copies=made.copies,
         )
 
@@ -243,16 +260,18 @@ def lower_to_arrays(
     messages = work.message_arrays()
     world = cluster.world_size
     host = np.array([p.host for p in cluster.placement], dtype=np.int64)
-    by_op: dict[str, tuple[I64, I64, I64]] = {}
+    by_op: dict[str, OfOp] = {}
     bounds = np.searchsorted(messages.op, np.arange(len(schedule.ops) + 1))
     for index, op in enumerate(schedule.ops):
         if isinstance(op, Transfer):
             part = slice(bounds[index], bounds[index + 1])
             src, dst, nbytes = messages.src[part], messages.dst[part], messages.nbytes[part]
-            by_op[op.name] = (
-                np.bincount(src, weights=nbytes, minlength=world).astype(np.int64),
-                np.bincount(dst, weights=nbytes, minlength=world).astype(np.int64),
-                np.bincount(src, weights=host[src] != host[dst], minlength=world).astype(np.int64),
+            by_op[op.name] = OfOp(
+                sent=np.bincount(src, minlength=world),
+                received=np.bincount(dst, minlength=world),
+                far=np.bincount(src, weights=host[src] != host[dst], minlength=world).astype(np.int64),
+                bytes_sent=np.bincount(src, weights=nbytes, minlength=world).astype(np.int64),
+                bytes_received=np.bincount(dst, weights=nbytes, minlength=world).astype(np.int64),
             )
     actors = [work.rank_actor(r, by_op) for r in range(world)]
     rings = work.rings()

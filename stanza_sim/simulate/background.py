@@ -32,7 +32,9 @@ class BackgroundFlow:
 class Clock(Protocol):
     """The clock of whoever simulates: `pending` says whether anything else is still to happen."""
 
-    now: float
+    @property
+    def now(self) -> float:
+        """The time in seconds."""
 
     @property
     def pending(self) -> bool:

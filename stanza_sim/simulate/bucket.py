@@ -23,7 +23,7 @@ from stanza_sim.cluster.parts import Bucket
 from stanza_sim.simulate.fluid import TIE, FluidShare
 
 if TYPE_CHECKING:
-    from stanza_sim.simulate.fabric import Clock
+    from stanza_sim.simulate.clock import Clock
 
 UNLIMITED = 1e6
 """A peak without a limit is so many times the link's rate."""

@@ -6,7 +6,7 @@ lets go of Python's lock, so several get on side by side in threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stanza_sim.errors import RunError
-from stanza_sim.schedule import Collective, Compute, Transfer
+from stanza_sim.schedule import Collective, Compute, Transfer, UnitKind
+from stanza_sim.schedule.progress import Progress
 from stanza_sim.simulate import kernel
 from stanza_sim.simulate.advance import (
     COMPLETE,
@@ -27,12 +28,13 @@ from stanza_sim.simulate.advance import (
     REACHED,
     STUCK,
     Plan,
-    Progress,
+    RunState,
     advance,
 )
 from stanza_sim.simulate.array_lower import ArrayLowered
 from stanza_sim.simulate.background import BackgroundFlow, OnOff
 from stanza_sim.simulate.bucket import EMPTY, Shape
+from stanza_sim.simulate.engine import stuck
 from stanza_sim.simulate.graph import Graph
 from stanza_sim.timeline import Span
 
@@ -53,7 +55,7 @@ class _PhaseClock:
     """The clock of background traffic that comes and goes: it is the only one to ask for the end of a phase."""
 
     def __init__(self) -> None:
-        self.now = 0.0
+        self.now = 0.0  # set by who lets time pass
         self.wake_s = inf
         self.then: Callable[[], None] = lambda: None
 
@@ -75,10 +77,14 @@ class Log:
     lowered: ArrayLowered
     columns: tuple[npt.NDArray[np.generic], ...]
 
+    def rows(self) -> Iterator[tuple[int, int, float, float]]:
+        """Yield node, iteration, start and end of each."""
+        return zip(*(x.tolist() for x in self.columns), strict=True)
+
     def spans(self) -> list[Span]:
         """Make them."""
         found = []
-        for node, iteration, start_s, end_s in zip(*(x.tolist() for x in self.columns), strict=True):
+        for node, iteration, start_s, end_s in self.rows():
             ending = self.graph.endings[node]
             for a, index in ending.units:
                 actor = self.lowered.actors[a]
@@ -132,6 +138,7 @@ class CompiledEngine:
             opening=graph.opening,
             ready=graph.ready,
             posted=graph.posted,
+            free=graph.free,
             post_ptr=graph.post_ptr,
             post_unit=graph.post_unit,
             post_queue=graph.post_queue,
@@ -147,7 +154,7 @@ class CompiledEngine:
             shape=np.array([(s.rate_Bps, s.nbytes, s.peak_Bps, EMPTY * s.nbytes) for s in shaped]).reshape(-1, 4),
         )
         world, room = len(lowered.actors), (_COLUMNS + 2) * len(graph.endings)
-        self._go = Progress(
+        self._go = RunState(
             now=np.array([0.0, inf]),
             bucket=np.array([(0.0, 0.0, -s.rate_Bps, inf) for s in shaped]).reshape(-1, 4),
             counts=np.zeros(4, dtype=np.int64),
@@ -159,7 +166,6 @@ class CompiledEngine:
             waiting=np.zeros(world, dtype=np.int32),
             who=np.zeros(2 * posts, dtype=np.int32),
             when=np.zeros(2 * posts, dtype=np.int64),
-            head=np.zeros(int(graph.post_queue.max(initial=0)) + 1, dtype=np.int64),
             under_way=np.zeros(int(graph.post_queue.max(initial=0)) + 1, dtype=np.int64),
             touched=np.zeros(6 * posts, dtype=np.int32),
             log_node=np.zeros(room, dtype=np.int32),
@@ -209,7 +215,7 @@ class CompiledEngine:
                 clock.wake_s = inf
                 clock.then()
             elif why == STUCK:
-                raise RunError("the simulation cannot go on: no op can start")
+                raise RunError(self._stuck())
         raise RunError("the simulation was stopped")
 
     def log(self) -> Log:
@@ -225,6 +231,21 @@ class CompiledEngine:
             own = self._state.row[self._nodes.cls[node]]
             found[flow.resource] = float(own[kernel.SERVED] + own[kernel.RATE] * (self.now_s - own[kernel.SINCE]))
         return found
+
+    def _stuck(self) -> str:
+        """What each rank waits for: the rules are told what has happened, and tell the story."""
+        actors = self.lowered.actors
+        cores = [Progress(a.program, a.messages_of) for a in actors]
+        for core in cores:
+            core.begin()
+        for node, iteration, _, end_s in self.log().rows():
+            for a, index in self.graph.endings[node].units:
+                key = (iteration, index)
+                if actors[a].program.units[index].kind is UnitKind.RECV:
+                    cores[a].arrived(key, end_s)
+                else:
+                    cores[a].complete(key, end_s)
+        return stuck(cores)
 
     def _trigger(self, which: I32) -> None:
         kernel.trigger(self._nodes, self._state, which.astype(np.int32), self.now_s)

@@ -14,16 +14,12 @@ from functools import partial
 from math import inf
 from typing import Protocol
 
-import simpy
-
 from stanza_sim.schedule import Transfer, UnitKind
 from stanza_sim.simulate.background import OnOff
 from stanza_sim.simulate.bucket import Buckets
+from stanza_sim.simulate.clock import Clock
 from stanza_sim.simulate.fluid import TIE, Activity, FluidShare
 from stanza_sim.simulate.lower import LINK_PHI, Load, Lowered, Message
-
-LATE = 2
-"""simpy priority of what is done after every event of an instant."""
 
 Pair = tuple[int, int, int, str]
 
@@ -36,9 +32,6 @@ class Listener(Protocol):
 
     def arrived(self, a: int, i: int, u: int, start_s: float) -> None:
         """Everything that unit `u` of class `a` receives in iteration `i` is there."""
-
-    def iterations_done(self, a: int) -> int:
-        """How many iterations class `a` has completed."""
 
 
 class Fabric(Protocol):
@@ -53,65 +46,14 @@ class Fabric(Protocol):
     def open(self, a: int, i: int) -> None:
         """Class `a` has posted all its receives of iteration `i`."""
 
+    def accept(self, a: int, i: int, u: int) -> None:
+        """Class `a` has posted its receive `u` of iteration `i`, of an iteration that is never opened as a whole."""
+
     def settle(self) -> None:
         """The engine is through with an event: rates may be solved at the end of this instant."""
 
     def background_bytes(self) -> dict[int, float]:
         """Bytes of background traffic that have passed each resource until now."""
-
-
-class Clock:
-    """simpy's clock, with the delays and the end-of-instant work that the engine and its fabric share.
-
-    `now` is the simulated time in seconds, `events` counts what the clock has called.
-    """
-
-    def __init__(self) -> None:
-        self.env = simpy.Environment()
-        self.now = 0.0
-        self.events = 0
-        self.settle: Callable[[], None] = lambda: None
-
-    def after(self, delay_s: float, then: Callable[[], None]) -> None:
-        """Call `then` in `delay_s` seconds, at once if that is zero."""
-        if delay_s <= 0:
-            then()
-            return
-
-        def fire(_: simpy.Event) -> None:
-            self.now = self.env.now
-            self.events += 1
-            then()
-            self.settle()
-
-        self._timeout(delay_s, fire)
-
-    @property
-    def pending(self) -> bool:
-        """Whether anything is still to happen."""
-        return self.env.peek() < inf
-
-    def wake(self, at_s: float, then: Callable[[], None]) -> None:
-        """Call `then` at `at_s`, a time that is not past."""
-
-        def fire(_: simpy.Event) -> None:
-            self.now = self.env.now
-            self.events += 1
-            then()
-
-        self._timeout(max(0.0, at_s - self.env.now), fire)
-
-    def late(self, then: Callable[[], None]) -> None:
-        """Call `then` after every other event of this instant."""
-        event = self.env.event()
-        event._ok, event._value = True, None
-        event.callbacks = [lambda _: then()]
-        self.env.schedule(event, priority=LATE)  # type: ignore[arg-type]
-
-    def _timeout(self, delay_s: float, fire: Callable[[simpy.Event], None]) -> None:
-        timeout = self.env.timeout(delay_s)
-        if timeout.callbacks is not None:
-            timeout.callbacks.append(fire)
 
 
 @dataclass(slots=True)
@@ -133,6 +75,7 @@ class SmallFabric:
         self.share = FluidShare([r.capacity for r in lowered.resources])
         self.actors = lowered.actors
         self._opened = [-1] * len(self.actors)
+        self._accepted: set[tuple[int, int, int]] = set()  # receives that are posted by themselves
         self._sent: dict[tuple[int, int, int], int] = defaultdict(int)
         self._arrived: dict[tuple[int, int, int], int] = defaultdict(int)
         self._first_s: dict[tuple[int, int, int], float] = {}
@@ -141,7 +84,6 @@ class SmallFabric:
         self._incoming: list[list[Pair]] = [[] for _ in self.actors]
         self._solving = False
         self._wake_s = -1.0
-        clock.settle = self.settle
         self._traffic = [
             Activity(work=inf, usage=((f.resource, 1.0),), phi=LINK_PHI, cap=f.traffic.bandwidth_Bps)
             for f in lowered.background
@@ -249,6 +191,12 @@ class SmallFabric:
         for pair in self._incoming[a]:
             self._advance(pair)
 
+    def accept(self, a: int, i: int, u: int) -> None:
+        """See `Fabric.accept`."""
+        self._accepted.add((a, i, u))
+        for pair in self._incoming[a]:
+            self._advance(pair)
+
     def _advance(self, pair: Pair) -> None:
         """Start the message at the head of a queue once both sides have posted it."""
         queue = self._queues[pair]
@@ -257,7 +205,7 @@ class SmallFabric:
             return
         src_unit, dst_unit, m = queue.order[queue.position]
         i = queue.iteration
-        if i > self._opened[m.dst]:
+        if i > self._opened[m.dst] and (m.dst, i, dst_unit) not in self._accepted:
             return  # the receive is not posted yet
         queue.posted.discard(head)
         queue.busy = True
@@ -281,6 +229,7 @@ class SmallFabric:
 
         def arrived() -> None:
             if self._count(self._arrived, receiver, self.actors[m.dst].arrivals[dst_unit]):
+                self._accepted.discard(receiver)
                 self.listener.arrived(*receiver, self._first_s.pop(receiver))
 
         self.clock.after(m.load.delay_s, lambda: self.begin((), i, m.load, moved))

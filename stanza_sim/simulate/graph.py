@@ -6,10 +6,10 @@ other. What depends on how things went (which send a rank posts next, when it ma
 `advance.py` does that. With `>` for an arrow:
 
 - computation: the one before in its lane > flow > through
-- send: ready > posted > each of its messages > sent
+- send: ready > posted > each of its messages > sent; posted > those that must be posted after it > ready
 - message: posted by the sender, begun by the receiver, the message before it in its queue > message > sent, arrived
 - receive: arrived > through
-- collective: posted by all members, the one before in its group > flow > through
+- collective: ready, the one before in its group at this rank > posted; posted by all members > flow > through
 - copy of a staged device: posted > copy out > message or collective; message or collective > copy in > arrived, through
 - each unit: what it needs > its first node; what it needs of the iteration before and the beginning of its own > a gate
   > its first node (the gate keeps an arrow from the iteration before from counting for the iteration before that)
@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stanza_sim.schedule import Collective, Compute, Ranks, Schedule, Transfer, Unit, UnitKind
+from stanza_sim.schedule.progress import posting_order
 from stanza_sim.simulate import kernel
 from stanza_sim.simulate.advance import Kind
 from stanza_sim.simulate.array_lower import ArrayLowered, Messages
@@ -56,11 +57,12 @@ class Graph:
 
     `rank` is the rank that a node belongs to (of a collective, the first). Node `opening + r` begins an iteration of
     rank r. Sends and collectives are numbered in order of rank: number p is ready at node `ready + p` and posted at
-    `posted + p`; rank r has those from `post_ptr[r]` on; p is unit `post_unit[p]`, waits in queue `post_queue[p]` and
-    has `post_priority[p]`. At most `post_credit[p]` of its queue are under way, without limit if that is 0; where it is
-    not, `paid_by[node]` is the p that is over when `node` completes, and elsewhere -1. Node `compute_node[c]` computes
-    `compute_work[c]` seconds; rank r has those from `compute_ptr[r]` on. `endings` are the spans of the nodes of
-    `Kind.SPAN`, `background` the nodes of the traffic of others, `working` the ranks that have anything to do.
+    `posted + p`, and its rank may post the next one at `free + p`; rank r has those from `post_ptr[r]` on; p is unit
+    `post_unit[p]` and has `post_priority[p]`. At most `post_credit[p]` of queue `post_queue[p]` are under way, without
+    limit if that is 0; where it is not, `paid_by[node]` is the p that is over when `node` completes, and elsewhere -1.
+    Node `compute_node[c]` computes `compute_work[c]` seconds; rank r has those from `compute_ptr[r]` on. `endings` are
+    the spans of the nodes of `Kind.SPAN`, `background` the nodes of the traffic of others, `working` the ranks that
+    have anything to do.
     """
 
     net: Net
@@ -71,6 +73,7 @@ class Graph:
     opening: int
     ready: int
     posted: int
+    free: int
     post_ptr: I64
     post_unit: I32
     post_queue: I32
@@ -95,7 +98,7 @@ def graph_of(schedule: Schedule, lowered: ArrayLowered) -> Graph:
 
 
 class _Builder:
-    """Collects nodes and arrows. Messages come first, then what is posted, what is ready, and openings."""
+    """Collects nodes and arrows. Messages come first, then what is posted, is ready, opens and frees a poster."""
 
     def __init__(self, schedule: Schedule, lowered: ArrayLowered) -> None:
         self.s, self.lowered = schedule, lowered
@@ -110,7 +113,8 @@ class _Builder:
         self.posted = m
         self.ready = self.posted + len(self.posts)
         self.opening = self.ready + len(self.posts)
-        self.size = self.opening + self.world
+        self.free = self.opening + self.world
+        self.size = self.free + len(self.posts)
         self.inside: list[tuple[int, int]] = []  # arrows of one iteration
         self.across: list[tuple[int, int]] = []  # arrows to the next
         self.kind: dict[int, Kind] = {}
@@ -153,12 +157,10 @@ class _Builder:
         for a, u in self.posts:
             if u.kind is UnitKind.COLLECTIVE:
                 members.setdefault(u.op.name, []).append((a, u.index))
-        groups: dict[Ranks, list[tuple[int, int]]] = {}
         for op in self.s.ops:
             if isinstance(op, Collective):
                 flow = self.node()
                 self.flows[flow] = self.lowered.rings[op.name].load
-                groups.setdefault(self.s.group(op.ranks), []).append((flow, flow))
                 together: list[tuple[int, int]] = []  # those that are through at once
                 for unit in members[op.name]:
                     copies = self.lowered.actors[unit[0]].copies.get(unit[1])
@@ -173,8 +175,6 @@ class _Builder:
                     through = self.span(tuple(together))
                     self.inside.append((flow, through))
                     self.collected |= {(op.name, a): through for a, _ in together}
-        for group in groups.values():
-            self.in_turn(group)
 
     def copied(self, before: int, load: Load | None) -> int:
         """Return the node of a copy that comes after `before`, or `before` if there is none."""
@@ -192,10 +192,11 @@ class _Builder:
         if not units:
             return
         # Else all that is ready is posted at once.
-        in_order = any(cost > 0 for cost in actor.post_s.values()) or any(_credit(actor, u) for u in units)
-        ends = [self.unit(a, actor, u, in_order=in_order) for u in units]
+        chosen = any(cost > 0 for cost in actor.post_s.values()) or any(_credit(actor, u) for u in units)
+        ends = [self.unit(a, actor, u, chosen=chosen) for u in units]
+        self.posting_order(a, actor, chosen=chosen)
         waking = wakings(actor.program, self.lowered.wake_s)
-        lanes: dict[str, list[tuple[int, int]]] = {}
+        lanes: dict[str | Ranks, list[tuple[int, int]]] = {}
         end = self.node()
         self.kind[end], self.rank[end] = Kind.END, a
         self.across.append((end, end))
@@ -203,6 +204,8 @@ class _Builder:
             self.inside.append((last, end))
             if u.kind is UnitKind.COMPUTE and isinstance(u.op, Compute):
                 lanes.setdefault(u.op.lane, []).append((first, last))
+            elif u.kind is UnitKind.COLLECTIVE:
+                lanes.setdefault(u.peers, []).append((self.posted + self.number[a, u.index], last))
             if first < 0:
                 continue
             needs, needs_previous = u.needs, u.needs_previous
@@ -222,8 +225,20 @@ class _Builder:
         for lane in lanes.values():
             self.in_turn(lane)
 
-    def unit(self, a: int, actor: Actor, u: Unit, *, in_order: bool) -> tuple[int, int]:
-        """Make a unit; return the node that waits for what it needs (-1 if none does), and its last."""
+    def posting_order(self, a: int, actor: Actor, *, chosen: bool) -> None:
+        """Let sends wait for those that must be posted before them."""
+        sends = [u for u in actor.program.units if actor.sends.get(u.index) and not _credit(actor, u)]
+        waits = self.ready if chosen else self.posted
+        for followers, arrows in zip(posting_order(sends), (self.inside, self.across), strict=True):
+            for before, after in followers.items():
+                posted = self.posted + self.number[a, before]
+                arrows.extend((posted, waits + self.number[a, v]) for v in after)
+
+    def unit(self, a: int, actor: Actor, u: Unit, *, chosen: bool) -> tuple[int, int]:
+        """Make a unit; return the node that waits for what it needs (-1 if none does), and its last.
+
+        `chosen`: what the rank posts next is chosen among the sends that are ready.
+        """
         match u.kind:
             case UnitKind.COMPUTE:
                 flow, through = self.node(), self.span(((a, u.index),))
@@ -233,17 +248,19 @@ class _Builder:
                 return flow, through
             case UnitKind.SEND | UnitKind.COLLECTIVE:
                 p = self.number[a, u.index]
-                ready, posted = self.ready + p, self.posted + p
-                self.rank[ready] = self.rank[posted] = a
-                if in_order:
-                    self.kind[ready], self.kind[posted] = Kind.READY, Kind.POSTED
-                    self.delay[posted] = actor.post_s[u.index]
-                else:
-                    self.inside.append((ready, posted))
+                ready, posted, free = self.ready + p, self.posted + p, self.free + p
                 if u.kind is UnitKind.COLLECTIVE:
+                    self.inside.append((ready, posted))
+                    self.delay[posted] = actor.post_s[u.index]
                     return ready, self.collected[u.op.name, a]
                 if not actor.sends[u.index]:
-                    return ready, posted
+                    return ready, ready
+                if chosen:
+                    self.rank[ready] = self.rank[free] = a
+                    self.kind[ready], self.kind[free] = Kind.READY, Kind.FREE
+                    self.delay[posted], self.delay[free] = actor.starts_s(u.index), actor.post_s[u.index]
+                else:
+                    self.inside.append((ready, posted))
                 sent = self.span(((a, u.index),), "sent")
                 self.sends[self.op[u.op.name], a] = posted, sent
                 if _credit(actor, u):
@@ -322,8 +339,7 @@ class _Builder:
         delay[flows] = [load.delay_s for load in self.flows.values()]
         delay[list(self.delay)] = list(self.delay.values())
         kind = _filled(size, self.kind)
-        queues: dict[tuple[int, str], int] = {}
-        order = [_priority(u) for _, u in self.posts]
+        queues: dict[tuple[int, str, Ranks], int] = {}
         by_rank = np.arange(self.world + 1)
         return Graph(
             net=net,
@@ -334,13 +350,13 @@ class _Builder:
             opening=self.opening,
             ready=self.ready,
             posted=self.posted,
+            free=self.free,
             post_ptr=np.searchsorted([a for a, _ in self.posts], by_rank),
             post_unit=np.array([u.index for _, u in self.posts], dtype=np.int32),
             post_queue=np.array(
-                [queues.setdefault((a, q), len(queues)) for (a, _), (q, _) in zip(self.posts, order, strict=True)],
-                dtype=np.int32,
+                [queues.setdefault((a, *_line(u)), len(queues)) for a, u in self.posts], dtype=np.int32
             ),
-            post_priority=np.array([priority for _, priority in order], dtype=np.int64),
+            post_priority=np.array([_priority(u) for _, u in self.posts], dtype=np.int64),
             post_credit=np.array([_credit(self.lowered.actors[a], u) for a, u in self.posts], dtype=np.int64),
             paid_by=_filled(size, {node: p + 1 for node, p in self.paid_by.items()}) - 1,
             compute_ptr=np.searchsorted([a for a, _, _ in self.computes], by_rank),
@@ -422,15 +438,13 @@ def _credit(actor: Actor, u: Unit) -> int:
     return u.op.credit if isinstance(u.op, Transfer) and actor.sends.get(u.index) else 0
 
 
-def _priority(u: Unit) -> tuple[str, int]:
-    """The queue in which a unit waits to be posted, among those of its rank, and its priority."""
-    match u.op:
-        case Compute():
-            return "", 0
-        case Collective():
-            return f"@{u.op.ranks}", u.op.priority
-        case _:
-            return f"{u.op.channel} {u.peers}", u.op.priority
+def _priority(u: Unit) -> int:
+    return u.op.priority if isinstance(u.op, Transfer) else 0
+
+
+def _line(u: Unit) -> tuple[str, Ranks]:
+    """Sends of one rank that share the credit of a channel."""
+    return (u.op.channel if isinstance(u.op, Transfer) else ""), u.peers
 
 
 def _network(lowered: ArrayLowered, flows: list[Load]) -> tuple[Net, list[int]]:

@@ -110,8 +110,9 @@ class Actor:
     """A class of ranks and the program of the rank that stands for it.
 
     For each unit: `loads` (a computation's), `sends` (how many message classes a send has), `messages` (those),
-    `arrivals` (how many message classes a receive waits for), `post_s` (time to post it) and `traffic` (bytes that the
-    rank sends, bytes that it receives), and `copies` (of a collective, where devices are staged).
+    `arrivals` (how many message classes a receive waits for), `post_s` (how long it keeps the poster busy) and
+    `traffic` (bytes that the rank sends, bytes that it receives), and `copies` (of a collective, where devices are
+    staged). Messages start once `overhead_s` of posting them has passed: what their NIC takes for the first of them.
     """
 
     rank: int
@@ -123,7 +124,17 @@ class Actor:
     arrivals: dict[int, int]
     post_s: dict[int, float]
     traffic: dict[int, tuple[int, int]]
+    overhead_s: float = 0.0
     copies: dict[int, Copies] = field(default_factory=dict)
+
+    def starts_s(self, unit: int) -> float:
+        """How long after the posting of a send its messages start; see `docs/explanation/semantics.md`."""
+        return min(self.overhead_s, self.post_s[unit])
+
+    @property
+    def messages_of(self) -> dict[int, int]:
+        """What `Progress` counts: classes of messages that a send has, or one for all that a receive awaits."""
+        return {**self.sends, **{u: min(n, 1) for u, n in self.arrivals.items()}}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -523,14 +534,15 @@ class Lowering:
                     pass
                 case UnitKind.SEND, Transfer() as op:
                     peers = self.peers(op, index, sending=True)
-                    made = tuple(self.message(op, index, c, kind, n) for (c, kind), n in sorted(peers.items()))
-                    messages[u.index] = made
+                    every = (self.message(op, index, c, kind, n) for (c, kind), n in sorted(peers.items()))
+                    messages[u.index] = made = tuple(m for m in every if m.nbytes)
                     post_s[u.index] = host.nic.overhead_s * sum(m.count for m in made if m.kind != NEAR)
                     traffic[u.index] = (sum(m.count * m.nbytes for m in made), 0)
                 case UnitKind.RECV, Transfer() as op:
                     peers = self.peers(op, index, sending=False)
-                    arrivals[u.index] = len(peers)
-                    traffic[u.index] = (0, self.received(op, index, peers))
+                    sizes = self.received(op, index, peers)
+                    arrivals[u.index] = sum(1 for nbytes in sizes if nbytes)
+                    traffic[u.index] = (0, sum(sizes))
                 case _, Collective() as op:
                     alone = len(self.s.group(op.ranks)) == 1
                     post_s[u.index] = 0.0 if alone else host.nic.overhead_s
@@ -549,6 +561,7 @@ class Lowering:
             arrivals=arrivals,
             post_s=post_s,
             traffic=traffic,
+            overhead_s=host.nic.overhead_s,
             copies=copies,
         )
 
@@ -574,17 +587,17 @@ class Lowering:
             self._moved[op.name] = moved(self, op)
         return self._moved[op.name]
 
-    def received(self, op: Transfer, index: int, peers: dict[tuple[int, int], int]) -> int:
-        """Bytes that the rank which stands for class `index` receives in `op`."""
-        total = 0
+    def received(self, op: Transfer, index: int, peers: dict[tuple[int, int], int]) -> list[int]:
+        """Bytes that the rank which stands for class `index` receives in `op` from each of `peers`."""
+        sizes = []
         rep = self.reps[index]
         for (c, kind), count in peers.items():
             sources = self.folding.classes[c] if op.pattern in _COMPLETE else self.s.sources(op, rep)
             for r in sources:
                 if r != rep and self.folding.class_of[r] == c and self.kind(r, rep) == kind:
-                    total += count * self.s.message_bytes(op, r, rep)
+                    sizes.append(count * self.s.message_bytes(op, r, rep))
                     break
-        return total
+        return sizes
 
 
 def lower(

@@ -271,8 +271,7 @@ class Case:
             fast.run(enough)
             spans, now_s, events, passed = fast.log().spans, fast.now_s, fast.events, fast.background_bytes()
         else:
-            engine = Engine(self.schedule, replace(lowered, background=traffic))
-            engine.variation = variation
+            engine = Engine(self.schedule, replace(lowered, background=traffic), variation=variation)
             engine.run(enough)
             recorded = engine.spans
             spans, now_s, events, passed = (

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stanza_sim.simulate.fabric import Clock, Fabric, SmallFabric
+from stanza_sim.simulate.clock import Clock
+from stanza_sim.simulate.fabric import Fabric, SmallFabric
 from stanza_sim.simulate.lower import Load, Lowered, Resource, StepProgram
 
 SETTLED = 1e-3
@@ -20,16 +21,6 @@ MOST_ROUNDS = 16
 
 Done = Callable[[int, int, str, float], None]
 """(class, iteration, op, when its first message began to move): the class is through with the collective."""
-
-
-@dataclass(slots=True)
-class _Queue:
-    """Collectives of one group at one class, in program order, across iterations, one at a time."""
-
-    iteration: int = 0
-    position: int = 0
-    busy: bool = False
-    joined: set[tuple[int, int]] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -47,29 +38,18 @@ class _Run:
 
 
 class Stepping:
-    """Runs the collectives of one group; `order` are its ops by name, in program order."""
+    """Runs collectives step by step. A class is in one collective of a group at a time: it joins them in turn."""
 
-    def __init__(self, clock: Clock, fabric: Fabric, done: Done, order: list[tuple[str, StepProgram]]) -> None:
-        self._clock, self._fabric, self._done, self._order = clock, fabric, done, order
-        self._queues: dict[int, _Queue] = {}
-        self._runs: dict[tuple[int, int], _Run] = {}
+    def __init__(self, clock: Clock, fabric: Fabric, done: Done) -> None:
+        self._clock, self._fabric, self._done = clock, fabric, done
+        self._runs: dict[tuple[int, str], _Run] = {}
 
-    def join(self, a: int, iteration: int, position: int) -> None:
-        """Class `a` is ready for the op at `position`."""
-        self._queues.setdefault(a, _Queue()).joined.add((iteration, position))
-        self._advance(a)
-
-    def _advance(self, a: int) -> None:
-        queue = self._queues[a]
-        head = (queue.iteration, queue.position)
-        if queue.busy or head not in queue.joined:
-            return
-        queue.joined.discard(head)
-        queue.busy = True
-        if head not in self._runs:
-            name, program = self._order[queue.position]
-            self._runs[head] = _Run(name, queue.iteration, program)
-        self._enter(self._runs[head], a)
+    def join(self, a: int, iteration: int, name: str, program: StepProgram) -> None:
+        """Class `a` begins its first step of the collective called `name`."""
+        run = self._runs.get((iteration, name))
+        if run is None:
+            run = self._runs[iteration, name] = _Run(name, iteration, program)
+        self._enter(run, a)
 
     def _enter(self, run: _Run, a: int) -> None:
         """Class `a` begins its next step, or is through."""
@@ -109,17 +89,10 @@ class Stepping:
         self._fabric.begin((), run.iteration, load, moved)
 
     def _finish(self, run: _Run, a: int) -> None:
-        queue = self._queues[a]
-        head = (queue.iteration, queue.position)
         run.through += 1
         if run.through == len(run.program.actors):
-            del self._runs[head]
-        queue.busy = False
-        queue.position += 1
-        if queue.position == len(self._order):
-            queue.iteration, queue.position = queue.iteration + 1, 0
+            del self._runs[run.iteration, run.name]
         self._done(a, run.iteration, run.name, run.start_s.get(a, self._clock.now))
-        self._advance(a)
 
 
 def back_to_back_s(
@@ -144,10 +117,6 @@ class _Silent:
     def arrived(self, a: int, i: int, u: int, start_s: float) -> None:
         """See `Listener.arrived`."""
 
-    def iterations_done(self, a: int) -> int:
-        """See `Listener.iterations_done`."""
-        return 0
-
 
 class _Rounds:
     """Collectives of one group, again and again, with nothing beside them."""
@@ -161,41 +130,43 @@ class _Rounds:
     ) -> None:
         self._clock = Clock()
         self._fabric = SmallFabric(Lowered(resources=list(resources), actors=[], rings={}), self._clock, _Silent())
-        order = [(str(k), program) for k, program in enumerate(programs)]
-        self._stepping = Stepping(self._clock, self._fabric, self._through, order)
-        self._members, self._post_s, self._count = programs[0].actors, post_s, len(programs)
+        self._stepping = Stepping(self._clock, self._fabric, self._through)
+        self._programs, self._members, self._post_s = programs, programs[0].actors, post_s
         self._rounds = min(rounds, MOST_ROUNDS)
         self._joining_s = max(post_s[a] for a in self._members)
         self._ends: dict[int, dict[int, float]] = {-1: dict.fromkeys(self._members, 0.0)}  # by round and member
         self._length_s = 0.0
-        self._stop = self._clock.env.event()
 
     def length_s(self) -> float:
         """See `back_to_back_s`."""
         for a in self._members:
-            self._stepping.join(a, 0, 0)
+            self._join(a, 0, 0)
         self._fabric.settle()
-        self._clock.env.run(until=self._stop)
+        self._clock.run(self._fabric.settle)
         return self._length_s
+
+    def _join(self, a: int, iteration: int, position: int) -> None:
+        self._stepping.join(a, iteration, str(position), self._programs[position])
 
     def _through(self, a: int, iteration: int, name: str, _: float) -> None:
         """Member `a` is through with a collective, and joins the next."""
-        iteration, position = divmod(iteration * self._count + int(name) + 1, self._count)
+        count = len(self._programs)
+        iteration, position = divmod(iteration * count + int(name) + 1, count)
         if not position:
             self._ended(a, iteration - 1)
-        if not self._stop.triggered and (position or self._rounds > 1):
-            self._clock.after(self._post_s[a], lambda: self._stepping.join(a, iteration, position))
+        if not self._clock.stopped and (position or self._rounds > 1):
+            self._clock.after(self._post_s[a], lambda: self._join(a, iteration, position))
 
     def _ended(self, a: int, iteration: int) -> None:
         """A member is through with a round; once all are, stop if the next would be like it."""
         ends = self._ends.setdefault(iteration, {})
         ends[a] = self._clock.now
-        if len(ends) < len(self._members) or self._stop.triggered:
+        if len(ends) < len(self._members) or self._clock.stopped:
             return
         before = self._ends.pop(iteration - 1)
         last, last_before = self._clock.now, max(before.values())
-        joining_s = self._joining_s * (self._count - (not iteration))  # of the first, all have joined
+        joining_s = self._joining_s * (len(self._programs) - (not iteration))  # of the first, all have joined
         self._length_s = last - last_before - joining_s
         moved = (abs((last - ends[m]) - (last_before - before[m])) for m in self._members)
         if iteration + 1 >= self._rounds or max(moved) <= SETTLED * self._length_s:
-            self._stop.succeed()
+            self._clock.stop()

@@ -187,7 +187,7 @@ class Builder:
             return self.bundles[value.name].numel * self.model.itemsize
         return value_bytes(self._partial(), self.model, value, self.microbatches, wire)
 
-    def all_reduce(self, bundle: Bundle, ranks: str, how: How, *, after: Iterable[str], priority: int = 0) -> str:
+    def all_reduce(self, bundle: Bundle, ranks: str, how: How, *, after: Iterable[str]) -> str:
         """Add an all-reduce of the gradients of `bundle` and return its op name."""
         name = f"ar.{bundle.name}"
         self.ops.append(
@@ -198,7 +198,6 @@ class Builder:
                 value=Value(ValueKind.GRAD, bundle.name),
                 nbytes=bundle.numel * self.model.itemsize,
                 **how,
-                priority=priority,
                 after=tuple(after),
             )
         )
@@ -328,7 +327,7 @@ def exchange_by_all_reduce(
         bundle = b.bundle(f"{prefix}{i}", list(reversed(bucket)), ranks)
         after = dict.fromkeys(ready[block] for block in reversed(b.blocks_of(bundle)))
         how = settings.how(algorithm, bundle.numel * b.model.itemsize, len(b.groups[ranks].ranks))
-        made.append((bundle, b.all_reduce(bundle, ranks, how, after=after, priority=b.priority(bundle))))
+        made.append((bundle, b.all_reduce(bundle, ranks, how, after=after)))
     for bundle, op in made:
         update = b.compute(Phase.UPDATE, bundle.name, ranks, after=[op], lane=lane)
         for block in b.blocks_of(bundle):

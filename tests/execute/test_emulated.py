@@ -15,12 +15,13 @@ from test_runs import every_kind, expected_bytes
 
 from stanza_sim.cluster import load_cluster
 from stanza_sim.execute.emulate import core_of, unseen
-from stanza_sim.execute.job import ComputeMode, Emulation, Issue, Measurement, RunJob, Training
+from stanza_sim.execute.job import ComputeMode, Emulation, Measurement, RunJob, Training
 from stanza_sim.execute.launch import Pool, RankPlace
 from stanza_sim.execute.measure import merge
 from stanza_sim.execute.protocol import DescribeTask, RunTask
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Compute, Schedule, parse, project
+from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate.costs import costs_for
 from stanza_sim.simulate.durations import compute_seconds
 from stanza_sim.simulate.lower import Lowering

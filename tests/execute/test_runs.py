@@ -12,12 +12,13 @@ from execute_variants import PS, ST, VARIANTS, job_of, run, schedule_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stanza_sim.execute.job import Issue, Optimizer
+from stanza_sim.execute.job import Optimizer
 from stanza_sim.execute.launch import Pool
 from stanza_sim.execute.reference import largest_deviation, train
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, parse, project
 from stanza_sim.schedule.collectives import collective_bytes
+from stanza_sim.schedule.progress import Issue
 
 TOLERANCE = 1e-4
 BYTES_AND_SPANS = (

@@ -115,7 +115,6 @@ def printable_schedules(draw: st.DrawFn) -> Schedule:
                         by=st.sampled_from(Carrier),
                         local=st.integers(0, 9),
                         chunk=st.one_of(st.just(CHUNK_BYTES), st.integers(0, 10**9)),
-                        priority=st.integers(-5, 9),
                         microbatch=st.integers(0, 3),
                         root=st.one_of(st.none(), st.integers(0, 40)),
                         **common,
@@ -222,7 +221,7 @@ class _Draft:
         )
 
     def collective(
-        self, kind: CollectiveKind, value: Value, priority: int, after: tuple[str, ...], root: int | None = None
+        self, kind: CollectiveKind, value: Value, after: tuple[str, ...], root: int | None = None
     ) -> str:
         way = self.algorithms[len(self.ops) % len(self.algorithms)]
         hierarchical = way is Algorithm.HIERARCHICAL
@@ -237,7 +236,6 @@ class _Draft:
                 by=Carrier.STEPS if way else Carrier.BACKEND,
                 local=2 if hierarchical else 0,
                 chunk=1000 if way in (Algorithm.TREE, Algorithm.HIERARCHICAL) else CHUNK_BYTES,
-                priority=priority,
                 root=root,
                 after=after,
             )
@@ -279,13 +277,13 @@ def legal_schedules(draw: st.DrawFn, model: ModelProfile, max_world: int = 6) ->
         way = draw(st.sampled_from(["all_reduce", "scatter", "servers", "broadcast"]))
         if way == "all_reduce":
             bundle = draft.bundle(b.name, "worker", Layout.REPLICATED)
-            summed = draft.collective(CollectiveKind.ALL_REDUCE, grad, draw(small), ready)
+            summed = draft.collective(CollectiveKind.ALL_REDUCE, grad, ready)
             draft.fresh[b.name] = draft.on_bundle(Phase.UPDATE, bundle, "worker", draw(lane), summed)
         elif way == "scatter":
             bundle = draft.bundle(b.name, "worker", Layout.CUT)
-            summed = draft.collective(CollectiveKind.REDUCE_SCATTER, grad, draw(small), ready)
+            summed = draft.collective(CollectiveKind.REDUCE_SCATTER, grad, ready)
             updated = draft.on_bundle(Phase.UPDATE, bundle, "worker", draw(lane), summed)
-            draft.fresh[b.name] = draft.collective(CollectiveKind.ALL_GATHER, param, draw(small), (updated,))
+            draft.fresh[b.name] = draft.collective(CollectiveKind.ALL_GATHER, param, (updated,))
         else:
             owner = 0 if way == "broadcast" else None
             ranks = {owner} if owner is not None else draw(st.sets(st.integers(0, world - 1), min_size=1, max_size=3))
@@ -298,7 +296,7 @@ def legal_schedules(draw: st.DrawFn, model: ModelProfile, max_world: int = 6) ->
             updated = draft.on_bundle(Phase.UPDATE, bundle, owners, at, summed)
             if way == "broadcast":
                 draft.fresh[b.name] = draft.collective(
-                    CollectiveKind.BROADCAST, param, draw(small), (updated,), root=owner
+                    CollectiveKind.BROADCAST, param, (updated,), root=owner
                 )
             else:
                 pull = f"pull.{b.name}"

@@ -52,7 +52,7 @@ def test_golden() -> None:
 
 
 def test_the_digest_is_that_of_the_text() -> None:
-    assert golden().digest() == "1e0b1b87639c231a3fc35847058e2bfb217504e5e33a1951b78c5a229e2a640a"
+    assert golden().digest() == "dc65cd6203457ee4586ab7ff63c152aeb5dea9a336af5c58e9eee7dac9b5d7ef"
     changed = replace(golden(), batch_per_worker=5)
     assert changed.digest() != golden().digest()
 
@@ -189,3 +189,12 @@ def test_json_of_the_wrong_kind(key: str, value: object) -> None:
 def test_not_even_json(text: str) -> None:
     with pytest.raises(ScheduleError, match="not the JSON form of a schedule"):
         from_json(text)
+
+
+def test_a_collective_has_no_priority() -> None:
+    line = "ar: all_reduce grad(w) @g nbytes=4 algorithm=ring priority=1"
+    with pytest.raises(ScheduleError, match="a collective has no priority"):
+        parse_op(line)
+    text = parse("schedule s model=m world=2 batch=1\ngroup g 0-1\n" + line.removesuffix(" priority=1")).to_json()
+    with pytest.raises(ScheduleError, match="ar: a collective has no priority"):
+        from_json(text.replace('"algorithm"', '"priority": 1, "algorithm"'))

@@ -189,7 +189,7 @@ def test_projection_of_a_rank_that_only_sends_and_receives() -> None:
         "pull recv [] [] 2-3",
         "y compute [pull.recv] []",
         # push.recv does not gate a rank that receives nothing in push
-        "late collective [y.compute] []",
+        "late collective [y.compute] [] 1-2",
     ]
 
 
@@ -203,7 +203,7 @@ def test_projection_of_a_rank_that_is_on_both_sides() -> None:
         "pull send [r.compute] [] 0-1 local",
         "pull recv [r.compute] [] 3 local",
         "y compute [pull.recv] []",
-        "late collective [push.recv,y.compute] []",
+        "late collective [push.recv,y.compute] [] 0-1",
     ]
 
 

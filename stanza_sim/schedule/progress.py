@@ -1,0 +1,516 @@
+"""The rules by which a rank makes progress, written once: events in, instructions out. No clock, no thread, no network.
+
+The executor and the plain simulator both drive `Progress`; the compiled simulator states the same rules as a graph and
+is held to this one by tests. `docs/explanation/semantics.md` has the rules in words:
+
+- *Window.* Iteration i opens once iteration i - `WINDOW` is complete at this rank; nothing of it starts before.
+- *Needs.* A unit may start when its iteration is open and everything that it needs is complete.
+- *Lanes.* Computations of a lane and collectives of a group start in program order, one at a time.
+- *Posting.* A send may be posted once every earlier send of its channel to any of the same destinations has been
+  posted, in earlier iterations too. Of those that may be, the lowest priority goes first, then the earliest iteration,
+  then program order. All messages of a send are one posting.
+- *Credit.* In a channel with credit, at most that many ops are under way to the same destinations; of those that are
+  ready the lowest priority goes next, whatever the program order.
+- *In order* (`Issue.IN_ORDER`, which NCCL needs). A rank walks the ops of each channel in program order: it posts its
+  sends and receives of an op together, and goes on when these are complete.
+
+A key is (iteration, index of the unit in the program).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from heapq import heappop, heappush
+
+from stanza_sim.errors import RunError
+from stanza_sim.schedule.ops import Collective, Compute, Transfer
+from stanza_sim.schedule.program import RankProgram, Unit, UnitKind
+from stanza_sim.schedule.ranks import Ranks
+
+Key = tuple[int, int]
+
+WINDOW = 2
+"""Iterations under way at one rank at once: buffers come in two generations, so work of iteration i, the posting of its
+receives included, would overwrite what iteration i - 2 still uses."""
+REMEMBERED = 5
+"""Events that are told of a rank that cannot go on."""
+
+
+class Issue(StrEnum):
+    """How messages are issued.
+
+    `EAGER`: receives ahead of need, sends as soon as they may be posted. `IN_ORDER`: op by op for each channel, a
+    rank's sends and receives of one op together; NCCL needs this, since a receive that is posted early blocks its
+    communicator. `AUTO` follows the backend.
+    """
+
+    AUTO = "auto"
+    EAGER = "eager"
+    IN_ORDER = "in_order"
+
+
+@dataclass(slots=True, kw_only=True)
+class Instructions:
+    """What follows from an event.
+
+    `start`: computations and collectives to be carried out now. `issue` (in order only): units of one op whose messages
+    are to be posted together now, as (iteration, units). `ended`: iterations that are complete at this rank. `opened`:
+    iterations whose receives are to be posted now (when issued eagerly). Sends are asked for with `next_post`.
+    """
+
+    start: list[Key] = field(default_factory=list)
+    issue: list[tuple[int, tuple[int, ...]]] = field(default_factory=list)
+    ended: list[int] = field(default_factory=list)
+    opened: list[int] = field(default_factory=list)
+
+
+NOTHING = Instructions()
+"""Nothing follows. Never changed."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    """What is done one at a time, in program order. A place is one unit, or in an in-order channel those of one op."""
+
+    places: list[tuple[int, ...]]
+    in_order: bool = False
+    iteration: int = 0
+    position: int = 0
+    busy: bool = False
+    left: int = 0
+    """In an in-order channel: sends and messages of the op under way that are not complete."""
+
+
+@dataclass(slots=True)
+class _Line:
+    """Sends of a channel with credit to the same destinations."""
+
+    credit: int
+    under_way: int = 0
+    waiting: list[tuple[int, int, int]] = field(default_factory=list)  # heap of (priority, iteration, unit)
+
+    @property
+    def may_go(self) -> int:
+        return min(self.credit - self.under_way, len(self.waiting))
+
+
+class Progress:
+    """One rank's progress through `iterations` iterations (without end if None) of its program.
+
+    `messages[u]` is the number of messages that unit u sends to or awaits from other ranks. A receive is complete once
+    its messages have arrived and its needs (of a value handed over in memory) are met; a send without messages as soon
+    as its needs are met. Everything else is complete when `complete` says so.
+
+    Whoever tells of an event says when that was; these instants are compared, and told in a `story`, and nothing else.
+    """
+
+    def __init__(
+        self,
+        program: RankProgram,
+        messages: Mapping[int, int],
+        *,
+        iterations: int | None = None,
+        issue: Issue = Issue.EAGER,
+    ) -> None:
+        self.program, self.iterations, self.issue = program, iterations, issue
+        self.units: tuple[Unit, ...] = program.units
+        self._messages = [messages.get(u.index, 0) for u in self.units]
+        self._next: list[list[int]] = [[] for _ in self.units]
+        self._next_iteration: list[list[int]] = [[] for _ in self.units]
+        first: list[int] = []
+        for u in self.units:
+            for j in u.needs:
+                self._next[j].append(u.index)
+            for j in u.needs_previous:
+                self._next_iteration[j].append(u.index)
+            awaited = self._messages[u.index] if u.kind is UnitKind.RECV else 0
+            first.append(1 + len(u.needs) + awaited)  # one for the opening of the iteration
+        self._needed = first, [n + len(u.needs_previous) for n, u in zip(first, self.units, strict=True)]
+        self._lanes = self._make_lanes()
+        self._lane_of = {u: lane for lane in self._lanes for place in lane.places for u in place}
+        self._lines, self._line_of = self._make_lines()
+        self._followers, self._followers_next = posting_order([u for u, op in self._sends() if not op.credit])
+        self._behind = self._make_behind()
+        self._missing: dict[int, list[int]] = {}  # iteration -> per unit, what it waits for
+        self._unposted: dict[int, list[int]] = {}  # iteration -> per send, earlier ones that are to be posted before it
+        self._incomplete: dict[int, set[int]] = {}
+        self._met_s: dict[int, list[float]] = {}
+        self._done_s: dict[int, list[float]] = {}
+        self._opened_s: dict[int, float] = {}
+        self._ready: set[Key] = set()  # may start, but for its turn
+        self._postable: list[tuple[int, int, int]] = []  # heap of (priority, iteration, unit)
+        self._completions: deque[tuple[Key, float]] = deque()
+        self._past: deque[tuple[str, Key, float]] = deque(maxlen=REMEMBERED)
+        self.opened = 0
+        """Iterations that have been opened."""
+        self.ended = 0
+        """Iterations that are complete."""
+        self.completed = 0
+        """Units that are complete, over all iterations."""
+
+    # ---- tables ------------------------------------------------------------------------------------------------------
+
+    def _make_lanes(self) -> list[_Lane]:
+        lanes: dict[tuple[str, str | Ranks], _Lane] = {}
+        for u in self.units:
+            match u.op:
+                case Compute():
+                    lanes.setdefault(("lane", u.op.lane), _Lane([])).places.append((u.index,))
+                case Collective():
+                    lanes.setdefault(("group", u.peers), _Lane([])).places.append((u.index,))
+                case Transfer() if self.issue is Issue.IN_ORDER and self._messages[u.index]:
+                    places = lanes.setdefault(("channel", u.op.channel), _Lane([], in_order=True)).places
+                    if places and self.units[places[-1][0]].op is u.op:
+                        places[-1] += (u.index,)
+                    else:
+                        places.append((u.index,))
+                case Transfer():
+                    pass
+        return list(lanes.values())
+
+    def _sends(self) -> list[tuple[Unit, Transfer]]:
+        """Sends that are posted one by one."""
+        if self.issue is Issue.IN_ORDER:
+            return []
+        return [
+            (u, u.op)
+            for u in self.units
+            if u.kind is UnitKind.SEND and isinstance(u.op, Transfer) and self._messages[u.index]
+        ]
+
+    def _make_lines(self) -> tuple[list[_Line], dict[int, _Line]]:
+        lines: dict[tuple[str, Ranks], _Line] = {}
+        line_of = {
+            u.index: lines.setdefault((op.channel, u.peers), _Line(op.credit)) for u, op in self._sends() if op.credit
+        }
+        return list(lines.values()), line_of
+
+    def _make_behind(self) -> tuple[list[int], list[int]]:
+        """How many sends must be posted before each, in the first iteration and in later ones."""
+        first = [0] * len(self.units)
+        for followers in self._followers.values():
+            for v in followers:
+                first[v] += 1
+        later = list(first)
+        for followers in self._followers_next.values():
+            for v in followers:
+                later[v] += 1
+        return first, later
+
+    # ---- events ------------------------------------------------------------------------------------------------------
+
+    def begin(self, at_s: float = 0.0) -> Instructions:
+        """Open the first iterations."""
+        out = Instructions()
+        if self.units:
+            for _ in range(WINDOW if self.iterations is None else min(WINDOW, self.iterations)):
+                self._open(out, at_s)
+            self._work_off(out)
+        return out
+
+    def complete(self, key: Key, at_s: float = 0.0) -> Instructions:
+        """`key` has been carried out: a computation, a collective, or a send all of whose messages have left.
+
+        Raises `RunError`, with what happened before, if it was not under way.
+        """
+        out = Instructions()
+        if self.units[key[1]].kind is UnitKind.RECV or self._missing.get(key[0], _NONE)[key[1]] != 0:
+            raise RunError(f"{self.name(key)} was completed before it was started; {self._last()}")
+        self._past.append(("completed", key, at_s))
+        lane = self._lane_of.get(key[1])
+        if lane is not None:
+            self._through(lane)
+        elif (line := self._line_of.get(key[1])) is not None:
+            line.under_way -= 1
+            self._offer(line)
+        self._completions.append((key, at_s))
+        self._work_off(out)
+        if lane is not None:
+            self._next_of(lane, out)
+        return out
+
+    def arrived(self, key: Key, at_s: float = 0.0) -> Instructions:
+        """One of the messages that `key` awaits has arrived."""
+        lane = self._lane_of.get(key[1])
+        counts = self._missing.get(key[0], _NONE)
+        if lane is None and counts[key[1]] > 1:  # others are missing still
+            counts[key[1]] -= 1
+            met = self._met_s[key[0]]
+            met[key[1]] = max(met[key[1]], at_s)
+            return NOTHING
+        out = Instructions()
+        if counts[key[1]] <= 0:
+            raise RunError(f"a message of {self.name(key)} arrived that is not awaited; {self._last()}")
+        self._past.append(("arrived", key, at_s))
+        if lane is not None:
+            self._through(lane)
+        self._less(key, at_s, out)
+        self._work_off(out)
+        if lane is not None:
+            self._next_of(lane, out)
+        return out
+
+    def next_post(self) -> Key | None:
+        """The send to post now, of which the caller posts all messages; None if none may be posted."""
+        while self._postable:
+            entry = heappop(self._postable)
+            key = entry[1:]
+            if (line := self._line_of.get(key[1])) is not None:
+                if line.under_way >= line.credit or not line.waiting or line.waiting[0] != entry:
+                    continue  # offered again when there is credit, or when it is the first
+                heappop(line.waiting)
+                line.under_way += 1
+                self._offer(line)
+            for v in self._followers.get(key[1], ()):
+                self._posted_before((key[0], v))
+            if self.iterations is None or key[0] + 1 < self.iterations:
+                for v in self._followers_next.get(key[1], ()):
+                    self._posted_before((key[0] + 1, v))
+            return key
+        return None
+
+    # ---- what is known -----------------------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        """How many sends may be posted now."""
+        if not self._lines:
+            return len(self._postable)
+        free = {e for e in self._postable if e[2] not in self._line_of}
+        return len(free) + sum(line.may_go for line in self._lines)
+
+    def __bool__(self) -> bool:
+        """Whether any send may be posted now."""
+        return bool(self._postable) and (not self._lines or len(self) > 0)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every iteration has ended."""
+        return not self.units or self.ended == self.iterations
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether sends must be chosen among even if posting takes no time."""
+        return bool(self._lines)
+
+    def met_s(self, key: Key) -> float:
+        """The latest of the instants at which the needs of `key`, which may start, were met."""
+        return self._met_s[key[0]][key[1]]
+
+    def done_s(self, key: Key) -> float:
+        """When `key`, of an iteration under way or the last that ended, was completed."""
+        return self._done_s[key[0]][key[1]]
+
+    def opened_s(self, iteration: int) -> float:
+        """When an iteration that is under way opened."""
+        return self._opened_s[iteration]
+
+    def name(self, key: Key) -> str:
+        """A unit in words, as in `push.fc1.recv of iteration 3`."""
+        return f"{label(self.units[key[1]])} of iteration {key[0]}"
+
+    def waiting(self, most: int = 6) -> list[str]:
+        """In words, what is incomplete in the oldest iteration under way, and what each unit waits for."""
+        if self.ended not in self._incomplete:
+            return []
+        i = self.ended
+        left, lines = self._incomplete[i], []
+        for index in sorted(left):
+            u = self.units[index]
+            lacks = [label(self.units[j]) for j in u.needs if j in left]
+            for j in u.needs_previous:
+                if j in self._incomplete.get(i - 1, ()):
+                    lacks.append(f"{label(self.units[j])} of the iteration before")
+            if u.kind is UnitKind.RECV and self._messages[index]:
+                what = f"awaits messages from ranks {u.peers}" + (f" and {', '.join(lacks)}" if lacks else "")
+            elif lacks:
+                what = f"waits for {', '.join(lacks)}"
+            elif u.kind is UnitKind.COMPUTE:
+                what = "is being computed, or waits for its turn in its lane"
+            elif u.kind is UnitKind.SEND:
+                what = f"waits for its turn, or for its receivers: ranks {u.peers}"
+            else:
+                what = f"waits for its turn, or for the other members: ranks {u.peers}"
+            lines.append(f"iteration {i}: {label(u)} {what}")
+        return lines[:most] + ([f"and {len(lines) - most} more"] if len(lines) > most else [])
+
+    def story(self) -> str:
+        """Why this rank does not go on, in one line: what waits for what, and what happened last; empty if finished."""
+        lines = self.waiting()
+        return f"rank {self.program.rank}, {'; '.join(lines)}; {self._last()}" if lines else ""
+
+    def _last(self) -> str:
+        told = [f"{self.name(key)} {what} at {at_s:.6g} s" for what, key, at_s in self._past]
+        return "last: " + ", ".join(told) if told else "nothing has happened yet"
+
+    # ---- counting ----------------------------------------------------------------------------------------------------
+
+    def _counts(self, iteration: int) -> list[int]:
+        counts = self._missing.get(iteration)
+        if counts is None:
+            later = iteration > 0
+            counts = self._missing[iteration] = list(self._needed[later])
+            self._unposted[iteration] = list(self._behind[later])
+            self._incomplete[iteration] = set(range(len(counts)))
+            self._met_s[iteration] = [0.0] * len(counts)
+            self._done_s[iteration] = [0.0] * len(counts)
+        return counts
+
+    def _open(self, out: Instructions, at_s: float) -> None:
+        i = self.opened
+        self.opened += 1
+        self._opened_s[i] = at_s
+        out.opened.append(i)
+        for index in range(len(self.units)):
+            self._less((i, index), at_s, out)
+        if self.issue is Issue.IN_ORDER:
+            for lane in self._lanes:
+                if lane.in_order:
+                    self._next_of(lane, out)
+
+    def _less(self, key: Key, at_s: float, out: Instructions) -> None:
+        """One thing less is missing."""
+        i, index = key
+        counts = self._counts(i)
+        counts[index] -= 1
+        met = self._met_s[i]
+        met[index] = max(met[index], at_s)
+        if counts[index]:
+            return
+        kind = self.units[index].kind
+        if kind is UnitKind.RECV or (kind is UnitKind.SEND and not self._messages[index]):
+            self._completions.append((key, met[index]))
+        elif (lane := self._lane_of.get(index)) is not None:
+            self._ready.add(key)
+            self._next_of(lane, out)
+        elif (line := self._line_of.get(index)) is not None:
+            heappush(line.waiting, (self._priority(index), *key))
+            self._offer(line)
+        elif self._unposted[i][index]:
+            self._ready.add(key)
+        else:
+            heappush(self._postable, (self._priority(index), *key))
+
+    def _work_off(self, out: Instructions) -> None:
+        """Draw the conclusions of completions, one after the other: a completion may complete others."""
+        while self._completions:
+            (i, index), at_s = self._completions.popleft()
+            self.completed += 1
+            left = self._incomplete[i]
+            left.discard(index)
+            self._done_s[i][index] = at_s
+            for j in self._next[index]:
+                self._less((i, j), at_s, out)
+            if self.iterations is None or i + 1 < self.iterations:
+                for j in self._next_iteration[index]:
+                    self._less((i + 1, j), at_s, out)
+            if left or i != self.ended:
+                continue
+            while self.ended in self._incomplete and not self._incomplete[self.ended]:
+                done = self.ended
+                del self._missing[done], self._unposted[done], self._incomplete[done], self._met_s[done]
+                self._done_s.pop(done - 1, None)
+                self._opened_s.pop(done - 1, None)
+                self.ended += 1
+                out.ended.append(done)
+                if self.iterations is None or self.opened < self.iterations:
+                    self._open(out, at_s)
+
+    # ---- turns -------------------------------------------------------------------------------------------------------
+
+    def _next_of(self, lane: _Lane, out: Instructions) -> None:
+        """Start what is next in a lane if it is idle and that is ready."""
+        if lane.busy:
+            return
+        i, place = lane.iteration, lane.places[lane.position]
+        if not lane.in_order:
+            if (key := (i, place[0])) not in self._ready:
+                return
+            self._ready.discard(key)
+            out.start.append(key)
+        else:
+            sends = [(i, u) for u in place if self.units[u].kind is UnitKind.SEND]
+            if i >= self.opened or not self._ready.issuperset(sends):
+                return
+            self._ready.difference_update(sends)
+            lane.left = sum(1 if self.units[u].kind is UnitKind.SEND else self._messages[u] for u in place)
+            out.issue.append((i, place))
+        lane.busy = True
+        lane.position += 1
+        if lane.position == len(lane.places):
+            lane.iteration, lane.position = i + 1, 0
+
+    def _through(self, lane: _Lane) -> None:
+        """The unit that a lane was at is complete, or a part of the op that an in-order channel was at."""
+        if lane.in_order:
+            lane.left -= 1
+        lane.busy = lane.left > 0
+
+    def _offer(self, line: _Line) -> None:
+        """Let the first send of a line be posted, if there is credit."""
+        if line.may_go > 0:
+            heappush(self._postable, line.waiting[0])
+
+    def _posted_before(self, key: Key) -> None:
+        """A send that goes before `key` has been posted."""
+        self._counts(key[0])
+        behind = self._unposted[key[0]]
+        behind[key[1]] -= 1
+        if not behind[key[1]] and key in self._ready:
+            self._ready.discard(key)
+            heappush(self._postable, (self._priority(key[1]), *key))
+
+    def _priority(self, index: int) -> int:
+        op = self.units[index].op
+        return op.priority if isinstance(op, Transfer) else 0
+
+
+class _None(list[int]):
+    """Counts of an iteration of which nothing is known: nothing is under way."""
+
+    def __getitem__(self, _: object) -> int:  # type: ignore[override]
+        return -1
+
+
+_NONE = _None()
+
+
+def posting_order(sends: Sequence[Unit]) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+    """Which sends may only be posted after each of `sends`, in its own iteration and in the next one.
+
+    `sends` are those of one rank in channels without credit. A send waits for every earlier one of its channel to any
+    of the same destinations; of earlier ones to equal destinations the last stands for all.
+    """
+    channels: dict[str, dict[Ranks, list[int]]] = {}
+    peers_of = {u.index: u.peers for u in sends}
+    for u in sends:
+        if isinstance(u.op, Transfer):
+            channels.setdefault(u.op.channel, {}).setdefault(u.peers, []).append(u.index)
+    after: dict[int, list[int]] = {}
+    after_next: dict[int, list[int]] = {}
+    for by_peers in channels.values():
+        seen: dict[Ranks, int] = {}
+        for index in sorted(i for indices in by_peers.values() for i in indices):
+            mine = peers_of[index]
+            for peers, indices in by_peers.items():
+                if peers != mine and not _meet(peers, mine):
+                    continue
+                if (previous := seen.get(peers)) is not None:
+                    after.setdefault(previous, []).append(index)
+                else:
+                    after_next.setdefault(indices[-1], []).append(index)
+            seen[mine] = index
+    return after, after_next
+
+
+def _meet(a: Ranks, b: Ranks) -> bool:
+    """Whether two sets of ranks have any in common."""
+    return any(x < d and c < y for x, y in a.spans for c, d in b.spans)
+
+
+def label(unit: Unit) -> str:
+    """The unit's op with its side, as in `push.fc1.recv`."""
+    side = {UnitKind.SEND: ".sent", UnitKind.RECV: ".recv"}.get(unit.kind, "")
+    return unit.op.name + side
