@@ -8,7 +8,7 @@ is held to this one by tests. `docs/explanation/semantics.md` has the rules in w
 - *Lanes.* Computations of a lane and collectives of a group start in program order, one at a time.
 - *Posting.* A send may be posted once every earlier send of its channel to any of the same destinations has been
   posted, in earlier iterations too. Of those that may be, the lowest priority goes first, then the earliest iteration,
-  then program order. All messages of a send are one posting.
+  then program order. All messages of a send are one posting: they start together when all have been posted.
 - *Credit.* In a channel with credit, at most that many ops are under way to the same destinations; of those that are
   ready the lowest priority goes next, whatever the program order.
 - *In order* (`Issue.IN_ORDER`, which NCCL needs). A rank walks the ops of each channel in program order: it posts its
@@ -91,6 +91,10 @@ class _Line:
     credit: int
     under_way: int = 0
     waiting: list[tuple[int, int, int]] = field(default_factory=list)  # heap of (priority, iteration, unit)
+
+    @property
+    def has_credit(self) -> bool:
+        return self.under_way < self.credit
 
     @property
     def may_go(self) -> int:
@@ -259,7 +263,7 @@ class Progress:
             entry = heappop(self._postable)
             key = entry[1:]
             if (line := self._line_of.get(key[1])) is not None:
-                if line.under_way >= line.credit or not line.waiting or line.waiting[0] != entry:
+                if not line.has_credit or not line.waiting or line.waiting[0] != entry:
                     continue  # offered again when there is credit, or when it is the first
                 heappop(line.waiting)
                 line.under_way += 1

@@ -31,7 +31,7 @@ class Kind(IntEnum):
     NOTHING = 0
     SPAN = 1  # a computation, a send, what arrives or a collective is through
     READY = 2  # a send may be posted
-    FREE = 3  # a send is posted, and the next one may be
+    POSTED = 3  # it is, and the next one may be
     END = 4  # the rank's iteration is complete
 
 
@@ -44,7 +44,6 @@ class Plan(NamedTuple):
     opening: int
     ready: int
     posted: int
-    free: int
     post_ptr: I64
     post_unit: I32
     post_queue: I32
@@ -90,7 +89,7 @@ COMPLETED, FULL, REACHED, STUCK, PAUSED = range(5)
 happen any more, or so many instants are through."""
 
 _Advance = Callable[[Net, Nodes, State, Plan, RunState, int, float, int], int]
-_SPAN, _READY, _FREE = int(Kind.SPAN), int(Kind.READY), int(Kind.FREE)
+_SPAN, _READY, _POSTED = int(Kind.SPAN), int(Kind.READY), int(Kind.POSTED)
 _CHANGED, _REPORTED, _COUNT, _RATE = kernel.CHANGED, kernel.REPORTED, kernel.COUNT, kernel.RATE
 
 
@@ -126,11 +125,9 @@ def _post(nodes: Nodes, st: State, plan: Plan, go: RunState, a: int) -> bool:
     go.who[best], go.when[best] = go.who[end - 1], go.when[end - 1]
     go.waiting[a] -= 1
     go.busy[a] = 1
-    shift = p + generation * plan.size
-    starts_s, busy_s = nodes.delay[plan.posted + shift], nodes.delay[plan.free + shift]
-    _push(st.heap_s, st.heap_k, st.scalars, now + starts_s, plan.posted + shift)
-    _push(st.heap_s, st.heap_k, st.scalars, now + busy_s, plan.free + shift)
-    return bool(starts_s <= 0.0 or busy_s <= 0.0)
+    k = plan.posted + p + generation * plan.size
+    _push(st.heap_s, st.heap_k, st.scalars, now + nodes.delay[k], k)
+    return bool(nodes.delay[k] <= 0.0)
 
 
 @_compile
@@ -176,7 +173,7 @@ def _report(nodes: Nodes, st: State, plan: Plan, go: RunState) -> bool:
             go.waiting[a] += 1
             go.touched[touched] = a
             touched += 1
-        elif kind == _FREE:
+        elif kind == _POSTED:
             go.busy[a] = 0
             go.touched[touched] = a
             touched += 1

@@ -243,7 +243,6 @@ class _ArrayLowering(Lowering):
             arrivals=arrivals,
             post_s=post_s,
             traffic=traffic,
-            overhead_s=made.overhead_s,
             copies=made.copies,
         )
 

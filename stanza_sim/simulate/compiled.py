@@ -138,7 +138,6 @@ class CompiledEngine:
             opening=graph.opening,
             ready=graph.ready,
             posted=graph.posted,
-            free=graph.free,
             post_ptr=graph.post_ptr,
             post_unit=graph.post_unit,
             post_queue=graph.post_queue,

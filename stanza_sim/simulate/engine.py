@@ -209,10 +209,8 @@ class Engine:
                 yield rank.poster
             yield self.clock.quiet()
             if (key := rank.core.next_post()) is not None:
-                busy_s, starts_s = rank.actor.post_s[key[1]], rank.actor.starts_s(key[1])
-                yield from self._delay(starts_s)
+                yield from self._delay(rank.actor.post_s[key[1]])
                 self.fabric.post(rank.index, *key)
-                yield from self._delay(busy_s - starts_s)
 
     def _issue(self, rank: _Rank, i: int, units: tuple[int, ...]) -> Steps:
         """Post the messages of one op together, as an in-order channel does."""
@@ -221,7 +219,7 @@ class Engine:
             if u not in sends:
                 self.fabric.accept(rank.index, i, u)
         for u in sends:
-            yield from self._delay(rank.actor.starts_s(u))
+            yield from self._delay(rank.actor.post_s[u])
             self.fabric.post(rank.index, i, u)
 
     def _delay(self, seconds: float) -> Steps:

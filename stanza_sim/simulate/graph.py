@@ -57,12 +57,11 @@ class Graph:
 
     `rank` is the rank that a node belongs to (of a collective, the first). Node `opening + r` begins an iteration of
     rank r. Sends and collectives are numbered in order of rank: number p is ready at node `ready + p` and posted at
-    `posted + p`, and its rank may post the next one at `free + p`; rank r has those from `post_ptr[r]` on; p is unit
-    `post_unit[p]` and has `post_priority[p]`. At most `post_credit[p]` of queue `post_queue[p]` are under way, without
-    limit if that is 0; where it is not, `paid_by[node]` is the p that is over when `node` completes, and elsewhere -1.
-    Node `compute_node[c]` computes `compute_work[c]` seconds; rank r has those from `compute_ptr[r]` on. `endings` are
-    the spans of the nodes of `Kind.SPAN`, `background` the nodes of the traffic of others, `working` the ranks that
-    have anything to do.
+    `posted + p`; rank r has those from `post_ptr[r]` on; p is unit `post_unit[p]` and has `post_priority[p]`. At most
+    `post_credit[p]` of queue `post_queue[p]` are under way, without limit if that is 0; where it is not, `paid_by[node]`
+    is the p that is over when `node` completes, and elsewhere -1. Node `compute_node[c]` computes `compute_work[c]`
+    seconds; rank r has those from `compute_ptr[r]` on. `endings` are the spans of the nodes of `Kind.SPAN`,
+    `background` the nodes of the traffic of others, `working` the ranks that have anything to do.
     """
 
     net: Net
@@ -73,7 +72,6 @@ class Graph:
     opening: int
     ready: int
     posted: int
-    free: int
     post_ptr: I64
     post_unit: I32
     post_queue: I32
@@ -98,7 +96,7 @@ def graph_of(schedule: Schedule, lowered: ArrayLowered) -> Graph:
 
 
 class _Builder:
-    """Collects nodes and arrows. Messages come first, then what is posted, is ready, opens and frees a poster."""
+    """Collects nodes and arrows. Messages come first, then what is posted, what is ready, and openings."""
 
     def __init__(self, schedule: Schedule, lowered: ArrayLowered) -> None:
         self.s, self.lowered = schedule, lowered
@@ -113,8 +111,7 @@ class _Builder:
         self.posted = m
         self.ready = self.posted + len(self.posts)
         self.opening = self.ready + len(self.posts)
-        self.free = self.opening + self.world
-        self.size = self.free + len(self.posts)
+        self.size = self.opening + self.world
         self.inside: list[tuple[int, int]] = []  # arrows of one iteration
         self.across: list[tuple[int, int]] = []  # arrows to the next
         self.kind: dict[int, Kind] = {}
@@ -248,7 +245,7 @@ class _Builder:
                 return flow, through
             case UnitKind.SEND | UnitKind.COLLECTIVE:
                 p = self.number[a, u.index]
-                ready, posted, free = self.ready + p, self.posted + p, self.free + p
+                ready, posted = self.ready + p, self.posted + p
                 if u.kind is UnitKind.COLLECTIVE:
                     self.inside.append((ready, posted))
                     self.delay[posted] = actor.post_s[u.index]
@@ -256,9 +253,9 @@ class _Builder:
                 if not actor.sends[u.index]:
                     return ready, ready
                 if chosen:
-                    self.rank[ready] = self.rank[free] = a
-                    self.kind[ready], self.kind[free] = Kind.READY, Kind.FREE
-                    self.delay[posted], self.delay[free] = actor.starts_s(u.index), actor.post_s[u.index]
+                    self.rank[ready] = self.rank[posted] = a
+                    self.kind[ready], self.kind[posted] = Kind.READY, Kind.POSTED
+                    self.delay[posted] = actor.post_s[u.index]
                 else:
                     self.inside.append((ready, posted))
                 sent = self.span(((a, u.index),), "sent")
@@ -350,7 +347,6 @@ class _Builder:
             opening=self.opening,
             ready=self.ready,
             posted=self.posted,
-            free=self.free,
             post_ptr=np.searchsorted([a for a, _ in self.posts], by_rank),
             post_unit=np.array([u.index for _, u in self.posts], dtype=np.int32),
             post_queue=np.array(

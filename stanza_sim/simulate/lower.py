@@ -110,9 +110,9 @@ class Actor:
     """A class of ranks and the program of the rank that stands for it.
 
     For each unit: `loads` (a computation's), `sends` (how many message classes a send has), `messages` (those),
-    `arrivals` (how many message classes a receive waits for), `post_s` (how long it keeps the poster busy) and
-    `traffic` (bytes that the rank sends, bytes that it receives), and `copies` (of a collective, where devices are
-    staged). Messages start once `overhead_s` of posting them has passed: what their NIC takes for the first of them.
+    `arrivals` (how many message classes a receive waits for), `post_s` (how long posting all its messages takes, after
+    which they start), `traffic` (bytes that the rank sends, bytes that it receives), and `copies` (of a collective,
+    where devices are staged).
     """
 
     rank: int
@@ -124,12 +124,7 @@ class Actor:
     arrivals: dict[int, int]
     post_s: dict[int, float]
     traffic: dict[int, tuple[int, int]]
-    overhead_s: float = 0.0
     copies: dict[int, Copies] = field(default_factory=dict)
-
-    def starts_s(self, unit: int) -> float:
-        """How long after the posting of a send its messages start; see `docs/explanation/semantics.md`."""
-        return min(self.overhead_s, self.post_s[unit])
 
     @property
     def messages_of(self) -> dict[int, int]:
@@ -561,7 +556,6 @@ class Lowering:
             arrivals=arrivals,
             post_s=post_s,
             traffic=traffic,
-            overhead_s=host.nic.overhead_s,
             copies=copies,
         )
 
