@@ -2,14 +2,25 @@
 
 A test marked `alone` measures times: while it runs, no other test does. Otherwise what the other worker computes would
 be measured too.
+
+Only a test marked `processes` may start another process (ranks, a testbed, a pool, the command line as a user calls
+it); any other fails when it tries. So `pytest -m "not processes"` stays the quick inner loop, whatever is added.
+
+Profiles of hypothesis: `default`, `ci` (the same examples each time; chosen where CI is set) and `nightly` (2,000
+examples for each test that states no number of its own). Choose one with `--hypothesis-profile` or with the variable
+HYPOTHESIS_PROFILE. A test that needs 200 examples in every profile, and 2,000 in `nightly`, says
+`@settings(max_examples=max(200, settings().max_examples))`.
 """
 
 import os
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from fcntl import LOCK_EX, LOCK_SH, LOCK_UN, flock
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 from hypothesis import settings
@@ -21,7 +32,8 @@ for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", parent=settings.get_profile("default"), derandomize=True, print_blob=True)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
+settings.register_profile("nightly", parent=settings.get_profile("default"), max_examples=2000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "default"))
 
 LOCKS = pytest.StashKey[tuple[Path, Path]]()
 
@@ -37,6 +49,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         path.unlink(missing_ok=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Testbeds and the pool of ranks are processes."""
+    for item in items:
+        if item.get_closest_marker("root") or "pool" in getattr(item, "fixturenames", ()):
+            item.add_marker("processes")
+
+
 @contextmanager
 def locked(path: Path, how: int) -> Iterator[None]:
     with path.open("a") as file:
@@ -47,12 +67,29 @@ def locked(path: Path, how: int) -> Iterator[None]:
             flock(file, LOCK_UN)  # not by closing alone: a forked child may have it open still
 
 
+def refuse_to_start(*_: object, **__: object) -> NoReturn:
+    pytest.fail("this test starts a process: mark it `processes`")
+
+
+@contextmanager
+def without_processes(item: pytest.Item) -> Iterator[None]:
+    """No process can be started in the block, unless the test says that it starts some."""
+    if item.get_closest_marker("processes"):
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", refuse_to_start)
+        patch.setattr(BaseProcess, "start", refuse_to_start)
+        yield
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # waiting is no part of a test's time
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    if (paths := item.config.stash.get(LOCKS, None)) is None:
-        return (yield)
-    turn, run = paths
     with ExitStack() as held:
+        held.enter_context(without_processes(item))
+        if (paths := item.config.stash.get(LOCKS, None)) is None:
+            return (yield)
+        turn, run = paths
         with locked(turn, LOCK_EX):  # who waits to be alone keeps the turn, so that no other test begins before it
             held.enter_context(locked(run, LOCK_EX if item.get_closest_marker("alone") else LOCK_SH))
         return (yield)

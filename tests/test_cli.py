@@ -126,6 +126,7 @@ def same_but_for_last_digits(one: str, other: str) -> bool:
     return True
 
 
+@pytest.mark.processes
 def test_the_shipped_experiment_needs_no_torch():
     code = """
 import sys
@@ -267,6 +268,7 @@ def test_a_failed_run_has_status_1_and_ctrl_c_130(small, monkeypatch):
     assert (result.exit_code, result.stdout, result.stderr) == (130, "", "interrupted\n")
 
 
+@pytest.mark.processes
 def test_execute_without_torch(small, tmp_path):
     # Everything that is installed but torch: with -S no other packages are found.
     packages = tmp_path / "packages"
@@ -336,6 +338,7 @@ def test_help_has_examples():
     assert call("--version").stdout == f"stanza-sim {__version__}\n"
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("how", [[], ["--json"]])
 def test_output_that_cannot_be_written_is_said(small, how):
     command = [sys.executable, "-m", "stanza_sim", "run", str(small), *how]
@@ -346,6 +349,7 @@ def test_output_that_cannot_be_written_is_said(small, how):
     assert done.stderr == "error: standard output: cannot be written: No space left on device\n"
 
 
+@pytest.mark.processes
 def test_python_dash_m_is_the_same_command():
     done = process("show", "strategy")
     assert (done.returncode, done.stdout.split()) == (0, strategies.names())

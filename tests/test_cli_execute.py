@@ -13,6 +13,7 @@ import pytest
 from stanza_sim.schedule import parse
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.processes
 TINY = """\
 name: tiny
 cluster: laptop

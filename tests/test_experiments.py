@@ -74,6 +74,7 @@ def test_emulated_all_has_every_strategy_and_all_its_rows_can_be_built() -> None
     assert len({plan.schedule.digest() for plan in built}) == len(built)
 
 
+@pytest.mark.processes
 def test_a_head_of_any_size_needs_no_torch() -> None:
     code = """
 import sys
@@ -87,6 +88,7 @@ app(["run", "large_head", "--set", "models.0.factory_kwargs.classes=5000", "--se
     assert "faces-100k, 64 samples per worker" in done.stdout, done.stderr
 
 
+@pytest.mark.processes
 def test_bytes_by_counting_are_those_of_the_counters() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "traffic.py"), "--set", "models=[alexnet]", "--set", "nodes=8"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)

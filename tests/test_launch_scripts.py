@@ -22,7 +22,7 @@ import json, os, sys
 print(json.dumps([sys.argv[1:], os.environ["OMP_NUM_THREADS"]]))
 """
 
-pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+pytestmark = [pytest.mark.processes, pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")]
 
 
 def call(folder: Path, script: str, *args: str, **more: str) -> subprocess.CompletedProcess[str]:

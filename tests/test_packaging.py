@@ -31,6 +31,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("command", "expected"),
     [

@@ -20,7 +20,7 @@ A key is (iteration, index of the unit in the program).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from heapq import heappop, heappush
@@ -518,3 +518,8 @@ def label(unit: Unit) -> str:
     """The unit's op with its side, as in `push.fc1.recv`."""
     side = {UnitKind.SEND: ".sent", UnitKind.RECV: ".recv"}.get(unit.kind, "")
     return unit.op.name + side
+
+def stuck(cores: Iterable[Progress]) -> str:
+    """What to say when nothing can happen any more: of each rank what waits for what, and what happened last."""
+    stories = [story for core in cores if (story := core.story())]
+    return "\n  ".join(["the simulation cannot go on: no op can start", *stories])

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from stanza_sim.errors import RunError
 from stanza_sim.schedule import Collective, Compute, Transfer, UnitKind
-from stanza_sim.schedule.progress import Progress
+from stanza_sim.schedule.progress import Progress, stuck
 from stanza_sim.simulate import kernel
 from stanza_sim.simulate.advance import (
     COMPLETE,
@@ -34,7 +34,6 @@ from stanza_sim.simulate.advance import (
 from stanza_sim.simulate.array_lower import ArrayLowered
 from stanza_sim.simulate.background import BackgroundFlow, OnOff
 from stanza_sim.simulate.bucket import EMPTY, Shape
-from stanza_sim.simulate.engine import stuck
 from stanza_sim.simulate.graph import Graph
 from stanza_sim.timeline import Span
 

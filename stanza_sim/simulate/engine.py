@@ -16,7 +16,7 @@ import simpy
 
 from stanza_sim.errors import RunError
 from stanza_sim.schedule import Collective, Compute, Ranks, Schedule, Transfer, UnitKind
-from stanza_sim.schedule.progress import Instructions, Issue, Key, Progress
+from stanza_sim.schedule.progress import Instructions, Issue, Key, Progress, stuck
 from stanza_sim.simulate.clock import Clock, Steps
 from stanza_sim.simulate.fabric import Fabric, Listener, SmallFabric
 from stanza_sim.simulate.lower import Actor, Load, Lowered
@@ -306,9 +306,3 @@ class Engine:
 
 def _over(event: simpy.Event, value: Any = None) -> None:
     event.succeed(value)
-
-
-def stuck(cores: list[Progress]) -> str:
-    """What to say when nothing can happen any more: of each rank what waits for what, and what happened last."""
-    stories = [story for core in cores if (story := core.story())]
-    return "\n  ".join(["the simulation cannot go on: no op can start", *stories])

@@ -58,8 +58,8 @@ class Graph:
     `rank` is the rank that a node belongs to (of a collective, the first). Node `opening + r` begins an iteration of
     rank r. Sends and collectives are numbered in order of rank: number p is ready at node `ready + p` and posted at
     `posted + p`; rank r has those from `post_ptr[r]` on; p is unit `post_unit[p]` and has `post_priority[p]`. At most
-    `post_credit[p]` of queue `post_queue[p]` are under way, without limit if that is 0; where it is not, `paid_by[node]`
-    is the p that is over when `node` completes, and elsewhere -1. Node `compute_node[c]` computes `compute_work[c]`
+    `post_credit[p]` of queue `post_queue[p]` are under way, without limit if that is 0; elsewhere `paid_by[node]` is
+    the p that is over when `node` completes, or -1. Node `compute_node[c]` computes `compute_work[c]`
     seconds; rank r has those from `compute_ptr[r]` on. `endings` are the spans of the nodes of `Kind.SPAN`,
     `background` the nodes of the traffic of others, `working` the ranks that have anything to do.
     """

@@ -220,6 +220,7 @@ def test_durations_are_those_of_the_prediction(tiny: ModelProfile) -> None:
             assert found[rank] == {op.name: folded.compute_s(op, rank) for op in ops}
 
 
+@pytest.mark.processes
 def test_ranks_are_started_where_they_are_placed() -> None:
     """Two hosts that this machine has by name only; each with its environment, through a prefix of its own."""
     places = [

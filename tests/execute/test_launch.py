@@ -44,6 +44,7 @@ def gone(pid: int, within_s: float = 5.0) -> bool:
     return False
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("how", "said"),
     [
@@ -71,6 +72,7 @@ def test_a_rank_that_fails_ends_the_run_quickly_and_the_next_task_works(how: str
         assert all(gone(pid) for pid in last)
 
 
+@pytest.mark.processes
 def test_bad_input_found_by_a_rank_stays_bad_input() -> None:
     with Pool(2, timeout_s=5) as pool, pytest.raises(InputError, match="data 'x': no such data"):
         pool.run(Misbehave(1, "input"))
@@ -87,6 +89,7 @@ def stop_in_a_run(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
 
 
+@pytest.mark.processes
 def test_a_rank_that_hangs_in_a_run_is_found_and_the_others_say_what_they_wait_for(tiny: ModelProfile) -> None:
     job = job_of(tiny, schedule_of(tiny, "parameter_server", 3, {}), timeout_s=1.5)
     job = replace(job, training=replace(job.training, data="synthetic"))
@@ -105,6 +108,7 @@ def test_a_rank_that_hangs_in_a_run_is_found_and_the_others_say_what_they_wait_f
         assert gone(stopped)
 
 
+@pytest.mark.processes
 def test_a_rank_may_rest_while_others_get_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with Pool(2, timeout_s=1) as pool:
         pool.start()
@@ -115,6 +119,7 @@ def test_a_rank_may_rest_while_others_get_on(monkeypatch: pytest.MonkeyPatch) ->
             pool.run(Misbehave(1, "sleep"), timeout_s=0.5)
 
 
+@pytest.mark.processes
 def test_no_orphan_is_left_when_the_parent_is_killed_or_interrupted() -> None:
     script = textwrap.dedent(
         """
@@ -147,6 +152,7 @@ def test_no_orphan_is_left_when_the_parent_is_killed_or_interrupted() -> None:
         assert all(gone(pid) for pid in ranks), ending
 
 
+@pytest.mark.processes
 def test_torchrun_gives_the_same_losses_as_local_ranks(pool: Pool, tiny: ModelProfile) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "--no-python"]
     done = subprocess.run(
@@ -164,6 +170,7 @@ def test_torchrun_gives_the_same_losses_as_local_ranks(pool: Pool, tiny: ModelPr
     assert lines == [repr(local.losses)]  # one rank prints
 
 
+@pytest.mark.processes
 def test_a_schedule_larger_than_the_world_and_a_model_without_factory_are_refused(tiny: ModelProfile) -> None:
     schedule = schedule_of(tiny, "all_reduce", 4, {})
     with Pool(2) as small:

@@ -147,6 +147,7 @@ def compute_beside(path: Path, slot: int, begin_s: float, ends: object) -> None:
     ends.put((slot, lanes.compute("main", begin_s, 0.2)))
 
 
+@pytest.mark.processes
 @pytest.mark.alone
 def test_processes_share_a_device(tmp_path: Path) -> None:
     """Two computations of 0.2 s that begin 0.1 s apart: 0.1 alone, 0.2 for the rest of the first, 0.1 alone."""

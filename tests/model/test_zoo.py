@@ -128,6 +128,7 @@ def test_load_model() -> None:
         zoo.load_model("model_nets:mlp")
 
 
+@pytest.mark.processes
 def test_tables_work_without_torch_and_the_rest_says_what_to_install() -> None:
     code = """
 import sys

@@ -179,6 +179,7 @@ def test_an_interruption_keeps_what_was_found(small, monkeypatch):
     assert found.evaluated >= 2
 
 
+@pytest.mark.processes
 def test_two_processes_find_what_one_finds(small):
     problem = problem_of(small)
     some = choices_of(problem, ("all_reduce", "stanza"), most=16)

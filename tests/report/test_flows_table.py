@@ -164,6 +164,7 @@ def test_extreme_numbers_give_an_answer_or_a_message(tmp_path: Path, numbers: li
         assert found["completion_s"]["one"] >= (start + latency) * (1 - 2 * TIE)
 
 
+@pytest.mark.processes
 def test_the_package_offers_it_and_stays_quick() -> None:
     assert stanza_sim.simulate_flows(TWO).completion_s["two"] == pytest.approx(4.5)
     assert stanza_sim.FlowResult is FlowResult

@@ -211,6 +211,7 @@ def test_what_cannot_be_built_at_a_point_gets_a_line(small, tmp_path):
     assert swept(small, "nodes=1,4", output=out).computed == 0
 
 
+@pytest.mark.processes
 def test_two_processes_find_what_one_finds(small):
     assert swept_json(swept(small, RATES, jobs=2)) == swept_json(swept(small, RATES, jobs=1))
 

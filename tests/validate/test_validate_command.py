@@ -142,6 +142,7 @@ def test_a_scaled_model_cannot_be_trained(call):
     assert "leave `scale` out, or use --compute emulated" in done.stderr
 
 
+@pytest.mark.processes
 def test_a_dry_run_needs_neither_torch_nor_matplotlib():
     code = """
 import sys
