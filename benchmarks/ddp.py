@@ -3,7 +3,7 @@
 Both train the same model for real, with the same batches' shapes, SGD with momentum, bucket sizes, backend (gloo) and
 number of threads (one per rank), in the same namespaces, in turn: DDP, ours, DDP, ours, and so on. Ranks of both stay
 for the whole run, and those whose turn it is not wait without using a core. An iteration ends when it has ended on all
-ranks; its duration is the time since the end of the one before, for both (`stanza_sim.execute.measure`). As root:
+ranks; its duration is the time since the end of the one before, for both (`stanza_sim.execute.start.measure`). As root:
 
     python benchmarks/ddp.py --nodes 4 --rate 500Mbps
 
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from stanza_sim.cluster import Cluster
-    from stanza_sim.execute.job import RunJob
-    from stanza_sim.execute.launch import Pool
+    from stanza_sim.execute.rank.job import RunJob
+    from stanza_sim.execute.start.launch import Pool
     from stanza_sim.testbed import Testbed
 
 INPUT_SHAPE, CLASSES = (3, 32, 32), 100
@@ -168,7 +168,7 @@ class Ddp:
 def job_of(options: argparse.Namespace) -> RunJob:
     """What our executor is told."""
     from stanza_sim import strategies
-    from stanza_sim.execute.job import Backend, Optimizer, RunJob, Training
+    from stanza_sim.execute.rank.job import Backend, Optimizer, RunJob, Training
     from stanza_sim.model.zoo import load_model
 
     model = load_model("ddp:small_vgg", input_shape=INPUT_SHAPE, factory_kwargs={"dropout": options.dropout})
@@ -195,7 +195,7 @@ def run_ours(job: RunJob, pool: Pool) -> list[list[float]]:
 
 def seconds_per_iteration(ends: Sequence[Sequence[float]], warmup: int) -> tuple[float, float]:
     """Median and mean duration of the iterations after the warm-up, without the last; `ends` by rank."""
-    from stanza_sim.execute.measure import iteration_durations
+    from stanza_sim.execute.start.measure import iteration_durations
 
     durations = iteration_durations([max(together) for together in zip(*ends, strict=True)], warmup)
     return median(durations), sum(durations) / len(durations)
@@ -204,8 +204,8 @@ def seconds_per_iteration(ends: Sequence[Sequence[float]], warmup: int) -> tuple
 @contextmanager
 def both(cluster: Cluster, bed: Testbed, options: argparse.Namespace) -> Iterator[tuple[Ddp, Pool]]:
     """Ranks of both kinds in the testbed."""
-    from stanza_sim.emulation import places_in
-    from stanza_sim.execute.launch import Pool
+    from stanza_sim.execute.start.launch import Pool
+    from stanza_sim.experiment.emulation import places_in
 
     ddp = Ddp(bed, options)
     try:
@@ -241,9 +241,9 @@ def spread(values: Sequence[float]) -> str:
 
 def compare(options: argparse.Namespace) -> None:
     """Measure both in turn and print what came of it."""
+    from stanza_sim.base.units import rate
     from stanza_sim.cluster import load_cluster
     from stanza_sim.testbed import Testbed
-    from stanza_sim.units import rate
 
     job = job_of(options)
     cluster = load_cluster("emulated-star", nodes=options.nodes, rate_Bps=rate(options.rate))
@@ -308,7 +308,7 @@ def main() -> None:
     if options.rank is not None:
         serve_ddp(options)
         return
-    from stanza_sim.errors import StanzaError
+    from stanza_sim.base.errors import StanzaError
 
     try:
         compare(options)

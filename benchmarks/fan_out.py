@@ -39,15 +39,15 @@ from rich.console import Console
 from rich.table import Table
 
 from stanza_sim.cluster import load_cluster
-from stanza_sim.emulation import places_in
-from stanza_sim.execute.job import Emulation, RankReport, RunJob, Training
-from stanza_sim.execute.launch import Pool
-from stanza_sim.execute.network import calibrate_network
-from stanza_sim.execute.protocol import RunTask
-from stanza_sim.execute.single import SMALL_BYTES
-from stanza_sim.execute.steal import MOST_STOLEN, TRIES
+from stanza_sim.execute.calibrate.network import calibrate_network
+from stanza_sim.execute.calibrate.single import SMALL_BYTES
+from stanza_sim.execute.rank.job import Emulation, RankReport, RunJob, Training
+from stanza_sim.execute.rank.steal import MOST_STOLEN, TRIES
+from stanza_sim.execute.start.launch import Pool
+from stanza_sim.execute.start.tasks import RunTask
+from stanza_sim.experiment.emulation import places_in
 from stanza_sim.model import zoo
-from stanza_sim.network_profile import PairTimes
+from stanza_sim.profiles.network import PairTimes
 from stanza_sim.schedule import Compute, Group, Op, Pattern, Phase, Ranks, Schedule, Transfer, Value, ValueKind
 from stanza_sim.testbed import Testbed
 

@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 from scenarios import SCENARIOS, SMALL, Scenario, as_json, scenario, to_kernel
 
-from stanza_sim.simulate import kernel
+from stanza_sim.simulate.compiled import kernel
 
 STORED_LIMIT_S = 600  # what the stored times were given up after
 AGREE = 1e-9

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stanza_sim.simulate import kernel
+from stanza_sim.simulate.compiled import kernel
 
 VGG16 = [1728, 36864, 73728, 147456, 294912, 589824, 589824, 1179648] + [2359296] * 5 + [102760448, 16777216, 4096000]
 """Parameters of VGG-16's weight layers in forward order, biases left out."""

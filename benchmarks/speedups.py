@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from stanza_sim.cluster import Cluster
-    from stanza_sim.plan import Plan
+    from stanza_sim.experiment.scenario import Plan
 
 EXPERIMENT = Path(__file__).with_suffix(".yaml")
 PORT = 29_500
@@ -52,7 +52,7 @@ class Clock:
 
     def wait(self, seconds: float) -> None:
         """Return so long after the end of the last wait."""
-        from stanza_sim.execute.waits import sleep_until
+        from stanza_sim.execute.emulated.waits import sleep_until
 
         self._end_s += seconds
         sleep_until(self._end_s)
@@ -103,8 +103,8 @@ def serve(options: argparse.Namespace) -> None:
     import torch.distributed as dist
     from torch.nn.parallel import DistributedDataParallel
 
-    from stanza_sim.execute.emulate import realtime
-    from stanza_sim.execute.waits import set_timer_slack
+    from stanza_sim.execute.emulated.emulate import realtime
+    from stanza_sim.execute.emulated.waits import set_timer_slack
 
     told = json.loads(Path(options.told).read_text())
     torch.set_num_threads(1)
@@ -136,7 +136,7 @@ def ddp_iteration_s(plan: Plan, cluster: Cluster, seconds: dict[str, float], ite
     """Run DDP in a testbed of `cluster` with computations of `seconds` by op; the median duration of an iteration."""
     from tempfile import TemporaryDirectory
 
-    from stanza_sim.execute.measure import iteration_durations
+    from stanza_sim.execute.start.measure import iteration_durations
     from stanza_sim.testbed import Testbed
 
     schedule = plan.schedule
@@ -183,9 +183,9 @@ def ddp_iteration_s(plan: Plan, cluster: Cluster, seconds: dict[str, float], ite
 
 def compare(overrides: Sequence[str]) -> None:
     """Run everything and print the table."""
-    from stanza_sim.experiment import load_experiment
-    from stanza_sim.plan import cluster_of, plans_of
-    from stanza_sim.run import jobs_of, run_experiment
+    from stanza_sim.experiment.file import load_experiment
+    from stanza_sim.experiment.run import jobs_of, run_experiment
+    from stanza_sim.experiment.scenario import cluster_of, plans_of
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -232,7 +232,7 @@ def main() -> None:
     if options.rank is not None:
         serve(options)
         return
-    from stanza_sim.errors import StanzaError
+    from stanza_sim.base.errors import StanzaError
 
     try:
         compare(options.set)

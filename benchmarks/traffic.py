@@ -19,10 +19,10 @@ from pathlib import Path
 
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # so that it runs from a checkout as well
 
-from stanza_sim.experiment import load_experiment
+from stanza_sim.experiment.file import load_experiment
+from stanza_sim.experiment.run import predict
+from stanza_sim.experiment.scenario import cluster_of, plans_of
 from stanza_sim.model.profile import Block, ModelProfile
-from stanza_sim.plan import cluster_of, plans_of
-from stanza_sim.run import predict
 
 LABEL_BYTES = 8
 
@@ -82,7 +82,7 @@ def factors(job: Job) -> int:
 def sharded_head(job: Job) -> int:
     """FC layers cut by rows and columns in turn over all nodes; the number of layers is odd, so the last is by rows.
 
-    See `stanza_sim.strategies.model_parallel`.
+    See `stanza_sim.strategies._shared.model_parallel`.
     """
     n, samples = job.nodes, job.nodes * job.batch
     floats = prod(job.model.conv_blocks[-1].output_shape)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from stanza_sim.base.version import __version__
+
 if TYPE_CHECKING:
     from stanza_sim.simulate.flows import FlowResult, simulate_flows
 
 __all__ = ["FlowResult", "__version__", "simulate_flows"]
-
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:

@@ -25,7 +25,7 @@ from typing import NoReturn
 import pytest
 from hypothesis import settings
 
-from stanza_sim.network_profile import Estimate, Machine, NetworkProfile, PairTimes, write_network
+from stanza_sim.profiles.network import Estimate, Machine, NetworkProfile, PairTimes, write_network
 
 for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "1")

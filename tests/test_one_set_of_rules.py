@@ -20,20 +20,21 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from stanza_sim.base.errors import RunError
 from stanza_sim.cluster import Cluster, Nic
-from stanza_sim.errors import RunError
-from stanza_sim.execute import engine as executor
+from stanza_sim.execute.rank import engine as executor
 from stanza_sim.schedule import Collective, Compute, Schedule, Transfer, UnitKind, parse, program, progress, project
 from stanza_sim.schedule.progress import Issue, Key, Progress
-from stanza_sim.simulate import engine as plain
-from stanza_sim.simulate import graph as compiled_graph
-from stanza_sim.simulate.array_lower import lower_to_arrays
-from stanza_sim.simulate.clock import Clock
-from stanza_sim.simulate.compiled import CompiledEngine
-from stanza_sim.simulate.fabric import Listener
-from stanza_sim.simulate.fold import unfolded
-from stanza_sim.simulate.graph import graph_of
-from stanza_sim.simulate.lower import Load, Lowered, lower
+from stanza_sim.simulate.compiled import graph as compiled_graph
+from stanza_sim.simulate.compiled.engine import CompiledEngine
+from stanza_sim.simulate.compiled.graph import graph_of
+from stanza_sim.simulate.loads import Load, Lowered
+from stanza_sim.simulate.lowering.arrays import lower_to_arrays
+from stanza_sim.simulate.lowering.fold import unfolded
+from stanza_sim.simulate.lowering.lower import lower
+from stanza_sim.simulate.plain import engine as plain
+from stanza_sim.simulate.plain.clock import Clock
+from stanza_sim.simulate.plain.fabric import Listener
 from tests.schedule.progress_rules import Entry, Log, Recorder, check_log
 from tests.schedule.random_schedules import legal_schedules
 from tests.schedule.toys import Costs, cluster, toy
@@ -246,7 +247,10 @@ def simulated(schedule: Schedule, seed: int, issue: Issue, overhead_s: float) ->
     lowered = lower(schedule, MODEL, on, unfolded(on), lambda _: Costs(flops_s=1e-3))
     with recorded(plain) as cores:
         engine = plain.Engine(
-            schedule, lowered, issue=issue, fabric=lambda *args: AnyFabric(*args, rng, issue)  # type: ignore[arg-type]
+            schedule,
+            lowered,
+            issue=issue,
+            fabric=lambda *args: AnyFabric(*args, rng, issue),  # type: ignore[arg-type]
         )
         engine.run(lambda ends: len(ends[0]) >= ITERATIONS)
     return [core.log for core in cores]
@@ -364,7 +368,12 @@ def executed(schedule: Schedule, rank: int, wanted: Log) -> Log:
     made_program = project(schedule, rank)
     with recorded(executor) as cores:
         engine: Any = executor.Engine(
-            made_program, ITERATIONS, gated, gated, naming=gated, issue=wanted.issue  # type: ignore[arg-type, var-annotated]
+            made_program,
+            ITERATIONS,
+            gated,
+            gated,
+            naming=gated,
+            issue=wanted.issue,  # type: ignore[arg-type, var-annotated]
         )
     # Each send is waited for by the thread of its destination, as if something depended on it.
     sends = [u for u in made_program.units if u.kind is UnitKind.SEND]

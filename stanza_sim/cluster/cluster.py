@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.parts import (
     DirectedLink,
     Fabric,
@@ -29,7 +30,6 @@ from stanza_sim.cluster.parts import (
 )
 from stanza_sim.cluster.routing import Core, Part, Usage, flow_key
 from stanza_sim.cluster.wiring import Wiring
-from stanza_sim.errors import InputError
 
 if TYPE_CHECKING:
     import networkx as nx

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from stanza_sim.config import Count, Factor, Kind, Section, find, load, near
-from stanza_sim.errors import InputError
-from stanza_sim.units import Flops, Rate, Seconds, Size
+from stanza_sim.base.config import Count, Factor, Kind, Section, find, load, near
+from stanza_sim.base.errors import InputError
+from stanza_sim.base.units import Flops, Rate, Seconds, Size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

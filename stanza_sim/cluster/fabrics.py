@@ -12,6 +12,7 @@ from itertools import product
 from math import prod
 from typing import TYPE_CHECKING
 
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.parts import Host, Nic
 from stanza_sim.cluster.sharing import make_line
 from stanza_sim.cluster.topology import (
@@ -23,7 +24,6 @@ from stanza_sim.cluster.topology import (
     TorusFabric,
 )
 from stanza_sim.cluster.wiring import Line, Wiring, port_line
-from stanza_sim.errors import InputError
 
 if TYPE_CHECKING:
     import networkx as nx

@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from stanza_sim.base.config import Source, near
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.parts import Fabric, Host, Routing, RoutingKind, Way
 from stanza_sim.cluster.sharing import make_line
 from stanza_sim.cluster.topology import LatencyWays, LinkSection, PathSection, RateWays, SwitchSection, TopologySection
 from stanza_sim.cluster.wiring import Line, Wiring, port_line
-from stanza_sim.config import Source, near
-from stanza_sim.errors import InputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,15 +25,15 @@ from xml.etree.ElementTree import ParseError
 import networkx as nx
 from pydantic import BeforeValidator, Field
 
+from stanza_sim.base.config import Count, Factor, Fraction, Section, Source, validate
+from stanza_sim.base.errors import InputError
+from stanza_sim.base.units import Rate, Seconds
 from stanza_sim.cluster.cluster import Cluster, Host, Nic, place
 from stanza_sim.cluster.freeform import check_connected
-from stanza_sim.cluster.load import NO_NIC, check_devices, count_cores, make_intra, make_loopback, too_many_ranks
+from stanza_sim.cluster.hosts import NO_NIC, check_devices, count_cores, make_intra, make_loopback, too_many_ranks
 from stanza_sim.cluster.parts import Routing, RoutingKind
 from stanza_sim.cluster.topology import IntraSection, LoopbackSection
 from stanza_sim.cluster.wiring import Line, Wiring
-from stanza_sim.config import Count, Factor, Fraction, Section, Source, validate
-from stanza_sim.errors import InputError
-from stanza_sim.units import Rate, Seconds
 
 _DRAWN = frozenset({"label", "x", "y", "weight"})
 

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from stanza_sim.base.config import Kind, Source, find, load_located
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import fabrics
-from stanza_sim.cluster.cluster import Cluster, Host, Loopback, Nic, Placement, place
+from stanza_sim.cluster.cluster import Cluster, Host, Nic, Placement, place
 from stanza_sim.cluster.freeform import Joiner, PathReader, check_connected, known_names
-from stanza_sim.cluster.parts import Intra, IntraKind, Staging
+from stanza_sim.cluster.hosts import (
+    MOST_RANKS,
+    NO_NIC,
+    check_devices,
+    count_cores,
+    make_intra,
+    make_loopback,
+    too_many_ranks,
+)
+from stanza_sim.cluster.parts import IntraKind, Staging
 from stanza_sim.cluster.sharing import check_fits, make_bucket, make_traffic
 from stanza_sim.cluster.topology import (
     FabricSection,
     HostOverride,
     HostSection,
-    IntraSection,
     LatencySides,
-    LoopbackSection,
     NicOverride,
     NicSection,
     RateSides,
@@ -27,14 +35,8 @@ from stanza_sim.cluster.topology import (
     TopologySection,
 )
 from stanza_sim.cluster.wiring import Wiring
-from stanza_sim.config import Kind, Source, find, load_located
-from stanza_sim.errors import InputError
 
-NO_NIC = Nic(bandwidth_Bps=1.0)
-"""Stands in for the NIC of a host that has none; no route uses it."""
 GRAPH_SUFFIXES = (".graphml", ".json")
-MOST_RANKS = 100_000
-"""A cluster has no more hosts than this, nor ranks: more do not fit into memory, and nobody has them."""
 
 
 def load_cluster(
@@ -109,25 +111,6 @@ def _changed(nic: Nic, stated: NicOverride, rate_Bps: float | None) -> Nic:
     return nic
 
 
-def make_loopback(section: LoopbackSection) -> Loopback:
-    """Return the loopback that a section states."""
-    return Loopback(
-        bandwidth_Bps=section.rate,
-        latency_s=section.latency,
-        message_core_s=section.message_core,
-        byte_core_s=section.byte_core,
-    )
-
-
-def make_intra(section: IntraSection | None) -> Intra | None:
-    """Return the fabric inside a host that a section states."""
-    if section is None:
-        return None
-    return Intra(
-        kind=section.kind, bandwidth_Bps=section.rate, latency_s=section.latency, efficiency=section.efficiency
-    )
-
-
 def make_staging(section: StagingSection | None) -> Staging | None:
     """Return the copies through a host's memory that a section states."""
     return None if section is None else Staging(bandwidth_Bps=section.rate, latency_s=section.latency)
@@ -140,36 +123,6 @@ def _at_key(where: str) -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(error.message, where=where, hint=error.hint) from None
-
-
-def count_cores(cores: int | str) -> int:
-    """Return a number of cores; `this-machine` means those that this process may use."""
-    return cores if isinstance(cores, int) else len(os.sched_getaffinity(0))
-
-
-def check_devices(devices: tuple[str, ...], beside: Path, where: str) -> tuple[str, ...]:
-    """Return device names as `load_device` takes them; raise `InputError` (at `where`) for one that has no data."""
-    names: dict[str, str] = {}
-    for device in dict.fromkeys(devices):
-        if device == "cpu":
-            hint = "leave devices out: ranks then compute on the host's cores"
-            raise InputError("cpu is not a device to list", where=where, hint=hint)
-        try:
-            path = find(Kind.DEVICES, device, beside=beside)
-        except InputError as error:
-            raise InputError(error.message, where=where, hint=error.hint) from None
-        is_path = "/" in device or device.endswith((".yaml", ".yml"))
-        names[device] = str(path.resolve()) if is_path else device
-    return tuple(names[device] for device in devices)
-
-
-def too_many_ranks(placement: Iterable[Placement], hosts: Sequence[Host], where: str) -> None:
-    """Raise `InputError` if more ranks are placed on a host than it has devices."""
-    for at in placement:
-        has = len(hosts[at.host].devices)
-        if at.device is not None and at.device >= has:
-            what, hint = f"more ranks on {hosts[at.host].name} than its {has} devices", "a device takes one rank"
-            raise InputError(what, where=where, hint=hint)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,7 +40,7 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bucket:
-    """The token bucket of a shaped link: see `stanza_sim.simulate.bucket`.
+    """The token bucket of a shaped link: see `stanza_sim.simulate.plain.bucket`.
 
     `nbytes` pass at `peak_Bps` after the link was idle for long; infinity means that nothing but other links limits
     them.
@@ -123,7 +123,7 @@ class Staging:
     """Copies between the devices of a host and its memory, which messages take where NICs cannot reach devices.
 
     A device copies in each direction with `bandwidth_Bps`, which its copies share, after `latency_s`; see
-    `stanza_sim.simulate.lower` for what is copied when.
+    `stanza_sim.simulate.lowering.lower` for what is copied when.
     """
 
     bandwidth_Bps: float

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from math import fsum
 from zlib import crc32
 
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.parts import DirectedLink, Fabric, RoutingKind, Way
-from stanza_sim.errors import InputError
 
 Usage = tuple[tuple[int, float], ...]
 """(link, share of the message's bytes that crosses it), each link once."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from math import inf
 
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.parts import Bucket, Traffic
 from stanza_sim.cluster.topology import Shared, TrafficSection
 from stanza_sim.cluster.wiring import Line
-from stanza_sim.errors import InputError
 
 
 def make_traffic(section: Shared) -> Traffic | None:

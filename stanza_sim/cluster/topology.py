@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from stanza_sim.base.config import Count, Factor, Fraction, Section
+from stanza_sim.base.units import PositiveSeconds, Rate, Seconds, Size
 from stanza_sim.cluster.parts import IntraKind, Loopback, RoutingKind
-from stanza_sim.config import Count, Factor, Fraction, Section
-from stanza_sim.units import PositiveSeconds, Rate, Seconds, Size
 
 
 def _form(value: object) -> str:

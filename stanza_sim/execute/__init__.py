@@ -8,8 +8,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from stanza_sim.execute.calibration import calibrate, measure_loopback
-    from stanza_sim.execute.job import (
+    from stanza_sim.execute.calibrate.calibration import measure_loopback
+    from stanza_sim.execute.rank.job import (
         Backend,
         ComputeMode,
         Emulation,
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
         RunJob,
         Training,
     )
-    from stanza_sim.execute.launch import RankPlace
-    from stanza_sim.execute.protocol import Workers
-    from stanza_sim.execute.start import execute, open_workers, require_torch
+    from stanza_sim.execute.start.launch import RankPlace
+    from stanza_sim.execute.start.protocol import Workers
+    from stanza_sim.execute.start.start import execute, open_workers, require_torch
 
 _HOMES = {
-    **dict.fromkeys(("calibrate", "measure_loopback"), "calibration"),
-    **dict.fromkeys(("Backend", "ComputeMode", "Emulation", "LearningRate", "Measurement"), "job"),
-    **dict.fromkeys(("Optimizer", "RunJob", "Training"), "job"),
-    "RankPlace": "launch",
-    "Workers": "protocol",
-    **dict.fromkeys(("execute", "open_workers", "require_torch"), "start"),
+    "measure_loopback": "calibrate.calibration",
+    **dict.fromkeys(("Backend", "ComputeMode", "Emulation", "LearningRate", "Measurement"), "rank.job"),
+    **dict.fromkeys(("Optimizer", "RunJob", "Training"), "rank.job"),
+    "RankPlace": "start.launch",
+    "Workers": "start.protocol",
+    **dict.fromkeys(("execute", "open_workers", "require_torch"), "start.start"),
 }
 
 __all__ = [
@@ -43,7 +43,6 @@ __all__ = [
     "RunJob",
     "Training",
     "Workers",
-    "calibrate",
     "execute",
     "measure_loopback",
     "open_workers",

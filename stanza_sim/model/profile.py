@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from enum import StrEnum
 from math import prod
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 
 
 class BlockKind(StrEnum):

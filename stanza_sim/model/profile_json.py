@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from hashlib import sha256
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.model.profile import Block, BlockKind, ModelProfile, ParamTensor
 
 FORMAT = "stanza-sim-model/1"

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import cache
 from importlib.resources import files
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.model.profile import ModelProfile, with_boundary
 from stanza_sim.model.profile_json import from_json
 
@@ -49,12 +49,12 @@ SOURCES: dict[str, Source] = {
 #: Tables that end in a linear layer without bias of any number of `classes`, which a user may set.
 WIDE: dict[str, Source] = {
     "iresnet18": Source(
-        factory="stanza_sim.execute.wide_heads:iresnet18",
+        factory="stanza_sim.model.examples.wide_heads:iresnet18",
         input_shape=(3, 112, 112),
         factory_kwargs={"classes": 100_000},
     ),
     "lstm_2048_512": Source(
-        factory="stanza_sim.execute.wide_heads:lstm_2048_512",
+        factory="stanza_sim.model.examples.wide_heads:lstm_2048_512",
         input_shape=(3072,),
         factory_kwargs={"classes": 793_471},
     ),

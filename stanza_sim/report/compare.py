@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from stanza_sim.schedule import Collective, Compute, Op, Phase, Schedule, Transfer
 from stanza_sim.simulate.run import steady_window
-from stanza_sim.timeline import Span, Timeline
+from stanza_sim.timeline.spans import Span, Timeline
 
 WAITING = "waiting"
 """The kind that is charged while a rank neither computes nor moves anything."""

@@ -14,10 +14,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from stanza_sim.base.units import Size, format_bytes, format_flops, format_rate, format_time
 from stanza_sim.cluster.cluster import Cluster, LinkKind
 from stanza_sim.cluster.device import DeviceSpec
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.units import Size, format_bytes, format_flops, format_rate, format_time
 
 _SHOWN = 12
 """Rows of hosts and links beyond so many are left out."""

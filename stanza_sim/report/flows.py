@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from heapq import nsmallest
 from pathlib import Path
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
+from stanza_sim.base.units import format_time
 from stanza_sim.simulate.flows import FlowResult
-from stanza_sim.units import format_time
 
 WIDTH = 80
 MOST_LINKS = 40

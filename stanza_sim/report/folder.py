@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.report.result import Result, result_json
-from stanza_sim.timeline import Timeline
+from stanza_sim.timeline.spans import Timeline
 
 _RESULT = "result.json"
 _OURS = re.compile(r"result\.json|schedules(/\d+-[^/]+\.txt)?|spans(/\d+-[^/]+\.(predicted|measured)\.csv)?")

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 import networkx as nx
 
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster
-from stanza_sim.errors import InputError
-from stanza_sim.report.draw import about_host, about_link, busy, levels, span_of
+from stanza_sim.report.drawing import about_host, about_link, busy, levels, span_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from stanza_sim.schedule import Schedule
 
 if TYPE_CHECKING:  # the executor needs torch, a report of predictions does not
-    from stanza_sim.execute.job import Measurement
+    from stanza_sim.execute.rank.job import Measurement
     from stanza_sim.simulate import Prediction
 
 Json: TypeAlias = bool | int | float | str | Sequence["Json"] | Mapping[str, "Json"] | None

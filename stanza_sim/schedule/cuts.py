@@ -12,7 +12,7 @@ from itertools import pairwise
 from math import prod
 from typing import TypeGuard
 
-from stanza_sim.errors import InputError, ScheduleError
+from stanza_sim.base.errors import InputError, ScheduleError
 from stanza_sim.model.profile import Block, ModelProfile, ParamTensor
 from stanza_sim.schedule.ops import (
     Axis,

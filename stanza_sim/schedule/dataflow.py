@@ -9,21 +9,11 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 
-from stanza_sim.errors import ScheduleError
+from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule.atoms import bits
 from stanza_sim.schedule.cuts import Form
-from stanza_sim.schedule.ops import (
-    Axis,
-    Collective,
-    CollectiveKind,
-    Compute,
-    Op,
-    Phase,
-    Transfer,
-    Value,
-    ValueKind,
-)
+from stanza_sim.schedule.ops import Axis, Collective, CollectiveKind, Compute, Op, Phase, Transfer, Value, ValueKind
 from stanza_sim.schedule.order import order_of
 from stanza_sim.schedule.schedule import Schedule
 from stanza_sim.schedule.text import print_op

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 
-from stanza_sim.errors import ScheduleError
+from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.schedule.dataflow import violation
 from stanza_sim.schedule.ops import Bundle, Collective, Compute, Layout, Op, Pattern, Phase, Transfer, ValueKind

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from stanza_sim.errors import ScheduleError
+from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule.cuts import check_cuts, check_sizes
 from stanza_sim.schedule.dataflow import check_data_flow, violation

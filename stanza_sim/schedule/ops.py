@@ -8,7 +8,7 @@ from enum import StrEnum
 from math import ceil
 from typing import TypeAlias
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.schedule.ranks import Ranks
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-/]*")

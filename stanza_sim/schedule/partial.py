@@ -7,7 +7,7 @@ from collections import defaultdict
 import numpy as np
 import numpy.typing as npt
 
-from stanza_sim.errors import ScheduleError
+from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule.ops import Compute, Phase, Transfer, Value, ValueKind
 from stanza_sim.schedule.schedule import Schedule

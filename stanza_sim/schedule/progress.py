@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from heapq import heappop, heappush
 
-from stanza_sim.errors import RunError
+from stanza_sim.base.errors import RunError
 from stanza_sim.schedule.ops import Collective, Compute, Transfer
 from stanza_sim.schedule.program import RankProgram, Unit, UnitKind
 from stanza_sim.schedule.ranks import Ranks
@@ -518,6 +518,7 @@ def label(unit: Unit) -> str:
     """The unit's op with its side, as in `push.fc1.recv`."""
     side = {UnitKind.SEND: ".sent", UnitKind.RECV: ".recv"}.get(unit.kind, "")
     return unit.op.name + side
+
 
 def stuck(cores: Iterable[Progress]) -> str:
     """What to say when nothing can happen any more: of each rank what waits for what, and what happened last."""

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 
 _PART = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 

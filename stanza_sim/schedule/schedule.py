@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from stanza_sim.errors import InputError, ScheduleError
+from stanza_sim.base.errors import InputError, ScheduleError
 from stanza_sim.schedule.ops import (
     BF16_BYTES,
     Bundle,

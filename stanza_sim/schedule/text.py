@@ -20,7 +20,7 @@ import re
 from enum import StrEnum
 from typing import TypeVar
 
-from stanza_sim.errors import InputError, ScheduleError
+from stanza_sim.base.errors import InputError, ScheduleError
 from stanza_sim.schedule.ops import (
     CHUNK_BYTES,
     NO_PRIORITY,

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.device import DeviceSpec, ModelEfficiency, load_device
-from stanza_sim.errors import InputError
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import Block, ModelProfile
-from stanza_sim.profiles import BlockTime, Profile, require
+from stanza_sim.profiles.blocks import BlockTime, Profile, require
 
 FORWARD_PASSES = 2
 """Memory passes over the outputs of a block's operations in forward: each is written, then read by the next."""

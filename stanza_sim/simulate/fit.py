@@ -16,8 +16,8 @@ from functools import cache
 from math import exp, log
 from pathlib import Path
 
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.device import DeviceSpec, PublishedTiming, load_device
-from stanza_sim.errors import InputError
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.simulate.costs import RooflineCosts

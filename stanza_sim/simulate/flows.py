@@ -17,8 +17,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stanza_sim.errors import InputError, RunError
-from stanza_sim.simulate.fluid import TIE, Activity, FluidShare
+from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.simulate.plain.fluid import TIE, Activity, FluidShare
 
 COMPILED_FROM = 20_000
 """From so many flows on, the compiled solver is worth its start-up time."""
@@ -125,7 +125,7 @@ def simulate_flows(case: Mapping[str, Any]) -> FlowResult:
     checked = _check(case)
     run = _run
     if len(checked.names) >= COMPILED_FROM:
-        from stanza_sim.simulate import kernel
+        from stanza_sim.simulate.compiled import kernel
 
         run = _run_compiled if kernel.COMPILED else _run
     try:
@@ -310,7 +310,7 @@ def _run_compiled(c: _Checked) -> tuple[list[float], list[int]]:
     """As `_run`, on arrays."""
     import numpy as np
 
-    from stanza_sim.simulate import kernel
+    from stanza_sim.simulate.compiled import kernel
 
     n = len(c.names)
     classes: dict[tuple[int, ...], int] = {}

@@ -11,24 +11,25 @@ from enum import StrEnum
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from stanza_sim.base.errors import InputError, RunError
 from stanza_sim.cluster.cluster import Cluster
-from stanza_sim.errors import InputError, RunError
-from stanza_sim.measures import op_seconds, steady_iteration_s, waiting
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Schedule, Transfer, UnitKind, check
-from stanza_sim.simulate.array_lower import ArrayLowered, lower_to_arrays, message_count
-from stanza_sim.simulate.bounds import bottleneck, bound_s, demands
-from stanza_sim.simulate.engine import Engine
-from stanza_sim.simulate.fold import fold, unfolded
-from stanza_sim.simulate.lower import Lowered, lower
-from stanza_sim.timeline import Span, Timeline
+from stanza_sim.simulate.loads import Lowered
+from stanza_sim.simulate.lowering.arrays import ArrayLowered, lower_to_arrays, message_count
+from stanza_sim.simulate.lowering.bounds import bottleneck, bound_s, demands
+from stanza_sim.simulate.lowering.fold import fold, unfolded
+from stanza_sim.simulate.lowering.lower import lower
+from stanza_sim.simulate.plain.engine import Engine
+from stanza_sim.timeline.measures import op_seconds, steady_iteration_s, waiting
+from stanza_sim.timeline.spans import Span, Timeline
 
 if TYPE_CHECKING:
     from threading import Event
 
     from stanza_sim.simulate.background import BackgroundFlow
+    from stanza_sim.simulate.compiled.graph import Graph
     from stanza_sim.simulate.costs import CostModel
-    from stanza_sim.simulate.graph import Graph
     from stanza_sim.simulate.variation import Variation
 
 REPEATS = 1e-6
@@ -196,7 +197,7 @@ class Case:
         else:
             worth_it = part_count(schedule) * times >= COMPILED_FROM and find_spec("numba") is not None
         if worth_it:
-            from stanza_sim.simulate.graph import graph_of
+            from stanza_sim.simulate.compiled.graph import graph_of
 
             self.lowered = arrays = lower_to_arrays(schedule, model, cluster, self.folding, costs)
             self.graph = graph_of(schedule, arrays)
@@ -265,7 +266,7 @@ class Case:
         lowered = self.lowered
         traffic = lowered.background if background is None else tuple(background)
         if self.graph is not None and isinstance(lowered, ArrayLowered):
-            from stanza_sim.simulate.compiled import CompiledEngine
+            from stanza_sim.simulate.compiled.engine import CompiledEngine
 
             fast = CompiledEngine(self.graph, lowered, traffic, variation, stop)
             fast.run(enough)

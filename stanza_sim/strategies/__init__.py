@@ -1,6 +1,6 @@
 """Strategies: how a model is distributed. Each file in this folder that has `Settings`, `build` and `space` is one.
 
-A new strategy is a new file; it needs no entry anywhere.
+A new strategy is a new file; it needs no entry anywhere. What several share is in `_shared`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ from typing import Protocol, cast
 
 from pydantic import BaseModel
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
-
-_HELPERS = {"assignment", "builder", "collectives", "hosts", "model_parallel", "separation"}
 
 
 class Strategy(Protocol):
@@ -35,7 +33,7 @@ class Strategy(Protocol):
 
 def names() -> list[str]:
     """Names of all strategies, in alphabetical order."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _HELPERS)
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.name.startswith("_"))
 
 
 def get(name: str) -> Strategy:

@@ -13,12 +13,13 @@ from typing import Literal
 
 from pydantic import Field, StrictBool
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
+from stanza_sim.base.units import Size
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Phase, Schedule
-from stanza_sim.strategies.builder import MIB, Builder, exchange_by_all_reduce
-from stanza_sim.strategies.collectives import Choice, CollectiveSettings
-from stanza_sim.units import Size
+from stanza_sim.strategies._shared.builder import MIB, Builder
+from stanza_sim.strategies._shared.collectives import Choice, CollectiveSettings
+from stanza_sim.strategies._shared.exchange import exchange_by_all_reduce
 
 BUCKETS_MIB = (1, 2, 4, 8, 16, 25, 50, 100)
 """Sizes of buckets that are tried."""

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Phase, Schedule
-from stanza_sim.strategies.builder import Builder
+from stanza_sim.strategies._shared.builder import Builder
 
 
 class Settings(BaseModel):

@@ -2,7 +2,7 @@
 
 Sources: Li et al., OSDI 2014 (parameter server); Zhang et al., ATC 2017 (wait-free backpropagation: a layer's
 gradients leave while the layers before it still compute); Jiang et al., OSDI 2020 (BytePS); Jayarajan et al., MLSys
-2019 (P3: slices by priority). Which server has what: see `stanza_sim.strategies.assignment`.
+2019 (P3: slices by priority). Which server has what: see `stanza_sim.strategies._shared.assignment`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
+from stanza_sim.base.units import Size
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.schedule import Bundle, Phase, Schedule
-from stanza_sim.strategies.assignment import (
+from stanza_sim.strategies._shared.assignment import (
     BIGARRAY_BOUND,
     PARTITION_BYTES,
     SLICE_PARAMETERS,
@@ -25,9 +26,9 @@ from stanza_sim.strategies.assignment import (
     by_mxnet,
     by_slices,
 )
-from stanza_sim.strategies.builder import Builder, exchange_by_servers
-from stanza_sim.strategies.hosts import Hosts
-from stanza_sim.units import Size
+from stanza_sim.strategies._shared.builder import Builder
+from stanza_sim.strategies._shared.exchange import exchange_by_servers
+from stanza_sim.strategies._shared.hosts import Hosts
 
 MOST_PIECES = 700
 """About how many slices of a model `space` asks for at most: so few that a plan takes a few seconds to simulate, and so
@@ -35,7 +36,7 @@ many that servers are within 10% or so of each other, since where tensors are sm
 
 
 class Assignment(StrEnum):
-    """Which server has what; see `stanza_sim.strategies.assignment`."""
+    """Which server has what; see `stanza_sim.strategies._shared.assignment`."""
 
     BALANCED = "balanced"
     CUT = "cut"

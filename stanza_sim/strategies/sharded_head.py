@@ -6,7 +6,7 @@ all compute their slice of the FC part on the samples of the one whose turn it i
 meanwhile; the gradients of a turn go back to its worker. In scheme (a) all samples are one batch. Here FC gradients are
 summed over all turns before the one update of an iteration, so that it is SGD on the global batch.
 
-Unlike there the first FC layer is cut by its inputs where that moves less (see `stanza_sim.strategies.model_parallel`):
+Unlike there the first FC layer is cut by its inputs where that moves less (see `strategies._shared.model_parallel`):
 a worker then sends each other one the features that this one needs, not all of them. What is computed of one turn is
 exchanged while the next is computed. Both parts have a lane of their own, so that CONV backward passes need not wait
 for others' turns.
@@ -26,14 +26,15 @@ from typing import Literal
 
 from pydantic import Field, StrictBool, StrictInt
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
+from stanza_sim.base.units import Size
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule, Wire
-from stanza_sim.strategies.builder import MIB, Builder, exchange_by_all_reduce
-from stanza_sim.strategies.collectives import Choice, CollectiveSettings
-from stanza_sim.strategies.model_parallel import Slicing, can_be_sliced, separate_sliced
-from stanza_sim.strategies.separation import back_through_conv, check_microbatches
-from stanza_sim.units import Size
+from stanza_sim.strategies._shared.builder import MIB, Builder
+from stanza_sim.strategies._shared.collectives import Choice, CollectiveSettings
+from stanza_sim.strategies._shared.exchange import exchange_by_all_reduce
+from stanza_sim.strategies._shared.model_parallel import Slicing, can_be_sliced, separate_sliced
+from stanza_sim.strategies._shared.separation import back_through_conv, check_microbatches
 
 MOST_TURNS = 16
 """Up to so many turns `space` tries more than one setting with them."""
@@ -73,7 +74,7 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     Bytes that rank i of N sends per iteration, with B samples per worker, A floats at the boundary of which A_i are in
     its slice, w bytes of each on the wire and C bytes of CONV parameters: B*(A-A_i)*w + 8*B*(N-1) of its activations
     and labels (int64), (N-1)*B*A_i*w of the others' gradients, 2(N-1)/N*C by a ring for the CONV part, and within the
-    FC part what `stanza_sim.strategies.model_parallel` states for N*B samples over N ranks. It receives B*A_i*w*(N-1) +
+    FC part what `strategies._shared.model_parallel` states for N*B samples over N ranks. It receives B*A_i*w*(N-1) +
     8*B*(N-1) and B*(A-A_i)*w, and the same of the exchanges. Where the first FC layer is cut by columns it sends and
     receives (N-1)*B*(A*w + 8) for activations and labels, and no gradients of others: the exchanges have summed them.
     By turns these are the same bytes in smaller parts.

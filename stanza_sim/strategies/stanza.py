@@ -30,15 +30,23 @@ from typing import Literal
 
 from pydantic import Field, StrictBool, StrictInt
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
+from stanza_sim.base.units import Size
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.schedule import Phase, Schedule, Wire
-from stanza_sim.strategies.assignment import by_blocks
-from stanza_sim.strategies.builder import MIB, Builder, exchange_by_all_reduce, exchange_by_servers
-from stanza_sim.strategies.collectives import Choice, CollectiveSettings
-from stanza_sim.strategies.model_parallel import Slicing, can_be_sliced, separate_sliced
-from stanza_sim.strategies.separation import Separation, back_through_conv, check_microbatches, cut_at, places, separate
-from stanza_sim.units import Size
+from stanza_sim.strategies._shared.assignment import by_blocks
+from stanza_sim.strategies._shared.builder import MIB, Builder
+from stanza_sim.strategies._shared.collectives import Choice, CollectiveSettings
+from stanza_sim.strategies._shared.exchange import exchange_by_all_reduce, exchange_by_servers
+from stanza_sim.strategies._shared.model_parallel import Slicing, can_be_sliced, separate_sliced
+from stanza_sim.strategies._shared.separation import (
+    Separation,
+    back_through_conv,
+    check_microbatches,
+    cut_at,
+    places,
+    separate,
+)
 
 
 class Settings(CollectiveSettings):
@@ -103,7 +111,7 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     - FC workers with `fc_parallel: data` by a ring: each sends and receives 2(k-1)/k*S_f (Patarasuk and Yuan, 2009);
     - with `fc_parallel: model` a CONV worker sends B*(A*w + 8k) to all FC workers together, less what it keeps where
       it is one; an FC worker that has A_i of the A floats gets n*B*(A_i*w + 8) and sends back n*B*A_i*w, and exchanges
-      what `stanza_sim.strategies.model_parallel` states for n*B samples. That is with the first FC layer cut by rows;
+      what `strategies._shared.model_parallel` states for n*B samples. That is with the first FC layer cut by rows;
       by columns a CONV worker sends k*B*(A*w + 8) and gets B*A*w back from the FC worker that would serve it alone;
     - CONV workers by a ring: each sends and receives 2(n-1)/n*S_c;
     - servers on the FC workers: each CONV worker sends and receives S_c, each FC worker n*S_c/k, less the own share

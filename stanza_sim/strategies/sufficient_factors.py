@@ -19,14 +19,15 @@ from typing import Literal
 
 from pydantic import Field
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
+from stanza_sim.base.units import Size
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.schedule import Bundle, Pattern, Phase, Schedule, Value, ValueKind
 from stanza_sim.schedule.factors import Factors, factors_of
-from stanza_sim.strategies.assignment import by_blocks
-from stanza_sim.strategies.builder import MIB, Builder, exchange_by_all_reduce, exchange_by_servers
-from stanza_sim.strategies.collectives import Choice, CollectiveSettings
-from stanza_sim.units import Size
+from stanza_sim.strategies._shared.assignment import by_blocks
+from stanza_sim.strategies._shared.builder import MIB, Builder
+from stanza_sim.strategies._shared.collectives import Choice, CollectiveSettings
+from stanza_sim.strategies._shared.exchange import exchange_by_all_reduce, exchange_by_servers
 
 
 class Settings(CollectiveSettings):

@@ -10,8 +10,8 @@ from enum import StrEnum
 from types import TracebackType
 from typing import Self
 
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster
-from stanza_sim.errors import InputError
 from stanza_sim.testbed.guard import start_guard
 from stanza_sim.testbed.network import check_machine, network_of
 from stanza_sim.testbed.plan import INTERFACE, Plan, make_plan, prefix_of

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise, permutations
 
+from stanza_sim.base.errors import InputError
+from stanza_sim.base.units import format_rate, format_time
 from stanza_sim.cluster import Bucket, Cluster, RoutingKind
-from stanza_sim.errors import InputError
-from stanza_sim.units import format_rate, format_time
 
 GOODPUT_SHARE = 1448 / 1514
 """Share of a shaped rate that TCP's payload gets: of 1500 bytes of IP 52 are headers, and `tc` counts Ethernet's 14."""

@@ -6,7 +6,7 @@ import os
 import sys
 from dataclasses import dataclass
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.testbed.shell import Tools, call, find_program, find_tools
 from stanza_sim.testbed.steps import CONGESTION_CONTROL
 

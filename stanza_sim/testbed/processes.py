@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from stanza_sim.errors import InputError, RunError
+from stanza_sim.base.errors import InputError, RunError
 
 Ident = tuple[int, int]
 """Device and inode of a namespace: the same for its name and for every process in it."""

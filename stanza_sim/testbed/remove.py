@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.testbed.processes import end_processes, processes_inside, this_process
 from stanza_sim.testbed.registry import Record, Registry
 from stanza_sim.testbed.shell import Tools, delete_namespaces

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from stanza_sim.errors import InputError, RunError
+from stanza_sim.base.errors import InputError, RunError
 from stanza_sim.testbed.steps import Step, Tool
 
 NAMESPACES = Path("/run/netns")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from fabric_files import LEAF_SPINE, fabric_text, load_text
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
+from tests.cluster.fabric_files import LEAF_SPINE, fabric_text, load_text
 
 FREE = """\
 name: t

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import load_cluster
-from stanza_sim.errors import InputError
 
 GOOD = """\
 name: t

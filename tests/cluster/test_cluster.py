@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stanza_sim import config
+from stanza_sim.base import config
 from stanza_sim.cluster import Cluster, Host, Loopback, Nic, load_cluster, star, with_loopback
 from stanza_sim.cluster.device import load_device
 

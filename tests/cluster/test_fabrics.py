@@ -7,10 +7,10 @@ from pathlib import Path
 
 import networkx as nx
 import pytest
-from fabric_files import CUBE, FAT_TREE, LEAF_SPINE, RING, TORUS, fabric_text, load_text
 
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster, IntraKind, LinkKind, load_cluster
-from stanza_sim.errors import InputError
+from tests.cluster.fabric_files import CUBE, FAT_TREE, LEAF_SPINE, RING, TORUS, fabric_text, load_text
 
 
 def _link(cluster: Cluster, name: str) -> float:

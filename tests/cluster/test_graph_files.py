@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster, load_cluster
-from stanza_sim.errors import InputError
 
 YAML = """
 name: t

@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fabric_files import CUBE, FAT_TREE, LEAF_SPINE, RING, TORUS, fabric_text, load_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stanza_sim.cluster import Cluster, Routing, RoutingKind, load_cluster
 from stanza_sim.cluster.orbits import Orbits
+from tests.cluster.fabric_files import CUBE, FAT_TREE, LEAF_SPINE, RING, TORUS, fabric_text, load_text
 
 COUNT = ", count: 6"
 

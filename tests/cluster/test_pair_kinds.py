@@ -6,10 +6,10 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
-from fabric_files import LEAF_SPINE, RING, fabric_text, load_text
 
 from stanza_sim.cluster import Cluster, load_cluster
 from stanza_sim.cluster.pair_kinds import PairKind, pair_kind, pair_kinds, pairs_to_measure, raw_Bps
+from tests.cluster.fabric_files import LEAF_SPINE, RING, fabric_text, load_text
 
 GB = 1.25e9
 """10 Gbit/s."""

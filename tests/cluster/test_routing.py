@@ -11,13 +11,13 @@ from tempfile import mkdtemp
 
 import networkx as nx
 import pytest
-from fabric_files import CUBE, FAT_TREE, LEAF_SPINE, RING, TORUS, fabric_text, load_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster, Fabric, LinkKind, Routing, RoutingKind, flow_key, load_cluster
 from stanza_sim.cluster.routing import mix
-from stanza_sim.errors import InputError
+from tests.cluster.fabric_files import CUBE, FAT_TREE, LEAF_SPINE, RING, TORUS, fabric_text, load_text
 
 FABRICS = {"leaf-spine": LEAF_SPINE, "fat-tree": FAT_TREE, "torus": TORUS, "cube": CUBE, "ring": RING}
 IRREGULAR = """

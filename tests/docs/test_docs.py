@@ -26,7 +26,7 @@ DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CHEAP = ("show", "flows", "--version")
-"""Commands whose output is compared here. `tests/test_cli.py` compares that of `run ec2_v100`."""
+"""Commands whose output is compared here. `tests/cli/test_cli.py` compares that of `run ec2_v100`."""
 MEASURING = '>>> here = ss.load_cluster("laptop")'
 """From here on a session starts ranks."""
 MOST_LINES = {"README.md": 149, "ARCHITECTURE.md": 130}

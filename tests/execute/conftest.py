@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from stanza_sim.execute.launch import Pool
+from stanza_sim.execute.start.launch import Pool
 from stanza_sim.model.extract import extract
 from stanza_sim.model.profile import ModelProfile
-
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parent.parent / "schedule")]
 
 
 @pytest.fixture(scope="session")
@@ -23,4 +19,4 @@ def pool() -> Iterator[Pool]:
 
 @pytest.fixture(scope="session")
 def tiny() -> ModelProfile:
-    return extract("stanza_sim.execute.examples:tiny_cnn", name="tiny", input_shape=(1, 8, 8))
+    return extract("stanza_sim.model.examples:tiny_cnn", name="tiny", input_shape=(1, 8, 8))

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from stanza_sim.errors import InputError
-from stanza_sim.execute.worker import Context
+from stanza_sim.base.errors import InputError
+from stanza_sim.execute.rank.context import Context
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stanza_sim import strategies
-from stanza_sim.execute.job import LearningRate, Measurement, Optimizer, RunJob, Training
-from stanza_sim.execute.launch import Pool
-from stanza_sim.execute.measure import merge
-from stanza_sim.execute.protocol import RunTask
+from stanza_sim.execute.rank.job import LearningRate, Measurement, Optimizer, RunJob, Training
+from stanza_sim.execute.start.launch import Pool
+from stanza_sim.execute.start.measure import merge
+from stanza_sim.execute.start.tasks import RunTask
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule, check
 

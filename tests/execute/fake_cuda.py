@@ -15,14 +15,14 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 from unittest.mock import patch
 
-from stanza_sim.execute.job import Issue, RankReport, RunJob
+from stanza_sim.execute.rank.job import Issue, RankReport, RunJob
 
 if TYPE_CHECKING:
     import torch.distributed as dist
     from torch import Tensor
 
-    from stanza_sim.execute.transport import GroupKey, Handle, Transport
-    from stanza_sim.execute.worker import Context
+    from stanza_sim.execute.rank.context import Context
+    from stanza_sim.execute.rank.transport import GroupKey, Handle, Transport
     from stanza_sim.schedule import Schedule
 
 
@@ -96,7 +96,7 @@ class OnFakeCuda:
     imitation: Imitation
 
     def __call__(self, context: Context, beat: Callable[[], None]) -> RankReport | None:
-        from stanza_sim.execute.worker import run_job
+        from stanza_sim.execute.start.worker import run_job
 
         if self.imitation is Imitation.STAGED:
             with _staged():
@@ -108,7 +108,7 @@ class OnFakeCuda:
 @contextmanager
 def _made_by(make: Callable[..., Transport]) -> Iterator[None]:
     """Let the rank use the transport that `make` makes."""
-    from stanza_sim.execute import worker
+    from stanza_sim.execute.start import worker
 
     def transport_for(
         context: Context,
@@ -126,7 +126,7 @@ def _made_by(make: Callable[..., Transport]) -> Iterator[None]:
 
 @contextmanager
 def _staged() -> Iterator[None]:
-    from stanza_sim.execute.transport import StagedTransport
+    from stanza_sim.execute.rank.transport import StagedTransport
 
     with _made_by(StagedTransport):
         yield
@@ -135,8 +135,8 @@ def _staged() -> Iterator[None]:
 @contextmanager
 def _streams(*, own_wait: bool) -> Iterator[None]:
     """One default stream for computations, and one stream for each communicator, which first waits for the default."""
-    from stanza_sim.execute.passes import Passes
-    from stanza_sim.execute.transport import Transport
+    from stanza_sim.execute.rank.transport import Transport
+    from stanza_sim.execute.train.passes import Passes
     from stanza_sim.schedule import Collective, Compute
 
     default = Stream()

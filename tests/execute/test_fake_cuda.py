@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from execute_variants import VARIANTS, job_of, schedule_of
-from fake_cuda import Imitation, OnFakeCuda
 
-from stanza_sim.errors import RunError
-from stanza_sim.execute.launch import Pool
-from stanza_sim.execute.measure import merge
-from stanza_sim.execute.reference import largest_deviation, train
+from stanza_sim.base.errors import RunError
+from stanza_sim.execute.start.launch import Pool
+from stanza_sim.execute.start.measure import merge
+from stanza_sim.execute.train.reference import largest_deviation, train
 from stanza_sim.model.profile import ModelProfile
+from tests.execute.execute_variants import VARIANTS, job_of, schedule_of
+from tests.execute.fake_cuda import Imitation, OnFakeCuda
 
 TOLERANCE = 1e-4
 TIMEOUT_S = 4.0

@@ -8,17 +8,17 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from execute_variants import PS, ST, VARIANTS, job_of, run, schedule_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from stanza_sim.execute.job import Optimizer
-from stanza_sim.execute.launch import Pool
-from stanza_sim.execute.reference import largest_deviation, train
+from stanza_sim.execute.rank.job import Optimizer
+from stanza_sim.execute.start.launch import Pool
+from stanza_sim.execute.train.reference import largest_deviation, train
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, parse, project
 from stanza_sim.schedule.collectives import collective_bytes
 from stanza_sim.schedule.progress import Issue
+from tests.execute.execute_variants import PS, ST, VARIANTS, job_of, run, schedule_of
 
 TOLERANCE = 1e-4
 BYTES_AND_SPANS = (
@@ -238,7 +238,7 @@ def test_a_stale_pull_is_found(pool: Pool, tiny: ModelProfile) -> None:
 @settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_random_legal_schedules_equal_sgd(pool: Pool, tiny: ModelProfile, data: st.DataObject) -> None:
-    from random_schedules import legal_schedules
+    from tests.schedule.random_schedules import legal_schedules
 
     job = job_of(tiny, data.draw(legal_schedules(tiny, max_world=4)))
     job = replace(job, issue=data.draw(st.sampled_from([Issue.EAGER, Issue.IN_ORDER])))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from execute_variants import TRAINING, job_of, run, schedule_of
 
-from stanza_sim.execute.launch import Pool
+from stanza_sim.execute.start.launch import Pool
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Axis
+from tests.execute.execute_variants import TRAINING, job_of, run, schedule_of
 from tests.schedule.toys import cluster, predict
 from tests.strategies.sliced_bytes import sliced_bytes
 from tests.strategies.stanza_bytes import stanza_bytes

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.model.extract import build, build_module, extract, load_factory
 from stanza_sim.model.profile import Block, BlockKind, ModelProfile
 

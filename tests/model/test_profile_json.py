@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import Block, BlockKind, ModelProfile, ParamTensor, with_boundary
 from stanza_sim.model.profile_json import fingerprint, from_json, to_json

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.model.extract import SplitBlock, build_module, extract, replace_dropout, split
 from stanza_sim.model.profile import ModelProfile
 
@@ -20,7 +20,7 @@ NETS = [
     ("model_nets:TiedInside", (4,), {}),
     ("model_nets:OtherName", (4,), {}),
     ("model_nets:frozen", (4,), {}),
-    ("stanza_sim.execute.examples:tiny_cnn", (1, 8, 8), {}),
+    ("stanza_sim.model.examples:tiny_cnn", (1, 8, 8), {}),
     ("torchvision.models:resnet18", (3, 32, 32), {}),
 ]
 
@@ -118,7 +118,7 @@ def test_integer_samples() -> None:
 
 
 def test_a_meta_module_splits_without_memory_and_batch_norm_stays() -> None:
-    profile = profile_of("stanza_sim.execute.examples:digits_cnn", (1, 8, 8))
+    profile = profile_of("stanza_sim.model.examples:digits_cnn", (1, 8, 8))
     blocks = split(build_module(profile, device="meta"), profile)
     assert all(p.is_meta for b in blocks for p in b.parameters.values())
     norms = [n for b in blocks for n, m in b.module.named_modules() if isinstance(m, nn.BatchNorm2d)]
@@ -215,7 +215,7 @@ def test_every_dropout_is_replaced_by_function_or_by_module() -> None:
 
 
 def test_keys_of_dropout_modules_are_their_names() -> None:
-    profile = profile_of("stanza_sim.execute.examples:digits_cnn", (1, 8, 8))
+    profile = profile_of("stanza_sim.model.examples:digits_cnn", (1, 8, 8))
     blocks = split(build_module(profile, device="meta"), profile)
     keys = [k for b in blocks for k in replace_dropout(b.module, lambda key, p: nn.Identity())]
     assert keys == ["classifier.3", "classifier.6"]

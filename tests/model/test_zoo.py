@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.model import zoo
 from stanza_sim.model.extract.__main__ import fresh, main
 from stanza_sim.model.extract.chain import chain_of
@@ -133,7 +133,7 @@ def test_tables_work_without_torch_and_the_rest_says_what_to_install() -> None:
     code = """
 import sys
 sys.modules["torch"] = None
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.model import zoo
 print(sum(len(zoo.get(n).blocks) for n in zoo.names()))
 try:

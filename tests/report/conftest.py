@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from stanza_sim.execute.job import Measurement
+from stanza_sim.execute.rank.job import Measurement
 from stanza_sim.report.result import Row
 from stanza_sim.schedule import Schedule, parse
 from stanza_sim.simulate import Prediction
-from stanza_sim.timeline import Span, Timeline
+from stanza_sim.timeline.spans import Span, Timeline
 
 TEXT = """\
 schedule allreduce model=net world=2 batch=4

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from stanza_sim.cli import app
-from stanza_sim.run import predict_row
+from stanza_sim.cli.app import app
+from stanza_sim.experiment.run import predict_row
 from stanza_sim.simulate import simulate
 from stanza_sim.simulate.costs import costs_for
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from stanza_sim.report.compare import WAITING, charge, explain, partition
 from stanza_sim.schedule import parse
-from stanza_sim.timeline import Span, Timeline
+from stanza_sim.timeline.spans import Span, Timeline
 
 LANES = """\
 schedule s model=net world=1 batch=4

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from stanza_sim import config
+from stanza_sim.base import config
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster, load_cluster
-from stanza_sim.errors import InputError
-from stanza_sim.report.draw import draw_picture, draw_text, span_of
+from stanza_sim.report.draw import draw_picture, draw_text
+from stanza_sim.report.drawing import span_of
 
 pytest.importorskip("matplotlib")
 
@@ -102,7 +103,7 @@ def test_pictures_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_command_draws(tmp_path: Path) -> None:
     from typer.testing import CliRunner
 
-    from stanza_sim.cli import app
+    from stanza_sim.cli.app import app
 
     picture = tmp_path / "c.svg"
     result = CliRunner().invoke(app, ["show", "cluster", "ring", "--nodes", "5", "--picture", str(picture)])

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import stanza_sim
-from stanza_sim.cli import app
+from stanza_sim.cli.app import app
 from stanza_sim.report.flows import MOST_LINKS, flows_table
 from stanza_sim.simulate.flows import FlowResult
-from stanza_sim.simulate.fluid import TIE
+from stanza_sim.simulate.plain.fluid import TIE
 
 NETWORK = Path(__file__).parents[1] / "simulate" / "network"
 TWO = {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.report import folder
 from stanza_sim.report.folder import check_writable, spans_csv, write_result
 from stanza_sim.report.result import Result, result_json

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from stanza_sim.execute.job import ComputeMode
+from stanza_sim.execute.rank.job import ComputeMode
 from stanza_sim.report.result import Result
 from stanza_sim.report.table import fixed, print_result
 

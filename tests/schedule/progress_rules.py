@@ -56,8 +56,7 @@ class Rules:
                 givers = {
                     p
                     for u in self.units
-                    if u.kind is UnitKind.RECV
-                    and self.moves(u, name, ValueKind.GRAD, ValueKind.SUM, ValueKind.FACTORS)
+                    if u.kind is UnitKind.RECV and self.moves(u, name, ValueKind.GRAD, ValueKind.SUM, ValueKind.FACTORS)
                     for p in u.peers
                 }
                 if not set(send.peers) <= givers:
@@ -225,8 +224,10 @@ def check_log(log: Log) -> int:
             case "arrived":
                 rules.arrivals[key] = rules.arrivals.get(key, 0) + 1
             case "complete":
-                assert key in rules.started or key in rules.posted or any(
-                    i == key[0] and key[1] in units for i, units in rules.issued
+                assert (
+                    key in rules.started
+                    or key in rules.posted
+                    or any(i == key[0] and key[1] in units for i, units in rules.issued)
                 ), where
                 rules.done.add(key)
         rules.settle()

@@ -220,9 +220,7 @@ class _Draft:
             )
         )
 
-    def collective(
-        self, kind: CollectiveKind, value: Value, after: tuple[str, ...], root: int | None = None
-    ) -> str:
+    def collective(self, kind: CollectiveKind, value: Value, after: tuple[str, ...], root: int | None = None) -> str:
         way = self.algorithms[len(self.ops) % len(self.algorithms)]
         hierarchical = way is Algorithm.HIERARCHICAL
         return self.add(
@@ -295,9 +293,7 @@ def legal_schedules(draw: st.DrawFn, model: ModelProfile, max_world: int = 6) ->
             summed = draft.on_bundle(Phase.REDUCE, bundle, owners, at, push)
             updated = draft.on_bundle(Phase.UPDATE, bundle, owners, at, summed)
             if way == "broadcast":
-                draft.fresh[b.name] = draft.collective(
-                    CollectiveKind.BROADCAST, param, (updated,), root=owner
-                )
+                draft.fresh[b.name] = draft.collective(CollectiveKind.BROADCAST, param, (updated,), root=owner)
             else:
                 pull = f"pull.{b.name}"
                 draft.fresh[b.name] = draft.move(pull, owners, "worker", param, draw(channel), draw(small), (updated,))

@@ -10,16 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stanza_sim.schedule import (
-    Algorithm,
-    Carrier,
-    Collective,
-    CollectiveKind,
-    Ranks,
-    Value,
-    ValueKind,
-    slice_bounds,
-)
+from stanza_sim.schedule import Algorithm, Carrier, Collective, CollectiveKind, Ranks, Value, ValueKind, slice_bounds
 from stanza_sim.schedule.collectives import Step, rank_steps, steps, steps_of, traffic
 from stanza_sim.schedule.phases import Tree
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stanza_sim.errors import InputError, ScheduleError
+from stanza_sim.base.errors import InputError, ScheduleError
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import BlockKind, ModelProfile
 from stanza_sim.schedule import Axis, check, parse

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stanza_sim.errors import ScheduleError
+from stanza_sim.base.errors import ScheduleError
 from stanza_sim.schedule import check, from_json, parse
 from tests.schedule.toys import cluster, predict, toy
 

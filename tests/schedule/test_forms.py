@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stanza_sim.errors import ScheduleError
+from stanza_sim.base.errors import ScheduleError
 from stanza_sim.schedule import Schedule, from_json, parse, parse_op, print_op, to_json
 from tests.schedule.random_schedules import legal_schedules, printable_schedules
 from tests.schedule.toys import build, toy

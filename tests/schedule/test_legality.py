@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 
-from stanza_sim.errors import ScheduleError
+from stanza_sim.base.errors import ScheduleError
 from stanza_sim.schedule import Compute, Phase, Schedule, check, parse
 from tests.schedule.random_schedules import legal_schedules
 from tests.schedule.toys import build, toy

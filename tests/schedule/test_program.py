@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stanza_sim.errors import InputError, ScheduleError
+from stanza_sim.base.errors import InputError, ScheduleError
 from stanza_sim.schedule import (
     Bundle,
     Compute,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from stanza_sim.errors import RunError
+from stanza_sim.base.errors import RunError
 from stanza_sim.schedule import RankProgram, parse, project
 from stanza_sim.schedule.progress import Instructions, Issue, Key, Progress, label
 

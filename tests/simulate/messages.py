@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from stanza_sim import config
+from stanza_sim.base import config
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster, load_cluster
-from stanza_sim.errors import InputError
 from stanza_sim.schedule import Schedule, parse
 from stanza_sim.simulate import Prediction, simulate
 from stanza_sim.simulate import run as run_module

@@ -9,14 +9,15 @@ from statistics import fmean
 
 import pytest
 
-from stanza_sim import config
+from stanza_sim.base import config
+from stanza_sim.base.errors import InputError, RunError
 from stanza_sim.cluster import Cluster, Nic, Traffic, load_cluster
-from stanza_sim.errors import InputError, RunError
 from stanza_sim.schedule import Schedule
 from stanza_sim.simulate.background import BackgroundFlow, OnOff
-from stanza_sim.simulate.fabric import Clock
-from stanza_sim.simulate.fluid import Activity, FluidShare
-from stanza_sim.simulate.variation import Variation, simulate_repeats
+from stanza_sim.simulate.plain.fabric import Clock
+from stanza_sim.simulate.plain.fluid import Activity, FluidShare
+from stanza_sim.simulate.repeats import simulate_repeats
+from stanza_sim.simulate.variation import Variation
 from tests.schedule.toys import SOME, ZERO, build, cluster
 from tests.simulate.messages import MODEL, on_arrays, refused, run, with_nic
 

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from stanza_sim.cluster import Cluster, Host, Intra, IntraKind, Loopback, Nic, load_cluster, star
 from stanza_sim.model.profile import BlockKind, ModelProfile
 from stanza_sim.schedule import Algorithm, Collective, CollectiveKind, Schedule, parse
-from stanza_sim.simulate import Collectives, Prediction, by_steps, simulate
-from stanza_sim.simulate.fold import unfolded
-from stanza_sim.simulate.lower import Load, Lowering
+from stanza_sim.simulate import Collectives, Prediction, simulate
+from stanza_sim.simulate.loads import Load
+from stanza_sim.simulate.lowering import collective_cost
+from stanza_sim.simulate.lowering.fold import unfolded
+from stanza_sim.simulate.lowering.lower import Lowering
 from tests.schedule.toys import ZERO, Costs, block, build, cluster, toy
 
 B, LATENCY_S, OVERHEAD_S = 1e9, 2e-5, 5e-6
@@ -204,10 +206,10 @@ def test_long_pipelines_are_not_carried_out(monkeypatch: pytest.MonkeyPatch) -> 
         schedule = schedule_of(kind, Algorithm.TREE, 16, nbytes, 1)
         op = next(o for o in schedule.ops if isinstance(o, Collective))
         found = []
-        for most in (by_steps.LONG, 1000):
-            monkeypatch.setattr(by_steps, "LONG", most)
+        for most in (collective_cost.LONG, 1000):
+            monkeypatch.setattr(collective_cost, "LONG", most)
             work = Lowering(schedule, one_tensor(nbytes), on, unfolded(on), lambda _: ZERO)
-            found.append(by_steps.alone_s(work, op))
+            found.append(collective_cost.alone_s(work, op))
             monkeypatch.undo()
         assert found[0] == pytest.approx(found[1], rel=0.005)
         assert found[0] != found[1]
@@ -222,10 +224,10 @@ def test_large_collectives_are_not_carried_out(what: str, least: int, monkeypatc
     priced = []
     for limited in (False, True):
         if limited:
-            monkeypatch.setattr(by_steps, what, least)
-            monkeypatch.setattr(by_steps, "back_to_back_s", None)
+            monkeypatch.setattr(collective_cost, what, least)
+            monkeypatch.setattr(collective_cost, "back_to_back_s", None)
         work = Lowering(schedule, one_tensor(nbytes), on, unfolded(on), lambda _: ZERO)
-        load = by_steps.priced(work, op).load
+        load = collective_cost.priced(work, op).load
         priced.append(load.delay_s + load.work / load.cap)
     assert priced[1] == pytest.approx(priced[0], rel=0.05)
     assert priced[1] != priced[0]
@@ -242,9 +244,9 @@ def test_an_activity_takes_what_it_is_said_to_take(demand: float, nbytes: float,
     schedule = schedule_of(CollectiveKind.ALL_REDUCE, Algorithm.TREE, 2, MIB, 1)
     work = Lowering(schedule, one_tensor(MIB), on, unfolded(on), lambda _: ZERO)
     load = Load(work=nbytes, usage=((work.link(0), demand),))
-    least_s = by_steps.busiest_s(work, load)
+    least_s = collective_cost.busiest_s(work, load)
     assert least_s == pytest.approx(nbytes * demand / B)
-    found = by_steps.taking(work, load, over * least_s, waiting * least_s)
+    found = collective_cost.taking(work, load, over * least_s, waiting * least_s)
     rate = min(found.cap, B / demand)
     assert found.delay_s + nbytes / rate == pytest.approx(over * least_s, rel=1e-9)
     assert 0 <= found.delay_s <= waiting * least_s * (1 + 1e-9)

@@ -10,24 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stanza_sim.base.config import available, find
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Host, Nic, load_cluster, star
 from stanza_sim.cluster.device import load_device
-from stanza_sim.config import available, find
-from stanza_sim.errors import InputError
 from stanza_sim.model import zoo
 from stanza_sim.model.profile_json import fingerprint
-from stanza_sim.profiles import BlockTime, LoopbackTimes, Profile, ProfiledModel
+from stanza_sim.profiles.blocks import BlockTime, LoopbackTimes, Profile, ProfiledModel
 from stanza_sim.schedule import Axis
 from stanza_sim.schedule.cuts import cut_of, slice_block
 from stanza_sim.simulate import fit
-from stanza_sim.simulate.costs import (
-    UPDATE_PASSES,
-    CostModel,
-    MeasuredCosts,
-    RooflineCosts,
-    costs_for,
-    measured_name,
-)
+from stanza_sim.simulate.costs import UPDATE_PASSES, CostModel, MeasuredCosts, RooflineCosts, costs_for, measured_name
 
 VGG = zoo.get("vgg16")
 GPUS = ("V100", "K80", "P100", "A100", "H100")

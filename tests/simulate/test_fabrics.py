@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 
 from stanza_sim.cluster import load_cluster
-from stanza_sim.simulate.fold import fold
+from stanza_sim.simulate.lowering.fold import fold
 from tests.schedule.toys import build, predict
-from tests.simulate.test_fold import MODEL, STRATEGIES
+from tests.simulate.lowering.test_fold import MODEL, STRATEGIES
 
 FABRICS = ("leaf-spine", "fat-tree", "torus", "ring", "multi-gpu")
 SOME_STRATEGIES = ("one server", "co-located, cut, no overlap", "all-reduce", "Stanza", "two FC workers, servers")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.scenarios import LATENCY_S, SMALL, Scenario, scenario, to_kernel
-from stanza_sim.simulate import flows, kernel, simulate_flows
+from stanza_sim.simulate import flows, simulate_flows
+from stanza_sim.simulate.compiled import kernel
 
 Arguments = tuple[str, str, int, float]
 TOGETHER = 1e-12

@@ -13,13 +13,14 @@ from statistics import fmean, pstdev
 import pytest
 from typer.testing import CliRunner
 
-from stanza_sim.cli import app
+from stanza_sim.base.errors import InputError
+from stanza_sim.cli.app import app
 from stanza_sim.cluster import Nic
-from stanza_sim.errors import InputError
 from stanza_sim.simulate import Prediction, simulate
 from stanza_sim.simulate import run as run_module
+from stanza_sim.simulate.repeats import percentile, simulate_repeats
 from stanza_sim.simulate.run import MEASURED, WARM_UP
-from stanza_sim.simulate.variation import JitterKind, Variation, percentile, simulate_repeats
+from stanza_sim.simulate.variation import JitterKind, Variation
 from tests.schedule.toys import Costs, build, cluster, toy
 
 MODEL = toy(4)

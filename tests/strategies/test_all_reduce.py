@@ -7,12 +7,12 @@ from math import log2
 
 import pytest
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.model import zoo
 from stanza_sim.schedule import Algorithm, Collective, check, from_json, parse
 from stanza_sim.schedule.collectives import steps
 from stanza_sim.schedule.ops import CollectiveKind
-from stanza_sim.strategies.collectives import START_BYTES, all_reduce_costs, cheapest
+from stanza_sim.strategies._shared.collectives import START_BYTES, all_reduce_costs, cheapest
 from tests.schedule.toys import build, cluster, predict, toy
 
 MIB = 1024 * 1024

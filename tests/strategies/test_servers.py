@@ -8,14 +8,14 @@ import pytest
 from pydantic import ValidationError
 
 from stanza_sim import strategies
+from stanza_sim.base.errors import InputError, ScheduleError
 from stanza_sim.cluster import Nic
-from stanza_sim.errors import InputError, ScheduleError
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Compute, Layout, Phase, Schedule, Transfer, check, from_json, parse
-from stanza_sim.simulate.array_lower import message_count
+from stanza_sim.simulate.lowering.arrays import message_count
 from stanza_sim.strategies import parameter_server
-from stanza_sim.strategies.assignment import djb2
+from stanza_sim.strategies._shared.assignment import djb2
 from tests.schedule.toys import Costs, build, cluster, predict, toy
 
 PIECES = [

@@ -8,8 +8,8 @@ from itertools import product
 import pytest
 
 from stanza_sim import strategies
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Nic
-from stanza_sim.errors import InputError
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import BlockKind, ModelProfile
 from stanza_sim.schedule import Compute, Phase, Schedule, Transfer, check, from_json, parse

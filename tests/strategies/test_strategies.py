@@ -10,12 +10,12 @@ import pytest
 from pydantic import ValidationError
 
 from stanza_sim import strategies
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import ModelProfile, with_boundary
 from stanza_sim.schedule import Collective, Compute, Phase, Schedule, Transfer, check, from_json, parse
 from tests.schedule.toys import build, toy
-from tests.strategies.test_model_parallel import SLICED
+from tests.strategies._shared.test_model_parallel import SLICED
 from tests.strategies.test_stanza import EXCHANGES, PIPELINES, PLACES
 
 MIB = 1024 * 1024

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import ModelProfile, scaled
 from stanza_sim.schedule import Collective, Compute, Phase, Schedule, Transfer, check, from_json, parse, slice_bounds

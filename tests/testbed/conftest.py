@@ -1,18 +1,15 @@
 """Tests marked `root` build testbeds; they are skipped where that cannot be done, with the reason."""
 
 import os
-import sys
 from functools import cache
-from pathlib import Path
 
 import pytest
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.testbed import bed
 from stanza_sim.testbed.probe import require_kernel, require_tools
 
 bed.Testbed.__test__ = False  # no test, whatever its name begins with
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @cache

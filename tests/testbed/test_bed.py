@@ -12,17 +12,17 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from testbed_clusters import leaf_spine_text, load, star_text, written
-from testbed_traffic import Message, transfer
 
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster
-from stanza_sim.errors import InputError
 from stanza_sim.testbed import GOODPUT_SHARE, Made, Testbed, collect, take_down
 from stanza_sim.testbed.plan import prefix_of
 from stanza_sim.testbed.processes import process_of
 from stanza_sim.testbed.registry import Registry
 from stanza_sim.testbed.shell import NAMESPACES, CommandError, call, find_tools
 from stanza_sim.testbed.steps import Step, Tool
+from tests.testbed.testbed_clusters import leaf_spine_text, load, star_text, written
+from tests.testbed.testbed_traffic import Message, transfer
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("testbed")]  # one machine has one set of names
 

@@ -6,17 +6,17 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from testbed_clusters import load, star_text
 
-from stanza_sim.emulation import places_in
-from stanza_sim.execute import single
-from stanza_sim.execute.launch import Pool
-from stanza_sim.execute.network import calibrate_network
-from stanza_sim.network_profile import mismatches, read_network, with_network, write_network
-from stanza_sim.run import run_experiment
+from stanza_sim.execute.calibrate import single
+from stanza_sim.execute.calibrate.network import calibrate_network
+from stanza_sim.execute.start.launch import Pool
+from stanza_sim.experiment.emulation import places_in
+from stanza_sim.experiment.run import run_experiment
+from stanza_sim.profiles.network import mismatches, read_network, with_network, write_network
 from stanza_sim.testbed import GOODPUT_SHARE, Testbed
 from stanza_sim.testbed.plan import prefix_of
 from stanza_sim.testbed.registry import Registry
+from tests.testbed.testbed_clusters import load, star_text
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("testbed")]  # one machine has one set of names
 
@@ -52,7 +52,7 @@ EXPERIMENT = """\
 name: e
 cluster: {cluster}
 batch_per_worker: 4
-models: [{{model: "stanza_sim.execute.examples:digits_cnn", input_shape: [1, 8, 8]}}]
+models: [{{model: "stanza_sim.model.examples:digits_cnn", input_shape: [1, 8, 8]}}]
 strategies: [{{strategy: all_reduce}}]
 training: {{iterations: 5, warmup: 1}}
 execute: {{compute: emulated}}

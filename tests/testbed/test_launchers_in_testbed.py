@@ -8,9 +8,9 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from testbed_clusters import load, star_text
 
 from stanza_sim.testbed import Testbed
+from tests.testbed.testbed_clusters import load, star_text
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("testbed")]  # one machine has one set of names
 

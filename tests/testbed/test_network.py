@@ -3,13 +3,13 @@
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from testbed_clusters import leaf_spine_text, load, star_text
 
+from stanza_sim.base.errors import InputError
+from stanza_sim.base.units import rate
 from stanza_sim.cluster import LinkKind, load_cluster
-from stanza_sim.errors import InputError
 from stanza_sim.testbed import GOODPUT_SHARE
 from stanza_sim.testbed.network import Network, check_machine, network_of
-from stanza_sim.units import rate
+from tests.testbed.testbed_clusters import leaf_spine_text, load, star_text
 
 in_one_folder = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 MBPS = 1e6 / 8

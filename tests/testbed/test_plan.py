@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from testbed_clusters import leaf_spine_text, load, star_text
 
+from stanza_sim.base.units import rate
 from stanza_sim.cluster import Bucket, Cluster, load_cluster
 from stanza_sim.testbed.network import network_of
 from stanza_sim.testbed.plan import INTERFACE, Plan, make_plan, prefix_of
 from stanza_sim.testbed.shaping import QUANTUM_BYTES, shape_lines, shaper_of
 from stanza_sim.testbed.steps import Tool
-from stanza_sim.units import rate
+from tests.testbed.testbed_clusters import leaf_spine_text, load, star_text
 
 HERE = Path(__file__).parent
 EXPLICIT = "{kind: explicit, paths: [{from: n-0, to: n-3, via: [leaf-0, spine-0, leaf-1]}]}"

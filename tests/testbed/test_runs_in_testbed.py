@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from testbed_clusters import load, star_text
 
 from stanza_sim.testbed import Testbed
+from tests.testbed.testbed_clusters import load, star_text
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("testbed")]  # one machine has one set of names
 
@@ -22,7 +22,7 @@ EXPERIMENT = """\
 name: bed
 cluster: {topology}
 batch_per_worker: 8
-models: [{{model: "stanza_sim.execute.examples:digits_cnn", input_shape: [1, 8, 8]}}]
+models: [{{model: "stanza_sim.model.examples:digits_cnn", input_shape: [1, 8, 8]}}]
 strategies:
   - {{strategy: parameter_server, label: server, settings: {{servers: 1}}}}
   - {{strategy: all_reduce, label: ring}}

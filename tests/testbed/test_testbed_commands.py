@@ -7,11 +7,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from testbed_clusters import leaf_spine_text, load, star_text, written
 from typer.testing import CliRunner
 
-from stanza_sim.cli import app
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
+from stanza_sim.cli.app import app
 from stanza_sim.testbed import Testbed, registry
 from stanza_sim.testbed.network import network_of
 from stanza_sim.testbed.plan import make_plan, prefix_of
@@ -19,6 +18,7 @@ from stanza_sim.testbed.probe import missing, require_kernel
 from stanza_sim.testbed.processes import Process, this_process
 from stanza_sim.testbed.registry import Record, Registry, this_boot
 from stanza_sim.testbed.shell import Tools, find_program
+from tests.testbed.testbed_clusters import leaf_spine_text, load, star_text, written
 
 
 def call(*args: object):

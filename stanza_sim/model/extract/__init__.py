@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.model.extract.chain import chain_of
 from stanza_sim.model.extract.factory import Kwargs, build, build_module, load_factory
 from stanza_sim.model.extract.split import SplitBlock, replace_dropout, split

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from stanza_sim.errors import StanzaError
+from stanza_sim.base.errors import StanzaError
 from stanza_sim.model import zoo
 from stanza_sim.model.extract import extract
 from stanza_sim.model.profile import ModelProfile

@@ -19,7 +19,7 @@ from torch import fx, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _NormBase
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.model.extract.measure import BATCHES, Measured, NodeWork, Plain, measure
 from stanza_sim.model.extract.trace import Trace, trace
 

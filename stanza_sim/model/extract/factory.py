@@ -18,7 +18,7 @@ from types import TracebackType
 import torch
 from torch import nn
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.model.profile import ModelProfile
 
 Scalar = str | int | float | bool | None
@@ -41,6 +41,12 @@ USER_ERRORS = (
 )
 
 _EXAMPLE = "a factory is written package.module:callable, as in torchvision.models:vgg16"
+_MOVED = {
+    "stanza_sim.execute.examples": "stanza_sim.model.examples",
+    "stanza_sim.execute.wide_heads": "stanza_sim.model.examples",
+}
+"""Modules of factories that moved: experiment files may name the old ones."""
+
 _torchvision_schemas: torch.library.Library | None = None
 
 
@@ -79,6 +85,7 @@ def load_factory(path: str) -> Callable[..., object]:
     parts = [*module_name.split("."), *attribute.split(".")]
     if not colon or not all(part.isidentifier() for part in parts):
         raise InputError("not an import path", where=where, hint=_EXAMPLE)
+    module_name = _MOVED.get(module_name, module_name)
     if module_name.split(".")[0] == "torchvision":
         _prepare_torchvision()
     found: object = _import(module_name, where)

@@ -12,7 +12,7 @@ from typing import TypeGuard
 
 from torch import Tensor, fx, nn
 
-from stanza_sim.errors import InputError
+from stanza_sim.base.errors import InputError
 from stanza_sim.model.extract.chain import Chain, ChainBlock, chain_of, changes_input
 from stanza_sim.model.extract.trace import AlwaysDropout
 from stanza_sim.model.profile import Block, ModelProfile

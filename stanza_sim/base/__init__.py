@@ -1,0 +1,1 @@
+"""What every other room may use: errors, units, configuration files, files, processes, the version."""

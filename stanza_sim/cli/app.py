@@ -1,0 +1,186 @@
+"""The command line: `stanza-sim run` and `stanza-sim show`. What they need is imported when they need it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stanza_sim.base.version import __version__
+from stanza_sim.cli.calibrate import CALIBRATE_EXAMPLES, calibrate
+from stanza_sim.cli.console import INTERRUPTED, errors_for_people, printing, say, speaks, stdout
+from stanza_sim.cli.options import AsJson, ExperimentArgument, Profiles
+from stanza_sim.cli.plan import PLAN_EXAMPLES, plan
+from stanza_sim.cli.show import show
+from stanza_sim.cli.sweep import SWEEP_EXAMPLES, sweep
+from stanza_sim.cli.testbed import testbed as testbed_commands
+from stanza_sim.cli.validate import EXAMPLES, validate
+
+app = typer.Typer(
+    name="stanza-sim",
+    help="Predict one iteration of distributed training on a cluster, then run the very same schedule for real.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Examples:  [bold]stanza-sim run ec2_v100[/]  |  [bold]stanza-sim run laptop --execute[/]  |  "
+    "[bold]stanza-sim show cluster ec2-p3-10[/]",
+)
+app.add_typer(show, name="show")
+app.add_typer(testbed_commands, name="testbed")
+app.command(epilog=PLAN_EXAMPLES)(plan)
+app.command(epilog=SWEEP_EXAMPLES)(sweep)
+app.command(epilog=CALIBRATE_EXAMPLES)(calibrate)
+app.command(epilog=EXAMPLES)(validate)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"stanza-sim {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+_RUN_EXAMPLES = """Examples:\n
+[bold]stanza-sim run ec2_v100[/]\n
+[bold]stanza-sim run ec2_v100 --set nodes=16 --set network.rate=25Gbps[/]\n
+[bold]stanza-sim run ec2_v100 --set strategies.5.settings.fc_workers=2 --json[/]\n
+[bold]stanza-sim run laptop --execute -o results[/]\n
+[bold]sudo stanza-sim run ec2_v100 --set nodes=4 --set network.rate=500Mbps --execute --testbed --compute emulated[/]\n
+[bold]torchrun --nproc-per-node 4 -m stanza_sim run laptop --execute --profile cpu.json[/]
+"""
+
+
+@app.command(epilog=_RUN_EXAMPLES)
+def run(
+    experiment: ExperimentArgument,
+    execute: Annotated[bool, typer.Option("--execute", help="Also run every schedule for real.")] = False,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Change a key of the experiment, by dotted path. Short: nodes, batch_per_worker, network.rate.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: AsJson = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Write result, schedules and spans.", show_default=False),
+    ] = None,
+    compute: Annotated[
+        str | None,
+        typer.Option(
+            "--compute",
+            metavar="real|emulated",
+            help="With --execute: train, or wait in the place of each computation as long as it is predicted to take. "
+            "[default: what the experiment says, else real]",
+            show_default=False,
+        ),
+    ] = None,
+    testbed: Annotated[
+        bool,
+        typer.Option("--testbed", help="With --execute: run the ranks in an emulated network of the cluster (root)."),
+    ] = False,
+    profile: Profiles = None,
+    save_profile: Annotated[
+        Path | None,
+        typer.Option(
+            "--save-profile",
+            metavar="FILE",
+            help="Keep the block times that --execute measures; {model} in the name is replaced.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Predict every model and strategy of an experiment and, with [bold]--execute[/], run them too.
+
+    Prints a table; times are per iteration. The exit status is 0, 2 for bad input, 1 for a run that failed.
+    """
+    with errors_for_people():
+        from stanza_sim.base.errors import InputError
+        from stanza_sim.experiment.run import run_experiment
+        from stanza_sim.report.folder import check_writable, write_result
+
+        if compute is not None and not execute:
+            raise InputError("nothing is computed without --execute", where="--compute", hint="add --execute")
+
+        if output is not None and speaks():
+            check_writable(output)
+        result = run_experiment(
+            experiment,
+            overrides=[*(settings or []), *([f"execute.compute={compute}"] if compute is not None else [])],
+            execute=execute,
+            profiles=profile or [],
+            save_profile=save_profile,
+            testbed=testbed,
+            say=say,
+        )
+        if result is None or not speaks():
+            return
+        if output is not None:
+            write_result(result, output)
+        from stanza_sim.report.result import result_json
+        from stanza_sim.report.table import print_result
+
+        with printing():
+            if as_json:
+                sys.stdout.write(result_json(result))
+            else:
+                print_result(result, stdout())
+
+
+@app.command(epilog="Example:  [bold]stanza-sim flows case.json --json[/]")
+def flows(
+    case: Annotated[Path, typer.Argument(help="JSON file with hosts, links, routes and flows.", show_default=False)],
+    as_json: AsJson = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Also write the JSON object.", show_default=False),
+    ] = None,
+) -> None:
+    """Run a bare flow-level case: flows with dependencies that share links max-min fairly.
+
+    Prints when each flow completes, what limited it, and how busy each link is. Bandwidths are bytes per second, times
+    seconds, and every link is one direction.
+    """
+    with errors_for_people():
+        from stanza_sim.base.errors import InputError
+        from stanza_sim.report.flows import flows_json, flows_table, write_json
+        from stanza_sim.simulate.flows import read_case, simulate_flows
+
+        data = read_case(case)
+        try:
+            result = simulate_flows(data)
+        except InputError as error:
+            where = f"{case}: {error.where}" if error.where else str(case)
+            raise InputError(error.message, where=where, hint=error.hint) from None
+        if output is not None:
+            write_json(result, output)
+        with printing():
+            if as_json:
+                sys.stdout.write(flows_json(result))
+            else:
+                console = stdout()
+                for line in flows_table(result):
+                    console.print(line, soft_wrap=True)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

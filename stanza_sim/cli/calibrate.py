@@ -1,0 +1,155 @@
+"""`stanza-sim calibrate`: what single messages cost on a network, and computing on its machines."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stanza_sim.cli.console import errors_for_people, printing, say, stdout
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from stanza_sim.cluster import Cluster
+    from stanza_sim.model.profile import ModelProfile
+    from stanza_sim.profiles.network import Estimate, NetworkProfile
+
+CALIBRATE_EXAMPLES = """Examples:\n
+[bold]sudo stanza-sim calibrate star --testbed --rate 200Mbps -o star.json[/]\n
+[bold]stanza-sim run ec2_v100 --profile star.json[/]\n
+[bold]srun -N 4 stanza-sim calibrate mycluster.yaml --model resnet50 --batch 64 -o mycluster.json[/]
+"""
+
+
+def calibrate(
+    cluster: Annotated[str, typer.Argument(help="Name in topologies/, or path of a file.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE", help="Where the profile goes.")],
+    testbed: Annotated[
+        bool, typer.Option("--testbed", help="Emulate the network on this machine, and measure that (root).")
+    ] = False,
+    nodes: Annotated[int | None, typer.Option("--nodes", help="Number of nodes.", show_default=False)] = None,
+    rate: Annotated[
+        str | None, typer.Option("--rate", help="Rate of every NIC, such as 200Mbps.", show_default=False)
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME", help="Also time the blocks of this model.", show_default=False),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Samples at which --model is timed.")] = 32,
+    realtime: Annotated[
+        bool | None,
+        typer.Option(
+            "--realtime/--no-realtime",
+            help="Schedule ranks as runs with emulated compute are (SCHED_FIFO). [default: with --testbed]",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Measure single messages between ranks, the sharing of cores and, with [bold]--model[/], the blocks of a model.
+
+    Takes less than 20 s, beside the models. For each kind of pair of NICs one pair of ranks exchanges messages, one at
+    a time; nothing that is to be predicted is run. The profile is for [bold]run --profile[/].
+    """
+    with errors_for_people():
+        from stanza_sim.base.files import check_target
+        from stanza_sim.base.units import rate as read_rate
+        from stanza_sim.cluster import load_cluster
+        from stanza_sim.execute import require_torch
+        from stanza_sim.model.zoo import load_model
+        from stanza_sim.profiles.network import write_network
+
+        require_torch()
+        check_target(output)
+        rate_Bps = None if rate is None else read_rate(rate, where="--rate")
+        known = load_cluster(cluster, nodes=nodes, rate_Bps=rate_Bps)
+        timed = [(load_model(name), batch) for name in models or ()]
+        found = _measure(known, timed, testbed=testbed, realtime=testbed if realtime is None else realtime)
+        if found is None:
+            return
+        write_network(found, output)
+        with printing():
+            _print(found, stdout())
+        say(f"written to {output}")
+
+
+def _measure(
+    cluster: Cluster, models: list[tuple[ModelProfile, int]], *, testbed: bool, realtime: bool
+) -> NetworkProfile | None:
+    """Measure on the ranks of `cluster`; None in a process that a launcher made a rank other than the first."""
+    from stanza_sim.execute import ComputeMode, open_workers
+    from stanza_sim.execute.calibrate.network import calibrate_network
+    from stanza_sim.experiment.network_cache import warn
+    from stanza_sim.profiles.network import mismatches
+
+    bed, places = None, None
+    if testbed:
+        from stanza_sim.testbed import Testbed
+
+        bed = Testbed(cluster)
+        for note in bed.notes:
+            say(f"note: {note}")
+    with bed or nullcontext():
+        if bed is not None:
+            from stanza_sim.experiment.emulation import places_in
+
+            places = places_in(bed, cluster)
+        # In a testbed the devices that a topology names are not there.
+        compute = ComputeMode.EMULATED if testbed else ComputeMode.REAL
+        with open_workers(cluster, compute=compute, places=places) as workers:
+            found = calibrate_network(workers, cluster, testbed=testbed, realtime=realtime, models=models, say=say)
+            is_main = workers.is_main
+    if realtime and not found.realtime:
+        say("warning: real-time scheduling is not permitted here")
+    warn(mismatches(found, cluster), say)
+    return found if is_main else None
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def _print(profile: NetworkProfile, console: Console) -> None:
+    """Print what was measured."""
+    from rich import box
+    from rich.table import Table
+
+    from stanza_sim.base.units import format_rate
+    from stanza_sim.profiles.network import in_words
+
+    where = profile.machine
+    console.print(f"{profile.cluster}: {profile.ranks} ranks, {where.device}, {where.cores} cores", soft_wrap=True)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("single messages")
+    table.add_column("median", justify="right", no_wrap=True)
+    table.add_column("80% within", justify="right", no_wrap=True)
+    for pair in profile.pairs:
+        share = pair.goodput_Bps.model_copy(
+            update={key: getattr(pair.goodput_Bps, key) / pair.kind.bottleneck_Bps for key in ("value", "low", "high")}
+        )
+        table.add_section()
+        table.add_row(in_words(pair.kind))
+        table.add_row("  latency, us", *_cells(pair.latency_s, 1e6))
+        table.add_row("  overhead of a message, us", *_cells(pair.overhead_s, 1e6))
+        table.add_row("  posting a long one, us", *_cells(pair.posting_s, 1e6))
+        table.add_row(f"  goodput, of {format_rate(pair.kind.bottleneck_Bps)}", *_cells(share, 1, 4))
+        table.add_row("  burst credit, kB", *_cells(pair.burst_bytes, 1e-3))
+    table.add_section()
+    table.add_row("cores")
+    table.add_row("  wake-up of a lane, us", *_cells(profile.hop_s, 1e6))
+    for stretch in profile.stretches:
+        table.add_row(f"  computing, {stretch.busy} at once, times as long", *_cells(stretch.factor, 1, 2))
+    table.add_row("  reduction, GB/s", *_cells(profile.reduce_Bps, 1e-9, 2))
+    table.add_row("  update, GB/s", *_cells(profile.update_Bps, 1e-9, 2))
+    console.print(table)
+    for timed in profile.models:
+        forward_s, backward_s = (sum(getattr(row, key) for row in timed.blocks) for key in ("forward_s", "backward_s"))
+        samples = timed.blocks[0].samples
+        what = f"forward {forward_s * 1e3:.4g} ms, backward {backward_s * 1e3:.4g} ms"
+        console.print(f"{timed.model.name}, {samples} samples: {what}", soft_wrap=True)
+
+
+def _cells(value: Estimate, scale: float, digits: int = 1) -> tuple[str, str]:
+    low, high = value.low * scale, value.high * scale
+    return f"{value.value * scale:,.{digits}f}", f"{low:,.{digits}f} to {high:,.{digits}f}"

@@ -1,0 +1,126 @@
+"""`stanza-sim sweep`: the rows of an experiment over a grid of its keys, and where another row begins to win."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from stanza_sim.cli.console import errors_for_people, printing, say, stdout
+from stanza_sim.cli.options import AsJsonOfTables, ExperimentArgument, Jobs, Profiles
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+    from stanza_sim.studies.sweep.session import Sweep, Tell
+
+SWEEP_EXAMPLES = """Examples:\n
+[bold]stanza-sim sweep ec2_v100 --vary network.rate=1Gbps,10Gbps,25Gbps,100Gbps[/]\n
+[bold]stanza-sim sweep ec2_v100 --vary network.rate=1Gbps,10Gbps --vary nodes=2..64 -o sweep.csv[/]\n
+[bold]stanza-sim sweep ec2_v100 --vary nodes=4..64:4 --scheduler tcp://host:8786 -o sweep.csv[/]
+"""
+
+
+def sweep(
+    experiment: ExperimentArgument,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vary",
+            metavar="KEY=VALUES",
+            help="A key that --set takes, with values a,b,c or a range a..b or a..b:step. May be given several times.",
+            show_default=False,
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a key for all points.", show_default=False),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE.csv",
+            help="Write every point as it is known; what the file holds already is not computed again.",
+            show_default=False,
+        ),
+    ] = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option("--scheduler", metavar="ADDRESS", help="Use a running Dask cluster.", show_default=False),
+    ] = None,
+    as_json: AsJsonOfTables = False,
+    profile: Profiles = None,
+    jobs: Jobs = None,
+) -> None:
+    """Predict every row of an experiment at every combination of the values of its varied keys.
+
+    Where the winner differs between two neighbouring values of a number, the place at which it changes is found by
+    bisection. A row that cannot be built at a point gets a line that says why. The exit status is 0, 2 for bad input
+    or if no line could be predicted, 1 where a worker was lost, 130 after Ctrl-C: the same command then goes on with
+    what is in FILE.csv.
+    """
+    with errors_for_people():
+        from stanza_sim.base.errors import InputError
+        from stanza_sim.base.processes import cores
+        from stanza_sim.studies.sweep.report import print_swept, swept_json
+        from stanza_sim.studies.sweep.session import Sweep
+
+        if scheduler is not None and jobs is not None:
+            raise InputError("is for processes of this machine", where="--jobs", hint="leave it out with --scheduler")
+        made = Sweep(experiment, vary=vary or [], overrides=settings or [], profiles=profile or [], output=output)
+        with _progress() as tell, _kept(made):
+            swept = made.run(jobs=jobs or cores(), scheduler=scheduler, tell=tell)
+        for warning in swept.warnings:
+            say(f"warning: {warning}")
+        with printing():
+            if as_json:
+                sys.stdout.write(swept_json(swept))
+            else:
+                print_swept(swept, stdout())
+        if not any(line.feasible for line in swept.lines):
+            what = f"none of {len(swept.lines)} lines could be predicted"
+            raise InputError(what, where=experiment, hint=f"the first says: {next(iter(swept.reasons))}")
+
+
+@contextmanager
+def _kept(made: Sweep) -> Iterator[None]:
+    """Say, where a sweep ends early, how to go on with it."""
+    from stanza_sim.base.errors import RunError
+
+    try:
+        yield
+    except (KeyboardInterrupt, RunError):
+        if made.table.path is not None:
+            known = sum(point in made.table.lines for point in made.points)
+            say(f"{known} of {len(made.points)} points are in {made.table.path}; the same command goes on with them")
+        raise
+
+
+@contextmanager
+def _progress() -> Iterator[Tell]:
+    """Show how far a sweep is, by bars on stderr if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False, markup=False)
+    if not console.is_terminal:
+        yield lambda what, done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(what: str, done: int, total: int) -> None:
+            if not total:
+                return
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield tell

@@ -1,0 +1,1 @@
+"""Timing blocks, messages and cores on all ranks."""

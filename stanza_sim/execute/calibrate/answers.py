@@ -1,0 +1,118 @@
+"""What ranks are asked to time, and what they answer. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stanza_sim.execute.calibrate.single import Sizes
+from stanza_sim.execute.rank.job import Backend, Clock
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeTimes:
+    """What single messages between ranks 0 and 1 took; see `RankTimes`."""
+
+    host: str
+    cores: int
+    small_bytes: int
+    large_bytes: int
+    small: tuple[float, float] | None
+    large: tuple[float, float] | None
+
+
+Times = dict[tuple[str, int, Phase], list[float]]
+"""Seconds of each repetition by (block, samples, phase)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is to be timed: for each block the numbers of samples; how many gradients the largest reduction sums."""
+
+    model: ModelProfile
+    samples: Mapping[str, tuple[int, ...]]
+    contributions: int
+    backend: Backend = Backend.AUTO
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessageCores:
+    """What messages cost the cores of one rank, apart from computations: `ends` sent or received, `nbytes` in all."""
+
+    core_s: float
+    ends: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankTimes:
+    """What one rank timed. `small` and `large` are probes: (wall seconds, own core seconds) of a message, or None.
+
+    `messages` has, for each section that was timed in company, what messages cost meanwhile.
+    `small_bytes` and `large_bytes` are their sizes; only ranks 0 and 1 probe. `cores` are those of the rank's host.
+    """
+
+    host: str
+    device: str
+    driver: str | None
+    cores: int
+    torch_version: str
+    blocks: Times
+    reduce_Bps: float
+    update_Bps: float
+    op_overhead_s: float
+    small_bytes: int
+    large_bytes: int
+    small: tuple[float, float] | None
+    large: tuple[float, float] | None
+    messages: tuple[MessageCores, ...] = ()
+
+
+Letter = tuple[int, int, int, int]
+"""(pair, direction, bytes, repeat) of a message."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MessagesWanted:
+    """Messages to be timed: of `sizes` between pairs of ranks, under real-time scheduling if `realtime`."""
+
+    pairs: tuple[tuple[tuple[int, int], Sizes], ...]
+    backend: Backend = Backend.AUTO
+    realtime: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A message that a rank posted at `posted_s` of its own clock, which took `posting_s`."""
+
+    letter: Letter
+    posted_s: float
+    posting_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankMessages:
+    """What one rank sent, and when of its own clock messages to it arrived; whether it ran in real time."""
+
+    clock: Clock
+    realtime: bool
+    sent: tuple[Sent, ...]
+    arrived: Mapping[Letter, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankCores:
+    """Where a rank runs, and what it timed there: wake-ups, a computation with `busy_s[k]` ranks at it, vectors."""
+
+    device: str
+    driver: str | None
+    cores: int
+    kernel: str
+    torch_version: str
+    hops: tuple[float, ...]
+    busy_s: Mapping[int, tuple[float, ...]]
+    reduce_Bps: tuple[float, ...]
+    update_Bps: tuple[float, ...]

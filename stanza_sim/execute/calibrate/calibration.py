@@ -1,0 +1,175 @@
+"""From timings on all ranks to a profile: block times, rates, and what messages cost on this machine. No torch."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+
+from stanza_sim.base.errors import InputError
+from stanza_sim.base.version import __version__
+from stanza_sim.execute.calibrate.answers import ProbeTimes, RankTimes, Wanted
+from stanza_sim.execute.calibrate.tasks import ProbeTask, TimingTask
+from stanza_sim.execute.rank.job import Backend
+from stanza_sim.execute.start.protocol import Workers
+from stanza_sim.execute.train.samples import follow
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.model.profile_json import fingerprint
+from stanza_sim.profiles.blocks import BlockTime, LoopbackTimes, Profile, ProfiledModel
+from stanza_sim.schedule import Phase, Schedule, Transfer, ValueKind
+from stanza_sim.schedule.factors import factor_transfers, joined_samples, require_factors
+
+
+def sample_counts(schedules: Iterable[Schedule], model: ModelProfile) -> dict[str, tuple[int, ...]]:
+    """For each block, the numbers of samples at which `schedules` compute it, or its gradients from all factors."""
+    found: dict[str, set[int]] = {b.name: set() for b in model.blocks}
+    for schedule in schedules:
+        for (_, block, _), rows in follow(schedule, model).rows.items():
+            found[block].add(len(rows))
+        for name, moved in factor_transfers(schedule).items():
+            linear, _ = require_factors(schedule, model, name)
+            found[linear.name].update(joined_samples(schedule, name, r) for r in schedule.group(moved.dst))
+    return {name: tuple(sorted(counts)) for name, counts in found.items()}
+
+
+def calibrate(
+    workers: Workers,
+    model: ModelProfile,
+    schedules: Sequence[Schedule],
+    *,
+    backend: Backend = Backend.AUTO,
+    precision: str = "fp32",
+    seed: int = 1,
+) -> Profile:
+    """Time the blocks of `model` at the numbers of samples that `schedules` need, all ranks of `workers` at once.
+
+    Also how fast gradients are reduced and parameters updated, what the engine adds to an op, and what a single message
+    between two ranks costs; none of the schedules' communication is timed. Takes a few seconds.
+    """
+    return time_model(
+        workers,
+        model,
+        sample_counts(schedules, model),
+        contributions=max((_contributions(s) for s in schedules), default=2),
+        backend=backend,
+        precision=precision,
+        seed=seed,
+    )
+
+
+def time_model(
+    workers: Workers,
+    model: ModelProfile,
+    samples: Mapping[str, tuple[int, ...]],
+    *,
+    contributions: int = 2,
+    backend: Backend = Backend.AUTO,
+    precision: str = "fp32",
+    seed: int = 1,
+) -> Profile:
+    """As `calibrate`, at the numbers of `samples` of each block, with reductions of so many `contributions`."""
+    wanted = Wanted(model=model, samples=samples, contributions=contributions, backend=backend, seed=seed)
+    return profile_of(workers.run(TimingTask(wanted)), wanted, precision)
+
+
+SUMMED = (ValueKind.GRAD, ValueKind.PART, ValueKind.SUM)
+"""What reductions sum."""
+
+
+def _contributions(schedule: Schedule) -> int:
+    """How many gradients the largest reduction of `schedule` sums."""
+    most = 2
+    for op in schedule.ops:
+        if isinstance(op, Transfer) and any(v.kind in SUMMED for v in op.values):
+            most = max(most, *(len(schedule.sources(op, d)) for d in schedule.group(op.dst)))
+    return most
+
+
+def profile_of(times: Sequence[RankTimes], wanted: Wanted, precision: str) -> Profile:
+    """The profile of what all ranks timed: medians over ranks and repetitions."""
+    model, first = wanted.model, times[0]
+    if len({t.device for t in times}) > 1:
+        raise InputError(
+            f"ranks have different devices: {', '.join(sorted({t.device for t in times}))}",
+            hint="block times are measured for one kind of device; predict with a topology that names the devices",
+        )
+    blocks = []
+    for name, counts in wanted.samples.items():
+        for n in counts:
+            found = {
+                phase: [s for t in times for s in t.blocks.get((name, n, phase), ())]
+                for phase in (
+                    Phase.FORWARD,
+                    Phase.LOSS,
+                    Phase.BACKWARD,
+                    Phase.BACKWARD_INPUT,
+                    Phase.BACKWARD_WEIGHT,
+                )
+            }
+            own = [a + b for a, b in zip(found[Phase.FORWARD], found[Phase.BACKWARD], strict=False)]
+            blocks.append(
+                BlockTime(
+                    block=name,
+                    samples=n,
+                    forward_s=median(found[Phase.FORWARD]),
+                    backward_s=median(found[Phase.BACKWARD]),
+                    backward_input_s=median(found[Phase.BACKWARD_INPUT]),
+                    backward_weight_s=median(found[Phase.BACKWARD_WEIGHT]),
+                    loss_s=median(found[Phase.LOSS]) if found[Phase.LOSS] else None,
+                    spread=(max(own) - min(own)) / median(own),
+                )
+            )
+    return Profile(
+        device=first.device,
+        driver=first.driver,
+        host_cores=first.cores,
+        versions={"torch": first.torch_version, "python": platform.python_version(), "stanza_sim": __version__},
+        date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        precision=precision,
+        ranks_at_once=sum(t.host == first.host for t in times),
+        model=ProfiledModel(name=model.name, fingerprint=fingerprint(model)),
+        blocks=tuple(blocks),
+        reduce_Bps=median(t.reduce_Bps for t in times),
+        update_Bps=median(t.update_Bps for t in times),
+        op_overhead_s=median(t.op_overhead_s for t in times),
+        loopback=_loopback(times),
+    )
+
+
+def measure_loopback(workers: Workers, backend: Backend = Backend.AUTO) -> LoopbackTimes | None:
+    """What a message between ranks of one host costs, by single messages; None unless ranks 0 and 1 are on one."""
+    return _loopback(workers.run(ProbeTask(backend)))
+
+
+def _loopback(times: Sequence[RankTimes | ProbeTimes]) -> LoopbackTimes | None:
+    """Message costs from the probes between ranks 0 and 1, if these are on one host.
+
+    A message of n bytes takes `latency_s`, then core time `message_core_s + n byte_core_s` of the host's cores, at no
+    more than `bandwidth_Bps`. Core times are those of both processes with all their threads.
+    """
+    if len(times) < 2 or times[0].host != times[1].host:
+        return None
+    a, b = times[:2]
+    if a.small is None or a.large is None or b.small is None or b.large is None:
+        return None
+    more = a.large_bytes - a.small_bytes
+    small_core_s, large_core_s = a.small[1] + b.small[1], a.large[1] + b.large[1]
+    small_wall_s, large_wall_s = a.small[0], a.large[0]
+    byte_core_s = max(large_core_s - small_core_s, 0.0) / more
+    message_core_s = max(small_core_s - byte_core_s * a.small_bytes, 0.0)
+    dearer = _in_company(times, message_core_s, byte_core_s)
+    return LoopbackTimes(
+        latency_s=max(small_wall_s - message_core_s / min(a.cores, 2), 0.0),
+        message_core_s=dearer * message_core_s,
+        byte_core_s=dearer * byte_core_s,
+        bandwidth_Bps=more / max(large_wall_s - small_wall_s, 1e-9),
+    )
+
+
+def _in_company(times: Sequence[RankTimes | ProbeTimes], message_core_s: float, byte_core_s: float) -> float:
+    """How many times as much messages cost the cores while all ranks compute; 1 where that could not be timed."""
+    sections = [m for t in times if isinstance(t, RankTimes) for m in t.messages]
+    alone_s = sum(m.ends * message_core_s + m.nbytes * byte_core_s for m in sections) / 2  # at each of two ends
+    core_s = sum(m.core_s for m in sections if m.ends)
+    return core_s / alone_s if min(core_s, alone_s) > 0 else 1.0

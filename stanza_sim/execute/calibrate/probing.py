@@ -1,0 +1,317 @@
+"""What ranks time for a network profile: single messages, wake-ups, the sharing of cores, and vectors of numbers.
+
+Messages go through the engine and the transport of a run: whoever completes a dependency posts the send, and the
+receiver's thread, which waits for it, marks it as arrived. One message is under way at a time.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from stanza_sim.execute.calibrate.answers import Letter, MessagesWanted, RankCores, RankMessages, Sent
+from stanza_sim.execute.calibrate.timing import cores, time_vectors
+from stanza_sim.execute.emulated.emulate import core_of, realtime
+from stanza_sim.execute.rank.clock import boot_id, estimate_offset
+from stanza_sim.execute.rank.context import Context
+from stanza_sim.execute.rank.engine import Engine, Handle, now
+from stanza_sim.execute.rank.exchange import gather, meet, share
+from stanza_sim.execute.rank.job import Backend, Clock
+from stanza_sim.execute.rank.transport import Transport
+from stanza_sim.execute.start.world import device_name
+from stanza_sim.schedule import (
+    Collective,
+    Compute,
+    Group,
+    Op,
+    Pattern,
+    Phase,
+    Ranks,
+    Schedule,
+    Transfer,
+    Value,
+    ValueKind,
+    project,
+)
+from stanza_sim.schedule.progress import Issue
+
+HOPS, HOP_S = 120, 4e-3
+"""Wake-ups that each rank times, and how long a thread sleeps before each."""
+BUSY_S, BUSY_REPEATS = 0.03, 3
+"""How long a computation takes that several processes carry out at once, and how often they do."""
+VECTOR_NUMEL, CONTRIBUTIONS = 1 << 20, 4
+TIMEOUT_S = 60.0
+
+
+class _Letters:
+    """The work of a rank that sends and receives messages of any size, and computes nothing."""
+
+    def __init__(self, most: int, device: torch.device) -> None:
+        self._out = torch.ones(most, dtype=torch.uint8, device=device)
+        self._in = torch.ones(most, dtype=torch.uint8, device=device)
+
+    def compute(self, op: Compute, iteration: int, ready_s: float) -> tuple[float, float]:
+        """Nothing."""
+        return ready_s, now()
+
+    def collective(self, op: Collective, iteration: int) -> None:
+        """Nothing."""
+
+    def outgoing(self, op: Transfer, iteration: int, dst: int) -> Tensor:
+        """As many bytes as the message has."""
+        return self._out[: op.nbytes]
+
+    def incoming(self, op: Transfer, iteration: int, src: int) -> Tensor:
+        """Room for as many."""
+        return self._in[: op.nbytes]
+
+    def nbytes(self, op: Transfer, src: int, dst: int) -> int:
+        """The op's size."""
+        return op.nbytes
+
+
+class _Stopwatch:
+    """A transport that notes how long each send occupies who posts it."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self.seconds: list[float] = []
+
+    def send(self, tensor: Tensor, dst: int, channel: str) -> Handle:
+        """See `Transport`."""
+        begin = now()
+        handle = self._transport.send(tensor, dst, channel)
+        self.seconds.append(now() - begin)
+        return handle
+
+    def receive(self, tensor: Tensor, src: int, channel: str) -> Handle:
+        """See `Transport`."""
+        return self._transport.receive(tensor, src, channel)
+
+    def together(
+        self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]], channel: str
+    ) -> list[Handle]:
+        """See `Transport`."""
+        begin = now()
+        handles = self._transport.together(sends, receives, channel)
+        self.seconds.extend([now() - begin] * len(sends))
+        return handles
+
+
+def letters(world_size: int, pair: tuple[int, int], sizes: Sequence[int]) -> Schedule:
+    """The schedule of single messages: each size from the one rank to the other, then back, one after another."""
+    ops: list[Op] = []
+    for n, size in enumerate(sizes):
+        for src, dst in (("here", "there"), ("there", "here")):
+            ops.append(
+                Transfer(
+                    name=f"{src}{n}",
+                    src=src,
+                    dst=dst,
+                    pattern=Pattern.ONE_TO_ONE,
+                    values=(Value(ValueKind.ACT, "letter"),),
+                    nbytes=size,
+                    channel="letters",
+                    after=(ops[-1].name,) if ops else (),
+                    after_previous=() if ops else (f"there{len(sizes) - 1}",),
+                )
+            )
+    return Schedule(
+        name="letters",
+        model="letters",
+        world_size=world_size,
+        batch_per_worker=1,
+        groups=tuple(Group(name=n, ranks=Ranks.of([r])) for n, r in zip(("here", "there"), pair, strict=True)),
+        bundles=(),
+        ops=tuple(ops),
+    )
+
+
+def time_messages(wanted: MessagesWanted, context: Context, beat: Callable[[], None]) -> RankMessages:
+    """Send the messages that are wanted, one after another; every rank calls this at once."""
+    context.start_thread()
+    rank, ranks, boot = context.rank, context.world_size, boot_id()
+    boots = share(gather(boot, rank, ranks), rank, ranks)
+    with realtime(wanted.realtime, core_of(rank, boots)) as granted:  # as ranks run that emulate
+        before = estimate_offset(rank, ranks, boot, boots[0])
+        sent, arrived = _messages(wanted, context, beat)
+        after = estimate_offset(rank, ranks, boot, boots[0])
+    clock = Clock(before=before, after=after)
+    return RankMessages(clock=clock, realtime=granted, sent=tuple(sent), arrived=arrived)
+
+
+def _messages(
+    wanted: MessagesWanted, context: Context, beat: Callable[[], None]
+) -> tuple[list[Sent], dict[Letter, float]]:
+    """Send the messages of all pairs; what this rank sent, and when what it received arrived."""
+    backend = context.backend(wanted.backend)
+    sent: list[Sent] = []
+    arrived: dict[Letter, float] = {}
+    for number, (pair, sizes) in enumerate(wanted.pairs):
+        for some, repeats in sizes.rounds:
+            schedule = letters(context.world_size, pair, some)
+            groups = context.groups.prepare(schedule, backend)
+            meet(context.rank, context.world_size)
+            if context.rank in pair:
+                # gloo's messages are in host memory; what staging costs on top is not the network's.
+                device = context.device if backend is Backend.NCCL else torch.device("cpu")
+                mover = _Stopwatch(Transport(schedule, context.rank, groups))
+                engine = Engine(
+                    project(schedule, context.rank),
+                    repeats,
+                    _Letters(max(some), device),
+                    mover,
+                    issue=Issue.IN_ORDER if backend is Backend.NCCL else Issue.EAGER,
+                    start=context.start_thread,
+                )
+                engine.run(timeout_s=TIMEOUT_S, beat=beat)
+                for m, posting_s in zip(engine.sends, mover.seconds, strict=True):
+                    direction = int(context.rank == pair[1])
+                    sent.append(Sent((number, direction, m.nbytes, m.iteration), m.posted_s, posting_s))
+                for m in engine.receives:
+                    arrived[number, int(context.rank == pair[0]), m.nbytes, m.iteration] = m.arrived_s
+            meet(context.rank, context.world_size)
+            beat()
+    return sent, arrived
+
+
+# --- wake-ups --------------------------------------------------------------------------------------------------------
+
+
+class _Nap:
+    """A message that arrives after a while."""
+
+    def wait(self) -> None:
+        """Sleep, in the thread that receives."""
+        time.sleep(HOP_S)
+
+
+class _Naps:
+    """Moves nothing."""
+
+    def send(self, tensor: None, dst: int, channel: str) -> Handle:
+        """Nothing is sent."""
+        return _Nap()
+
+    def receive(self, tensor: None, src: int, channel: str) -> Handle:
+        """A message that no one sends."""
+        return _Nap()
+
+    def together(
+        self, sends: Sequence[tuple[None, int]], receives: Sequence[tuple[None, int]], channel: str
+    ) -> list[Handle]:
+        """See `receive`."""
+        return [_Nap() for _ in receives]
+
+
+class _Waking:
+    """Notes how long after its last dependency was met a computation's thread runs."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def compute(self, op: Compute, iteration: int, ready_s: float) -> tuple[float, float]:
+        """Note the delay."""
+        at_s = now()
+        self.seconds.append(at_s - ready_s)
+        return at_s, at_s
+
+    def collective(self, op: Collective, iteration: int) -> None:
+        """Nothing."""
+
+    def outgoing(self, op: Transfer, iteration: int, dst: int) -> None:
+        """Nothing is sent."""
+
+    def incoming(self, op: Transfer, iteration: int, src: int) -> None:
+        """Nothing is received."""
+
+    def nbytes(self, op: Transfer, src: int, dst: int) -> int:
+        """As if there were a byte."""
+        return 1
+
+
+def _hops(context: Context) -> list[float]:
+    """Seconds from marking a message as arrived, in the thread that receives, to the lane's thread running."""
+    letter = Transfer(
+        name="letter",
+        src="there",
+        dst="here",
+        pattern=Pattern.ONE_TO_ONE,
+        values=(Value(ValueKind.ACT, "letter"),),
+        nbytes=1,
+        channel="letters",
+    )
+    read = Compute(name="read", ranks="here", phase=Phase.FORWARD, target="letter", after=("letter",))
+    schedule = Schedule(
+        name="hops",
+        model="hops",
+        world_size=2,
+        batch_per_worker=1,
+        groups=(Group(name="here", ranks=Ranks.of([0])), Group(name="there", ranks=Ranks.of([1]))),
+        bundles=(),
+        ops=(letter, read),
+    )
+    work = _Waking()
+    engine = Engine(project(schedule, 0), HOPS, work, _Naps(), start=context.start_thread)
+    meet(context.rank, context.world_size)
+    engine.run(timeout_s=TIMEOUT_S)
+    meet(context.rank, context.world_size)
+    return work.seconds
+
+
+# --- cores -----------------------------------------------------------------------------------------------------------
+
+
+def time_cores(busy: Sequence[int], in_realtime: bool, context: Context, beat: Callable[[], None]) -> RankCores:
+    """Time wake-ups, computing by so many ranks of a machine at once, and vectors; every rank calls this at once."""
+    context.start_thread()
+    with realtime(in_realtime):
+        hops = _hops(context)
+    beat()
+    boots = share(gather(boot_id(), context.rank, context.world_size), context.rank, context.world_size)
+    sharing = _Sharing(context, boots)
+    busy_s = {count: tuple(sharing.seconds(count)) for count in busy}
+    beat()
+    reduce_Bps, update_Bps = time_vectors(VECTOR_NUMEL, torch.float32, CONTRIBUTIONS, context)
+    name, driver = device_name(context.device)
+    return RankCores(
+        device=name,
+        driver=driver,
+        cores=cores(),
+        kernel=platform.release(),
+        torch_version=torch.__version__.split("+")[0],
+        hops=tuple(hops),
+        busy_s=busy_s,
+        reduce_Bps=tuple(reduce_Bps),
+        update_Bps=tuple(update_Bps),
+    )
+
+
+class _Sharing:
+    """A computation that several ranks of one machine carry out at once."""
+
+    def __init__(self, context: Context, boots: Sequence[str]) -> None:
+        self._context = context
+        self._place = sum(boot == boots[context.rank] for boot in boots[: context.rank])
+        self._matrix = torch.full((192, 192), 1e-3)
+        self._rounds = 1
+        while context.rank == 0 and self._seconds() < BUSY_S:
+            self._rounds *= 2
+        self._rounds = share(self._rounds, context.rank, context.world_size)
+
+    def seconds(self, busy: int) -> list[float]:
+        """What it takes with so many at once on each machine, again and again; nothing at ranks that rest."""
+        meet(self._context.rank, self._context.world_size)
+        found = [self._seconds() for _ in range(BUSY_REPEATS)] if self._place < busy else []
+        meet(self._context.rank, self._context.world_size)
+        return found
+
+    def _seconds(self) -> float:
+        begin = now()
+        for _ in range(self._rounds):
+            torch.mm(self._matrix, self._matrix)
+        return now() - begin

@@ -1,0 +1,66 @@
+"""Tasks for every rank: time blocks, messages and cores. No torch until one is carried out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from stanza_sim.execute.calibrate.answers import MessagesWanted, ProbeTimes, RankCores, RankMessages, RankTimes, Wanted
+from stanza_sim.execute.rank.job import Backend
+
+if TYPE_CHECKING:
+    from stanza_sim.execute.rank.context import Context
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeTask:
+    """Time single messages between ranks 0 and 1, and nothing else."""
+
+    backend: Backend = Backend.AUTO
+
+    def __call__(self, context: Context, beat: Callable[[], None]) -> ProbeTimes:
+        """This rank's timings."""
+        from stanza_sim.execute.calibrate.timing import probe
+
+        return probe(self.backend, context)
+
+
+@dataclass(frozen=True, slots=True)
+class TimingTask:
+    """Time everything that `wanted` says."""
+
+    wanted: Wanted
+
+    def __call__(self, context: Context, beat: Callable[[], None]) -> RankTimes:
+        """This rank's timings."""
+        from stanza_sim.execute.calibrate.timing import time_all
+
+        return time_all(self.wanted, context, beat)
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesTask:
+    """Time the messages that are wanted."""
+
+    wanted: MessagesWanted
+
+    def __call__(self, context: Context, beat: Callable[[], None]) -> RankMessages:
+        """This rank's timings."""
+        from stanza_sim.execute.calibrate.probing import time_messages
+
+        return time_messages(self.wanted, context, beat)
+
+
+@dataclass(frozen=True, slots=True)
+class CoresTask:
+    """Time wake-ups (under real-time scheduling if `realtime`), and computing by so many ranks of a machine at once."""
+
+    busy: tuple[int, ...]
+    realtime: bool
+
+    def __call__(self, context: Context, beat: Callable[[], None]) -> RankCores:
+        """This rank's timings."""
+        from stanza_sim.execute.calibrate.probing import time_cores
+
+        return time_cores(self.busy, self.realtime, context, beat)

@@ -1,0 +1,382 @@
+"""Timing on the ranks: blocks while all local ranks compute at once, and single messages between two of them.
+
+Nothing here runs a strategy's schedule: the blocks run without communication or, on cores that all ranks share, with
+that of `company`, and the probes send one message at a time between two ranks while the others rest.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from torch import Tensor
+
+from stanza_sim.execute.calibrate.answers import MessageCores, ProbeTimes, RankTimes, Times, Wanted
+from stanza_sim.execute.calibrate.under_load import time_company
+from stanza_sim.execute.rank.context import Context, transport_for
+from stanza_sim.execute.rank.engine import Engine, now
+from stanza_sim.execute.rank.exchange import gather, meet, share
+from stanza_sim.execute.rank.job import Backend, Optimizer, Training
+from stanza_sim.execute.start.world import device_name
+from stanza_sim.execute.train.build import build
+from stanza_sim.execute.train.flat import FlatBundle, dtype_of, sgd_step
+from stanza_sim.execute.train.passes import Passes
+from stanza_sim.execute.train.samples import follow
+from stanza_sim.execute.train.slices import HeldBlock
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import (
+    Bundle,
+    Collective,
+    Compute,
+    Group,
+    Op,
+    Pattern,
+    Phase,
+    Ranks,
+    Schedule,
+    Transfer,
+    Value,
+    ValueKind,
+    parse,
+    project,
+)
+from stanza_sim.schedule.progress import WINDOW, Issue
+
+SECTION_S = 0.5
+"""Wall time spent on each pair of sample count and way of backward pass."""
+LEAST_CYCLES, MOST_CYCLES, DROPPED = 4, 60, 2
+SMALL_BYTES, LARGE_BYTES = 1024, 4 * 1024 * 1024
+SMALL_EXCHANGES, LARGE_EXCHANGES = 150, 12
+PROBE_ROUNDS = 5
+"""Of which the median counts: within a tenth of a second the speed of a core may change by a third."""
+COLD_BYTES, MOST_BUFFERS = 32 * 1024 * 1024, 64
+"""Buffers of so many bytes in all, or so many, take turns in probes: what a run sends is seldom in a core's cache."""
+NULL_OPS, NULL_ITERATIONS = 50, 20
+VECTOR_REPEATS = 15
+
+
+class _Timer:
+    """Core time of the calling thread on one CPU thread; wall time on a GPU and with several threads.
+
+    With several threads the wall time is divided by the ranks' demand for cores where that exceeds what there is.
+    """
+
+    def __init__(self, context: Context) -> None:
+        self._device = context.device
+        self.own = context.device.type == "cpu" and context.threads == 1
+        demand = context.local_size * context.threads
+        self._share = 1.0 if self.own or self._device.type != "cpu" else min(1.0, cores() / demand)
+
+    def __call__(self, body: Callable[[], None]) -> float:
+        if self.own:
+            begin = time.thread_time()
+            body()
+            return time.thread_time() - begin
+        self._synchronize()
+        begin = now()
+        body()
+        self._synchronize()
+        return (now() - begin) * self._share
+
+    def _synchronize(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def alone(model: ModelProfile, samples: int, *, apart: bool) -> Schedule:
+    """One rank that passes forward and backward through the model, without any exchange.
+
+    With `apart` the gradients of a block's input and of its weights are computed one after the other.
+    """
+    ops: list[Op] = []
+
+    def add(phase: Phase, target: str) -> None:
+        after = (ops[-1].name,) if ops else ()
+        ops.append(Compute(name=f"{phase}.{target}", ranks="worker", phase=phase, target=target, after=after))
+
+    for b in model.blocks:
+        add(Phase.FORWARD, b.name)
+    add(Phase.LOSS, model.blocks[-1].name)
+    for b in reversed(model.blocks):
+        if apart:
+            add(Phase.BACKWARD_INPUT, b.name)
+            add(Phase.BACKWARD_WEIGHT, b.name)
+        else:
+            add(Phase.BACKWARD, b.name)
+    return Schedule(
+        name="alone",
+        model=model.name,
+        world_size=1,
+        batch_per_worker=samples,
+        itemsize=model.itemsize,
+        groups=(Group(name="worker", ranks=Ranks.of([0])),),
+        bundles=tuple(
+            Bundle(name=b.name, tensors=tuple(t.name for t in b.tensors), numel=b.numel, owners="worker")
+            for b in model.blocks
+            if b.tensors
+        ),
+        ops=tuple(ops),
+    )
+
+
+def time_all(wanted: Wanted, context: Context, beat: Callable[[], None]) -> RankTimes:
+    """Time blocks, reduction, update, the engine's overhead and single messages; every rank calls this at once."""
+    context.start_thread()
+    timer = _Timer(context)
+    times: Times = {}
+    messages: list[MessageCores] = []
+    updates: list[float] = []
+    together = timer.own and 1 < context.world_size == context.local_size
+    overhead = _time_engine(context)
+    _, held, bundles = build(alone(wanted.model, 1, apart=False), wanted.model, 0, wanted.seed, context.device)
+    for count in sorted({n for counts in wanted.samples.values() for n in counts}):
+        blocks = frozenset(name for name, counts in wanted.samples.items() if count in counts)
+        for apart in (False, True):
+            schedule = alone(wanted.model, count, apart=apart)
+            passes = _filled(wanted, schedule, context, held, bundles)
+            if together:
+                found = time_company(
+                    passes,
+                    schedule,
+                    wanted.model,
+                    blocks,
+                    context,
+                    seconds=SECTION_S,
+                    least=LEAST_CYCLES,
+                    most=MOST_CYCLES,
+                    op_overhead_s=overhead,
+                    beat=beat,
+                )
+                for what, seconds in found.times.items():
+                    times.setdefault(what, []).extend(seconds)
+                updates += [] if found.update_Bps is None else [found.update_Bps]
+                messages.append(found.messages)
+            else:
+                _time_blocks(schedule, passes, blocks, context, timer, times)
+            beat()
+    numel = max(b.numel for b in wanted.model.blocks)
+    rates = time_vectors(numel, dtype_of(wanted.model.itemsize), max(wanted.contributions, 2), context)
+    beat()
+    loopback = probe(wanted.backend, context)
+    name, driver = device_name(context.device)
+    return RankTimes(
+        host=context.host,
+        device=name,
+        driver=driver,
+        cores=cores(),
+        blocks=times,
+        reduce_Bps=median(rates[0]),
+        update_Bps=median(updates or rates[1]),
+        op_overhead_s=overhead,
+        small_bytes=SMALL_BYTES,
+        large_bytes=LARGE_BYTES,
+        small=loopback.small,
+        large=loopback.large,
+        messages=tuple(messages),
+        torch_version=torch.__version__.split("+")[0],
+    )
+
+
+def _filled(
+    wanted: Wanted, schedule: Schedule, context: Context, held: list[HeldBlock], bundles: dict[str, FlatBundle]
+) -> Passes:
+    """What carries out the computations of `schedule`, one of `alone`; each was done once in both generations."""
+    model, device, count = wanted.model, context.device, schedule.batch_per_worker
+    generator = torch.Generator().manual_seed(wanted.seed)
+    x = torch.randn((count, *model.input_shape), generator=generator).to(device=device, dtype=dtype_of(model.itemsize))
+    y = torch.randint(model.num_classes, (count,), generator=generator).to(device)
+    passes = Passes(
+        schedule=schedule,
+        model=model,
+        training=Training(iterations=MOST_CYCLES + 1, warmup=0, seed=wanted.seed, optimizer=Optimizer(lr=0.0)),
+        rank=0,
+        samples=follow(schedule, model),
+        blocks=held,
+        bundles=bundles,
+        batch=lambda iteration: (x, y),
+        device=device,
+    )
+    for i in range(WINDOW):
+        for op in schedule.ops:
+            if isinstance(op, Compute):
+                passes.compute(op, i)
+    return passes
+
+
+def _time_blocks(
+    schedule: Schedule, passes: Passes, blocks: frozenset[str], context: Context, timer: _Timer, times: Times
+) -> None:
+    """Time `blocks`, in their order again and again, without any messages."""
+    again = [op for op in schedule.ops if isinstance(op, Compute) and op.target in blocks]
+    count = schedule.batch_per_worker
+    meet(context.rank, context.world_size)
+    begin = now()
+    for i in range(WINDOW, MOST_CYCLES):
+        for op in again:
+            seconds = timer(lambda op=op, i=i: passes.compute(op, i))  # type: ignore[misc]
+            if i >= DROPPED + WINDOW:
+                times.setdefault((op.target, count, op.phase), []).append(seconds)
+        if i >= DROPPED + WINDOW + LEAST_CYCLES and now() - begin > SECTION_S:
+            break
+    meet(context.rank, context.world_size)
+
+
+def time_vectors(
+    numel: int, dtype: torch.dtype, contributions: int, context: Context
+) -> tuple[list[float], list[float]]:
+    """Bytes per second read by a reduction in rank order, and parameter bytes per second of an update, again and again.
+
+    On vectors of `numel` elements, with all ranks at once.
+    """
+    timer = _Timer(context)
+
+    def vectors(count: int) -> list[Tensor]:
+        return [torch.zeros(numel, dtype=dtype, device=context.device) for _ in range(count)]
+
+    parts = vectors(contributions)
+    total, parameters, gradient, velocity = vectors(4)
+
+    def reduce() -> None:
+        torch.add(parts[0], parts[1], out=total)
+        for part in parts[2:]:
+            total.add_(part)
+
+    def update() -> None:
+        sgd_step(parameters, gradient, velocity, lr=0.1, momentum=0.9, weight_decay=1e-4, global_batch=64)
+
+    meet(context.rank, context.world_size)
+    reduced, updated = (
+        [nbytes / max(timer(body), 1e-9) for _ in range(VECTOR_REPEATS)]
+        for body, nbytes in ((reduce, contributions * total.nbytes), (update, total.nbytes))
+    )
+    return reduced, updated
+
+
+class _Nothing:
+    """Work that does nothing, for the engine's own cost; or sends `size` bytes to and fro."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._size = size
+        count = min(max(COLD_BYTES // max(size, 1), 4), MOST_BUFFERS)
+        self._buffers = [torch.zeros(max(size, 1), dtype=torch.uint8, device=device) for _ in range(count)]
+
+    def compute(self, op: Compute, iteration: int, ready_s: float) -> tuple[float, float]:
+        """Nothing."""
+        at_s = now()
+        return at_s, at_s
+
+    def collective(self, op: Collective, iteration: int) -> None:
+        """Nothing."""
+
+    def outgoing(self, op: Transfer, iteration: int, dst: int) -> Tensor:
+        """Bytes."""
+        return self._buffers[2 * iteration % len(self._buffers)]
+
+    def incoming(self, op: Transfer, iteration: int, src: int) -> Tensor:
+        """Room for bytes."""
+        return self._buffers[(2 * iteration + 1) % len(self._buffers)]
+
+    def nbytes(self, op: Transfer, src: int, dst: int) -> int:
+        """The probe's size."""
+        return self._size
+
+
+def _time_engine(context: Context) -> float:
+    """Core seconds that the engine takes for one computation that does nothing, on all ranks at once."""
+    lines = ["schedule null model=null world=1 batch=1", "group worker 0"]
+    for n in range(NULL_OPS):
+        after = f" after=op{n - 1}" if n else f" after_previous=op{NULL_OPS - 1}"
+        lines.append(f"op{n}: forward b{n} @worker{after}")
+    schedule = parse("\n".join(lines))
+    work = _Nothing(0, torch.device("cpu"))
+    transport = transport_for(context, Backend.GLOO, schedule, {})
+    engine = Engine(project(schedule, 0), NULL_ITERATIONS, work, transport, start=context.start_thread)
+    meet(context.rank, context.world_size)
+    begin = time.process_time()
+    engine.run(timeout_s=60)
+    return (time.process_time() - begin) / (NULL_OPS * NULL_ITERATIONS)
+
+
+def probe(wanted: Backend, context: Context) -> ProbeTimes:
+    """Time single messages between ranks 0 and 1 if they share a host; every rank calls this at once."""
+    context.start_thread()
+    backend = context.backend(wanted)
+    hosts = share(gather(context.host, context.rank, context.world_size), context.rank, context.world_size)
+    near = hosts[0] in hosts[1:2]
+    return ProbeTimes(
+        host=context.host,
+        cores=cores(),
+        small_bytes=SMALL_BYTES,
+        large_bytes=LARGE_BYTES,
+        small=_probe(SMALL_BYTES, SMALL_EXCHANGES, context, backend) if near else None,
+        large=_probe(LARGE_BYTES, LARGE_EXCHANGES, context, backend) if near else None,
+    )
+
+
+def _probe(size: int, exchanges: int, context: Context, backend: Backend) -> tuple[float, float] | None:
+    """Wall seconds of a message of `size` bytes and core seconds of this process for it, on ranks 0 and 1.
+
+    Each sends when it has received, through the same engine and transport as a run: what posting, waking and
+    marking cost is in. Ranks other than 0 and 1 wait meanwhile, and get None.
+    """
+    if context.world_size < 2:
+        return None
+    value = (Value(ValueKind.ACT, "b"),)
+    schedule = Schedule(
+        name="probe",
+        model="probe",
+        world_size=2,
+        batch_per_worker=1,
+        groups=(Group(name="a", ranks=Ranks.of([0])), Group(name="b", ranks=Ranks.of([1]))),
+        bundles=(),
+        ops=(
+            Transfer(
+                name="ping",
+                src="a",
+                dst="b",
+                pattern=Pattern.ONE_TO_ONE,
+                values=value,
+                nbytes=size,
+                channel="probe",
+                after_previous=("pong",),
+            ),
+            Transfer(
+                name="pong",
+                src="b",
+                dst="a",
+                pattern=Pattern.ONE_TO_ONE,
+                values=value,
+                nbytes=size,
+                channel="probe",
+                after=("ping",),
+            ),
+        ),
+    )
+    groups = context.groups.prepare(schedule, backend)
+    found: list[tuple[float, float]] = []
+    for _ in range(1 + PROBE_ROUNDS):  # the first time connects
+        meet(context.rank, context.world_size)
+        if context.rank < 2:
+            engine = Engine(
+                project(schedule, context.rank),
+                exchanges,
+                _Nothing(size, context.device),
+                transport_for(context, backend, schedule, groups),
+                issue=Issue.IN_ORDER if backend is Backend.NCCL else Issue.EAGER,
+                start=context.start_thread,
+            )
+            core = time.process_time()
+            engine.run(timeout_s=60)
+            ends = engine.iteration_end_s
+            wall_s = (ends[-1] - ends[0]) / (2 * (exchanges - 1))
+            found.append((wall_s, (time.process_time() - core) / (2 * exchanges)))
+        meet(context.rank, context.world_size)
+    return (median(w for w, _ in found[1:]), median(c for _, c in found[1:])) if found else None

@@ -1,0 +1,193 @@
+"""Blocks timed in company: all ranks of a host compute while messages pass between pairs of them.
+
+Alone a block finds its data in the caches that it has just left, and a message wakes threads that nothing else keeps
+from running. In a run they disturb each other, so what both cost the cores is measured while they do. This is not any
+strategy's schedule: ranks 2i and 2i + 1 send each other as many bytes as a block has gradients, once they have it, and
+update the block when the other's have come.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from stanza_sim.execute.calibrate.answers import MessageCores, Times
+from stanza_sim.execute.rank.context import Context, transport_for
+from stanza_sim.execute.rank.engine import Engine, now
+from stanza_sim.execute.rank.exchange import gather, meet, share
+from stanza_sim.execute.rank.job import Backend
+from stanza_sim.execute.train.passes import Passes
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import (
+    Collective,
+    Compute,
+    Group,
+    Op,
+    Pattern,
+    Phase,
+    Ranks,
+    Schedule,
+    Transfer,
+    Value,
+    ValueKind,
+    project,
+)
+
+CHANNEL = "company"
+TIMEOUT_S = 600.0
+"""One computation may take this long."""
+TRIED = 2
+"""Iterations that tell how long one takes."""
+
+
+def in_company(computations: Schedule, model: ModelProfile, blocks: frozenset[str], world_size: int) -> Schedule:
+    """Those of `computations`, all of one rank, that are of `blocks`, on all ranks, with messages and updates.
+
+    It trains nothing and is not legal: what arrives is not used.
+    """
+    computed = [op for op in computations.ops if isinstance(op, Compute) and op.target in blocks]
+    sizes = {b.name: b.numel * model.itemsize for b in model.blocks if b.numel}
+    ops: list[Op] = []
+    for op in computed:
+        before = (ops[-1].name,) if ops else ()
+        updates = () if ops else tuple(f"update.{b}" for b in sizes if b in blocks)
+        ops.append(replace(op, ranks="all", after=before, after_previous=updates))
+    for op in computed:
+        if op.phase in (Phase.BACKWARD, Phase.BACKWARD_WEIGHT) and op.target in sizes:
+            there = Transfer(
+                name=f"even.{op.target}",
+                src="even",
+                dst="odd",
+                pattern=Pattern.ONE_TO_ONE,
+                values=(Value(ValueKind.ACT, op.target),),
+                nbytes=sizes[op.target],
+                channel=CHANNEL,
+                after=(op.name,),
+            )
+            back = replace(there, name=f"odd.{op.target}", src="odd", dst="even")
+            arrived = tuple(f"{t.name}.recv" for t in (there, back))
+            update = Compute(
+                name=f"update.{op.target}", ranks="all", phase=Phase.UPDATE, target=op.target, after=(op.name, *arrived)
+            )
+            ops += [there, back, update]
+    paired = world_size - world_size % 2
+    groups = {"all": range(world_size), "even": range(0, paired, 2), "odd": range(1, paired, 2)}
+    return Schedule(
+        name="company",
+        model=model.name,
+        world_size=world_size,
+        batch_per_worker=computations.batch_per_worker,
+        itemsize=model.itemsize,
+        groups=tuple(Group(name=name, ranks=Ranks.of(ranks)) for name, ranks in groups.items()),
+        bundles=(),
+        ops=tuple(ops),
+    )
+
+
+@dataclass(slots=True)
+class _Work:
+    """Computes with `passes`, and notes what each computation cost the core; messages are bytes of no meaning.
+
+    A block's messages, both ways and in all iterations, share one of the `buffers`.
+    """
+
+    passes: Passes
+    first: int
+    buffers: dict[str, torch.Tensor]
+    found: Times = field(default_factory=dict)
+    update_s: float = 0.0
+    core_s: float = 0.0
+    computed: int = 0
+
+    def compute(self, op: Compute, iteration: int, ready_s: float) -> tuple[float, float]:
+        begin_s, before_s = now(), time.thread_time()
+        self.passes.compute(op, self.first + iteration)
+        took_s = time.thread_time() - before_s
+        self.core_s += took_s
+        self.computed += 1
+        if op.phase is Phase.UPDATE:
+            self.update_s += took_s
+        else:
+            self.found.setdefault((op.target, self.passes.schedule.batch_per_worker, op.phase), []).append(took_s)
+        return begin_s, now()
+
+    def collective(self, op: Collective, iteration: int) -> None:
+        raise ValueError(f"{op.name}: there is no collective here")
+
+    def outgoing(self, op: Transfer, iteration: int, dst: int) -> torch.Tensor:
+        return self._buffer(op)
+
+    def incoming(self, op: Transfer, iteration: int, src: int) -> torch.Tensor:
+        return self._buffer(op)
+
+    def _buffer(self, op: Transfer) -> torch.Tensor:
+        name = op.values[0].name
+        if name not in self.buffers:
+            self.buffers[name] = torch.zeros(op.nbytes, dtype=torch.uint8)
+        return self.buffers[name]
+
+    def nbytes(self, op: Transfer, src: int, dst: int) -> int:
+        return op.nbytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Company:
+    """What one rank found: core seconds of computations, bytes per second of updates, what messages cost its cores."""
+
+    times: Times
+    update_Bps: float | None
+    messages: MessageCores
+
+
+def time_company(
+    passes: Passes,
+    computations: Schedule,
+    model: ModelProfile,
+    blocks: frozenset[str],
+    context: Context,
+    *,
+    seconds: float,
+    least: int,
+    most: int,
+    op_overhead_s: float,
+    beat: Callable[[], None],
+) -> Company:
+    """Time `blocks` in company for about `seconds`, in `least` to `most` iterations.
+
+    Every rank calls this at once, on one host, with gloo. `beat` is called while there is progress.
+    """
+    schedule = in_company(computations, model, blocks, context.world_size)
+    groups = context.groups.prepare(schedule, Backend.GLOO)
+    program = project(schedule, context.rank)
+    buffers: dict[str, torch.Tensor] = {}
+
+    def run(first: int, iterations: int) -> tuple[_Work, float, float]:
+        work = _Work(passes, first, buffers)
+        transport = transport_for(context, Backend.GLOO, schedule, groups)
+        engine = Engine(program, iterations, work, transport, start=context.start_thread)
+        meet(context.rank, context.world_size)
+        begin_s, before_s = now(), time.process_time()
+        engine.run(timeout_s=TIMEOUT_S, beat=beat)
+        found = work, now() - begin_s, time.process_time() - before_s
+        meet(context.rank, context.world_size)
+        return found
+
+    _, took_s, _ = run(0, TRIED)
+    longest_s = max(share(gather(took_s, context.rank, context.world_size), context.rank, context.world_size))
+    iterations = min(max(least, int(seconds * TRIED / longest_s)), most - TRIED)
+    work, _, core_s = run(TRIED, iterations)
+    sizes = {b.name: b.numel * model.itemsize for b in model.blocks}
+    moved = [sizes[op.target] for op in schedule.ops if isinstance(op, Compute) and op.phase is Phase.UPDATE]
+    ends = 2 * iterations if context.rank < len(schedule.group("even")) + len(schedule.group("odd")) else 0
+    return Company(
+        times=work.found,
+        update_Bps=iterations * sum(moved) / work.update_s if work.update_s else None,
+        messages=MessageCores(
+            core_s=core_s - work.core_s - work.computed * op_overhead_s,
+            ends=ends * len(moved),
+            nbytes=ends * sum(moved),
+        ),
+    )

@@ -1,0 +1,71 @@
+"""A rank's place in the world, and the transport that suits it."""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+
+from stanza_sim.base.errors import InputError
+from stanza_sim.execute.rank.job import Backend
+from stanza_sim.execute.rank.transport import GroupKey, ProcessGroups, StagedTransport, Transport
+from stanza_sim.schedule import Schedule
+
+
+@dataclass(slots=True)
+class Context:
+    """A rank's place in the world, for as many jobs as it runs. `kind` is `cpu` or `cuda`, `host` its host's name."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    threads: int
+    kind: str = "cpu"
+    host: str = field(default_factory=socket.gethostname)
+    groups: ProcessGroups = field(init=False)
+    device: torch.device = field(init=False)
+
+    def __post_init__(self) -> None:
+        gpus = torch.cuda.device_count() if self.kind == "cuda" else 0
+        if self.kind == "cuda" and not gpus:
+            raise InputError(
+                "the topology has GPUs, but torch finds none on this machine",
+                hint="use a topology without devices, such as laptop",
+            )
+        self.device = torch.device(f"cuda:{self.local_rank % gpus}" if gpus else "cpu")
+        self.groups = ProcessGroups(self.world_size)
+
+    def backend(self, wanted: Backend) -> Backend:
+        """The backend to use; NCCL needs a GPU of its own for each local rank. Raises `InputError`."""
+        gpus = torch.cuda.device_count() if self.kind == "cuda" else 0
+        possible = gpus >= self.local_size and dist.is_nccl_available()
+        if wanted is Backend.NCCL and not possible:
+            raise InputError(
+                f"backend nccl needs one GPU for each of {self.local_size} local ranks, here are {gpus}",
+                hint="use backend: gloo, or auto",
+            )
+        if wanted is not Backend.AUTO:
+            return wanted
+        return Backend.NCCL if possible else Backend.GLOO
+
+    def start_thread(self) -> None:
+        """What every computing thread must do first: both settings are the thread's own."""
+        torch.set_num_threads(self.threads)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+
+
+def transport_for(
+    context: Context,
+    backend: Backend,
+    schedule: Schedule,
+    groups: dict[GroupKey, dist.ProcessGroup],
+    *,
+    values: bool = True,
+) -> Transport:
+    """The transport of a run on this rank's device: staged where gloo is to move a GPU's tensors."""
+    staged = context.device.type == "cuda" and backend is Backend.GLOO
+    return (StagedTransport if staged else Transport)(schedule, context.rank, groups, values=values)

@@ -1,0 +1,216 @@
+"""What a run is told and what it answers. Nothing here imports torch: the parent process of local ranks does not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from stanza_sim.base.errors import InputError
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Schedule
+from stanza_sim.schedule.progress import Issue
+from stanza_sim.timeline.spans import Timeline
+
+Array = npt.NDArray[np.generic]
+
+
+class Backend(StrEnum):
+    """Which library moves the messages. `AUTO`: NCCL where every rank has a GPU of its own, else gloo."""
+
+    AUTO = "auto"
+    GLOO = "gloo"
+    NCCL = "nccl"
+
+
+class ComputeMode(StrEnum):
+    """Whether computations are carried out, or emulated by waiting as long as they would take."""
+
+    REAL = "real"
+    EMULATED = "emulated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningRate:
+    """How the learning rate changes: linear warm-up over `warmup` iterations, then constant, stepped or cosine."""
+
+    kind: Literal["constant", "step", "cosine"] = "constant"
+    warmup: int = 0
+    every: int | None = None
+    factor: float | None = None
+
+    def at(self, base: float, iteration: int, iterations: int) -> float:
+        """The rate in `iteration` (from 0) of a run of `iterations`, `base` being the rate after the warm-up.
+
+        Warm-up: `base * (iteration + 1) / warmup`. Step: a factor every `every` iterations after it. Cosine: half
+        a cosine from `base` to 0 at the end of the run.
+        """
+        if iteration < self.warmup:
+            return base * (iteration + 1) / self.warmup
+        after = iteration - self.warmup
+        match self.kind:
+            case "constant":
+                return base
+            case "step":
+                if self.every is None or self.factor is None:
+                    raise InputError("a stepped learning rate needs `every` and `factor`")
+                return base * float(self.factor ** (after // self.every))
+            case "cosine":
+                return base * (1 + math.cos(math.pi * after / max(iterations - self.warmup, 1))) / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Optimizer:
+    """SGD with momentum. `lr` is the rate for the *mean* loss of a global batch.
+
+    With G the gradient of the summed loss and B the global batch: v = momentum v + G / B + weight_decay p,
+    p = p - lr v, as in `torch.optim.SGD`.
+    """
+
+    lr: float = 0.05
+    momentum: float = 0.9
+    weight_decay: float = 0.0
+    schedule: LearningRate = LearningRate()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What is trained, and for how long: `iterations` in all, of which the first `warmup` are not timed.
+
+    `data` is `synthetic`, `digits`, or the import path (`package.module:name`) of a torch Dataset.
+    """
+
+    iterations: int = 60
+    warmup: int = 10
+    optimizer: Optimizer = Optimizer()
+    data: str = "synthetic"
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Emulation:
+    """How long computations take that are emulated.
+
+    `seconds[r][op]` is what the op takes at rank r on an idle device. `device[r]` is the number of the device on which
+    rank r computes; ranks of one number share it, and are on one machine. `capacity[d]` computations run on device d
+    at full speed at once, more share it. With `realtime` ranks run under real-time scheduling, if that is permitted.
+    """
+
+    seconds: tuple[Mapping[str, float], ...]
+    device: tuple[int, ...]
+    capacity: tuple[float, ...]
+    realtime: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunJob:
+    """One schedule to be executed. `model` must name its factory, unless computations are emulated.
+
+    With `emulation` every computation is a wait, while every message is sent: nothing is trained. `timeout_s` is how
+    long a rank may go without completing anything before the run has failed. `keep_parameters` returns the trained
+    parameters with the measurement.
+    """
+
+    schedule: Schedule
+    model: ModelProfile
+    training: Training = Training()
+    backend: Backend = Backend.AUTO
+    issue: Issue = Issue.AUTO
+    timeout_s: float = 60.0
+    keep_parameters: bool = False
+    emulation: Emulation | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """One message as its rank saw it: `posted_s` at this end, `arrived_s` at a receiver (0 at a sender).
+
+    `unit` indexes the rank's program; `peer` is the other end. Times are of the rank's own clock.
+    """
+
+    unit: int
+    iteration: int
+    peer: int
+    nbytes: int
+    posted_s: float
+    arrived_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """The offset of rank 0's clock against a rank's own, estimated before and after the run.
+
+    `before` and `after` are (time on the own clock, seconds to add). Times between are mapped by linear interpolation.
+    """
+
+    before: tuple[float, float] = (0.0, 0.0)
+    after: tuple[float, float] = (1.0, 0.0)
+
+    def to_rank0(self, time_s: float) -> float:
+        """Return `time_s` of the own clock on rank 0's clock."""
+        (t0, d0), (t1, d1) = self.before, self.after
+        share = (time_s - t0) / (t1 - t0) if t1 > t0 else 0.0
+        return time_s + d0 + (d1 - d0) * share
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankReport:
+    """What one rank has to say after a run; `measure.merge` makes a `Measurement` of all of them.
+
+    `spans` are (unit, iteration, start, end) of computations and collectives. `loss_sums` are sums over the samples
+    whose loss this rank computed, by iteration. `accuracy` and `parameters` come from rank 0 only. `realtime` says that
+    real-time scheduling was granted, `stolen` what share of its machine's cores a virtual machine's host took away in
+    the `took_s` seconds of the run.
+    """
+
+    rank: int
+    host: str
+    iteration_end_s: tuple[float, ...]
+    spans: tuple[tuple[int, int, float, float], ...]
+    sends: tuple[Message, ...]
+    receives: tuple[Message, ...]
+    loss_sums: tuple[float, ...]
+    sent_bytes: int
+    received_bytes: int
+    clock: Clock
+    accuracy: float | None = None
+    parameters: Mapping[str, Array] | None = None
+    realtime: bool = False
+    stolen: float = 0.0
+    took_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """What a run measured. `measure.merge` defines the iteration time.
+
+    `iteration_s` is a median, `iteration_s_min` and `iteration_s_max` the spread of single iterations. `losses` are
+    means per sample over the global batch, one for each iteration, warm-up included. `accuracy` is of the held-out
+    part of the data after training (None where there is none). `sent_bytes[r]` and `received_bytes[r]` are what rank r
+    passed to `torch.distributed` in all iterations; of a backend's collective they count what a ring moves
+    (`stanza_sim.schedule.collectives.collective_bytes`). `compute` says whether computations were emulated, and then
+    there are no losses and no accuracy; `realtime` whether all ranks ran under real-time scheduling. `stolen` is the
+    share of the cores that a virtual machine's host took away (of the rank that suffered most); of so many `tries`
+    this is the one of which least was.
+    """
+
+    timeline: Timeline
+    iteration_s: float
+    iteration_s_min: float
+    iteration_s_max: float
+    samples_per_s: float
+    losses: tuple[float, ...]
+    accuracy: float | None
+    sent_bytes: tuple[int, ...]
+    received_bytes: tuple[int, ...]
+    hosts: tuple[str, ...]
+    compute: ComputeMode = ComputeMode.REAL
+    realtime: bool = False
+    stolen: float = 0.0
+    tries: int = 1
+    parameters: Mapping[str, Array] | None = field(default=None, repr=False)

@@ -1,0 +1,1 @@
+"""Starting ranks, joining those that a launcher started, and giving them jobs."""

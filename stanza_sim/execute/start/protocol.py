@@ -1,0 +1,82 @@
+"""What a parent and its local ranks say to each other. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from stanza_sim.execute.rank.context import Context
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Outcome(StrEnum):
+    """What an answer is: the process lives, its task moves on; it is ready for tasks, done with one, or at its end."""
+
+    ALIVE = "alive"
+    MOVING = "moving"
+    READY = "ready"
+    DONE = "done"
+    BAD_INPUT = "bad_input"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer of a rank with its value: the task's result, the `InputError`, or what failed."""
+
+    outcome: Outcome
+    value: object
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What a rank is started with. `local_rank` counts the ranks of its `host` (None: the machine's own name)."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_size: int
+    host: str | None
+    threads: int
+    kind: str
+    init_method: str
+
+
+class Task(Protocol[T_co]):
+    """Something that every rank of the world does together; picklable. `beat` tells that the rank is alive."""
+
+    def __call__(self, context: Context, beat: Callable[[], None]) -> T_co:
+        """This rank's part; its result must be picklable."""
+        ...
+
+
+class Workers(Protocol):
+    """The ranks of a world, wherever they run: `launch.Pool` or `world.Joined`.
+
+    `is_main` is False in a process that should print and write nothing: another one does.
+    """
+
+    is_main: bool
+    world_size: int
+
+    def run(self, task: Task[T], timeout_s: float | None = None) -> list[T]:
+        """Carry out `task` on every rank; the results by rank, the same in every process that calls this."""
+        ...
+
+    def close(self) -> None:
+        """Leave."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankInfo:
+    """Where a rank is, and on what it computes: `device` begins with `cpu` or `cuda`."""
+
+    host: str
+    device: str
+    driver: str | None = None

@@ -1,0 +1,164 @@
+"""What the command line calls: open the ranks of a cluster, and execute jobs on them. No torch in this process,
+unless a launcher made it a rank."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from stanza_sim.base.errors import InputError
+from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.execute.rank.job import ComputeMode, Measurement, RunJob
+from stanza_sim.execute.rank.steal import MOST_STOLEN, SHORT_S, TRIES
+from stanza_sim.execute.start.environment import Place, place
+from stanza_sim.execute.start.launch import Pool, RankPlace
+from stanza_sim.execute.start.measure import merge
+from stanza_sim.execute.start.protocol import RankInfo, Workers
+from stanza_sim.execute.start.tasks import DescribeTask, RunTask
+from stanza_sim.execute.train.samples import follow
+from stanza_sim.schedule import check
+
+
+def require_torch() -> None:
+    """Raise `InputError` if torch is not installed."""
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("--execute needs torch, and it is not installed", hint="pip install 'stanza-sim[torch]'")
+
+
+@contextmanager
+def open_workers(
+    cluster: Cluster,
+    *,
+    threads_per_rank: int = 1,
+    timeout_s: float = 60.0,
+    compute: ComputeMode = ComputeMode.REAL,
+    places: Sequence[RankPlace] | None = None,
+) -> Iterator[Workers]:
+    """The ranks of `cluster`: those of the launcher that started this process, else local ones, at `places`.
+
+    With emulated computations no device is needed. Raises `InputError`, with the topology to use instead, if ranks,
+    hosts or devices differ from the cluster's, and `RunError` if the ranks do not come up.
+    """
+    require_torch()
+    here = place()
+    emulated = compute is ComputeMode.EMULATED
+    has_devices = any(cluster.host_of(r).devices for r in range(cluster.world_size))
+    kind = "cuda" if has_devices and not emulated else "cpu"
+    if places is None:
+        check_ranks(cluster, here)
+    elif here is not None:
+        raise InputError(
+            f"{here.launcher} has started this process as one rank, and a testbed starts its ranks itself",
+            where="--testbed",
+            hint="run the command without a launcher",
+        )
+    if here is None:
+        with Pool(
+            cluster.world_size, threads_per_rank=threads_per_rank, timeout_s=timeout_s, kind=kind, places=places
+        ) as pool:
+            check_hosts(cluster, pool.run(DescribeTask()), devices=not emulated)
+            yield pool
+        return
+    from stanza_sim.execute.start.world import Joined
+
+    with Joined(here, threads_per_rank=threads_per_rank, kind=kind) as joined:
+        check_hosts(cluster, joined.run(DescribeTask()), devices=not emulated)
+        yield joined
+
+
+def check_ranks(cluster: Cluster, here: Place | None) -> None:
+    """Raise `InputError` if the launcher (None: this machine alone) cannot give `cluster` its ranks."""
+    used = sorted({cluster.placement[r].host for r in range(cluster.world_size)})
+    if here is None:
+        if len(used) > 1:
+            raise InputError(
+                f"topology {cluster.name} places {cluster.world_size} ranks on {len(used)} hosts, this is one machine",
+                where="--execute",
+                hint=f"use --set cluster=laptop --set nodes={cluster.world_size} here, --testbed to emulate the hosts, "
+                "or start one process per rank with torchrun or srun",
+            )
+        return
+    if here.world_size != cluster.world_size:
+        raise InputError(
+            f"{here.launcher} started {here.world_size} ranks, topology {cluster.name} has {cluster.world_size}",
+            where="--execute",
+            hint=f"use --set nodes={here.world_size}, or start {cluster.world_size} ranks",
+        )
+
+
+def check_hosts(cluster: Cluster, ranks: Sequence[RankInfo], *, devices: bool = True) -> None:
+    """Raise `InputError` if `ranks` share hosts in another way than `cluster` says, or have other `devices`."""
+    real = _pattern([r.host for r in ranks])
+    wanted = _pattern([str(cluster.placement[r].host) for r in range(cluster.world_size)])
+    if real != wanted:
+        hosts, placed = len(set(real)), len(set(wanted))
+        raise InputError(
+            f"{len(ranks)} ranks run on {hosts} hosts ({', '.join(dict.fromkeys(r.host for r in ranks))}), "
+            f"topology {cluster.name} places them on {placed}",
+            where="--execute",
+            hint=f"use --set cluster=laptop --set nodes={len(ranks)}"
+            if hosts == 1
+            else f"use a topology of {hosts} hosts in which rank r is on host {list(real)}[r]",
+        )
+    for r, info in enumerate(ranks if devices else ()):
+        wants = cluster.device_of(r)
+        has = info.device.removeprefix("cuda ")
+        if cluster.host_of(r).devices and wants.lower() not in has.lower():
+            raise InputError(
+                f"rank {r} has a {has}, topology {cluster.name} says {wants}",
+                where="--execute",
+                hint=f"use a topology whose hosts have devices like {has}",
+            )
+
+
+def _pattern(hosts: Sequence[str]) -> tuple[int, ...]:
+    """Hosts numbered by first appearance: equal for two placements that share hosts alike."""
+    order = list(dict.fromkeys(hosts))
+    return tuple(order.index(h) for h in hosts)
+
+
+def execute(
+    jobs: Sequence[RunJob], workers: Workers, *, done: Callable[[int, Measurement], None] = lambda i, m: None
+) -> list[Measurement]:
+    """Run `jobs` one after another on `workers` and return their measurements; `done` is called after each.
+
+    A short run during which a virtual machine's host took its cores away is done again (`steal`), in all processes
+    alike, since all know of all ranks.
+    All jobs are checked before the first begins. Raises `InputError` (a schedule that is illegal or, if it trains, not
+    SGD, a model without factory, data that does not fit) and `RunError` (a rank that dies, fails or hangs).
+    """
+    for job in jobs:
+        check(job.schedule, job.model)
+        if job.emulation is None:
+            follow(job.schedule, job.model)
+        if job.model.factory is None and job.emulation is None:
+            raise InputError(
+                f"model {job.model.name} is a table of numbers without a factory: it cannot be trained",
+                hint="emulate its computations with --compute emulated, or name a factory",
+            )
+        if job.schedule.world_size > workers.world_size:
+            raise InputError(
+                f"schedule {job.schedule.name} has {job.schedule.world_size} ranks, only {workers.world_size} run"
+            )
+        if job.training.iterations < job.training.warmup + 2:
+            raise InputError(
+                f"{job.training.iterations} iterations with {job.training.warmup} of warm-up leave fewer than two"
+            )
+    found: list[Measurement] = []
+    for i, job in enumerate(jobs):
+        found.append(_undisturbed(job, workers))
+        done(i, found[-1])
+    return found
+
+
+def _undisturbed(job: RunJob, workers: Workers) -> Measurement:
+    """Of up to `TRIES` runs of `job` the one of which least was taken away."""
+    found: list[Measurement] = []
+    while len(found) < TRIES:
+        reports = [r for r in workers.run(RunTask(job), job.timeout_s) if r is not None]
+        found.append(merge(job, reports))
+        if found[-1].stolen <= MOST_STOLEN or max(r.took_s for r in reports) > SHORT_S:
+            break
+    return replace(min(found, key=lambda m: m.stolen), tries=len(found))

@@ -1,0 +1,148 @@
+"""Joining the ranks of a world with `torch.distributed`. Imports torch: use it in a rank's own process."""
+
+from __future__ import annotations
+
+import atexit
+import datetime
+import os
+import socket
+import sys
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from stanza_sim.base.errors import RunError, StanzaError
+from stanza_sim.execute.rank.context import Context
+from stanza_sim.execute.rank.exchange import gather, meet, share
+from stanza_sim.execute.start.environment import Place
+from stanza_sim.execute.start.protocol import RankInfo, Task
+
+T = TypeVar("T")
+
+PATIENCE = datetime.timedelta(hours=12)
+"""Time limit of torch's own operations: a rank that hangs is found by progress, not by the length of an operation."""
+
+
+def join(
+    *,
+    rank: int,
+    world_size: int,
+    local_rank: int,
+    local_size: int,
+    threads: int,
+    init_method: str,
+    kind: str = "cpu",
+    host: str | None = None,
+) -> Context:
+    """Join as `rank`; returns when all ranks have.
+
+    The default group is gloo's, for setting up and talking beside the run; messages of schedules have groups of
+    their own. `init_method` is torch's (`file://`, `tcp://` or `env://`). `host` is the name of this rank's host where
+    it is not the machine's own.
+    """
+    torch.set_num_threads(threads)
+    if world_size == local_size and "GLOO_SOCKET_IFNAME" not in os.environ and Path("/sys/class/net/lo").exists():
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=world_size, timeout=PATIENCE)
+    return Context(rank, world_size, local_rank, local_size, threads, kind, host or socket.gethostname())
+
+
+def device_name(device: torch.device) -> tuple[str, str | None]:
+    """Kind and name of a device, as in `cpu Intel(R) Xeon(R)`, and its driver if it has one."""
+    if device.type == "cuda":
+        return f"cuda {torch.cuda.get_device_name(device)}", torch.version.cuda
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return "cpu", None
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (f"cpu {names[0]}" if names else "cpu"), None
+
+
+def describe(context: Context) -> RankInfo:
+    """Where this rank is and on what it computes."""
+    device, driver = device_name(context.device)
+    return RankInfo(host=context.host, device=device, driver=driver)
+
+
+class Joined:
+    """This process as one rank of a world that a launcher started. Use as a context manager.
+
+    Every rank must run the same tasks in the same order; each gets all results. `is_main` is True on rank 0 only.
+    """
+
+    def __init__(self, place: Place, *, threads_per_rank: int = 1, kind: str = "cpu") -> None:
+        self.world_size = place.world_size
+        self.is_main = place.rank == 0
+        torch.set_num_threads(threads_per_rank)
+        try:
+            dist.init_process_group(
+                "gloo",
+                init_method=self._meeting_point(place),
+                rank=place.rank,
+                world_size=place.world_size,
+                timeout=PATIENCE,
+            )
+        except (RuntimeError, ValueError, OSError) as error:
+            raise RunError(
+                f"rank {place.rank} could not join the others at {place.address}:{place.port}: {error}"
+            ) from error
+        names = gather(socket.gethostname(), place.rank, place.world_size)
+        hosts = Counter(share(names, place.rank, place.world_size))
+        self._context = Context(
+            place.rank,
+            place.world_size,
+            place.local_rank,
+            hosts[socket.gethostname()],
+            threads_per_rank,
+            kind,
+        )
+
+    @staticmethod
+    def _meeting_point(place: Place) -> str:
+        """torchrun's own store is there already (`env://`); Slurm has none."""
+        return "env://" if place.launcher == "torchrun" else f"tcp://{place.address}:{place.port}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+
+    def run(self, task: Task[T], timeout_s: float | None = None) -> list[T]:
+        """Carry out `task` with all other ranks; the results by rank. Raises `InputError` and `RunError`.
+
+        After an error this process can only end: the launcher then ends the other ranks.
+        """
+        rank, ranks = self._context.rank, self.world_size
+        try:
+            return share(gather(task(self._context, lambda: None), rank, ranks), rank, ranks)
+        except StanzaError as error:
+            _end_hard(error.exit_status)
+            raise
+        except (RuntimeError, ValueError, OSError, EOFError) as error:
+            _end_hard(1)
+            raise RunError(f"rank {rank}: {type(error).__name__}: {error}") from error
+
+    def close(self) -> None:
+        """Leave, when all ranks do."""
+        meet(self._context.rank, self.world_size)
+        dist.destroy_process_group()
+
+
+def _end_hard(status: int) -> None:
+    """End with `status` at exit without waiting for threads that wait for other ranks in torch."""
+
+    def end() -> None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+    atexit.register(end)

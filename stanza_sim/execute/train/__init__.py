@@ -1,0 +1,1 @@
+"""Training: passes, parameters, samples and data of one rank."""

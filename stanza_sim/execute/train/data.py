@@ -1,0 +1,190 @@
+"""Samples for training: which dataset, which samples each iteration draws, and bringing them ahead of time."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import queue
+import sys
+import threading
+from collections.abc import Sequence, Sized
+from typing import Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.model.profile import ModelProfile
+
+HELD_OUT = 5
+"""One sample in so many is held out for the accuracy after training."""
+HELD_OUT_MOST = 2000
+SYNTHETIC_SAMPLES = 4096
+AHEAD_BYTES = 256 * 1024 * 1024
+"""Up to so many bytes a rank loads all its samples before the run; beyond it a thread loads ahead."""
+AHEAD_ITERATIONS = 4
+
+
+class Items(Protocol):
+    """A dataset: `items[i]` is (input tensor, class index)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+
+
+class Synthetic:
+    """Normal noise with random labels, sample i made from (seed, i)."""
+
+    def __init__(self, model: ModelProfile, seed: int) -> None:
+        self._shape, self._classes, self._seed = model.input_shape, model.num_classes, seed
+
+    def __len__(self) -> int:
+        return SYNTHETIC_SAMPLES
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        generator = torch.Generator().manual_seed((self._seed * SYNTHETIC_SAMPLES + index) % 2**63)
+        x = torch.randn(self._shape, generator=generator)
+        return x, int(torch.randint(self._classes, (), generator=generator))
+
+
+class Digits:
+    """Scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, scaled to mean 0 and variance 1 over the set."""
+
+    def __init__(self) -> None:
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError:
+            raise InputError(
+                "data `digits` needs scikit-learn", hint="pip install 'stanza-sim[torch]', or use data: synthetic"
+            ) from None
+        pixels, labels = load_digits(return_X_y=True)
+        x = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8)
+        self._x = (x - x.mean()) / x.std()
+        self._y = [int(y) for y in labels]
+
+    def __len__(self) -> int:
+        return len(self._y)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self._x[index], self._y[index]
+
+
+def _imported(path: str) -> Items:
+    """The Dataset at `package.module:name`, called without arguments if it is callable."""
+    where = f"data {path!r}"
+    hint = "data is `synthetic`, `digits`, or package.module:name of a torch Dataset or of a function that returns one"
+    module_name, colon, attribute = path.partition(":")
+    if not colon or not module_name or not attribute:
+        raise InputError("there is no such data", where=where, hint=hint)
+    here = os.getcwd()
+    if here not in sys.path:
+        sys.path.append(here)
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+        made = found() if callable(found) else found
+    except (ImportError, AttributeError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError) as e:
+        raise InputError(f"{type(e).__name__}: {e}", where=where, hint=hint) from e
+    if not isinstance(made, Sized) or not hasattr(made, "__getitem__"):
+        raise InputError(f"is a {type(made).__name__} without length or items", where=where, hint=hint)
+    return cast(Items, made)
+
+
+def load(name: str, model: ModelProfile, seed: int) -> Items:
+    """The dataset called `name`; raises `InputError` if there is none or its samples do not fit `model`."""
+    items: Items
+    match name:
+        case "synthetic":
+            items = Synthetic(model, seed)
+        case "digits":
+            items = Digits()
+        case _:
+            items = _imported(name)
+    where = f"data {name!r}"
+    if not len(items):
+        raise InputError("has no samples", where=where)
+    try:
+        x, y = items[0]
+        shape, label = tuple(x.shape), int(y)
+    except (TypeError, ValueError, AttributeError) as e:
+        raise InputError("its items are not pairs of a tensor and a class index", where=where) from e
+    if shape != tuple(model.input_shape):
+        raise InputError(f"a sample has shape {shape}, model {model.name} takes {model.input_shape}", where=where)
+    if not 0 <= label < model.num_classes:
+        raise InputError(f"class {label} is not one of the model's {model.num_classes}", where=where)
+    return items
+
+
+def divide(name: str, count: int, seed: int) -> tuple[list[int], list[int]]:
+    """Sample numbers for training and held out, a fixed division under `seed`; synthetic data holds out nothing."""
+    if name == "synthetic" or count < HELD_OUT:
+        return list(range(count)), []
+    order = np.random.default_rng([seed, 1]).permutation(count)
+    held_out = min(count // HELD_OUT, HELD_OUT_MOST)
+    return order[held_out:].tolist(), order[:held_out].tolist()
+
+
+def draw(train: Sequence[int], global_batch: int, iterations: int, seed: int) -> list[list[int]]:
+    """Sample numbers of each iteration's global batch: permutations of `train` in a row, alike in all ranks."""
+    rng = np.random.default_rng([seed, 2])
+    numbers = np.asarray(train)
+    need = global_batch * iterations
+    epochs = [rng.permutation(numbers) for _ in range(-(-need // len(numbers)))]
+    stream = np.concatenate(epochs)[:need].reshape(iterations, global_batch)
+    return cast("list[list[int]]", stream.tolist())
+
+
+def stack(items: Items, numbers: Sequence[int], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inputs (samples first) and int64 labels of the samples `numbers`."""
+    pairs = [items[n] for n in numbers]
+    x = torch.stack([torch.as_tensor(p[0]) for p in pairs]).to(device=device, dtype=dtype)
+    return x, torch.tensor([int(p[1]) for p in pairs], dtype=torch.int64, device=device)
+
+
+class Feed:
+    """One rank's batches, iteration by iteration: `numbers[i]` are its samples of iteration i.
+
+    Small sets of samples are loaded at once, others by a thread that stays `AHEAD_ITERATIONS` ahead.
+    """
+
+    def __init__(
+        self, items: Items, numbers: Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._lock = threading.Lock()
+        self._ready: dict[int, tuple[Tensor, Tensor]] = {}
+        self._queue: queue.Queue[tuple[int, Tensor, Tensor] | Exception] = queue.Queue(maxsize=AHEAD_ITERATIONS)
+        self._all: tuple[Tensor, Tensor] | None = None
+        if not numbers or not numbers[0]:
+            return
+        used = sorted({n for batch in numbers for n in batch})
+        first = items[used[0]][0]
+        if len(used) * first.numel() * dtype.itemsize <= AHEAD_BYTES:
+            self._all = stack(items, used, dtype, device)
+            place = {n: i for i, n in enumerate(used)}
+            self._rows = [torch.tensor([place[n] for n in batch], device=device) for batch in numbers]
+            return
+        threading.Thread(target=self._load, args=(items, numbers, dtype, device), daemon=True).start()
+
+    def _load(self, items: Items, numbers: Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device) -> None:
+        try:
+            for i, batch in enumerate(numbers):
+                self._queue.put((i, *stack(items, batch, dtype, device)))
+        except Exception as error:  # noqa: BLE001 - handed to the thread that waits for the samples
+            self._queue.put(error)
+
+    def batch(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """Inputs and labels of this rank's samples in `iteration`; iterations must be asked for about in order."""
+        with self._lock:
+            while iteration not in self._ready:
+                if self._all is not None:
+                    rows = self._rows[iteration]
+                    item = iteration, self._all[0][rows], self._all[1][rows]
+                else:
+                    got = self._queue.get()
+                    if isinstance(got, Exception):
+                        raise RunError(f"loading samples failed: {type(got).__name__}: {got}")
+                    item = got
+                self._ready = {i: v for i, v in self._ready.items() if i >= item[0] - 1}
+                self._ready[item[0]] = item[1], item[2]
+            return self._ready[iteration]

@@ -1,0 +1,208 @@
+"""The parameters of a bundle at one rank: one flat vector, its gradients, and what an owner needs to update it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil, prod
+
+import torch
+from torch import Tensor
+
+from stanza_sim.base.errors import InputError
+from stanza_sim.execute.train.slices import local_shape
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Bundle, Layout, Schedule, slice_bounds
+from stanza_sim.schedule.progress import WINDOW
+
+DTYPES = {4: torch.float32, 8: torch.float64}
+"""Element types that can be executed, by their size in bytes."""
+
+
+def dtype_of(itemsize: int) -> torch.dtype:
+    """The element type of `itemsize` bytes; raises `InputError` for one that is not executed."""
+    if itemsize not in DTYPES:
+        raise InputError(f"elements of {itemsize} bytes cannot be executed", hint="use float32 (4) or float64 (8)")
+    return DTYPES[itemsize]
+
+
+class Storage:
+    """Tensors laid end to end: `whole` are their parameters where a rank computes with them or receives them.
+
+    The module's parameters are views of it. `gradients` has a vector for each generation, as long as `padded` elements.
+    Bundles of parts of the same tensors share one storage. `shapes` are those of slices of tensors, if they are that.
+    """
+
+    def __init__(
+        self,
+        model: ModelProfile,
+        tensors: tuple[str, ...],
+        dtype: torch.dtype,
+        *,
+        whole: bool,
+        gradients: bool,
+        device: torch.device,
+        padded: int = 0,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        if shapes is None:
+            shapes = {t.name: t.shape for b in model.blocks for t in b.tensors}
+        self.shapes = {name: shapes[name] for name in tensors}
+        self.extents: dict[str, tuple[int, int]] = {}
+        position = 0
+        for name in tensors:
+            numel = prod(shapes[name])
+            self.extents[name] = position, position + numel
+            position += numel
+        numel = max(position, padded)
+        self.whole = torch.zeros(numel, dtype=dtype, device=device) if whole else None
+        generations = range(WINDOW if gradients else 0)
+        self.gradients = tuple(torch.zeros(numel, dtype=dtype, device=device) for _ in generations)
+
+    def view(self, flat: Tensor, name: str) -> Tensor:
+        """The tensor `name` as a view of `flat`, which is `whole` or one of `gradients`."""
+        lo, hi = self.extents[name]
+        return flat[lo:hi].view(self.shapes[name])
+
+
+class FlatBundle:
+    """What one rank holds of a bundle.
+
+    `numel` are the elements of the vector; `whole` is that vector where the rank computes with it or receives it,
+    padded so that all owners' slices have one size. It and `gradients` are views of `storage`, which a part of some
+    tensors shares with the other parts and which is made here if it is not given. `own` are the elements [lo, hi)
+    that an owner updates, a view of `whole` where there is one. `gradients` has one whole vector for each
+    generation, `sums` the reduced gradient of the own slice, `contributions[g][r]` what rank r sent and
+    `parts[g][r]` what it sent to be added up to `partial(g)`, a sum of some ranks' gradients.
+
+    Under `Layout.FEATURES` the vector is that of the rank's own slices of the tensors, and whole in itself.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        model: ModelProfile,
+        bundle: Bundle,
+        rank: int,
+        *,
+        whole: bool,
+        gradients: bool,
+        device: torch.device,
+        storage: Storage | None = None,
+    ) -> None:
+        owners = schedule.owners(bundle)
+        self.bundle = bundle
+        self.owner = rank in owners
+        self.dtype, self.device = dtype_of(schedule.itemsize), device
+        cut = bundle.layout is Layout.CUT
+        parts = len(owners) if cut else 1
+        index = owners.index(rank) if cut and self.owner else 0
+        local: dict[str, tuple[int, ...]] | None = None
+        self.numel = bundle.numel
+        if bundle.layout is Layout.FEATURES:
+            block_of = {t.name: (b.name, t.shape) for b in model.blocks for t in b.tensors}
+            local = {name: local_shape(schedule, *block_of[name], rank) for name in bundle.tensors}
+            self.numel = sum(prod(shape) for shape in local.values())
+        self.part = ceil(self.numel / parts)
+        self.lo, self.hi = slice_bounds(self.numel, parts, index)
+        if not cut or not self.owner:
+            self.lo, self.hi = 0, self.numel
+        if storage is None:
+            padded = self.part * parts
+            storage = Storage(
+                model,
+                bundle.tensors,
+                self.dtype,
+                whole=whole,
+                gradients=gradients,
+                device=device,
+                padded=padded,
+                shapes=local,
+            )
+        self.storage = storage
+        mine = slice(bundle.start, bundle.start + self.part * parts)
+        self.whole = storage.whole[mine] if storage.whole is not None else None
+        self.own = None
+        self.own_padded = None
+        if self.owner:
+            self.own_padded = (
+                self.whole[index * self.part : (index + 1) * self.part]
+                if self.whole is not None
+                else self.zeros(self.part)
+            )
+            self.own = self.own_padded[: self.hi - self.lo]
+        self.velocity = self.zeros(self.hi - self.lo) if self.owner else None
+        self.gradients = tuple(g[mine] for g in storage.gradients)
+        self.sums = tuple(self.zeros(self.part) for _ in range(WINDOW)) if self.owner else ()
+        self.contributions: tuple[dict[int, Tensor], ...] = tuple({} for _ in range(WINDOW))
+        self.parts: tuple[dict[int, Tensor], ...] = tuple({} for _ in range(WINDOW))
+        self._partial: dict[int, Tensor] = {}
+
+    def zeros(self, numel: int) -> Tensor:
+        """A vector of the bundle's type on its device."""
+        return torch.zeros(numel, dtype=self.dtype, device=self.device)
+
+    def gradient(self, generation: int) -> Tensor:
+        """The own gradient of the elements [lo, hi)."""
+        return self.gradients[generation][self.lo : self.hi]
+
+    def reduce(self, generation: int, sources: list[int], rank: int) -> None:
+        """Sum the contributions of `sources` in the order given; `rank`'s own is its gradient, or its partial sum.
+
+        An owner whose slice is empty, since the bundle has fewer elements than owners, gets none and sums none.
+        """
+        if self.lo == self.hi:
+            return
+
+        def own() -> Tensor:
+            partial = self._partial.get(generation)
+            return self.gradient(generation) if partial is None else partial[self.lo : self.hi]
+
+        parts = [own() if r == rank else self.contributions[generation][r] for r in sources]
+        _add(parts, self.sums[generation][: self.hi - self.lo])
+
+    def add_up(self, generation: int, sources: list[int], rank: int) -> None:
+        """Sum the gradients that `sources` sent to be added up, in the order given; `rank`'s own is its gradient."""
+        if generation not in self._partial:
+            self._partial[generation] = self.zeros(self.bundle.numel)
+        whole = slice(0, self.bundle.numel)
+        parts = [self.gradients[generation][whole] if r == rank else self.parts[generation][r] for r in sources]
+        _add(parts, self._partial[generation])
+
+    def partial(self, generation: int) -> Tensor:
+        """What `add_up` found."""
+        return self._partial[generation]
+
+
+def _add(parts: list[Tensor], total: Tensor) -> None:
+    """Put the sum of `parts`, in their order, into `total`."""
+    if len(parts) == 1:
+        total.copy_(parts[0])
+        return
+    torch.add(parts[0], parts[1], out=total)
+    for part in parts[2:]:
+        total.add_(part)
+
+
+def sgd_step(
+    parameters: Tensor,
+    gradient: Tensor,
+    velocity: Tensor,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    global_batch: int,
+) -> None:
+    """One step of SGD in place, elementwise, so that it may be applied to any slice of a bundle.
+
+    `gradient` is that of the summed loss; it is divided by `global_batch` before weight decay is added, so that `lr`
+    and `weight_decay` mean what they mean with the mean loss. As `torch.optim.SGD`:
+    v = momentum v + g / B + weight_decay p; p = p - lr v.
+    """
+    if momentum:
+        velocity.mul_(momentum).add_(gradient, alpha=1 / global_batch)
+    else:
+        torch.mul(gradient, 1 / global_batch, out=velocity)
+    if weight_decay:
+        velocity.add_(parameters, alpha=weight_decay)
+    parameters.add_(velocity, alpha=-lr)

@@ -1,0 +1,100 @@
+"""Single-process SGD with the arithmetic of a schedule: what every strategy must equal.
+
+The whole model, plain autograd over the whole global batch, `torch.optim.SGD`. From the schedule it takes only which
+sub-batches each block sees, since batch norm has the statistics of each sub-batch by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stanza_sim.execute.rank.job import Array, RunJob
+from stanza_sim.execute.train import data
+from stanza_sim.execute.train.dropout import CounterDropout
+from stanza_sim.execute.train.flat import dtype_of
+from stanza_sim.execute.train.samples import follow
+from stanza_sim.model.extract import build_module, replace_dropout, split
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What single-process SGD gives: parameters before and after, and the mean loss per sample of each iteration."""
+
+    start: dict[str, Array]
+    end: dict[str, Array]
+    losses: tuple[float, ...]
+
+
+def train(job: RunJob) -> Trained:
+    """Train as `job` says, in this process."""
+    training, schedule = job.training, job.schedule
+    samples = follow(schedule, job.model)
+    torch.manual_seed(training.seed)
+    module = build_module(job.model, device="cpu")
+    dropouts: dict[str, list[CounterDropout]] = {}
+    parts = split(module, job.model)
+    for part in parts:
+        dropouts[part.name] = []
+
+        def make(key: str, p: float, found: list[CounterDropout] = dropouts[part.name]) -> nn.Module:
+            found.append(CounterDropout(key, p, training.seed))
+            return found[-1]
+
+        replace_dropout(part.module, make)
+        part.module.train()
+    parameters = {name: p for part in parts for name, p in part.parameters.items()}
+    start = _arrays(parameters)
+    o = training.optimizer
+    optimizer = torch.optim.SGD(parameters.values(), lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
+    items = data.load(training.data, job.model, training.seed)
+    numbers, _ = data.divide(training.data, len(items), training.seed)
+    losses = []
+    for step, batch in enumerate(data.draw(numbers, schedule.global_batch, training.iterations, training.seed)):
+        x, y = data.stack(items, batch, dtype_of(schedule.itemsize), torch.device("cpu"))
+        for part in parts:
+            x = _through(part.module, x, samples.of_block(part.name), dropouts[part.name], step)
+        loss = F.cross_entropy(x, y, reduction="mean")
+        for group in optimizer.param_groups:
+            group["lr"] = o.schedule.at(o.lr, step, training.iterations)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(loss.item())
+    return Trained(start=start, end=_arrays(parameters), losses=tuple(losses))
+
+
+def _through(
+    block: nn.Module, x: Tensor, sub_batches: list[tuple[int, ...]], dropouts: list[CounterDropout], step: int
+) -> Tensor:
+    """Output of `block` for the whole global batch, computed sub-batch by sub-batch."""
+    outputs = []
+    for rows in sub_batches:
+        for dropout in dropouts:
+            dropout.step, dropout.positions = step, torch.tensor(rows, dtype=torch.int32)
+        outputs.append(block(x[list(rows)]))
+    order = torch.tensor([p for rows in sub_batches for p in rows]).argsort()
+    return torch.cat(outputs)[order]
+
+
+def _arrays(parameters: dict[str, nn.Parameter]) -> dict[str, Array]:
+    return {name: np.array(p.detach().numpy()) for name, p in parameters.items()}
+
+
+def largest_deviation(got: dict[str, Array], trained: Trained) -> float:
+    """The largest ||p - q|| / ||q - p0|| over tensors: p is `got`, q the reference's end, p0 its start."""
+    worst = 0.0
+    for name, q in trained.end.items():
+        moved = float(np.linalg.norm(_double(q) - _double(trained.start[name])))
+        off = float(np.linalg.norm(_double(got[name]) - _double(q)))
+        worst = max(worst, off / moved if moved else (0.0 if off == 0 else float("inf")))
+    return worst
+
+
+def _double(values: Array) -> npt.NDArray[np.float64]:
+    return np.asarray(values, dtype=np.float64)

@@ -1,0 +1,188 @@
+"""One rank's part in a job that trains: build what it holds, compute, bring parameters together, evaluate on rank 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from math import prod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stanza_sim.execute.rank.engine import now
+from stanza_sim.execute.rank.exchange import gather
+from stanza_sim.execute.rank.job import Array, RunJob
+from stanza_sim.execute.rank.part import MessageSizes, Outcome
+from stanza_sim.execute.rank.transport import Transport
+from stanza_sim.execute.train import data
+from stanza_sim.execute.train.build import Holdings, build, state_of
+from stanza_sim.execute.train.flat import FlatBundle, dtype_of
+from stanza_sim.execute.train.passes import Passes
+from stanza_sim.execute.train.samples import follow
+from stanza_sim.execute.train.slices import HeldBlock, put_local
+from stanza_sim.model.extract import build_module
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Collective, Compute, Layout, Schedule, Transfer
+
+if TYPE_CHECKING:
+    from stanza_sim.execute.rank.context import Context
+
+EVALUATED_AT_ONCE = 256
+
+
+@dataclass(slots=True)
+class RankWork:
+    """What the engine's units do: passes for computations, transport for collectives, sizes of messages."""
+
+    passes: Passes
+    transport: Transport
+    schedule: Schedule
+
+    def __post_init__(self) -> None:
+        self.nbytes = MessageSizes(self.schedule)
+
+    nbytes: Callable[[Transfer, int, int], int] = field(init=False)
+
+    def compute(self, op: Compute, iteration: int, ready_s: float) -> tuple[float, float]:
+        """Carry out a computation."""
+        begin_s = now()
+        self.passes.compute(op, iteration)
+        return begin_s, now()
+
+    def collective(self, op: Collective, iteration: int) -> None:
+        """Carry out a collective."""
+        self.passes.collective(op, iteration, self.transport)
+
+    def outgoing(self, op: Transfer, iteration: int, dst: int) -> Tensor:
+        """The message to `dst`."""
+        return self.passes.outgoing(op, iteration, dst)
+
+    def incoming(self, op: Transfer, iteration: int, src: int) -> Tensor:
+        """Where the message from `src` goes."""
+        return self.passes.incoming(op, iteration, src)
+
+
+class Trained:
+    """Computes and trains: with what this rank holds of the model, and its share of the data."""
+
+    def __init__(self, job: RunJob, context: Context, transport: Transport, beat: Callable[[], None]) -> None:
+        self._job, self._context = job, context
+        schedule, model, training, rank, device = job.schedule, job.model, job.training, context.rank, context.device
+        dtype = dtype_of(schedule.itemsize)
+        samples = follow(schedule, model)
+        self._items = data.load(training.data, model, training.seed)
+        train, self._held_out = data.divide(training.data, len(self._items), training.seed)
+        numbers: list[list[int]] = []
+        if rank in schedule.data_ranks:
+            first = schedule.data_ranks.index(rank) * schedule.batch_per_worker
+            drawn = data.draw(train, schedule.global_batch, training.iterations, training.seed)
+            numbers = [batch[first : first + schedule.batch_per_worker] for batch in drawn]
+        feed = data.Feed(self._items, numbers, dtype, device)
+        self._held, self._blocks, self._bundles = build(schedule, model, rank, training.seed, device)
+        beat()
+        self._passes = Passes(
+            schedule=schedule,
+            model=model,
+            training=training,
+            rank=rank,
+            samples=samples,
+            blocks=self._blocks,
+            bundles=self._bundles,
+            batch=feed.batch,
+            device=device,
+        )
+        self.work = RankWork(self._passes, transport, schedule)
+
+    def start_thread(self) -> None:
+        """See `Part`."""
+        self._context.start_thread()
+
+    def running(self) -> AbstractContextManager[bool]:
+        """See `Part`."""
+        return nullcontext(False)
+
+    def outcome(self) -> Outcome:
+        """Losses; and where wanted accuracy and parameters, which go to rank 0."""
+        job, rank = self._job, self._context.rank
+        accuracy: float | None = None
+        parameters: dict[str, Tensor] = {}
+        if self._held_out or job.keep_parameters:
+            parameters, state = _collect(job.schedule, job.model, self._held, self._blocks, self._bundles, rank)
+            if rank == 0 and self._held_out:
+                accuracy = _accuracy(job, parameters, state, self._items, self._held_out)
+        return Outcome(
+            loss_sums=self._passes.losses(),
+            accuracy=accuracy,
+            parameters=_as_arrays(parameters) if job.keep_parameters and rank == 0 else None,
+        )
+
+
+def _as_arrays(parameters: dict[str, Tensor]) -> dict[str, Array]:
+    return {name: np.array(t.numpy()) for name, t in parameters.items()}
+
+
+Collected = tuple[dict[str, tuple[int, Tensor]], dict[str, Tensor]]
+
+
+def _collect(
+    schedule: Schedule,
+    model: ModelProfile,
+    held: Holdings,
+    blocks: list[HeldBlock],
+    bundles: dict[str, FlatBundle],
+    rank: int,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Bring parameters (from their owners) and buffers (from the first rank that computes a block) to rank 0."""
+    slices: dict[str, tuple[int, Tensor]] = {}
+    for name, flat in bundles.items():
+        owners = schedule.owners(flat.bundle)
+        if flat.own is not None and (flat.bundle.layout is not Layout.REPLICATED or owners[0] == rank):
+            slices[name] = flat.lo, flat.own.cpu()
+    state: dict[str, Tensor] = {}
+    for block in blocks:
+        if held.computes[block.name][0] == rank:
+            found = state_of(block.module, {n for n, _ in block.parameters})
+            state |= {n: t.detach().cpu() for n, t in found.items()}
+    collected: list[Collected] | None = gather((slices, state), rank, schedule.world_size)
+    shapes = {t.name: t.shape for b in model.blocks for t in b.tensors}
+    parameters: dict[str, Tensor] = {}
+    wholes: dict[tuple[str, ...], Tensor] = {}
+    for bundle in schedule.bundles if collected is not None else ():
+        if bundle.tensors not in wholes:
+            numel = sum(prod(shapes[t]) for t in bundle.tensors)
+            wholes[bundle.tensors] = torch.empty(numel, dtype=dtype_of(schedule.itemsize))
+        whole = wholes[bundle.tensors]
+        for r, (theirs, _) in enumerate(collected or ()):
+            if bundle.name in theirs:
+                lo, values = theirs[bundle.name]
+                if bundle.layout is Layout.FEATURES:
+                    put_local(schedule, model, bundle, r, whole, values)
+                else:
+                    whole[bundle.start + lo : bundle.start + lo + len(values)] = values
+    for tensors, whole in wholes.items():
+        cut = torch.split(whole, [prod(shapes[t]) for t in tensors])
+        parameters |= {t: values.view(shapes[t]) for t, values in zip(tensors, cut, strict=True)}
+    for _, theirs_state in collected or ():
+        state |= theirs_state
+    return parameters, state
+
+
+def _accuracy(
+    job: RunJob, parameters: dict[str, Tensor], state: dict[str, Tensor], items: data.Items, held_out: list[int]
+) -> float:
+    """Share of the held-out samples that the trained model classifies correctly, computed on the CPU."""
+    module = build_module(job.model, device="cpu")
+    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    with torch.no_grad():
+        for name, values in (*parameters.items(), *state.items()):
+            own[name].copy_(values.view(own[name].shape))
+        module.eval()
+        right = 0
+        for i in range(0, len(held_out), EVALUATED_AT_ONCE):
+            part = held_out[i : i + EVALUATED_AT_ONCE]
+            x, y = data.stack(items, part, dtype_of(job.schedule.itemsize), torch.device("cpu"))
+            right += int((module(x).argmax(1) == y).sum())
+    return right / len(held_out)

@@ -1,0 +1,290 @@
+"""What an experiment file says: models, a cluster, strategies and how to train. See `experiments/` for two examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from stanza_sim import strategies
+from stanza_sim.base import config
+from stanza_sim.base.config import Count, Factor, Loaded, Section
+from stanza_sim.base.errors import InputError
+from stanza_sim.base.units import PositiveSeconds, Rate
+
+Scalar = bool | int | float | str | None
+Batch = Annotated[Count, Field(le=1_000_000_000)]
+"""Samples of one worker."""
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")]
+
+
+def _wrong(message: str, hint: str = "") -> PydanticCustomError:
+    """A validation error whose message and hint reach the user as they are (as those of `units` do)."""
+    return PydanticCustomError("unit", "{message}", {"message": message, "hint": hint})
+
+
+class Network(Section):
+    """Changes to the cluster's network."""
+
+    rate: Rate | None = Field(None, description="Rate of every NIC.")
+
+
+class Scale(Section):
+    """Factors that make a model smaller or larger than it is; see `stanza_sim.model.profile.scaled`."""
+
+    bytes: Factor = Field(1.0, description="Factor on the sizes of all parameters and of what passes between blocks.")
+    compute: Factor = Field(1.0, description="Factor on the work of every block.")
+
+    def __str__(self) -> str:
+        """`-bytes0.02-compute0.5`, or nothing where nothing is scaled."""
+        both = (("bytes", self.bytes), ("compute", self.compute))
+        return "".join(f"-{key}{value:g}" for key, value in both if value != 1).replace("+", "")
+
+
+class ModelEntry(Section):
+    """A model of the zoo by name, or a torch module by the import path of its factory."""
+
+    model: str = Field(min_length=1, description="Name in the zoo, or `package.module:factory`.")
+    name: Name | None = Field(None, description="Name in the report; default: the zoo's, or the factory's.")
+    batch_per_worker: Batch | None = Field(None, description="Samples per worker and iteration.")
+    input_shape: tuple[Count, ...] | None = Field(None, description="Shape of one sample, for a factory.")
+    factory_kwargs: dict[str, Scalar] = Field(default_factory=dict, description="Arguments of the factory.")
+    boundary: str | int | None = Field(None, description="Block at which the FC part begins; default: found.")
+    scale: Scale = Field(Scale(), description="Makes it a model of the same shape that can be emulated, not trained.")
+
+    @property
+    def title(self) -> str:
+        """What the report calls the model; it says if the model is scaled, and how."""
+        return f"{self.name or self.model.rpartition(':')[2]}{self.scale}"
+
+
+def _from_name(key: str) -> BeforeValidator:
+    """Let a bare name stand for `{key: name}`."""
+    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
+
+
+class StrategyEntry(Section):
+    """A strategy with its settings."""
+
+    strategy: str = Field(description="Name of the strategy: a file in `strategies/`.")
+    label: str | None = Field(None, min_length=1, max_length=60, description="Name of the row; default: the name.")
+    settings: SerializeAsAny[BaseModel] = Field(
+        default_factory=Section, validate_default=True, description="Settings of the strategy."
+    )
+
+    @field_validator("strategy")
+    @classmethod
+    def _exists(cls, value: str) -> str:
+        try:
+            strategies.get(value)
+        except InputError as error:
+            raise _wrong(error.message, error.hint or "") from None
+        return value
+
+    @field_validator("label")
+    @classmethod
+    def _on_one_line(cls, value: str | None) -> str | None:
+        if value is not None and not value.isprintable():
+            raise _wrong(f"{value!r} has characters that cannot be printed", "a label is one line of text")
+        return value
+
+    @field_validator("settings", mode="plain")
+    @classmethod
+    def _of_strategy(cls, value: object, info: ValidationInfo) -> BaseModel:
+        name = info.data.get("strategy")
+        if name is None:  # the strategy's name is wrong, and that is reported
+            return Section()
+        given = {} if value is None or type(value) is Section else value
+        known = strategies.get(name).Settings
+        if isinstance(given, Mapping) and (unknown := [k for k in given if k not in known.model_fields]):
+            message = f"strategy {name} has no setting {unknown[0]!r}"
+            error = _wrong(message, config.near(str(unknown[0]), known.model_fields))
+            details = InitErrorDetails(type=error, loc=(unknown[0],), input=given[unknown[0]])
+            raise ValidationError.from_exception_data("settings", [details])
+        return known.model_validate(given)
+
+    @property
+    def title(self) -> str:
+        """What the report calls the row."""
+        return self.label or self.strategy
+
+
+class LearningRate(Section):
+    """How the learning rate changes: a linear warm-up, then constant, in steps, or along a half cosine to zero."""
+
+    kind: Literal["constant", "step", "cosine"] = "constant"
+    warmup: int = Field(0, ge=0, description="Iterations of linear warm-up from lr/warmup to lr.")
+    every: Count | None = Field(None, description="step: iterations between two steps.")
+    factor: float | None = Field(None, gt=0, lt=1, description="step: the factor of one step.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        given = self.every is not None, self.factor is not None
+        if self.kind == "step" and not all(given):
+            raise _wrong("a step schedule needs `every` and `factor`", "such as {kind: step, every: 30, factor: 0.1}")
+        if self.kind != "step" and any(given):
+            raise _wrong(f"`every` and `factor` are for kind step, not {self.kind}", "leave them out or set kind: step")
+        return self
+
+
+class Optimizer(Section):
+    """SGD with momentum."""
+
+    lr: Factor = Field(0.05, description="Learning rate for the mean loss of a global batch.")
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    schedule: LearningRate = LearningRate()
+
+
+class Training(Section):
+    """What `--execute` trains on, and for how long."""
+
+    iterations: Count = Field(60, description="Iterations in all, warm-up included.")
+    warmup: int = Field(10, ge=0, description="First iterations, which train but are not timed.")
+    optimizer: Optimizer = Optimizer()
+    data: str = Field("synthetic", min_length=1, description="synthetic, digits, or the import path of a Dataset.")
+
+    @model_validator(mode="after")
+    def _some_are_timed(self) -> Self:
+        if self.warmup + 2 > self.iterations:
+            raise _wrong(
+                f"{self.iterations} iterations with {self.warmup} of warm-up leave fewer than two to time",
+                "raise `iterations` or lower `warmup`",
+            )
+        return self
+
+
+class Execute(Section):
+    """How `--execute` starts the ranks."""
+
+    timeout: PositiveSeconds = Field(60.0, description="How long a rank may stay silent before the run has failed.")
+    threads_per_rank: Count = Field(1, description="Threads of each rank's computation on a CPU.")
+    backend: Literal["auto", "gloo", "nccl"] = Field("auto", description="auto: nccl with one GPU a rank, else gloo.")
+    compute: Literal["real", "emulated"] = Field(
+        "real", description="emulated: each computation is a wait of its predicted time, and nothing is trained."
+    )
+    realtime: bool = Field(
+        False,
+        description="Emulated: run ranks under real-time scheduling, if that is permitted; default with --testbed.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.realtime and self.compute == "real":
+            raise _wrong("realtime is for emulated compute: ranks that compute would hold all cores", "leave it out")
+        if self.backend == "nccl" and self.compute == "emulated":
+            raise _wrong("emulated compute sends from host memory, which NCCL does not", "use backend: gloo, or auto")
+        return self
+
+
+class Jitter(Section):
+    """How computation times vary by chance, from rank to rank and from iteration to iteration."""
+
+    kind: Literal["none", "lognormal", "uniform"] = "none"
+    spread: float = Field(
+        0.0, ge=0, le=1000, allow_inf_nan=False, strict=True, description="Relative to the mean, such as 0.1."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if (self.kind == "none") != (self.spread == 0):
+            what = "a spread without a kind" if self.kind == "none" else f"{self.kind} jitter without a spread"
+            raise _wrong(what, "write such as {kind: lognormal, spread: 0.1}")
+        if self.kind == "uniform" and self.spread >= 1:
+            raise _wrong(f"uniform jitter with a spread of {self.spread:g}", "its spread is below 1")
+        return self
+
+
+class Straggler(Section):
+    """A chance that a rank takes much longer for an iteration."""
+
+    probability: float | None = Field(None, gt=0, le=1, strict=True, description="Chance of a rank in an iteration.")
+    slowdown: float | None = Field(None, gt=1, le=1e6, strict=True, description="How many times as long.")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.probability is None) != (self.slowdown is None):
+            raise _wrong("stragglers need `probability` and `slowdown`", "such as {probability: 0.01, slowdown: 3}")
+        return self
+
+
+class Simulation(Section):
+    """What the simulator adds to the plain prediction. See `stanza_sim.simulate.variation`."""
+
+    jitter: Jitter = Jitter()
+    straggler: Straggler = Straggler()
+    repeats: Count | None = Field(
+        None, le=100_000, description="Simulations with draws of their own; default: 20 if any vary."
+    )
+    collectives: Literal["activity", "steps"] = Field(
+        "activity", description="activity: each as one flow over all its links; steps: message by message, slower."
+    )
+
+    @property
+    def varies(self) -> bool:
+        """Whether computation times vary by chance."""
+        return self.jitter.kind != "none" or self.straggler.probability is not None
+
+
+class Experiment(Section):
+    """One experiment file."""
+
+    name: Name
+    description: str = ""
+    cluster: str = Field(min_length=1, description="Name of a topology, or path of its file.")
+    nodes: Count | None = Field(None, description="How many nodes; default: the topology's.")
+    network: Network = Network()
+    batch_per_worker: Batch = Field(32, description="Samples per worker and iteration, for models that do not say.")
+    seed: int = Field(1, ge=0, lt=2**63, strict=True)
+    precision: str = "fp32"
+    models: tuple[Annotated[ModelEntry, _from_name("model")], ...] = Field(min_length=1)
+    strategies: tuple[Annotated[StrategyEntry, _from_name("strategy")], ...] = Field(min_length=1)
+    training: Training = Training()
+    execute: Execute = Execute()
+    simulation: Simulation = Simulation()
+    profile: str | None = Field(None, description="File with measured block times, relative to this file.")
+
+    @model_validator(mode="after")
+    def _distinct(self) -> Self:
+        for what, titles in (
+            ("models", [m.title for m in self.models]),
+            ("strategies", [s.title for s in self.strategies]),
+        ):
+            if twice := [t for t in dict.fromkeys(titles) if titles.count(t) > 1]:
+                key = "name" if what == "models" else "label"
+                raise _wrong(f"two {what} are called {twice[0]!r}", f"give each its own `{key}`")
+        return self
+
+    def batch_of(self, entry: ModelEntry) -> int:
+        """Samples per worker and iteration of one of `models`."""
+        return entry.batch_per_worker or self.batch_per_worker
+
+
+def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Loaded[Experiment]:
+    """Read an experiment by name or path.
+
+    `overrides` are `key=value` texts, the key a dotted path into the file. `batch_per_worker=N` also overrides what
+    the models say themselves, unless `models.I.batch_per_worker` is given too. Raises `InputError` with file, key
+    and what would be right.
+    """
+    loaded = config.load_located(config.find("experiments", name_or_path), Experiment, overrides=overrides)
+    keys = loaded.source.overridden.keys()
+    if ("batch_per_worker",) not in keys:
+        return loaded
+    models = list(loaded.value.models)
+    for i, entry in enumerate(models):
+        if not {("models", i), ("models", i, "batch_per_worker")} & keys:
+            models[i] = entry.model_copy(update={"batch_per_worker": None})
+    return replace(loaded, value=loaded.value.model_copy(update={"models": tuple(models)}))

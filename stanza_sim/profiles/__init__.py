@@ -1,0 +1,1 @@
+"""Files of measured times: of blocks, and of a network's messages."""

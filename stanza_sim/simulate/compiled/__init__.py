@@ -1,0 +1,1 @@
+"""The simulator on arrays, compiled where numba is installed."""

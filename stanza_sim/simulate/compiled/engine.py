@@ -1,0 +1,282 @@
+"""The engine in compiled code: runs a graph of all ranks' programs until iterations repeat.
+
+It does what `engine.py` does, but nothing of an instant happens in Python; tests hold the two equal. While it runs it
+lets go of Python's lock, so several get on side by side in threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from stanza_sim.base.errors import RunError
+from stanza_sim.schedule import Collective, Compute, Transfer, UnitKind
+from stanza_sim.schedule.progress import Progress, stuck
+from stanza_sim.simulate.background import BackgroundFlow, OnOff
+from stanza_sim.simulate.compiled import kernel
+from stanza_sim.simulate.compiled.advance import (
+    COMPLETE,
+    COMPLETED,
+    FULL,
+    FURTHEST,
+    INSTANTS,
+    LOGGED,
+    REACHED,
+    STUCK,
+    Plan,
+    RunState,
+    advance,
+)
+from stanza_sim.simulate.compiled.graph import Graph
+from stanza_sim.simulate.lowering.arrays import ArrayLowered
+from stanza_sim.simulate.plain.bucket import EMPTY, Shape
+from stanza_sim.timeline.spans import Span
+
+if TYPE_CHECKING:
+    from threading import Event
+
+    from stanza_sim.simulate.variation import Variation
+
+F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
+
+STEPS = 50_000
+"""Instants between two looks at whether the user wants to stop."""
+_COLUMNS = 12  # iterations for which there is room at first
+
+
+class _PhaseClock:
+    """The clock of background traffic that comes and goes: it is the only one to ask for the end of a phase."""
+
+    def __init__(self) -> None:
+        self.now = 0.0  # set by who lets time pass
+        self.wake_s = inf
+        self.then: Callable[[], None] = lambda: None
+
+    @property
+    def pending(self) -> bool:
+        """Compiled code says when nothing else is to happen."""
+        return True
+
+    def wake(self, at_s: float, then: Callable[[], None]) -> None:
+        """Note what is to be called at `at_s`."""
+        self.wake_s, self.then = max(at_s, self.now), then
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Spans of one simulation: node, iteration, start and end of each, in order of the end."""
+
+    graph: Graph
+    lowered: ArrayLowered
+    columns: tuple[npt.NDArray[np.generic], ...]
+
+    def rows(self) -> Iterator[tuple[int, int, float, float]]:
+        """Yield node, iteration, start and end of each."""
+        return zip(*(x.tolist() for x in self.columns), strict=True)
+
+    def spans(self) -> list[Span]:
+        """Make them."""
+        found = []
+        for node, iteration, start_s, end_s in self.rows():
+            ending = self.graph.endings[node]
+            for a, index in ending.units:
+                actor = self.lowered.actors[a]
+                op = actor.program.units[index].op
+                match op:
+                    case Compute():
+                        lane, nbytes = op.lane, 0
+                    case Transfer():
+                        lane, nbytes = op.channel, actor.traffic[index][0 if ending.side == "sent" else 1]
+                    case Collective():
+                        lane, nbytes = op.ranks, actor.traffic[index][0]
+                found.append(
+                    Span(
+                        op=op.name,
+                        rank=actor.rank,
+                        iteration=iteration,
+                        lane=lane,
+                        side=ending.side,
+                        start_s=start_s,
+                        end_s=end_s,
+                        nbytes=nbytes,
+                    )
+                )
+        return found
+
+
+class CompiledEngine:
+    """One simulation of a graph, which several may share. Another thread may end it by setting `stop`."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        lowered: ArrayLowered,
+        background: Sequence[BackgroundFlow],
+        variation: Variation | None = None,
+        stop: Event | None = None,
+    ) -> None:
+        self.graph, self.lowered, self.variation = graph, lowered, variation
+        self.traffic, self.stop = background, stop
+        template, posts = graph.nodes, len(graph.post_unit)
+        self._nodes = template._replace(
+            work=template.work.copy(), missing=template.missing.copy(), done_s=template.done_s.copy()
+        )
+        self._net = graph.net._replace(capacity=graph.net.capacity.copy())
+        self._state = kernel.make_state(self._net, self._nodes)
+        shaped = [s for q, bucket in lowered.buckets if (s := Shape.of(q, self._net.capacity[q], bucket)).matters]
+        self._plan = Plan(
+            size=graph.size,
+            kind=graph.kind,
+            rank=graph.rank,
+            opening=graph.opening,
+            ready=graph.ready,
+            posted=graph.posted,
+            post_ptr=graph.post_ptr,
+            post_unit=graph.post_unit,
+            post_queue=graph.post_queue,
+            post_priority=graph.post_priority,
+            post_credit=graph.post_credit,
+            paid_by=graph.paid_by,
+            compute_ptr=graph.compute_ptr,
+            compute_node=graph.compute_node,
+            compute_work=graph.compute_work,
+            spans=len(graph.endings),
+            working=len(graph.working),
+            shaped=np.array([s.resource for s in shaped], dtype=np.int32),
+            shape=np.array([(s.rate_Bps, s.nbytes, s.peak_Bps, EMPTY * s.nbytes) for s in shaped]).reshape(-1, 4),
+        )
+        world, room = len(lowered.actors), (_COLUMNS + 2) * len(graph.endings)
+        self._go = RunState(
+            now=np.array([0.0, inf]),
+            bucket=np.array([(0.0, 0.0, -s.rate_Bps, inf) for s in shaped]).reshape(-1, 4),
+            counts=np.zeros(4, dtype=np.int64),
+            done=np.zeros(world, dtype=np.int64),
+            ends=np.full((world, _COLUMNS), np.nan),
+            factor=self._factors(0, _COLUMNS),
+            finished=np.zeros(_COLUMNS, dtype=np.int64),
+            busy=np.zeros(world, dtype=np.int8),
+            waiting=np.zeros(world, dtype=np.int32),
+            who=np.zeros(2 * posts, dtype=np.int32),
+            when=np.zeros(2 * posts, dtype=np.int64),
+            under_way=np.zeros(int(graph.post_queue.max(initial=0)) + 1, dtype=np.int64),
+            touched=np.zeros(6 * posts, dtype=np.int32),
+            log_node=np.zeros(room, dtype=np.int32),
+            log_iteration=np.zeros(room, dtype=np.int32),
+            log_start=np.zeros(room),
+            log_end=np.zeros(room),
+        )
+        computes = np.repeat(np.arange(world), np.diff(graph.compute_ptr))
+        openings = graph.opening + np.array(graph.working, dtype=np.int32)
+        for iteration in (0, 1):
+            shift = iteration * graph.size
+            self._nodes.work[graph.compute_node + shift] = graph.compute_work * self._go.factor[computes, iteration]
+            self._trigger(openings + shift)
+        self._trigger(np.array(graph.background, dtype=np.int32))  # it never ends; while it is away, its cap is zero
+        self._clock = _PhaseClock()
+        self._on_off = OnOff(background, self._clock, self._switch)
+        for node, there in zip(graph.background, self._on_off.there, strict=True):
+            if not there:
+                self._state.row[self._nodes.cls[node], kernel.CAP] = 0.0
+
+    @property
+    def now_s(self) -> float:
+        """The time that is reached."""
+        return float(self._go.now[0])
+
+    @property
+    def events(self) -> int:
+        """Instants at which something happened."""
+        return int(self._go.counts[INSTANTS])
+
+    def run(self, until: Callable[[list[tuple[float, ...]]], bool]) -> None:
+        """See `Engine.run`."""
+        complete = 0
+        while self.stop is None or not self.stop.is_set():
+            self._on_off.arm()
+            clock = self._clock
+            why = advance(self._net, self._nodes, self._state, self._plan, self._go, complete, clock.wake_s, STEPS)
+            clock.now = self.now_s
+            if why == COMPLETED:
+                while complete < self._go.counts[COMPLETE]:
+                    complete += 1
+                    if until([tuple(self._go.ends[a, :complete].tolist()) for a in self.graph.working]):
+                        return
+            elif why == FULL:
+                self._grow()
+            elif why == REACHED:
+                clock.wake_s = inf
+                clock.then()
+            elif why == STUCK:
+                raise RunError(self._stuck())
+        raise RunError("the simulation was stopped")
+
+    def log(self) -> Log:
+        """All spans so far."""
+        go, count = self._go, int(self._go.counts[LOGGED])
+        columns = (go.log_node, go.log_iteration, go.log_start, go.log_end)
+        return Log(self.graph, self.lowered, tuple(x[:count].copy() for x in columns))
+
+    def background_bytes(self) -> dict[int, float]:
+        """See `Fabric.background_bytes`."""
+        found = {}
+        for flow, node in zip(self.traffic, self.graph.background, strict=True):
+            own = self._state.row[self._nodes.cls[node]]
+            found[flow.resource] = float(own[kernel.SERVED] + own[kernel.RATE] * (self.now_s - own[kernel.SINCE]))
+        return found
+
+    def _stuck(self) -> str:
+        """What each rank waits for: the rules are told what has happened, and tell the story."""
+        actors = self.lowered.actors
+        cores = [Progress(a.program, a.messages_of) for a in actors]
+        for core in cores:
+            core.begin()
+        for node, iteration, _, end_s in self.log().rows():
+            for a, index in self.graph.endings[node].units:
+                key = (iteration, index)
+                if actors[a].program.units[index].kind is UnitKind.RECV:
+                    cores[a].arrived(key, end_s)
+                else:
+                    cores[a].complete(key, end_s)
+        return stuck(cores)
+
+    def _trigger(self, which: I32) -> None:
+        kernel.trigger(self._nodes, self._state, which.astype(np.int32), self.now_s)
+
+    def _switch(self, k: int, there: bool) -> None:
+        """Background traffic comes or goes."""
+        flow, state = self.traffic[k], self._state
+        cap = flow.traffic.bandwidth_Bps if there else 0.0
+        c = self._nodes.cls[self.graph.background[k]]
+        state.finish[c] = np.nan  # so that its rate is found anew
+        state.row[c, kernel.CAP] = cap
+        if state.link_epoch[flow.resource] != -1:
+            state.link_epoch[flow.resource] = -1
+            state.changed[state.scalars[kernel.CHANGED]] = flow.resource
+            state.scalars[kernel.CHANGED] += 1
+
+    def _factors(self, first: int, columns: int) -> F64:
+        """How many times as long computations of each rank take, in `columns` iterations."""
+        if self.variation is None:
+            return np.ones((len(self.lowered.actors), columns))
+        iterations = range(first, first + columns)
+        return np.array([[self.variation.factor(a.rank, i) for i in iterations] for a in self.lowered.actors])
+
+    def _grow(self) -> None:
+        """Make room for twice as much."""
+        go, columns = self._go, self._go.ends.shape[1]
+        if go.counts[FURTHEST] + 4 > columns:
+            more = {
+                "ends": np.concatenate([go.ends, np.full_like(go.ends, np.nan)], axis=1),
+                "factor": np.concatenate([go.factor, self._factors(columns, columns)], axis=1),
+                "finished": np.concatenate([go.finished, np.zeros_like(go.finished)]),
+            }
+        else:
+            names = ("log_node", "log_iteration", "log_start", "log_end")
+            more = {name: np.concatenate([getattr(go, name)] * 2) for name in names}
+        self._go = go._replace(**more)

@@ -1,0 +1,155 @@
+"""A quick lower bound on an iteration, from the schedule alone: nothing is checked, folded or lowered.
+
+It counts what every order of the work has in common with the exact bound (`bounds.py`) and is quick to add up: passes
+and losses on each lane and device, and what crosses each host's NICs. It leaves out sums, updates, loopbacks, cores and
+links between switches, so it is at or below the exact bound.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Collective, CollectiveKind, Compute, Layout, Phase, Schedule, Transfer, slice_bounds
+from stanza_sim.schedule.collectives import has_closed_form
+from stanza_sim.simulate.lowering.fold import unfolded
+from stanza_sim.simulate.lowering.lower import Lowering
+
+if TYPE_CHECKING:
+    from stanza_sim.simulate.costs import CostModel
+
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+
+
+def rough_bound_s(
+    schedule: Schedule, model: ModelProfile, cluster: Cluster, cost_of: Callable[[int], CostModel]
+) -> float:
+    """Seconds per iteration that no order of the work of a legal `schedule` can beat, at or below the exact bound.
+
+    `cost_of(rank)` gives the cost model of the device that a rank computes on. The cluster must have the schedule's
+    number of ranks.
+    """
+    return max(_computing_s(schedule, model, cluster, cost_of), _crossing_s(schedule, cluster))
+
+
+# ---- computations -------------------------------------------------------------------------------------------------
+
+
+def _computing_s(
+    schedule: Schedule, model: ModelProfile, cluster: Cluster, cost_of: Callable[[int], CostModel]
+) -> float:
+    """The busiest lane of a rank, or the busiest device, with passes and losses alone."""
+    work = Lowering(schedule, model, cluster, unfolded(cluster), cost_of)
+    alike: dict[tuple[object, ...], Compute] = {}
+    times: dict[tuple[object, ...], int] = defaultdict(int)
+    for op in schedule.ops:
+        if isinstance(op, Compute) and not op.phase.on_bundle and op.phase is not Phase.RECONSTRUCT:
+            key: tuple[object, ...] = (
+                op.phase,
+                op.target,
+                op.ranks,
+                op.lane,
+                work.samples[op.target, op.microbatch].tobytes(),
+            )
+            alike.setdefault(key, op)
+            times[key] += 1
+    lanes: dict[tuple[int, str], float] = defaultdict(float)
+    for like_it, op in alike.items():
+        cut = schedule.cut(op.target)
+        found: dict[tuple[int, int, int], float] = {}
+        for rank in schedule.group(op.ranks):
+            lo, hi = (0, 0) if cut is None else schedule.features(cut, rank)
+            like = id(cost_of(rank)), int(work.samples[op.target, op.microbatch][rank]), hi - lo
+            if like not in found:
+                found[like] = work.compute_s(op, rank)
+            lanes[rank, op.lane] += times[like_it] * found[like]
+    devices: dict[tuple[int, int | None], float] = defaultdict(float)
+    for (rank, _), seconds in lanes.items():
+        if not cluster.on_cores(rank):
+            place = cluster.placement[rank]
+            devices[place.host, place.device] += seconds
+    return max([*lanes.values(), *devices.values()], default=0.0)
+
+
+# ---- messages -----------------------------------------------------------------------------------------------------
+
+
+def _crossing_s(schedule: Schedule, cluster: Cluster) -> float:
+    """The busiest direction of a host's NICs together, which all that leaves or enters it crosses."""
+    hosts = np.array([p.host for p in cluster.placement], dtype=np.int64)
+    if len(np.unique(hosts)) < 2:
+        return 0.0
+    out, into = _transfers(schedule, hosts, len(cluster.hosts))
+    links = [cluster.nic_links_of(h) for h in range(len(cluster.hosts))]
+    capacity = [
+        np.array([sum(cluster.links[p[side]].bandwidth_Bps for p in ports) for ports in links]) for side in (0, 1)
+    ]
+    spread: dict[str, float] = defaultdict(float)  # of collectives: bytes that leave all hosts of a group together
+    for op in schedule.ops:
+        if not isinstance(op, Collective):
+            continue
+        ranks = list(schedule.group(op.ranks))
+        there = np.unique(hosts[ranks])
+        # Whatever the steps: a sum, or a value, reaches all hosts of a group only by crossing to each but one.
+        total = float(op.nbytes) * (len(there) - 1) * (2 if op.kind is CollectiveKind.ALL_REDUCE else 1)
+        if has_closed_form(op) and op.kind is not CollectiveKind.BROADCAST and len(there) == len(ranks):
+            out[there] += total / len(there)
+            into[there] += total / len(there)
+        else:
+            spread[op.ranks] += total
+    sides = list(zip((out, into), capacity, strict=True))
+    bounds = [nbytes[h] / rate[h] for nbytes, rate in sides for h in np.flatnonzero(nbytes)]
+    for name, total in spread.items():
+        there = np.unique(hosts[list(schedule.group(name))])
+        if len(there) > 1:
+            bounds.extend((nbytes[there].sum() + total) / rate[there].sum() for nbytes, rate in sides)
+    return float(max(bounds, default=0.0))
+
+
+def _transfers(schedule: Schedule, hosts: I64, count: int) -> tuple[F64, F64]:
+    """Bytes of transfers that leave, and that enter, each of `count` hosts."""
+    ends: dict[tuple[object, ...], tuple[I64, I64]] = {}
+    uniform: dict[tuple[object, ...], int] = defaultdict(int)
+    sliced: dict[tuple[tuple[object, ...], str, bool], I64] = {}
+    out, into = np.zeros(count), np.zeros(count)
+
+    def add(src: I64, dst: I64, nbytes: npt.NDArray[np.generic] | None, times: float = 1.0) -> None:
+        for side, ranks in ((out, src), (into, dst)):
+            side += times * np.bincount(hosts[ranks], weights=nbytes, minlength=count)
+
+    for op in schedule.ops:
+        if not isinstance(op, Transfer):
+            continue
+        key: tuple[object, ...] = (op.pattern, op.src, op.dst, op.pairs)
+        if key not in ends:
+            pairs = [(a, b) for a, b in schedule.pairs(op) if hosts[a] != hosts[b]]
+            both = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+            ends[key] = both[:, 0], both[:, 1]
+        bundles = [schedule.bundle(v.name) for v in op.values if v.kind.owner_sends is not None]
+        cut = [bundle for bundle in bundles if bundle.layout is Layout.CUT]
+        if op.slices or (cut and len(op.values) > 1):
+            src, dst = ends[key]
+            each = [schedule.message_bytes(op, int(a), int(b)) for a, b in zip(src, dst, strict=True)]
+            add(src, dst, np.array(each, dtype=np.int64))
+        elif cut:
+            owners = schedule.owners(cut[0])
+            slices = [slice_bounds(cut[0].numel, len(owners), i) for i in range(len(owners))]
+            part = key, cut[0].owners, bool(op.values[0].kind.owner_sends)
+            if part not in sliced:
+                sliced[part] = np.zeros(len(hosts), dtype=np.int64)
+            sliced[part][list(owners)] += [(hi - lo) * schedule.itemsize for lo, hi in slices]
+        else:
+            uniform[key] += op.nbytes
+    for where, nbytes in uniform.items():
+        add(*ends[where], None, float(nbytes))
+    for (where, _, owner_sends), by_rank in sliced.items():
+        src, dst = ends[where]
+        add(src, dst, by_rank[src if owner_sends else dst])
+    return out, into

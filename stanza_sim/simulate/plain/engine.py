@@ -1,0 +1,308 @@
+"""The plain engine: every rank's program on simpy's clock. It reads as the statement of what is simulated.
+
+Which unit may start, and which send is posted next, is decided by `schedule.progress.Progress`, as in the executor.
+Here these instructions take time: a simpy process for each lane computes, one for each group takes part in collectives,
+one for each rank posts. A *fabric* moves messages and says how fast activities run.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import simpy
+
+from stanza_sim.base.errors import RunError
+from stanza_sim.schedule import Collective, Compute, Ranks, Schedule, Transfer, UnitKind
+from stanza_sim.schedule.progress import Instructions, Issue, Key, Progress, stuck
+from stanza_sim.simulate.loads import Actor, Load, Lowered
+from stanza_sim.simulate.plain.clock import Clock, Steps
+from stanza_sim.simulate.plain.collective_sim import Stepping
+from stanza_sim.simulate.plain.fabric import Fabric, Listener, SmallFabric
+from stanza_sim.simulate.plain.wakeup import Others, wakings
+from stanza_sim.timeline.spans import Span
+
+if TYPE_CHECKING:
+    from stanza_sim.simulate.variation import Variation
+
+
+@dataclass(slots=True)
+class _Rank:
+    """A class of ranks: what it does, how far it is, and what its processes wait for."""
+
+    index: int
+    actor: Actor
+    core: Progress
+    wakings: dict[int, Others]
+    turns: dict[int, simpy.Store]
+    """Of each computation and collective: where its lane or group is told to carry it out."""
+    ends: list[float] = field(default_factory=list)
+    poster: simpy.Event | None = None
+    """What the poster waits for while there is nothing to post."""
+
+
+@dataclass(slots=True)
+class _Meeting:
+    """A collective of one iteration: the members that have joined it wait until it is through."""
+
+    waiting: list[simpy.Event] = field(default_factory=list)
+
+
+class Engine:
+    """Runs a lowered schedule on a fabric."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        lowered: Lowered,
+        *,
+        issue: Issue = Issue.EAGER,
+        variation: Variation | None = None,
+        fabric: Callable[[Lowered, Clock, Listener], Fabric] = SmallFabric,
+    ) -> None:
+        self.lowered = lowered
+        self.variation = variation  # makes computations take longer or shorter
+        self._factor: dict[tuple[int, int], float] = {}  # (rank, iteration) -> by how much
+        self.clock = Clock()
+        self.fabric = fabric(lowered, self.clock, self)
+        self.spans: list[Span] = []
+        self._finished: dict[int, int] = defaultdict(int)
+        self._instructions: deque[tuple[_Rank, Instructions]] = deque()
+        self._until: Callable[[list[tuple[float, ...]]], bool] = lambda _: False
+        self.ranks = [self._rank(a, actor, issue) for a, actor in enumerate(lowered.actors)]
+        self._working = [r for r in self.ranks if r.core.units]
+        self._members: dict[str, int] = defaultdict(int)
+        for rank in self.ranks:
+            for u in rank.core.units:
+                if u.kind is UnitKind.COLLECTIVE:
+                    self._members[u.op.name] += 1
+        self._meetings: dict[tuple[int, str], _Meeting] = defaultdict(_Meeting)
+        self._stepping = Stepping(self.clock, self.fabric, self._stepped)
+        self._stepped_by: dict[tuple[int, int, str], simpy.Event] = {}
+
+    @property
+    def events(self) -> int:
+        """Events of the clock so far."""
+        return self.clock.events
+
+    def run(self, until: Callable[[list[tuple[float, ...]]], bool]) -> None:
+        """Run until `until` is satisfied; it gets each class's iteration ends, cut to the shortest.
+
+        Raises `RunError` that says what waits for what, and what happened last, if nothing can happen any more.
+        """
+        self._until = until
+        for rank in self.ranks:
+            if rank.core.units:
+                self._follow(rank, rank.core.begin(0.0))
+            else:
+                rank.ends = [0.0]
+        self.fabric.settle()
+        if not self.clock.run(self.fabric.settle):
+            raise RunError(stuck([rank.core for rank in self.ranks]))
+
+    # ---- one rank ------------------------------------------------------------------------------------------------
+
+    def _rank(self, a: int, actor: Actor, issue: Issue) -> _Rank:
+        env, units = self.clock.env, actor.program.units
+        core = Progress(actor.program, actor.messages_of, issue=issue)
+        stores: dict[str | Ranks, simpy.Store] = {}
+        turns: dict[int, simpy.Store] = {}
+        rank = _Rank(a, actor, core, wakings(actor.program, self.lowered.wake_s), turns)
+        for u in units:
+            if isinstance(u.op, Transfer):
+                continue
+            computes = isinstance(u.op, Compute)
+            name = u.op.lane if isinstance(u.op, Compute) else u.peers
+            if name not in stores:
+                stores[name] = simpy.Store(env)
+                env.process(self._lane(rank, stores[name]) if computes else self._group(rank, stores[name]))
+            turns[u.index] = stores[name]
+        if core.one_by_one or any(cost > 0 for cost in actor.post_s.values()):
+            rank.poster = env.event()
+            env.process(self._poster(rank))
+        return rank
+
+    def _follow(self, rank: _Rank, out: Instructions) -> None:
+        """Do what the rules say after an event at a rank; what follows at once is done in a loop, not nested."""
+        self._instructions.append((rank, out))
+        if len(self._instructions) > 1:
+            return
+        while self._instructions and not self.clock.stopped:
+            self._obey(*self._instructions[0])
+            self._instructions.popleft()
+
+    def _obey(self, rank: _Rank, out: Instructions) -> None:
+        for i in out.ended:
+            rank.ends.append(self.clock.now)
+            self._finished[i] += 1
+            if self._finished[i] == len(self._working) and self._until([tuple(r.ends[: i + 1]) for r in self._working]):
+                self.clock.stop()
+                return
+        for key in out.start:
+            rank.turns[key[1]].put(key)
+        for i, units in out.issue:
+            self.clock.env.process(self._issue(rank, i, units))
+        if rank.core.issue is not Issue.IN_ORDER:
+            for i in out.opened:
+                self.fabric.open(rank.index, i)
+        if rank.core:
+            if rank.poster is None:  # nothing to choose among, and it takes no time
+                while (sent := rank.core.next_post()) is not None:
+                    self.fabric.post(rank.index, *sent)
+            elif not rank.poster.triggered:
+                rank.poster.succeed()
+
+    def _complete(self, rank: _Rank, key: Key) -> None:
+        self._follow(rank, rank.core.complete(key, self.clock.now))
+
+    # ---- processes -----------------------------------------------------------------------------------------------
+
+    def _lane(self, rank: _Rank, turns: simpy.Store) -> Steps:
+        """A lane: carries out computations one after the other."""
+        while True:
+            i, u = yield turns.get()
+            yield from self._wake_up(rank, i, u)
+            start_s = self.clock.now
+            load = rank.actor.loads[u]
+            if self.variation is not None:
+                drawn = (rank.actor.rank, i)
+                if drawn not in self._factor:
+                    self._factor[drawn] = self.variation.factor(*drawn)
+                load = replace(load, work=load.work * self._factor[drawn])
+            yield self._run((rank.index, u), i, load)
+            self._span(rank, i, u, start_s, "", 0)
+            self._complete(rank, (i, u))
+
+    def _wake_up(self, rank: _Rank, i: int, u: int) -> Steps:
+        """A lane that waited for what others did goes on a while after that."""
+        if (others := rank.wakings.get(u)) is None:
+            return
+        core = rank.core
+        met = [core.done_s((i, v)) for v in others.needs]
+        if others.needs_previous:
+            met.append(core.opened_s(i))
+            if i > 0:
+                met += [core.done_s((i - 1, v)) for v in others.needs_previous]
+        yield from self._delay(max(met) + self.lowered.wake_s - self.clock.now)
+
+    def _group(self, rank: _Rank, turns: simpy.Store) -> Steps:
+        """The collectives of a group: one after the other, each from a staged device and back to it."""
+        while True:
+            i, u = yield turns.get()
+            yield from self._delay(rank.actor.post_s[u])
+            copies = rank.actor.copies.get(u)
+            if copies is not None:
+                yield from self._copy(copies.out, i)
+            start_s = yield self._join(rank, i, u)
+            if copies is not None:
+                yield from self._copy(copies.into, i)
+            self._span(rank, i, u, start_s, "", rank.actor.traffic[u][0])
+            self._complete(rank, (i, u))
+
+    def _poster(self, rank: _Rank) -> Steps:
+        """Posts sends one after the other, each chosen among all that may be posted at the end of the instant."""
+        while True:
+            if not rank.core:
+                rank.poster = self.clock.env.event()
+                yield rank.poster
+            yield self.clock.quiet()
+            if (key := rank.core.next_post()) is not None:
+                yield from self._delay(rank.actor.post_s[key[1]])
+                self.fabric.post(rank.index, *key)
+
+    def _issue(self, rank: _Rank, i: int, units: tuple[int, ...]) -> Steps:
+        """Post the messages of one op together, as an in-order channel does."""
+        sends = [u for u in units if rank.core.units[u].kind is UnitKind.SEND]
+        for u in units:
+            if u not in sends:
+                self.fabric.accept(rank.index, i, u)
+        for u in sends:
+            yield from self._delay(rank.actor.post_s[u])
+            self.fabric.post(rank.index, i, u)
+
+    def _delay(self, seconds: float) -> Steps:
+        if seconds > 0:
+            yield self.clock.env.timeout(seconds)
+
+    def _run(self, key: tuple[str | int, ...], i: int, load: Load) -> simpy.Event:
+        """Begin an activity; the event is its end."""
+        done = self.clock.env.event()
+        self.fabric.begin(key, i, load, lambda: _over(done))
+        return done
+
+    def _copy(self, load: Load | None, i: int) -> Steps:
+        if load is not None:
+            yield from self._delay(load.delay_s)
+            yield self._run((), i, load)
+
+    # ---- messages ------------------------------------------------------------------------------------------------
+
+    def sent(self, a: int, i: int, u: int, start_s: float) -> None:
+        """See `Listener.sent`."""
+        rank = self.ranks[a]
+        self._span(rank, i, u, start_s, "sent", rank.actor.traffic[u][0])
+        self._complete(rank, (i, u))
+
+    def arrived(self, a: int, i: int, u: int, start_s: float) -> None:
+        """See `Listener.arrived`."""
+        rank = self.ranks[a]
+        self._span(rank, i, u, start_s, "recv", rank.actor.traffic[u][1])
+        self._follow(rank, rank.core.arrived((i, u), self.clock.now))
+
+    # ---- collectives ---------------------------------------------------------------------------------------------
+
+    def _join(self, rank: _Rank, i: int, u: int) -> simpy.Event:
+        """Take part in a collective; the event is its end at this rank, and its value when it began."""
+        name, done = rank.core.units[u].op.name, self.clock.env.event()
+        ring = self.lowered.rings[name]
+        if ring.program is not None:
+            self._stepped_by[rank.index, i, name] = done
+            self._stepping.join(rank.index, i, name, ring.program)
+            return done
+        meeting = self._meetings[i, name]
+        meeting.waiting.append(done)
+        if len(meeting.waiting) == self._members[name]:
+            self.clock.env.process(self._collective(i, name, ring.load))
+        return done
+
+    def _collective(self, i: int, name: str, load: Load) -> Steps:
+        """A collective that all members have joined, as one activity."""
+        start_s = self.clock.now
+        yield from self._delay(load.delay_s)
+        yield self._run((name,), i, load)
+        for member in self._meetings.pop((i, name)).waiting:
+            _over(member, start_s)
+
+    def _stepped(self, a: int, i: int, name: str, start_s: float) -> None:
+        """Class `a` is through with the steps of a collective."""
+        _over(self._stepped_by.pop((a, i, name)), start_s)
+
+    # ---- records -------------------------------------------------------------------------------------------------
+
+    def _span(self, rank: _Rank, i: int, u: int, start_s: float, side: str, nbytes: int) -> None:
+        op = rank.core.units[u].op
+        match op:
+            case Compute():
+                lane = op.lane
+            case Transfer():
+                lane = op.channel
+            case Collective():
+                lane = op.ranks
+        self.spans.append(
+            Span(
+                op=op.name,
+                rank=rank.actor.rank,
+                iteration=i,
+                lane=lane,
+                side=side,
+                start_s=start_s,
+                end_s=self.clock.now,
+                nbytes=nbytes,
+            )
+        )
+
+
+def _over(event: simpy.Event, value: Any = None) -> None:
+    event.succeed(value)

@@ -1,0 +1,102 @@
+"""Predictions over repeats: the same case again and again, with chance drawn anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from statistics import median
+from threading import Event
+from typing import TYPE_CHECKING
+
+from stanza_sim.base.errors import InputError
+from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.cluster.routing import mix
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Schedule
+from stanza_sim.simulate.background import BackgroundFlow
+from stanza_sim.simulate.run import Case, Collectives, Outcome, Prediction, Repeats, collector_off
+from stanza_sim.simulate.variation import Variation
+
+if TYPE_CHECKING:
+    from stanza_sim.simulate.costs import CostModel
+
+
+def simulate_repeats(
+    schedule: Schedule,
+    model: ModelProfile,
+    cluster: Cluster,
+    costs: Callable[[int], CostModel],
+    *,
+    variation: Variation,
+    repeats: int,
+    collectives: Collectives = Collectives.ACTIVITY,
+) -> Prediction:
+    """Simulate `repeats` times, each with draws of its own; see `simulate` for the rest.
+
+    Background traffic that comes and goes does so differently in each. An iteration's time in one repeat is its mean
+    over the repeat's iterations; `iteration_s` is the median over the repeats, and `Prediction.repeats` holds the
+    percentiles. All else is from the repeat in the middle (of an even number, the faster of the two). Compiled code
+    runs repeats side by side on all cores; how many there are makes no difference to the answer.
+    """
+    if repeats < 1:
+        raise InputError(f"{repeats} repeats", hint="there must be at least 1")
+    with collector_off():
+        case = Case(
+            schedule,
+            model,
+            cluster,
+            costs,
+            by_chance=variation.varies or cluster.varies,
+            fold_ranks=True,
+            collectives=collectives,
+            times=repeats,
+        )
+        found = _outcomes(case, variation, repeats)
+        if repeats == 1:
+            return case.predict(found[0])
+        found.sort(key=lambda o: o.iteration_s)
+        times = [o.iteration_s for o in found]
+        middle, p5_s, p95_s = median(times), percentile(times, 0.05), percentile(times, 0.95)
+        return replace(
+            case.predict(found[(repeats - 1) // 2]),
+            iteration_s=middle,
+            samples_per_s=schedule.global_batch / middle if middle > 0 else float("inf"),
+            events=sum(o.events for o in found),
+            repeats=Repeats(count=repeats, p5_s=p5_s, median_s=middle, p95_s=p95_s),
+        )
+
+
+def _outcomes(case: Case, variation: Variation, repeats: int) -> list[Outcome]:
+    """Simulate `case` so often, with draws of their own: side by side where compiled code does it, on all cores."""
+    stop = Event()
+
+    def one(repeat: int) -> Outcome:
+        drawn = replace(variation, repeat=repeat) if variation.varies else None
+        traffic = [redrawn(flow, repeat) for flow in case.lowered.background]
+        return case.run(drawn, traffic, stop=stop)
+
+    workers = min(repeats, case.side_by_side)
+    if workers == 1:
+        return [one(k) for k in range(repeats)]
+    pool = ThreadPoolExecutor(workers)
+    try:
+        return list(pool.map(one, range(repeats)))
+    finally:  # also after Ctrl-C
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+def redrawn(flow: BackgroundFlow, repeat: int) -> BackgroundFlow:
+    """Return `flow` with other draws of when it comes and goes; as it is for repeat 0."""
+    if not repeat:
+        return flow
+    return replace(flow, traffic=replace(flow.traffic, seed=mix(flow.traffic.seed) ^ repeat))
+
+
+def percentile(ascending: list[float], share: float) -> float:
+    """Return the value below which `share` of the values lie, interpolated linearly between them."""
+    at = share * (len(ascending) - 1)
+    low = int(at)
+    high = min(low + 1, len(ascending) - 1)
+    return ascending[low] + (at - low) * (ascending[high] - ascending[low])

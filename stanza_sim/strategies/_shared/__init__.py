@@ -1,0 +1,1 @@
+"""What strategies share: the builder of schedules, and the parts that several are made of."""

@@ -1,0 +1,1 @@
+"""Many scenarios at once: the search for the best plan, sweeps, validation."""

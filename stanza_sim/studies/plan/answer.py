@@ -1,0 +1,241 @@
+"""What `stanza-sim plan` prints: a ranking for each model with its explanation, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Callable
+
+from rich.console import Console
+
+from stanza_sim.base.units import format_bytes, format_rate, format_time
+from stanza_sim.report.result import Json, Result, run_object
+from stanza_sim.report.table import WIDTH, Column, fixed, print_grid, print_result, write_line
+from stanza_sim.studies.plan.assess import Score
+from stanza_sim.studies.plan.choices import LeftOut, as_yaml
+from stanza_sim.studies.plan.explain import Explanation, Range, Turn, per_thousand
+from stanza_sim.studies.plan.memory import not_judged
+from stanza_sim.studies.plan.search import Found, Stop
+from stanza_sim.studies.plan.session import Answer, Planned, row
+
+SAME = 1e-4
+"""Plans whose samples/s differ by no more than this, relatively, are called just as fast."""
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def print_planned(planned: Planned, console: Console, *, top: int) -> None:
+    """Print the `top` best plans of each model, what was searched, and why the best is the best."""
+    for i, answer in enumerate(planned.answers):
+        if i:
+            write_line(console, "")
+        else:
+            cluster, precision = answer.problem.cluster, answer.problem.loaded.value.precision
+            write_line(console, f"{planned.experiment}: {cluster.nodes} nodes of {cluster.name}, {precision}", "bold")
+            write_line(console, "")
+        _print_answer(answer, console, top)
+    ran = [a.best for a in planned.answers if a.best is not None and a.best.measurement is not None]
+    if ran:
+        write_line(console, "")
+        write_line(console, "the best plan of each model, executed", "bold")
+        print_result(Result(experiment=planned.experiment, rows=tuple(ran)), console)
+
+
+def _print_answer(answer: Answer, console: Console, top: int) -> None:
+    problem, found = answer.problem, answer.found
+    write_line(console, f"{problem.entry.title}, {problem.batch_per_worker} samples per worker", "bold cyan")
+    shown = found.ranked[:top]
+    if not shown:
+        _paragraph(console, "no plan was simulated")
+    else:
+        _print_ranking(shown, console)
+    for text in _sentences(answer):
+        _paragraph(console, text)
+
+
+def _print_ranking(shown: tuple[Score, ...], console: Console) -> None:
+    predictions = [one.prediction for one in shown]
+    columns = [
+        Column(heading="samples/s", unit="", cells=fixed(p.samples_per_s for p in predictions)),
+        Column(heading="iteration", unit="ms", cells=fixed(p.iteration_s * 1e3 for p in predictions)),
+        Column(heading="exposed", unit="ms", cells=fixed(p.exposed_comm_s * 1e3 for p in predictions)),
+        Column(heading="bound", unit="ms", cells=fixed(p.bound_s * 1e3 for p in predictions)),
+        Column(heading="memory", unit="GB", cells=fixed(one.memory_nbytes / 1e9 for one in shown)),
+    ]
+    print_grid(console, [one.choice.label for one in shown], columns, [()] * len(shown), heading="plan")
+
+
+def _paragraph(console: Console, text: str) -> None:
+    for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False):
+        write_line(console, line)
+
+
+def _sentences(answer: Answer) -> list[str]:
+    found, best = answer.found, answer.found.best
+    told = [_searched(found)]
+    for kind, what in (("memory", "do not fit the devices' memory"), ("infeasible", "cannot be built here")):
+        if out := [one for one in found.left_out if one.kind == kind]:
+            told.append(f"left out, {len(out)} that {what}, such as {out[0].choice.label}: {out[0].reason}")
+    if blind := not_judged(answer.problem.cluster):
+        told.append(f"memory of {len(blind)} ranks is not judged: they compute on their hosts' cores")
+    if best is None:
+        return told
+    p = best.prediction
+    told.append(
+        f"best: {best.choice.label}. Its bottleneck: {p.bottleneck}; of {format_time(p.iteration_s)} an iteration, "
+        f"communication is exposed for {format_time(p.exposed_comm_s)}"
+    )
+    told.append(f"as a row of an experiment: {as_yaml(best.choice)}")
+    if answer.explanation is not None:
+        told += _reasons(best, answer.explanation)
+    told.append(f"costs: {p.cost_source}")
+    return told
+
+
+def _searched(found: Found) -> str:
+    text = f"{found.evaluated} plans evaluated, {found.pruned} pruned by their bounds"
+    text += f", {found.same} the same as another" if found.same else ""
+    text += f", {len(found.left_out)} left out" if found.left_out else ""
+    match found.stop:
+        case Stop.COMPLETE:
+            return text
+        case Stop.BUDGET:
+            why = "the budget is spent"
+        case Stop.EVALUATIONS:
+            why = "the number of evaluations is reached"
+        case Stop.INTERRUPTED:
+            why = "interrupted"
+    return f"{text}; {why}, {found.unreached} not looked at"
+
+
+def _reasons(best: Score, why: Explanation) -> list[str]:
+    told = []
+    other, loss = why.runner_up, why.loss
+    if other is not None and loss is not None:
+        p, ratio = other.prediction, other.prediction.samples_per_s / best.prediction.samples_per_s
+        takes, instead = sum(per_thousand(other)), sum(per_thousand(best))
+        text = f"runner-up, the best of another strategy: {other.choice.label}, "
+        text += "just as fast. " if ratio > 1 - SAME else f"{ratio:.3g} of the best's samples/s. "
+        text += f"For 1,000 samples it takes {format_time(takes)} instead of {format_time(instead)}: computing "
+        text += f"{_signed(loss.computing_s)}, exposed communication {_signed(loss.exposed_comm_s)}, waiting for other "
+        text += f"ranks {_signed(loss.idle_s)}. Its bottleneck: {p.bottleneck}. All ranks together send "
+        text += f"{format_bytes(other.sent_bytes)} an iteration, the best plan's {format_bytes(best.sent_bytes)}"
+        told.append(text)
+    told.append(_range("link speed", why.rate, why.skipped.get("rate", ""), format_rate))
+    told.append(_range("batch per worker", why.batch, why.skipped.get("batch", ""), lambda value: f"{value:.0f}"))
+    return told
+
+
+def _signed(value_s: float) -> str:
+    return f"{'-' if value_s < 0 else '+'}{format_time(abs(value_s))}"
+
+
+def _range(what: str, found: Range | None, skipped: str, show: Callable[[float], str]) -> str:
+    if found is None:
+        return f"{what}: not looked at, {skipped}"
+    end = ", beyond which none of them fits" if found.full else ""
+    end += ", no room in the limits for more" if found.hurried else ""
+    looked = (
+        f"(looked at {show(found.low)} to {show(found.high)}{end}, now {show(found.present)}; these plans, as they are)"
+    )
+    if found.below is None and found.above is None:
+        return f"{what}: no other of the plans found wins {looked}"
+    parts = []
+    for turn, word in ((found.below, "down to"), (found.above, "up to")):
+        if turn is not None:
+            parts.append(f"the best wins {word} {show(turn.wins_at)}, {turn.by.label} at {show(turn.loses_at)}")
+    return f"{what}: {'; '.join(parts)} {looked}"
+
+
+# --- JSON ------------------------------------------------------------------------------------------------------------
+
+
+def planned_object(planned: Planned, *, top: int) -> dict[str, Json]:
+    """The answers as plain JSON values; sizes in bytes, rates in bytes per second, times in seconds."""
+    return {
+        "experiment": planned.experiment,
+        "interrupted": planned.interrupted,
+        "plans": [_answer_object(answer, top) for answer in planned.answers],
+    }
+
+
+def planned_json(planned: Planned, *, top: int) -> str:
+    """The answers as one JSON object, equal bytes for equal answers."""
+    return json.dumps(planned_object(planned, top=top), indent=1, allow_nan=False) + "\n"
+
+
+def _answer_object(answer: Answer, top: int) -> dict[str, Json]:
+    found, problem = answer.found, answer.problem
+    winner = found.best
+    best: dict[str, Json] | None = None
+    if answer.best is not None and winner is not None:
+        best = run_object(answer.best) | {"memory_nbytes": winner.memory_nbytes, "sent_bytes": winner.sent_bytes}
+    return {
+        "model": problem.entry.title,
+        "best": best,
+        "ranked": [
+            run_object(row(problem, one)) | {"memory_nbytes": one.memory_nbytes, "sent_bytes": one.sent_bytes}
+            for one in found.ranked[:top]
+        ],
+        "evaluated": found.evaluated,
+        "pruned": found.pruned,
+        "same": found.same,
+        "unreached": found.unreached,
+        "stopped": found.stop.value,
+        "left_out": [_left_out(one) for one in found.left_out],
+        "memory_not_judged": list(not_judged(problem.cluster)),
+        "explanation": None if answer.explanation is None else _explanation(answer.explanation),
+    }
+
+
+def _left_out(one: LeftOut) -> dict[str, Json]:
+    return {
+        "label": one.choice.label,
+        "strategy": one.choice.strategy,
+        "settings": one.choice.entry.settings.model_dump(mode="json"),
+        "kind": one.kind,
+        "reason": one.reason,
+    }
+
+
+def _explanation(why: Explanation) -> dict[str, Json]:
+    other, loss = why.runner_up, why.loss
+    return {
+        "runner_up": None
+        if other is None or loss is None
+        else {
+            "label": other.choice.label,
+            "strategy": other.choice.strategy,
+            "samples_per_s": other.prediction.samples_per_s if math.isfinite(other.prediction.samples_per_s) else None,
+            "bottleneck": other.prediction.bottleneck,
+            "sent_bytes": other.sent_bytes,
+            "loses_on": loss.most,
+            "computing_s_per_1000": loss.computing_s,
+            "exposed_comm_s_per_1000": loss.exposed_comm_s,
+            "idle_s_per_1000": loss.idle_s,
+        },
+        "rate_Bps": _range_object(why.rate),
+        "batch_per_worker": _range_object(why.batch),
+        "skipped": dict(why.skipped),
+    }
+
+
+def _range_object(found: Range | None) -> dict[str, Json] | None:
+    if found is None:
+        return None
+
+    def turn(where: Turn | None) -> dict[str, Json] | None:
+        if where is None:
+            return None
+        return {"wins_at": where.wins_at, "loses_at": where.loses_at, "label": where.by.label}
+
+    return {
+        "present": found.present,
+        "low": found.low,
+        "high": found.high,
+        "below": turn(found.below),
+        "above": turn(found.above),
+        "full": found.full,
+        "hurried": found.hurried,
+    }

@@ -1,0 +1,208 @@
+"""One plan: what bounds it roughly, told by its schedule; then its exact bound, whether it fits, and its simulation."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from stanza_sim.base.config import Loaded
+from stanza_sim.base.errors import InputError
+from stanza_sim.cluster import Cluster
+from stanza_sim.experiment.file import Experiment, ModelEntry
+from stanza_sim.experiment.run import of_network, predict, predicted_on
+from stanza_sim.experiment.scenario import Plan, cluster_of, plan_for
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.profiles.blocks import Profile
+from stanza_sim.profiles.network import NetworkProfile
+from stanza_sim.simulate import Collectives, Prediction
+from stanza_sim.simulate.costs import HALF, Costs, costs_for
+from stanza_sim.simulate.lowering.quick_bound import rough_bound_s
+from stanza_sim.simulate.run import Case, collector_off, part_count
+from stanza_sim.studies.plan.choices import Choice
+from stanza_sim.studies.plan.memory import Memory, memory_of, too_much
+from stanza_sim.timeline.spans import Timeline
+
+SURE = 1e-9
+"""A bound below what it is compared with by less than this, relatively, may be a tie."""
+
+ALIKE = 0.05
+"""Rates that differ by less than about this, relatively, promise about the same."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """Another link speed, or another batch per worker, to look at plans with; None leaves it as it is."""
+
+    rate_Bps: float | None = None
+    batch: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """What plans are compared on: a model of an experiment, the cluster, and what was measured of both, if anything."""
+
+    loaded: Loaded[Experiment]
+    cluster: Cluster
+    entry: ModelEntry
+    model: ModelProfile
+    profile: Profile | None = None
+    network: NetworkProfile | None = None
+
+    @property
+    def batch_per_worker(self) -> int:
+        """Samples per worker and iteration."""
+        return self.loaded.value.batch_of(self.entry)
+
+    @property
+    def by_chance(self) -> bool:
+        """Whether predictions are made of random repeats, so that the bound of one is none of their median."""
+        return self.loaded.value.simulation.varies or self.cluster.varies
+
+    def plan(self, choice: Choice) -> Plan:
+        """The schedule of a choice. Raises `InputError` where its settings do not fit."""
+        return plan_for(self.loaded, self.cluster, self.entry, self.model, choice.entry)
+
+    def varied(self, variant: Variant) -> Problem:
+        """The same problem at another link speed or batch. Raises `InputError` for what the cluster cannot have."""
+        experiment, changed = self.loaded.value, self
+        if variant.rate_Bps is not None:
+            network = experiment.network.model_copy(update={"rate": variant.rate_Bps})
+            loaded = replace(self.loaded, value=experiment.model_copy(update={"network": network}))
+            changed = replace(changed, loaded=loaded, cluster=cluster_of(loaded))
+        if variant.batch is not None:
+            changed = replace(changed, entry=self.entry.model_copy(update={"batch_per_worker": variant.batch}))
+        return changed
+
+    def seen(self) -> tuple[Cluster, Costs]:
+        """The cluster as predictions see it, and what computing costs there."""
+        experiment = self.loaded.value
+        cluster = predicted_on(self.cluster, experiment, self.profile)
+        return cluster, costs_for(cluster, self.model, experiment.precision, self.profile)
+
+    def predict(self, plan: Plan) -> Prediction:
+        """Simulate a plan of this problem."""
+        found = predict(plan, self.cluster, self.loaded, self.profile)
+        return of_network(found, self.cluster, self.network, executed=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sketch:
+    """What a schedule alone tells: no order of its work trains more than `most_samples_per_s`.
+
+    `parts` is how much ranks do, part by part, which is about what simulating it costs. `digest` is that of the
+    schedule. Without one it could not be built, for `reason`.
+    """
+
+    most_samples_per_s: float = 0.0
+    parts: int = 0
+    digest: str = ""
+    reason: str = ""
+
+    def promise(self, share: float) -> tuple[int, int]:
+        """What sketches are ordered by: the rate at that `share` of the bound, in steps of `ALIKE`, then the cost."""
+        expected = share * self.most_samples_per_s
+        if not 0 < expected < math.inf:
+            return (-sys.maxsize if expected else 0), self.parts
+        return -math.floor(math.log(expected) / math.log(1 + ALIKE)), self.parts
+
+
+@collector_off()
+def sketch(problem: Problem, choice: Choice) -> Sketch:
+    """Build the schedule of a choice and bound it roughly, which costs about a tenth of `weigh`."""
+    try:
+        plan = problem.plan(choice)
+        bound_s = 0.0 if problem.by_chance else rough_bound_s(plan.schedule, plan.model, *problem.seen())
+    except InputError as error:
+        return Sketch(reason=error.one_line)
+    most = plan.schedule.global_batch / bound_s if bound_s > 0 else math.inf
+    return Sketch(most_samples_per_s=most, parts=part_count(plan.schedule), digest=plan.schedule.digest())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weighed:
+    """What is known of a choice once its schedule is checked, folded and lowered, and its simulation if it is worth it.
+
+    No order of its work trains more than `most_samples_per_s`. If it is `out`, `kind` and `reason` say why, and the
+    rest says nothing. There is no `score` where the bound says that it stays below what was asked for.
+    """
+
+    most_samples_per_s: float = 0.0
+    score: Score | None = None
+    kind: str = ""
+    reason: str = ""
+
+    @property
+    def out(self) -> bool:
+        """Whether it cannot be run."""
+        return bool(self.kind)
+
+
+@collector_off()
+def weigh(problem: Problem, choice: Choice, least: float = 0.0, go_on: Callable[[], bool] = lambda: True) -> Weighed:
+    """Bound a choice, see whether it fits the devices and simulate it unless it stays below `least` samples/s.
+
+    Raises `RunError` if after an iteration of the simulation `go_on` says no.
+    """
+    experiment = problem.loaded.value
+    try:
+        plan = problem.plan(choice)
+        cluster, costs = problem.seen()
+        case = Case(
+            plan.schedule,
+            plan.model,
+            cluster,
+            costs,
+            by_chance=False,
+            fold_ranks=True,
+            collectives=Collectives(experiment.simulation.collectives),
+            times=1,
+        )
+    except InputError as error:
+        return Weighed(kind="infeasible", reason=error.one_line)
+    needs = _needs(problem, plan, case)
+    if (reason := too_much(cluster, needs)) is not None:
+        return Weighed(kind="memory", reason=reason)
+    bound_s = case.bound_s
+    most = plan.schedule.global_batch / bound_s if bound_s > 0 and not problem.by_chance else math.inf
+    if most * (1 + SURE) < least:
+        return Weighed(most_samples_per_s=most)
+    if problem.by_chance or experiment.simulation.repeats is not None:
+        prediction = problem.predict(plan)
+    else:  # what `predict` does, with the case that is there already
+        prediction = replace(case.predict(case.run(go_on=go_on)), cost_source=costs.source)
+        prediction = of_network(prediction, problem.cluster, problem.network, executed=False)
+    alike = prediction.timeline.multiplicity
+    score = Score(
+        choice=choice,
+        prediction=replace(prediction, timeline=Timeline(spans=(), iteration_end_s={}, multiplicity={})),
+        sent_bytes=sum(n * alike.get(rank, 1) for rank, n in prediction.sent_bytes.items()),
+        memory_nbytes=max(need.nbytes for need in needs.values()),
+    )
+    return Weighed(most_samples_per_s=most, score=score)
+
+
+def _needs(problem: Problem, plan: Plan, case: Case) -> dict[int, Memory]:
+    half = problem.loaded.value.precision in HALF
+    scale = 2 / plan.model.itemsize if half else 1.0
+    return memory_of(plan.schedule, plan.model, case.received_bytes, activation_scale=scale)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A choice that was simulated. The prediction has no timeline; `sent_bytes` are those of all ranks together."""
+
+    choice: Choice
+    prediction: Prediction
+    sent_bytes: int
+    memory_nbytes: int
+
+    @property
+    def order(self) -> tuple[float, int, int, str]:
+        """What it is ranked by: samples per second, then fewer bytes, then the (shorter) name.
+
+        Rates are equal to nine digits, bytes to six: those of a class of ranks are those of one, times its size.
+        """
+        name = self.choice.label
+        return -float(f"{self.prediction.samples_per_s:.9g}"), int(float(f"{self.sent_bytes:.6g}")), len(name), name

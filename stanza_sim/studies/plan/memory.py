@@ -1,0 +1,135 @@
+"""Memory that a plan needs on each device, and whether the device has it.
+
+What counts is what DNNMem (Gao et al., "Estimating GPU memory consumption of deep learning models", ESEC/FSE 2020)
+counts, as far as a schedule tells it, in the form in which this program's executor holds it:
+
+    weights        P        parameters of the blocks (or slices of blocks) that the rank computes, and of its own slices
+    gradients      2 P      one buffer for each of two generations (iterations overlap)
+    optimiser      O        momentum of what the rank owns: a slice of a bundle that is cut, else the whole
+    sums           2 O'     reduced gradients of what the rank owns and receives contributions to
+    activations    sum over blocks of samples x bytes that the block's operations put out (all kept for backward)
+    received       2 R      gradients and activations that arrive in an iteration, in two generations; parameters that
+                            are pulled land in place
+    input          samples x bytes of a sample, in two generations
+
+Not counted: activations that a collective gathers, workspace of convolutions, the framework's own context (0.3 to 1 GB
+on a GPU), fragmentation, and what a framework saves by computing in place (a ReLU's output counts beside its input's).
+Activations are those of the whole batch of a rank, also where it comes in micro-batches: forward passes may all precede
+the first backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import prod
+
+from stanza_sim.base.units import format_bytes
+from stanza_sim.cluster import Cluster
+from stanza_sim.cluster.device import load_device
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Compute, Layout, Phase, Schedule, Transfer, ValueKind, slice_bounds
+from stanza_sim.schedule.cuts import slice_block, slice_numel
+from stanza_sim.schedule.progress import WINDOW
+from stanza_sim.schedule.samples import Counts, data_rank_counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes that one rank needs on its device; see the module."""
+
+    weights_nbytes: int
+    gradients_nbytes: int
+    optimiser_nbytes: int
+    sums_nbytes: int
+    activations_nbytes: int
+    received_nbytes: int
+    input_nbytes: int
+
+    @property
+    def nbytes(self) -> int:
+        """All of it."""
+        return sum(getattr(self, f.name) for f in fields(self))
+
+    @property
+    def largest(self) -> str:
+        """What takes most of it, in a word."""
+        return max(fields(self), key=lambda f: int(getattr(self, f.name))).name.removesuffix("_nbytes")
+
+
+def memory_of(
+    schedule: Schedule, model: ModelProfile, received: Mapping[int, Mapping[str, int]], *, activation_scale: float = 1.0
+) -> dict[int, Memory]:
+    """What each rank of `received` needs; `received` has the bytes that it receives in each transfer, by op name.
+
+    `activation_scale` is that of the size of an element of an activation (0.5 for half precision).
+    """
+    samples: dict[str, Counts] = {}  # by block, over all micro-batches
+    for (name, _), counts in data_rank_counts(schedule).items():
+        samples[name] = samples[name] + counts if name in samples else counts
+    sums = {op.target for op in schedule.ops if isinstance(op, Compute) and op.phase is Phase.REDUCE}
+    lands = {
+        op.name for op in schedule.ops if isinstance(op, Transfer) and all(v.kind is ValueKind.PARAM for v in op.values)
+    }
+    data = schedule.data_ranks
+    found: dict[int, Memory] = {}
+    for rank, by_op in received.items():
+        parameters = activations = 0
+        computes: set[str] = set()
+        for block in model.blocks:
+            if block.name not in samples or not (count := int(samples[block.name][rank])):
+                continue
+            computes.update(t.name for t in block.tensors)
+            held = block
+            if (cut := schedule.cut(block.name)) is not None:
+                lo, hi = schedule.features(cut, rank)
+                held = slice_block(block, cut, hi - lo)
+            parameters += held.numel * schedule.itemsize
+            batch = count * schedule.batch_per_worker // schedule.microbatches
+            activations += int(batch * held.bytes_touched * activation_scale)
+        own = optimiser = reduced = 0
+        for bundle in schedule.bundles:
+            owners = schedule.owners(bundle)
+            if rank not in owners:
+                continue
+            numel = bundle.numel
+            if bundle.layout is Layout.CUT:
+                lo, hi = slice_bounds(bundle.numel, len(owners), owners.index(rank))
+                numel = hi - lo
+            elif bundle.layout is Layout.FEATURES:
+                numel = slice_numel(schedule, model, bundle.name, rank)
+            optimiser += numel * schedule.itemsize
+            reduced += numel * schedule.itemsize if bundle.name in sums else 0
+            own += 0 if computes.issuperset(bundle.tensors) else numel * schedule.itemsize
+        each = prod(model.input_shape) * schedule.itemsize * activation_scale
+        found[rank] = Memory(
+            weights_nbytes=parameters + own,
+            gradients_nbytes=WINDOW * parameters,
+            optimiser_nbytes=optimiser,
+            sums_nbytes=WINDOW * reduced,
+            activations_nbytes=activations,
+            received_nbytes=WINDOW * sum(n for name, n in by_op.items() if name not in lands),
+            input_nbytes=WINDOW * int(schedule.batch_per_worker * each) if rank in data else 0,
+        )
+    return found
+
+
+def too_much(cluster: Cluster, needs: Mapping[int, Memory]) -> str | None:
+    """Why a plan does not fit the devices of `cluster`; None if it does, as far as their memory is known."""
+    for rank, need in needs.items():
+        if (has := capacity(cluster, rank)) is not None and need.nbytes > has:
+            return (
+                f"rank {rank} needs {format_bytes(need.nbytes)}, most of it for {need.largest}, "
+                f"{cluster.device_of(rank)} has {format_bytes(has)}"
+            )
+    return None
+
+
+def capacity(cluster: Cluster, rank: int) -> int | None:
+    """Bytes of the device of `rank`; None for a rank on its host's cores, since topologies do not state a host's."""
+    return None if cluster.on_cores(rank) else load_device(cluster.device_of(rank)).memory_nbytes
+
+
+def not_judged(cluster: Cluster) -> Sequence[int]:
+    """Ranks whose device's memory is not known."""
+    return [rank for rank in range(cluster.world_size) if capacity(cluster, rank) is None]

@@ -1,0 +1,212 @@
+"""A whole `plan` command: every model of an experiment in turn within one budget; then the best for real, if asked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from time import monotonic
+
+from stanza_sim.base.config import Loaded
+from stanza_sim.base.errors import InputError
+from stanza_sim.experiment.file import Experiment, load_experiment
+from stanza_sim.experiment.run import Say, known_profiles, row_of, run_loaded
+from stanza_sim.experiment.scenario import cluster_of, model_of
+from stanza_sim.profiles.blocks import differences
+from stanza_sim.profiles.network import NetworkProfile, mismatches, read_either, with_network
+from stanza_sim.report.result import Row
+from stanza_sim.studies.plan.assess import Problem, Score
+from stanza_sim.studies.plan.choices import choices, local_size
+from stanza_sim.studies.plan.crew import crew_of
+from stanza_sim.studies.plan.explain import Explanation, explain
+from stanza_sim.studies.plan.search import Found, Limits, Search, Stop
+
+SEARCHING = 0.8
+"""The share of a model's time that is for the search; the rest is for explaining what it found."""
+
+Tell = Callable[[str, int, int], None]
+"""Told the model that is being searched, how much of it is done, and of how much."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What was found for one model: `best` is the winner's row, with its schedule and its whole prediction.
+
+    Where it was executed, `best` is the row of that run. Without a single plan that could be simulated there is none.
+    """
+
+    problem: Problem
+    found: Found
+    best: Row | None
+    explanation: Explanation | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """What one `plan` command found, by model in the order of the experiment; fewer models if it was interrupted."""
+
+    experiment: str
+    answers: tuple[Answer, ...]
+    interrupted: bool = False
+
+
+def problems_of(loaded: Loaded[Experiment], profiles: Sequence[Path], say: Say = lambda text: None) -> list[Problem]:
+    """The search of each model; warnings of a network's profile are said.
+
+    Raises `InputError` for what is wrong with the experiment or a profile.
+    """
+    experiment = loaded.value
+    cluster = cluster_of(loaded)
+    models = {entry.title: model_of(loaded, i) for i, entry in enumerate(experiment.models)}
+    known, network = known_profiles(loaded, profiles, models)
+    if network is not None:
+        for difference in dict.fromkeys(mismatches(network, cluster)):
+            say(f"warning: {difference}")
+        cluster = with_network(cluster, network)
+    return [
+        Problem(
+            loaded=loaded,
+            cluster=cluster,
+            entry=entry,
+            model=models[entry.title],
+            profile=known.get(entry.title),
+            network=network,
+        )
+        for entry in experiment.models
+    ]
+
+
+def plan_experiment(
+    name_or_path: str,
+    *,
+    overrides: Sequence[str] = (),
+    budget_s: float | None = None,
+    max_evaluations: int | None = None,
+    profiles: Sequence[Path] = (),
+    jobs: int = 1,
+    tell: Tell = lambda model, done, total: None,
+    say: Say = lambda text: None,
+) -> Planned:
+    """Search the best plan of every model of an experiment.
+
+    `budget_s` is for all models together and counts from now: each gets an equal share of what is left once its rows of
+    the experiment and the defaults of strategies are simulated, which they are however short it is (and for the first
+    model that includes compiling the engine, where that has not been done). `max_evaluations` is for each model. Both
+    limits hold for the explanation as well. Ctrl-C ends the search with what has been found. Raises `InputError` and
+    `RunError`.
+    """
+    end_s = None if budget_s is None else monotonic() + budget_s
+    loaded = load_experiment(name_or_path, overrides)
+    problems = problems_of(loaded, profiles, say)
+    spaces = [
+        choices(
+            p.model,
+            world_size=p.cluster.world_size,
+            batch_per_worker=p.batch_per_worker,
+            local_size=local_size(p.cluster),
+            rows=loaded.value.strategies,
+        )
+        for p in problems
+    ]
+    answers: list[Answer] = []
+    with crew_of(problems, jobs=jobs, work=sum(len(some) for some, _ in spaces)) as crew:
+        for i, (problem, (some, out)) in enumerate(zip(problems, spaces, strict=True)):
+            share = _Share(end_s, of=len(problems) - i)
+            search = Search(
+                crew,
+                i,
+                some,
+                Limits(max_evaluations=max_evaluations),
+                left_out=out,
+                deadline=share.begin,
+                tell=partial(tell, problem.entry.title),
+            )
+            search.run()
+            found = search.found()
+            interrupted = found.stop is Stop.INTERRUPTED
+            explanation = None
+            if not interrupted:
+                try:
+                    end = Limits(deadline_s=share.end_s, max_evaluations=max_evaluations)
+                    explanation = explain(crew, i, found, end)
+                except KeyboardInterrupt:
+                    interrupted, found = True, replace(found, stop=Stop.INTERRUPTED)
+            best = None if found.best is None else row(problem, found.best, whole=True)
+            answers.append(Answer(problem=problem, found=found, best=best, explanation=explanation))
+            if interrupted:
+                return Planned(experiment=loaded.value.name, answers=tuple(answers), interrupted=True)
+    return Planned(experiment=loaded.value.name, answers=tuple(answers))
+
+
+class _Share:
+    """One model's share of the time until `all_end_s`: one of `of` equal parts of what is left when it begins."""
+
+    def __init__(self, all_end_s: float | None, *, of: int) -> None:
+        self._all_end_s, self._of = all_end_s, of
+        self._end_s: float | None = None
+
+    def begin(self) -> float | None:
+        """Begin now; return when the search ends. None without a limit."""
+        if self._all_end_s is None:
+            return None
+        now_s = monotonic()
+        share_s = max(0.0, self._all_end_s - now_s) / self._of
+        self._end_s = now_s + share_s
+        return now_s + SEARCHING * share_s
+
+    @property
+    def end_s(self) -> float | None:
+        """When the explanation ends."""
+        if self._end_s is None:  # the search ended before it began
+            self.begin()
+        return self._end_s
+
+
+def row(problem: Problem, one: Score, *, whole: bool = False) -> Row:
+    """The row that `run` would report for a plan; its prediction with its timeline only if `whole`."""
+    plan = problem.plan(one.choice)
+    prediction = problem.predict(plan) if whole else one.prediction
+    return row_of(problem.loaded.value, problem.cluster, plan, prediction)
+
+
+def check_not_launched() -> None:
+    """Raise `InputError` in one of several processes that a launcher started: each would search for itself."""
+    for key in ("WORLD_SIZE", "SLURM_NTASKS"):
+        if os.environ.get(key, "1") not in ("", "1"):
+            hint = "plan without a launcher, put the plan into an experiment, and run that with the launcher"
+            raise InputError(f"{key} is {os.environ[key]}: a launcher started several searches", hint=hint)
+
+
+def _profiles_for(problem: Problem, profiles: Sequence[Path]) -> list[Path]:
+    """Those of `profiles`, or of the experiment's own, that are of a network or serve the model of `problem`."""
+    loaded = problem.loaded
+    own = [] if loaded.value.profile is None else [loaded.path.parent / loaded.value.profile]
+    found = []
+    for path in profiles or own:
+        profile = read_either(path)
+        serves = isinstance(profile, NetworkProfile) or not differences(profile, problem.model, loaded.value.precision)
+        if serves:
+            found.append(path)
+    return found
+
+
+def execute_best(planned: Planned, *, profiles: Sequence[Path] = (), testbed: bool = False, say: Say) -> Planned:
+    """Run the best plan of each model for real; return the answers with the rows of those runs as their best.
+
+    Raises `InputError` and `RunError`, as `run` does.
+    """
+    done: list[Answer] = []
+    for answer in planned.answers:
+        winner = answer.found.best
+        if winner is None:
+            done.append(answer)
+            continue
+        loaded = answer.problem.loaded
+        rows = {"models": (answer.problem.entry,), "strategies": (winner.choice.entry,), "profile": None}
+        only = loaded.value.model_copy(update=rows)
+        mine = _profiles_for(answer.problem, profiles)
+        result = run_loaded(replace(loaded, value=only), execute=True, profiles=mine, testbed=testbed, say=say)
+        done.append(answer if result is None else replace(answer, best=result.rows[0]))
+    return replace(planned, answers=tuple(done))

@@ -1,0 +1,193 @@
+"""Where another row begins to win as one varied number changes: by bisection between neighbouring points of a sweep.
+
+A bisection only compares the two rows that win at its ends; at the place that it finds all rows are compared, and where
+a third one wins, the places at which it takes over and gives way are looked for in turn. So every crossover that is
+reported is one, but a row that wins only briefly between two points may be missed. Where a bisection cannot go on, its
+bracket is what is known.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from stanza_sim.studies.sweep.points import Line, best_of
+from stanza_sim.studies.sweep.vary import Axis, Point, Scale, scale_of, shown, why_no_scale
+
+CLOSE = 0.005
+"""A crossover is known when it is between two values that differ by no more than this, relatively."""
+MOST_STEPS = 40
+"""A bisection that is not close by then ends: the place is as good as zero."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a bisection is: an axis by number, the point's other values, and a model."""
+
+    axis: int
+    point: Point
+    model: str
+
+    def at(self, text: str) -> Point:
+        """The point with another value on the axis."""
+        return (*self.point[: self.axis], text, *self.point[self.axis + 1 :])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crossover:
+    """`below` wins up to `low` (in the units of the axis's scale), `above` from `high` on.
+
+    Where these are not close, the place is anywhere between them, and `reason` says why no more is known.
+    """
+
+    place: Place
+    low: float
+    high: float
+    below: str
+    above: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unlooked:
+    """No crossover could be looked for along the axis of this key, for these models (none given: all)."""
+
+    key: str
+    models: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """What a bisection wants to know: a model's rows at a point, all or those of two labels."""
+
+    point: Point
+    model: str
+    labels: tuple[str, str] | None
+
+
+Bisection = Generator[Ask, tuple[Line, ...], list[Crossover]]
+
+
+def bisections(axes: Sequence[Axis], known: Mapping[Point, Sequence[Line]]) -> list[Bisection]:
+    """A bisection for every two neighbouring points, on every axis of numbers, with different winners for a model."""
+    found: list[Bisection] = []
+    for number, axis in enumerate(axes):
+        scale = scale_of(axis)
+        if scale is None or len(axis.values) < 2:
+            continue
+        for place, feasible in _lines(number, axis, scale, known):
+            for (low, below), (high, above) in pairwise(feasible):
+                if below != above:
+                    found.append(_bisect(place, scale, (scale.number(low), below), (scale.number(high), above)))
+    return found
+
+
+def _lines(
+    number: int, axis: Axis, scale: Scale, known: Mapping[Point, Sequence[Line]]
+) -> Iterator[tuple[Place, list[tuple[str, str]]]]:
+    """Yield, for each combination of the other axes and each model there, its winners: (value, label), by value."""
+    ordered = sorted(axis.values, key=scale.number)
+    for point in known:
+        if point[number] != ordered[0]:  # one for each combination of the other axes
+            continue
+        line = [Place(axis=number, point=point, model="").at(text) for text in ordered]
+        for model in dict.fromkeys(one.model for there in line for one in known.get(there, ()) if one.label):
+            winners = [(p[number], best_of(known.get(p, ()), model)) for p in line]
+            feasible = [(text, best.label) for text, best in winners if best is not None]
+            yield Place(axis=number, point=point, model=model), feasible
+
+
+def unlooked(axes: Sequence[Axis], known: Mapping[Point, Sequence[Line]]) -> list[Unlooked]:
+    """The axes, or models on them, of which no two points could be compared, with the reason."""
+    found: list[Unlooked] = []
+    for number, axis in enumerate(axes):
+        scale, why = scale_of(axis), why_no_scale(axis)
+        if scale is None or why:
+            found.append(Unlooked(key=axis.key, models=(), reason=why))
+            continue
+        at: dict[str, set[str]] = {}
+        for point, lines in known.items():
+            for one in lines:
+                if one.label:
+                    at.setdefault(one.model, set()).add(point[number])
+        compared = {place.model for place, feasible in _lines(number, axis, scale, known) if len(feasible) > 1}
+        for why, models in (
+            ("it gives the model another name at each value", [m for m in at if len(at[m]) < 2]),
+            ("no rows can be built at two of its values", [m for m in at if len(at[m]) > 1 and m not in compared]),
+        ):
+            if models:
+                some = () if len(models) == len(at) else tuple(models)
+                found.append(Unlooked(key=axis.key, models=some, reason=why))
+        if not at:
+            found.append(Unlooked(key=axis.key, models=(), reason="nothing could be predicted"))
+    return found
+
+
+def _bisect(place: Place, scale: Scale, low: tuple[float, str], high: tuple[float, str]) -> Bisection:
+    """Find where the winner at `low` gives way on the way to `high`; both are (number, label)."""
+    (a, below), (b, above) = low, high
+    reason, doubtful, steps = "", [], 0
+    while not _close(a, b, scale):
+        if steps == MOST_STEPS:
+            reason = f"not found more closely in {MOST_STEPS} steps"
+            break
+        steps += 1
+        middle = _middle(a, b, scale)
+        lines = yield Ask(point=place.at(scale.text(middle)), model=place.model, labels=(below, above))
+        best = best_of(lines, place.model)
+        if best is None:
+            reason = f"no row can be built at {shown(middle, scale)}"
+            doubtful.append(middle)  # perhaps one that wins at neither end can
+            break
+        if best.label == below:
+            a = middle
+        else:
+            b = middle
+    doubtful += [a] if reason and a != low[0] else []
+    doubtful += [b] if b != high[0] else []
+    for value in doubtful:
+        lines = yield Ask(point=place.at(scale.text(value)), model=place.model, labels=None)
+        best = best_of(lines, place.model)
+        if best is not None and best.label not in (below, above):
+            first = yield from _bisect(place, scale, low, (value, best.label))
+            second = yield from _bisect(place, scale, (value, best.label), high)
+            return [*first, *second]
+    return [Crossover(place=place, low=a, high=b, below=below, above=above, reason=reason)]
+
+
+def _close(a: float, b: float, scale: Scale) -> bool:
+    if scale.whole and b - a <= 1:
+        return True
+    return b - a <= CLOSE * max(abs(a), abs(b))
+
+
+def _middle(a: float, b: float, scale: Scale) -> float:
+    middle = math.sqrt(a * b) if a > 0 else (a + b) / 2
+    if scale.whole:
+        return min(max(math.floor(middle), a + 1), b - 1)
+    return middle
+
+
+def in_step(started: Iterable[Bisection]) -> Generator[list[Ask], list[tuple[Line, ...]], list[Crossover]]:
+    """Drive bisections side by side: yields what all of them want to know next, and is sent the answers in order."""
+    done: dict[int, list[Crossover]] = {}
+    asking: dict[int, tuple[Bisection, Ask]] = {}
+
+    def advance(i: int, bisection: Bisection, answer: tuple[Line, ...] | None) -> None:
+        try:
+            asking[i] = bisection, next(bisection) if answer is None else bisection.send(answer)
+        except StopIteration as stop:
+            asking.pop(i, None)
+            done[i] = stop.value
+
+    for i, bisection in enumerate(started):
+        advance(i, bisection, None)
+    while asking:
+        now = list(asking.items())
+        answers = yield [ask for _, (_, ask) in now]
+        for (i, (bisection, _)), answer in zip(now, answers, strict=True):
+            advance(i, bisection, answer)
+    return [one for i in sorted(done) for one in done[i]]

@@ -1,0 +1,139 @@
+"""What `stanza-sim sweep` prints: who wins at each point and the crossovers, or one JSON object."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from dataclasses import asdict
+
+from rich.console import Console
+
+from stanza_sim.report.result import Json
+from stanza_sim.report.table import WIDTH, Column, fixed, print_grid, write_line
+from stanza_sim.studies.sweep.crossover import Crossover
+from stanza_sim.studies.sweep.points import best_of
+from stanza_sim.studies.sweep.session import Swept
+from stanza_sim.studies.sweep.vary import Axis, Point, scale_of, shown
+
+MOST_LINES = 60
+"""Of more crossovers than this only so many are printed."""
+MOST_REASONS = 20
+"""Of more reasons why lines are infeasible only so many are printed."""
+
+
+def print_swept(swept: Swept, console: Console) -> None:
+    """Print the winner at each point, unless there is a file that has all of it, the crossovers, and what is amiss."""
+    lines, bad = swept.lines, sum(swept.reasons.values())
+    text = f"{swept.experiment}: {len(swept.points)} points, {swept.computed} of them computed now, {len(lines)} lines"
+    text += f", {bad} of them infeasible" if bad else ""
+    write_line(console, text, "bold")
+    if swept.table.path is None:
+        _print_winners(swept, console)
+    else:
+        write_line(console, f"written to {swept.table.path}")
+    write_line(console, "")
+    for text in _sentences(swept):
+        _paragraph(console, text)
+    if bad:
+        write_line(console, "")
+        write_line(console, "infeasible", "bold")
+        for reason, count in list(swept.reasons.items())[:MOST_REASONS]:
+            _paragraph(console, f"{count} {'line' if count == 1 else 'lines'}: {reason}")
+        if (more := len(swept.reasons) - MOST_REASONS) > 0:
+            _paragraph(console, f"and for {more} more reasons: see --json" + _or_file(swept))
+
+
+def _sentences(swept: Swept) -> list[str]:
+    """The crossovers, and where none was found or could be looked for."""
+    told = [in_words(one, swept.axes) for one in swept.crossovers[:MOST_LINES]]
+    if (more := len(swept.crossovers) - MOST_LINES) > 0:
+        told.append(f"and {more} more crossovers: see --json")
+    not_at_all = {one.key for one in swept.unlooked if not one.models}
+    looked = [axis.key for axis in swept.axes if axis.key not in not_at_all]
+    if looked and not swept.crossovers:
+        told.append(f"no crossover: between no two neighbouring values of {' or '.join(looked)} does the winner change")
+    for one in swept.unlooked:
+        which = f" for {', '.join(one.models)}" if one.models else ""
+        told.append(f"no crossover looked for along {one.key}{which}: {one.reason}")
+    return told
+
+
+def _or_file(swept: Swept) -> str:
+    return "" if swept.table.path is None else f" or {swept.table.path}"
+
+
+def _paragraph(console: Console, text: str) -> None:
+    for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False):
+        write_line(console, line)
+
+
+def _print_winners(swept: Swept, console: Console) -> None:
+    for model in dict.fromkeys(line.model for line in swept.lines if line.label):
+        write_line(console, "")
+        write_line(console, model, "bold cyan")
+        # A varied key may give a model another name; a point that cannot be loaded knows no names.
+        points = [p for p in swept.points if any(one.model == model or not one.label for one in swept.table.lines[p])]
+        best = [best_of(swept.table.lines[point], model) for point in points]
+        rates = iter(fixed(one.samples_per_s or 0.0 for one in best if one is not None))
+        columns = [
+            Column(heading="samples/s", unit="", cells=["-" if one is None else next(rates) for one in best]),
+            Column(heading="winner", unit="", cells=["none is feasible" if one is None else one.label for one in best]),
+        ]
+        labels = [where(swept.axes, point) for point in points]
+        print_grid(console, labels, columns, [()] * len(labels), heading="point")
+
+
+def where(axes: tuple[Axis, ...], point: Point, but: int | None = None) -> str:
+    """`network.rate=1Gbps nodes=4`: a point in words, without the axis of that number."""
+    return " ".join(axis.override(value) for i, (axis, value) in enumerate(zip(axes, point, strict=True)) if i != but)
+
+
+def in_words(one: Crossover, axes: tuple[Axis, ...]) -> str:
+    """`vgg16: Stanza wins up to 18.2 Gbps (network.rate), then all-reduce`; the bracket where it is not close."""
+    axis = axes[one.place.axis]
+    scale = scale_of(axis)
+    low, high = (f"{value}" if scale is None else shown(value, scale) for value in (one.low, one.high))
+    rest = where(axes, one.place.point, one.place.axis)
+    place = f"{one.place.model}, {rest}" if rest else one.place.model
+    if one.reason:
+        text = f"{one.below} gives way to {one.above} somewhere between {low} and {high} ({axis.key})"
+        return f"{place}: {text}; {one.reason}"
+    return f"{place}: {one.below} wins up to {low} ({axis.key}), then {one.above}"
+
+
+def swept_json(swept: Swept) -> str:
+    """The sweep as one JSON object, equal bytes for equal results; sizes in bytes, rates in bytes/s, times in s."""
+    keys = [axis.key for axis in swept.axes]
+    lines: list[dict[str, Json]] = [
+        {"at": dict(zip(keys, point, strict=True)), "feasible": line.feasible, **asdict(line)}
+        for point in swept.points
+        for line in swept.table.lines[point]
+    ]
+    data: dict[str, Json] = {
+        "experiment": swept.experiment,
+        "vary": {axis.key: list(axis.values) for axis in swept.axes},
+        "points": lines,
+        "crossovers": [_crossover(one, swept.axes) for one in swept.crossovers],
+        "no_crossover_looked_for": [
+            {"key": one.key, "models": list(one.models), "reason": one.reason} for one in swept.unlooked
+        ],
+        "infeasible": [{"reason": reason, "lines": count} for reason, count in swept.reasons.items()],
+    }
+    return json.dumps(data, indent=1, allow_nan=False) + "\n"
+
+
+def _crossover(one: Crossover, axes: tuple[Axis, ...]) -> dict[str, Json]:
+    axis = axes[one.place.axis]
+    scale = scale_of(axis)
+    others = {a.key: value for a, value in zip(axes, one.place.point, strict=True) if a is not axis}
+    return {
+        "model": one.place.model,
+        "key": axis.key,
+        "at": others,
+        "unit": "" if scale is None else scale.unit,
+        "low": one.low,
+        "high": one.high,
+        "below": one.below,
+        "above": one.above,
+        "reason": one.reason,
+    }

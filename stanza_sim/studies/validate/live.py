@@ -1,0 +1,228 @@
+"""The bench that runs cases for real: ranks on this machine, in a testbed where a case has several hosts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from stanza_sim.base.config import Loaded
+from stanza_sim.base.errors import InputError
+from stanza_sim.base.units import format_rate, format_time
+from stanza_sim.cluster import Cluster
+from stanza_sim.experiment.run import Say, jobs_of, open_ranks, predict
+from stanza_sim.experiment.scenario import Plan, cluster_of, plans_of
+from stanza_sim.profiles.blocks import Profile
+from stanza_sim.report.compare import per_iteration
+from stanza_sim.simulate import Prediction
+from stanza_sim.studies.validate import machine
+from stanza_sim.studies.validate.records import Measured, Predicted
+from stanza_sim.studies.validate.suite import Case, Suite, experiment_of, timed_iterations
+from stanza_sim.timeline.measures import waiting
+from stanza_sim.timeline.spans import Timeline
+
+if TYPE_CHECKING:  # imported where something is executed
+    from stanza_sim.execute import Measurement, RunJob, Workers
+    from stanza_sim.profiles.network import NetworkProfile
+
+
+class Plans:
+    """The clusters of a suite's networks as their topologies state them, and the plan of each case."""
+
+    def __init__(self, suite: Loaded[Suite], cases: Sequence[Case]) -> None:
+        """Raises `InputError` for a case that cannot be."""
+        self.suite, self.cases = suite, tuple(cases)
+        self.clusters: dict[str, Cluster] = {}
+        self._plans: dict[str, Plan] = {}
+        for case in cases:
+            experiment = experiment_of(suite, case)
+            if case.network not in self.clusters:
+                self.clusters[case.network] = cluster_of(experiment)
+            (self._plans[case.name],) = plans_of(experiment, self.clusters[case.network])
+
+    def __getitem__(self, case: Case) -> Plan:
+        """The plan of a case."""
+        return self._plans[case.name]
+
+    def predict(self, case: Case, cluster: Cluster | None = None, profile: Profile | None = None) -> Predicted:
+        """Predict a case, on its network as stated or on `cluster`, with block times as in `profile`."""
+        plan, experiment = self[case], experiment_of(self.suite, case)
+        cluster = cluster or self.clusters[case.network]
+        return predicted_of(plan, cluster, predict(plan, cluster, experiment, profile))
+
+
+def predicted_of(plan: Plan, cluster: Cluster, prediction: Prediction) -> Predicted:
+    """What is kept of a prediction."""
+    names = [group.name for group in plan.schedule.groups]
+    of_servers = plan.strategy.strategy == "parameter_server" and "server" in names
+    return Predicted(
+        iteration_s=prediction.iteration_s,
+        exposed_comm_s=prediction.exposed_comm_s,
+        parts=per_iteration(prediction.timeline, plan.schedule),
+        source=prediction.cost_source,
+        nodes=cluster.nodes,
+        servers=len(plan.schedule.group("server")) if of_servers else 0,
+    )
+
+
+def measured_of(plan: Plan, measurement: Measurement, *, iterations: int, wall_s: float, load: float) -> Measured:
+    """What is kept of a measurement."""
+    timeline = measurement.timeline
+    return Measured(
+        iteration_s=measurement.iteration_s,
+        iteration_s_min=measurement.iteration_s_min,
+        iteration_s_max=measurement.iteration_s_max,
+        exposed_comm_s=waiting(plan.schedule, timeline, *_timed(timeline)).exposed_comm_s,
+        parts=per_iteration(timeline, plan.schedule),
+        iterations=iterations,
+        wall_s=wall_s,
+        load=load,
+        realtime=measurement.realtime,
+        stolen=measurement.stolen,
+        tries=measurement.tries,
+    )
+
+
+def _timed(timeline: Timeline) -> tuple[int, int]:
+    """(first, last) such that iterations first+1 .. last were timed from end to end, with another one behind them."""
+    last = min(map(len, timeline.iteration_end_s.values())) - 2
+    return timeline.first_iteration, max(last, timeline.first_iteration + 1)
+
+
+class LiveBench:
+    """Runs the cases of a suite on this machine; see `stanza_sim.studies.validate.runner.Bench`.
+
+    A network is calibrated with single messages between ranks in it. For real computations the blocks of its models are
+    timed as well, on all of its ranks at once, and again right before each repeat of a case, since the speed of shared
+    cores moves by a third within seconds; emulated ones take as long as the cost model says, so nothing is timed.
+    """
+
+    def __init__(self, suite: Loaded[Suite], plans: Plans, cases: Sequence[Case], *, say: Say) -> None:
+        """Raises `InputError` for cases that cannot be run here, before anything is."""
+        from stanza_sim.execute import require_torch
+
+        require_torch()
+        self._suite, self._plans, self._say = suite, plans, say
+        self._emulated = suite.value.execute.compute == "emulated"
+        self._clusters: dict[str, Cluster] = {}  # as calibrated
+        self._profiles: dict[tuple[str, str], Profile] = {}  # by network and model
+        self._workers: Workers | None = None
+        self._said: set[str] = set()
+        for case in cases:
+            self._check(case)
+
+    def _check(self, case: Case) -> None:
+        plan, where = self._plans[case], experiment_of(self._suite, case).source.where()
+        if not self._emulated and plan.model.factory is None:
+            hint = "leave `scale` out, or use --compute emulated"
+            what = f"model {plan.model.name} cannot be trained: it is a table of numbers"
+            raise InputError(what, where=where, hint=hint)
+        self._job(case, self._suite.value.timing.least)
+
+    def calibrate(self, network: str, cases: Sequence[Case]) -> str:
+        """See `Bench`."""
+        from stanza_sim.execute import Backend
+        from stanza_sim.execute.calibrate.calibration import calibrate
+        from stanza_sim.execute.calibrate.network import calibrate_network
+        from stanza_sim.profiles.network import with_network
+
+        stated, how = self._plans.clusters[network], self._suite.value.execute
+        backend = Backend(how.backend)
+        with self._ranks(network) as workers:
+            begin = time.monotonic()
+            found = calibrate_network(
+                workers, stated, testbed=_in_testbed(stated), realtime=self._realtime(cases[0]), backend=backend
+            )
+            if not self._emulated:
+                seed = self._suite.value.seed
+                for title, plans in self._by_model(cases).items():
+                    schedules = [p.schedule for p in plans]
+                    profile = calibrate(workers, plans[0].model, schedules, backend=backend, seed=seed)
+                    self._profiles[network, title] = profile
+            took_s = time.monotonic() - begin
+        self._clusters[network] = with_network(stated, found)
+        return f"{_in_words(found)} ({took_s:.0f} s)"
+
+    def predict(self, case: Case) -> Predicted:
+        """See `Bench`."""
+        profile = self._profiles.get((case.network, self._plans[case].entry.title))
+        return self._plans.predict(case, self._clusters[case.network], profile)
+
+    @contextmanager
+    def open(self, network: str) -> Iterator[None]:
+        """See `Bench`."""
+        with self._ranks(network) as self._workers:
+            try:
+                yield
+            finally:
+                self._workers = None
+
+    def measure(self, case: Case, predicted: Predicted) -> Measured:
+        """See `Bench`."""
+        from stanza_sim.execute import Backend, execute
+        from stanza_sim.execute.calibrate.calibration import calibrate
+
+        if self._workers is None:
+            raise RuntimeError(f"network {case.network} is not open")
+        begin, load, plan, anew = time.monotonic(), machine.load(), self._plans[case], None
+        if not self._emulated:
+            how = self._suite.value
+            profile = calibrate(
+                self._workers, plan.model, [plan.schedule], backend=Backend(how.execute.backend), seed=how.seed
+            )
+            anew = self._plans.predict(case, self._clusters[case.network], profile)
+        iterations = timed_iterations(self._suite.value.timing, (anew or predicted).iteration_s)
+        (measurement,) = execute([self._job(case, iterations)], self._workers)
+        if self._realtime(case) and not measurement.realtime:
+            self._once("warning: real-time scheduling is not permitted here: ranks were scheduled as all processes are")
+        wall_s = time.monotonic() - begin
+        measured = measured_of(plan, measurement, iterations=iterations, wall_s=wall_s, load=load)
+        return replace(measured, predicted=anew)
+
+    @contextmanager
+    def _ranks(self, network: str) -> Iterator[Workers]:
+        """The ranks of a network, in a testbed if there are several hosts."""
+        cluster = self._plans.clusters[network]
+        case = next(c for c in self._plans.cases if c.network == network)
+        experiment = experiment_of(self._suite, case)
+        with open_ranks(experiment, cluster, testbed=_in_testbed(cluster), say=self._once) as workers:
+            yield workers
+
+    def _job(self, case: Case, iterations: int) -> RunJob:
+        experiment = experiment_of(self._suite, case, timed=iterations)
+        cluster = self._plans.clusters[case.network]
+        (job,) = jobs_of(experiment, [self._plans[case]], cluster, {}, testbed=_in_testbed(cluster))
+        return job
+
+    def _realtime(self, case: Case) -> bool:
+        """Whether the ranks of a case ask for real-time scheduling, when they are measured and when calibrated."""
+        emulation = self._job(case, self._suite.value.timing.least).emulation
+        return emulation is not None and emulation.realtime
+
+    def _by_model(self, cases: Sequence[Case]) -> dict[str, list[Plan]]:
+        found: dict[str, list[Plan]] = {}
+        for case in cases:
+            found.setdefault(self._plans[case].entry.title, []).append(self._plans[case])
+        return found
+
+    def _once(self, text: str) -> None:
+        """Say something that would otherwise be said whenever a network is opened."""
+        if text not in self._said:
+            self._said.add(text)
+            self._say(text)
+
+
+def _in_testbed(cluster: Cluster) -> bool:
+    return len({place.host for place in cluster.placement}) > 1
+
+
+def _in_words(profile: NetworkProfile) -> str:
+    """What calibration came to, in a few words."""
+    parts = [f"wake-up {format_time(profile.hop_s.value)}"]
+    for p in profile.pairs:
+        first_s = p.latency_s.value + p.overhead_s.value
+        rate = format_rate(p.kind.bottleneck_Bps)
+        parts.append(f"{p.efficiency:.4f} of {rate}, first byte {format_time(first_s)}")
+    return "; ".join(parts)

@@ -1,0 +1,134 @@
+"""Calibration measures what was asked for, fits its own model, and adds up messages as the loopback does."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from stanza_sim.execute.calibrate.answers import MessageCores, RankTimes, Wanted
+from stanza_sim.execute.calibrate.calibration import calibrate, profile_of, sample_counts
+from stanza_sim.execute.calibrate.timing import alone
+from stanza_sim.execute.calibrate.under_load import in_company
+from stanza_sim.execute.start.launch import Pool
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.profiles.blocks import differences
+from stanza_sim.schedule import Compute, Phase, Transfer, UnitKind, project
+from tests.execute.execute_variants import schedule_of
+
+
+def test_counts_are_those_of_the_schedules(tiny: ModelProfile) -> None:
+    schedules = [schedule_of(tiny, "stanza", 5, {"fc_workers": 2}), schedule_of(tiny, "all_reduce", 5, {})]
+    assert sample_counts(schedules, tiny) == {"features.0": (6,), "classifier.1": (6, 12), "classifier.4": (6, 12)}
+
+
+def test_a_calibration_times_every_block_and_message(pool: Pool, tiny: ModelProfile) -> None:
+    schedule = schedule_of(tiny, "stanza", 5, {"fc_workers": 2})
+    profile = calibrate(pool, tiny, [schedule])
+    assert differences(profile, tiny, "fp32") == []
+    assert {(b.block, b.samples) for b in profile.blocks} == {
+        ("features.0", 6),
+        ("classifier.1", 6),
+        ("classifier.1", 12),
+        ("classifier.4", 6),
+        ("classifier.4", 12),
+    }
+    for row in profile.blocks:
+        assert 0 < row.forward_s < 0.1
+        assert 0 < row.backward_s < 0.1
+        assert (row.loss_s is not None) == (row.block == "classifier.4")
+    assert profile.ranks_at_once == 5
+    assert profile.loopback is not None
+    assert 1e-6 < profile.loopback.message_core_s < 0.01
+    assert 1e8 < profile.loopback.bandwidth_Bps < 1e11
+    assert 0 < profile.op_overhead_s < 1e-3
+
+
+def timed(tiny: ModelProfile) -> RankTimes:
+    """What a rank may have timed at 4 samples."""
+    phases = (Phase.FORWARD, Phase.BACKWARD, Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
+    times = {(b.name, 4, phase): [3e-3, 1e-3, 2e-3] for b in tiny.blocks for phase in phases}
+    times[tiny.blocks[-1].name, 4, Phase.LOSS] = [5e-4]
+    return RankTimes(
+        host="h",
+        device="cpu x",
+        driver=None,
+        cores=2,
+        torch_version="2",
+        blocks=times,
+        reduce_Bps=1e9,
+        update_Bps=2e9,
+        op_overhead_s=1e-5,
+        small_bytes=0,
+        large_bytes=1_000_000,
+        small=(200e-6, 60e-6),
+        large=(1200e-6, 460e-6),
+    )
+
+
+def test_probes_become_latency_and_costs(tiny: ModelProfile) -> None:
+    one = timed(tiny)
+    wanted = Wanted(model=tiny, samples={b.name: (4,) for b in tiny.blocks}, contributions=2)
+    profile = profile_of([one, one], wanted, "fp32")
+    loopback = profile.loopback
+    assert loopback is not None
+    assert loopback.byte_core_s == pytest.approx(800e-12)
+    assert loopback.message_core_s == pytest.approx(120e-6)
+    assert loopback.bandwidth_Bps == pytest.approx(1e9)
+    assert loopback.latency_s == pytest.approx(140e-6)
+    assert profile.blocks[0].forward_s == 2e-3
+    assert profile.blocks[0].spread == pytest.approx(1.0)
+    apart = profile_of([one, replace(one, host="other")], wanted, "fp32")
+    assert apart.loopback is None
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 4, 5])
+def test_in_company_all_compute_and_pairs_talk(tiny: ModelProfile, ranks: int) -> None:
+    """Ranks 2i and 2i + 1 exchange as many bytes as a block's gradients; a last odd one only computes."""
+    schedule = in_company(alone(tiny, 4, apart=False), tiny, frozenset(b.name for b in tiny.blocks), ranks)
+    sizes = {b.name: b.numel * tiny.itemsize for b in tiny.blocks}
+    for rank in range(ranks):
+        units = project(schedule, rank).units
+        computed = [u.op.phase for u in units if isinstance(u.op, Compute)]
+        for phase in (Phase.FORWARD, Phase.BACKWARD, Phase.UPDATE):
+            assert computed.count(phase) == len(tiny.blocks)
+        moved = [(u.kind, u.op.nbytes, tuple(u.peers)) for u in units if isinstance(u.op, Transfer)]
+        partner = (rank ^ 1,)
+        if rank ^ 1 < ranks:
+            assert sorted(moved) == sorted(
+                (kind, n, partner) for n in sizes.values() for kind in (UnitKind.SEND, UnitKind.RECV)
+            )
+        else:
+            assert moved == []
+        updates = {u.op.target: u for u in units if isinstance(u.op, Compute) and u.op.phase is Phase.UPDATE}
+        for block, unit in updates.items():
+            awaited = [units[j] for j in unit.needs]
+            assert any(u.kind is UnitKind.RECV and u.op.nbytes == sizes[block] for u in awaited) == bool(moved)
+
+
+def test_only_some_blocks_in_company(tiny: ModelProfile) -> None:
+    name = tiny.blocks[-1].name
+    schedule = in_company(alone(tiny, 4, apart=True), tiny, frozenset([name]), 2)
+    assert {op.target for op in schedule.ops if isinstance(op, Compute)} == {name}
+    first = schedule.ops[0]
+    assert (first.after, first.after_previous) == ((), (f"update.{name}",))
+
+
+def test_messages_cost_the_cores_what_they_cost_in_company(tiny: ModelProfile) -> None:
+    """At rest ten messages of 1 kB take 10 x (120 us + 1,000 x 0.8 ns) of both ends; in company three times that."""
+    one = timed(tiny)
+    at_rest_s = 10 * (120e-6 + 1000 * 800e-12)
+    sections = (
+        MessageCores(core_s=3 * at_rest_s / 2, ends=10, nbytes=10_000),
+        MessageCores(core_s=1.0, ends=0, nbytes=0),  # of a rank without a partner
+    )
+    wanted = Wanted(model=tiny, samples={b.name: (4,) for b in tiny.blocks}, contributions=2)
+    found = profile_of([replace(one, messages=sections)] * 2, wanted, "fp32").loopback
+    assert found is not None
+    assert found.byte_core_s == pytest.approx(3 * 800e-12)
+    assert found.message_core_s == pytest.approx(3 * 120e-6)
+    assert found.bandwidth_Bps == pytest.approx(1e9)
+    assert found.latency_s == pytest.approx(140e-6)
+    lost = MessageCores(core_s=-1e-6, ends=10, nbytes=10_000)  # less than what the engine costs
+    at_rest = profile_of([one, one], wanted, "fp32").loopback
+    assert profile_of([replace(one, messages=(lost,))] * 2, wanted, "fp32").loopback == at_rest

@@ -1,0 +1,190 @@
+"""Dropout, data, learning rates, clocks and iteration times: the executor's parts one by one."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.execute.rank.job import Clock, LearningRate
+from stanza_sim.execute.rank.transport import StagedTransport, Transport
+from stanza_sim.execute.start.measure import iteration_durations
+from stanza_sim.execute.train import data
+from stanza_sim.execute.train.dropout import CounterDropout, keep_mask
+from stanza_sim.execute.train.flat import sgd_step
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Collective, CollectiveKind, Ranks, Value, ValueKind
+from stanza_sim.schedule.collectives import collective_bytes
+
+
+def positions(*rows: int) -> torch.Tensor:
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+@given(rows=st.lists(st.integers(0, 10**6), min_size=1, max_size=6), p=st.floats(0.05, 0.95), seed=st.integers(0, 99))
+def test_masks_do_not_depend_on_how_samples_are_split(rows: list[int], p: float, seed: int) -> None:
+    together = keep_mask("drop", seed, 7, positions(*rows), 50, p)
+    for i, row in enumerate(rows):
+        assert torch.equal(together[i], keep_mask("drop", seed, 7, positions(row), 50, p)[0])
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.8])
+def test_masks_drop_the_right_share_and_are_uncorrelated(p: float) -> None:
+    masks = [
+        keep_mask(key, seed, step, positions(*range(1024)), 512, p).double()
+        for key, seed, step in [("a", 0, 0), ("b", 0, 0), ("a", 1, 0), ("a", 0, 1)]
+    ]
+    for mask in masks:
+        assert float(mask.mean()) == pytest.approx(1 - p, abs=0.003)
+        for axis in (0, 1):  # rows and columns alike
+            count = mask.shape[axis]
+            spread = mask.mean(axis).std().item()
+            assert spread == pytest.approx(math.sqrt(p * (1 - p) / count), rel=0.15)
+    for i, a in enumerate(masks):
+        for b in masks[:i]:
+            assert abs(float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])) < 0.03
+    first = masks[0]
+    assert abs(float(torch.corrcoef(torch.stack([first[:, :-1].flatten(), first[:, 1:].flatten()]))[0, 1])) < 0.03
+
+
+def test_dropout_scales_what_it_keeps_and_rests_in_evaluation() -> None:
+    dropout = CounterDropout("k", 0.75, seed=1)
+    dropout.positions = positions(3, 9)
+    x = torch.ones(2, 4, 100)
+    assert set(dropout(x).unique().tolist()) == {0.0, 4.0}
+    assert torch.equal(dropout.eval()(x), x)
+    with pytest.raises(RuntimeError, match="was not told which samples"):
+        dropout.train()(torch.ones(3, 4))
+
+
+def test_a_step_is_that_of_torch() -> None:
+    start = torch.randn(100, generator=torch.Generator().manual_seed(0))
+    ours, velocity, theirs = start.clone(), torch.zeros(100), torch.nn.Parameter(start.clone())
+    sgd = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.01)
+    for i in range(5):
+        summed = torch.randn(100, generator=torch.Generator().manual_seed(i + 1))
+        sgd_step(ours, summed, velocity, lr=0.1, momentum=0.9, weight_decay=0.01, global_batch=32)
+        theirs.grad = summed / 32
+        sgd.step()
+    assert torch.allclose(ours, theirs, atol=1e-6)
+
+
+def test_learning_rates() -> None:
+    warm = LearningRate(warmup=4)
+    assert [warm.at(1.0, i, 10) for i in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    steps = LearningRate(kind="step", every=2, factor=0.5)
+    assert [steps.at(1.0, i, 10) for i in range(5)] == [1, 1, 0.5, 0.5, 0.25]
+    cosine = LearningRate(kind="cosine")
+    assert cosine.at(2.0, 0, 10) == 2.0
+    assert cosine.at(2.0, 5, 10) == pytest.approx(1.0)
+
+
+def test_batches_are_permutations_alike_in_every_rank() -> None:
+    drawn = data.draw(list(range(10)), 4, 5, seed=3)
+    assert drawn == data.draw(list(range(10)), 4, 5, seed=3)
+    assert drawn != data.draw(list(range(10)), 4, 5, seed=4)
+    flat = [n for batch in drawn for n in batch]
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
+
+
+def test_held_out_samples_are_not_trained_on() -> None:
+    train, held_out = data.divide("digits", 1797, seed=1)
+    assert sorted(train + held_out) == list(range(1797))
+    assert len(held_out) == 359
+    assert data.divide("synthetic", 100, 1) == (list(range(100)), [])
+
+
+def test_a_feed_gives_the_same_batches_from_memory_and_from_a_thread(
+    tiny: ModelProfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = data.load("synthetic", tiny, 1)
+    numbers = data.draw(list(range(30)), 6, 9, seed=1)
+    cpu = torch.device("cpu")
+    small = data.Feed(items, numbers, torch.float32, cpu)
+    monkeypatch.setattr(data, "AHEAD_BYTES", 0)
+    threaded = data.Feed(items, numbers, torch.float32, cpu)
+    for i in range(9):
+        for a, b in zip(small.batch(i), threaded.batch(i), strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tests.execute.execute_data:Wrong", "a sample has shape"),
+        ("tests.execute.execute_data:Missing", "AttributeError"),
+        ("no_such_module_at_all:x", "ModuleNotFoundError"),
+        ("cifar", "there is no such data"),
+        ("math:pi", "without length or items"),
+    ],
+)
+def test_bad_data_is_refused(tiny: ModelProfile, name: str, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        data.load(name, tiny, 1)
+
+
+def test_clocks_are_mapped_by_interpolation() -> None:
+    clock = Clock(before=(10.0, 1.0), after=(20.0, 2.0))
+    assert [clock.to_rank0(t) for t in (10.0, 15.0, 20.0)] == [11.0, 16.5, 22.0]
+
+
+def test_durations_leave_out_the_warm_up_and_the_last() -> None:
+    ends = [5.0, 6.0, 8.0, 11.0, 15.0, 20.0]
+    assert iteration_durations(ends, 2) == [2.0, 3.0, 4.0]
+    assert iteration_durations(ends, 0) == [1.0, 2.0, 3.0, 4.0]
+    assert iteration_durations(ends, 5) == [5.0]
+    assert statistics.median(iteration_durations(ends, 2)) == 3.0
+    with pytest.raises(RunError, match="leave none to time"):
+        iteration_durations(ends, 6)
+
+
+def test_bytes_of_collectives() -> None:
+    base = Collective(
+        name="c", kind=CollectiveKind.ALL_REDUCE, ranks="g", value=Value(ValueKind.GRAD, "b"), nbytes=4000
+    )
+    four = Ranks.of([1, 2, 5, 6])
+    assert collective_bytes(base, four, 1, 4) == (6000, 6000)
+    assert collective_bytes(replace(base, kind=CollectiveKind.ALL_GATHER), four, 1, 4) == (3000, 3000)
+    chain = replace(base, kind=CollectiveKind.BROADCAST, root=5)
+    assert [collective_bytes(chain, four, r, 4) for r in (5, 6, 1, 2)] == [
+        (4000, 0),
+        (4000, 4000),
+        (4000, 4000),
+        (0, 4000),
+    ]
+    assert collective_bytes(base, Ranks.of([3]), 3, 4) == (0, 0)
+
+
+def test_staging_copies_on_the_way_out_and_when_a_message_has_landed(monkeypatch: pytest.MonkeyPatch) -> None:
+    posted: list[torch.Tensor] = []
+
+    class Arrives:
+        def __init__(self, host: torch.Tensor) -> None:
+            self.host = host
+
+        def wait(self) -> None:
+            self.host.fill_(7)
+
+    monkeypatch.setattr(Transport, "__init__", lambda self: None)
+    monkeypatch.setattr(Transport, "send", lambda self, t, dst, channel: posted.append(t))
+    monkeypatch.setattr(Transport, "receive", lambda self, t, src, channel: Arrives(t))
+    monkeypatch.setattr(Transport, "together", lambda self, sends, receives, channel: [Arrives(t) for t, _ in receives])
+    staged = StagedTransport()  # type: ignore[call-arg]
+    source = torch.arange(4.0)
+    staged.send(source, 1, "x")
+    source.zero_()  # the buffer may be reused at once
+    assert posted[0].tolist() == [0, 1, 2, 3]
+    one, two = torch.zeros(3), torch.zeros(2)
+    landing = staged.receive(one, 1, "x")
+    assert one.tolist() == [0, 0, 0]
+    landing.wait()
+    assert one.tolist() == [7, 7, 7]
+    for handle in staged.together([(source, 1)], [(two, 2)], "x"):
+        handle.wait()
+    assert two.tolist() == [7, 7]

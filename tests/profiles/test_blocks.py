@@ -1,0 +1,153 @@
+"""Profile files: what is written reads back, and a file that is wrong or from elsewhere is named as such."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stanza_sim.base.errors import InputError
+from stanza_sim.cluster import Loopback, load_cluster
+from stanza_sim.model import zoo
+from stanza_sim.model.profile import with_boundary
+from stanza_sim.model.profile_json import fingerprint
+from stanza_sim.profiles.blocks import (
+    BlockTime,
+    LoopbackTimes,
+    Profile,
+    ProfiledModel,
+    differences,
+    mismatches,
+    read_profile,
+    require,
+    with_profile,
+    write_profile,
+)
+
+MODEL = zoo.get("alexnet")
+
+
+def _profile(forward_s: float = 1e-3) -> Profile:
+    return Profile(
+        device="cpu Some Processor",
+        driver=None,
+        host_cores=2,
+        versions={"torch": "2.13.0", "python": "3.11.7"},
+        date="2026-01-01T00:00:00Z",
+        precision="fp32",
+        ranks_at_once=4,
+        model=ProfiledModel(name="alexnet", fingerprint=fingerprint(MODEL)),
+        blocks=tuple(
+            BlockTime(
+                block=b.name,
+                samples=32,
+                forward_s=forward_s,
+                backward_s=2e-3,
+                backward_input_s=1e-3,
+                backward_weight_s=1e-3,
+            )
+            for b in MODEL.blocks
+        ),
+        reduce_Bps=1e9,
+        update_Bps=2e9,
+        op_overhead_s=1e-5,
+        loopback=LoopbackTimes(latency_s=1e-5, message_core_s=2e-5, byte_core_s=1e-9, bandwidth_Bps=3e9),
+    )
+
+
+@given(st.floats(0, 1e6, allow_nan=False))
+def test_round_trip(tmp_path_factory: pytest.TempPathFactory, forward_s: float) -> None:
+    path = tmp_path_factory.mktemp("p") / "profile.json"
+    profile = _profile(forward_s)
+    write_profile(profile, path)
+    assert read_profile(path) == profile
+    assert json.loads(path.read_text())["format"] == "stanza-sim-profile/1"
+    assert [p.name for p in path.parent.iterdir()] == ["profile.json"]
+
+
+def test_equal_profiles_give_equal_bytes_and_replace_the_old_file(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    b.write_text("old")
+    write_profile(_profile(), a)
+    write_profile(_profile(), b)
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_an_unwritable_place_is_an_input_error_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        write_profile(_profile(), tmp_path / "missing" / "p.json")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        write_profile(_profile(), tmp_path / "folder")
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("stanza-sim-profile/1", "stanza-sim-profile/9", "should be 'stanza-sim-profile/1'"),
+        ('"reduce_Bps": 1000000000.0', '"reduce_Bps": 0', "reduce_Bps"),
+        ('"reduce_Bps": 1000000000.0', '"reduce_Bps": "1"', "reduce_Bps: is a text"),
+        ('"reduce_Bps": 1000000000.0', '"reduce_Bps": NaN', "not JSON"),
+        ('"reduce_Bps": 1000000000.0', '"reduce": 1', "unknown key"),
+        ('"forward_s": 0.001', '"forward_s": -1', "blocks.0.forward_s"),
+        ('"samples": 32', '"samples": 0', "blocks.0.samples"),
+        ('"block": "features.3"', '"block": "features.0"', "given twice"),
+        ("}\n", "", "not JSON"),
+    ],
+)
+def test_wrong_files(tmp_path: Path, old: str, new: str, says: str) -> None:
+    path = tmp_path / "p.json"
+    write_profile(_profile(), path)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1) if old != "}\n" else text[:-20])
+    with pytest.raises(InputError) as caught:
+        read_profile(path)
+    assert says in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@given(st.binary(max_size=40))
+def test_random_bytes(tmp_path_factory: pytest.TempPathFactory, raw: bytes) -> None:
+    path = tmp_path_factory.mktemp("p") / "p.json"
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match=r"p\.json"):
+        read_profile(path)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        read_profile(tmp_path / "p.json")
+
+
+def test_which_models_a_profile_serves() -> None:
+    profile = _profile()
+    assert differences(profile, MODEL, "fp32") == []
+    assert differences(profile, with_boundary(MODEL, 3), "fp32") == []
+    require(profile, MODEL, "fp32")
+    assert "not for vgg16" in differences(profile, zoo.get("vgg16"), "fp32")[0]
+    with pytest.raises(InputError, match=r"p\.json: the profile does not fit: .*not at tf32"):
+        require(profile, MODEL, "tf32", where="p.json")
+
+
+def test_mismatches_name_what_differs() -> None:
+    profile = _profile()
+    same = {"device": profile.device, "host_cores": 2, "ranks_at_once": 4, "versions": profile.versions}
+    assert mismatches(profile, **same) == []  # type: ignore[arg-type]
+    assert mismatches(profile) == []
+    found = mismatches(profile, device="cpu Other", host_cores=8, versions={"torch": "2.14.0", "new": "1"})
+    assert len(found) == 3
+    assert "device cpu Some Processor, here it is cpu Other" in found[0]
+    assert "cores 2, here it is 8" in found[1]
+    assert "torch 2.13.0, here it is 2.14.0" in found[2]
+
+
+def test_the_loopback_of_a_profile_replaces_that_of_the_hosts() -> None:
+    laptop = load_cluster("laptop")
+    measured = Loopback(latency_s=1e-5, message_core_s=2e-5, byte_core_s=1e-9, bandwidth_Bps=3e9)
+    assert with_profile(laptop, _profile()).hosts[0].loopback == measured
+    assert with_profile(laptop, _profile().model_copy(update={"loopback": None})) == laptop

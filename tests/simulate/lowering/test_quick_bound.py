@@ -1,0 +1,58 @@
+"""The rough bound is never above the exact one, and near it where there is nothing that it leaves out."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stanza_sim.cluster import Cluster
+from stanza_sim.schedule import Schedule
+from stanza_sim.simulate.lowering.quick_bound import rough_bound_s
+from tests.schedule.random_schedules import legal_schedules
+from tests.schedule.toys import SOME, ZERO, build, cluster, predict
+from tests.simulate.lowering.test_fold import CLUSTERS, MODEL, STRATEGIES
+
+
+def rough(schedule: Schedule, on: Cluster) -> float:
+    made = {h.device_speed: SOME.at_speed(h.device_speed) for h in on.hosts}
+    return rough_bound_s(schedule, MODEL, on, lambda rank: made[on.host_of(rank).device_speed])
+
+
+def not_above(schedule: Schedule, on: Cluster) -> float:
+    """Check it, and that the exact bound holds; return the rough one's share of the exact one."""
+    found = predict(schedule, MODEL, on)
+    bound = rough(schedule, on)
+    assert 0 < bound <= found.bound_s * (1 + 1e-9)
+    assert bound <= found.iteration_s * (1 + 1e-9)
+    return bound / found.bound_s
+
+
+@settings(max_examples=60)
+@given(st.sampled_from(sorted(STRATEGIES)), st.sampled_from(sorted(CLUSTERS)), st.integers(2, 6))
+def test_of_every_strategy(which: str, where: str, world_size: int) -> None:
+    name, given_settings = STRATEGIES[which]
+    need = 2 * max(int(str(given_settings.get("fc_workers", 0))), 1)
+    if world_size < max(need, 1 + int(str(given_settings.get("servers", 1)))):
+        world_size = 6
+    not_above(build(name, MODEL, world_size, **given_settings), CLUSTERS[where](world_size))
+
+
+@settings(max_examples=60)
+@given(st.data())
+def test_of_any_schedule(data: st.DataObject) -> None:
+    schedule = data.draw(legal_schedules(MODEL))
+    not_above(schedule, CLUSTERS[data.draw(st.sampled_from(sorted(CLUSTERS)))](schedule.world_size))
+
+
+@pytest.mark.parametrize("which", ["one server", "co-located, cut", "two servers, slices", "all-reduce", "Stanza"])
+def test_where_links_are_busiest_it_is_the_exact_bound(which: str) -> None:
+    name, given_settings = STRATEGIES[which]
+    assert not_above(build(name, MODEL, 5, **given_settings), cluster(5)) == pytest.approx(1.0)
+
+
+def test_without_a_network_there_is_computing() -> None:
+    schedule = build("local", MODEL, 2)
+    on = cluster(2)
+    assert rough(schedule, on) > 0
+    assert rough_bound_s(schedule, MODEL, on, lambda rank: ZERO) == 0.0

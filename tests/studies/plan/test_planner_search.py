@@ -1,0 +1,228 @@
+"""The search: what it finds is what trying everything finds, whatever it leaves out; limits and interruptions."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from stanza_sim import strategies
+from stanza_sim.base.errors import RunError
+from stanza_sim.experiment.file import StrategyEntry, load_experiment
+from stanza_sim.studies.plan.assess import Problem, Score, sketch, weigh
+from stanza_sim.studies.plan.choices import Choice, as_yaml, choices, in_words, local_size
+from stanza_sim.studies.plan.crew import Crew, crew_of
+from stanza_sim.studies.plan.search import SKETCHED_FOR_EACH, Limits, Search, Stop
+from stanza_sim.studies.plan.session import problems_of
+
+OLD = ("all_reduce", "parameter_server", "stanza")
+
+
+def problem_of(path: Path, *overrides: str) -> Problem:
+    return problems_of(load_experiment(str(path), overrides), [])[0]
+
+
+def choices_of(problem: Problem, names: Sequence[str], most: int = 1000) -> list[Choice]:
+    found, _ = choices(
+        problem.model,
+        world_size=problem.cluster.world_size,
+        batch_per_worker=problem.batch_per_worker,
+        local_size=local_size(problem.cluster),
+        rows=problem.loaded.value.strategies,
+        names=names,
+    )
+    return found[:most]
+
+
+def searched(problem: Problem, some: Sequence[Choice], limits: Limits | None = None) -> Search:
+    search = Search(Crew([problem], None), 0, some, limits or Limits())
+    search.run()
+    return search
+
+
+@pytest.mark.parametrize("rate", ["1Gbps", "40Gbps"])
+def test_the_winner_and_the_runner_up_are_those_of_trying_everything(small, rate):
+    problem = problem_of(small, f"network.rate={rate}")
+    some = choices_of(problem, OLD, most=30)
+    everything: list[Score] = sorted((weigh(problem, c).score for c in some), key=lambda one: one.order)
+    found = searched(problem, some).found()
+    assert found.stop is Stop.COMPLETE
+    assert found.best is not None
+    assert found.best.order == everything[0].order
+    winner = everything[0].choice.strategy
+    assert found.best.choice.strategy == winner
+    runner_up = next(one for one in everything if one.choice.strategy != winner)
+    assert found.best_of_others()[0].order == runner_up.order
+    assert found.pruned > 0
+    assert found.evaluated + found.pruned + found.same + len(found.left_out) == len(some)
+    assert found.unreached == 0
+
+
+def test_nothing_that_is_pruned_could_have_won(small):
+    problem = problem_of(small)
+    for choice in choices_of(problem, OLD, most=12):
+        rough, exact = sketch(problem, choice), weigh(problem, choice)
+        assert exact.score is not None
+        assert exact.score.prediction.samples_per_s <= exact.most_samples_per_s * (1 + 1e-9)
+        assert exact.most_samples_per_s <= rough.most_samples_per_s * (1 + 1e-9)
+
+
+def test_rows_of_the_experiment_come_first_and_keep_their_labels(small):
+    some = choices_of(problem_of(small), OLD)
+    assert [c.label for c in some[:2]] == ["PS, one server", "stanza"]
+    assert [c.label for c in some[2:4]] == ["all_reduce", "parameter_server"]
+    assert sum(c.strategy == "stanza" and not c.entry.settings.model_dump(exclude_defaults=True) for c in some) == 1
+
+
+def test_evaluations_are_limited_and_the_answer_is_reproducible(small):
+    problem = problem_of(small)
+    some = choices_of(problem, OLD, most=60)
+    found = searched(problem, some, Limits(max_evaluations=6)).found()
+    assert (found.evaluated, found.stop) == (6, Stop.EVALUATIONS)
+    assert found.unreached == len(some) - 6 - found.pruned - found.same - len(found.left_out) > 0
+    assert searched(problem, some, Limits(max_evaluations=6)).found() == found
+
+
+def test_few_evaluations_make_few_sketches(small, monkeypatch):
+    problem = problem_of(small)
+    some = choices_of(problem, OLD)
+    looked_at = []
+    crew = Crew([problem], None)
+    real = crew.sketch
+    monkeypatch.setattr(crew, "sketch", lambda i, which, until: looked_at.extend(which) or real(i, which, until))
+    search = Search(crew, 0, some, Limits(max_evaluations=6))
+    search.run()
+    first = sum(choice.first for choice in some)
+    assert len(looked_at) == first + SKETCHED_FOR_EACH * 6 < len(some)
+    assert search.found().stop is Stop.EVALUATIONS
+
+
+def test_what_is_like_a_good_plan_is_tried_before_what_is_like_a_bad_one(small, monkeypatch):
+    problem = problem_of(small)
+    crew, tried = Crew([problem], None), []
+    real = crew.weigh
+    monkeypatch.setattr(
+        crew, "weigh", lambda i, batch, until: tried.append([c for c, _ in batch]) or real(i, batch, until)
+    )
+    some = choices_of(problem, OLD)
+    search = Search(crew, 0, some, Limits(max_evaluations=20))
+    search.run()
+    rates = {one.choice.label: one.prediction.samples_per_s for one in search.found().ranked}
+    first = [rates[c.label] for c in some if c.first and c.label in rates]
+    later = [rates[c.label] for batch in tried for c in batch if not c.first and c.label in rates]
+    assert len(later) >= 10
+    assert sum(later) / len(later) > sum(first) / len(first)
+    assert max(later) > max(first)
+
+
+def test_settings_that_differ_are_counted():
+    def made(name, **given):
+        settings = strategies.get(name).Settings.model_validate(given)
+        return Choice(entry=StrategyEntry.model_construct(strategy=name, label=None, settings=settings))
+
+    plain = made("all_reduce")
+    assert plain.differs(made("all_reduce", bucket="4MiB", overlap=False)) == 2
+    assert plain.differs(made("all_reduce")) == 0
+    assert plain.differs(made("stanza")) is None
+
+
+def test_what_takes_too_long_is_given_up(small):
+    problem = problem_of(small)
+    asked = []
+
+    def once():
+        asked.append(None)
+        return len(asked) < 2
+
+    with pytest.raises(RunError, match="stopped"):
+        weigh(problem, choices_of(problem, OLD)[0], go_on=once)
+    assert len(asked) == 2
+    crew = Crew([problem], None)
+    assert crew.weigh(0, [(c, 0.0) for c in choices_of(problem, OLD, most=2)], 0.0) == [None, None]
+
+
+def test_what_stays_below_what_is_asked_for_is_not_simulated(small):
+    problem = problem_of(small)
+    choice = choices_of(problem, OLD)[0]
+    most = weigh(problem, choice).most_samples_per_s
+    assert weigh(problem, choice, most).score is not None
+    known = weigh(problem, choice, 1.01 * most)
+    assert (known.score, known.out, known.most_samples_per_s) == (None, False, most)
+
+
+def test_rows_are_simulated_even_without_time(small):
+    problem = problem_of(small)
+    some = choices_of(problem, OLD)
+    found = searched(problem, some, Limits(deadline_s=0.0)).found()
+    assert found.stop is Stop.BUDGET
+    assert {"PS, one server", "stanza", "all_reduce"} <= {one.choice.label for one in found.ranked}
+    assert found.evaluated + found.unreached + found.same == len(some)
+
+
+def test_an_interruption_keeps_what_was_found(small, monkeypatch):
+    problem = problem_of(small)
+    crew = Crew([problem], None)
+    real = crew.weigh
+    calls = []
+
+    def weighing(*args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(crew, "weigh", weighing)
+    search = Search(crew, 0, choices_of(problem, OLD), Limits())
+    search.run()
+    found = search.found()
+    assert found.stop is Stop.INTERRUPTED
+    assert found.best is not None
+    assert found.evaluated >= 2
+
+
+@pytest.mark.processes
+def test_two_processes_find_what_one_finds(small):
+    problem = problem_of(small)
+    some = choices_of(problem, ("all_reduce", "stanza"), most=16)
+    alone = searched(problem, some).found()
+    with crew_of([problem], jobs=2, work=1000) as crew:
+        search = Search(crew, 0, some, Limits())
+        search.run()
+        assert search.found() == alone
+
+
+def test_what_cannot_be_built_is_left_out_with_the_reason(small):
+    problem = problem_of(small, "strategies.1.settings.fc_workers=3")
+    found = searched(problem, choices_of(problem, ())).found()
+    assert [one.kind for one in found.left_out] == ["infeasible"]
+    assert "3 FC workers of 4 nodes" in found.left_out[0].reason
+    assert found.best is not None
+
+
+def test_what_varies_by_chance_is_not_pruned(small):
+    changes = ("simulation.jitter.kind=uniform", "simulation.jitter.spread=0.1", "simulation.repeats=2")
+    problem = problem_of(small, *changes)
+    some = choices_of(problem, (), most=2)
+    found = searched(problem, some).found()
+    assert (found.evaluated, found.pruned) == (2, 0)
+    assert found.best is not None
+    assert found.best.prediction.repeats is not None
+
+
+@pytest.mark.parametrize("name", strategies.names())
+@pytest.mark.parametrize(("world", "local"), [(1, 1), (2, 1), (4, 2), (10, 1)])
+def test_spaces_offer_what_can_be_built(name, world, local, small):
+    problem = problem_of(small)
+    found = list(strategies.get(name).space(problem.model, world_size=world, batch_per_worker=8, local_size=local))
+    assert len(found) < 500
+    if found and world > 1:
+        assert found[0] == strategies.get(name).Settings()
+    assert len({one.model_dump_json() for one in found}) == len(found)
+    for settings in found[:: max(1, len(found) // 12)]:
+        strategies.get(name).build(problem.model, world_size=world, batch_per_worker=8, settings=settings)
+
+
+def test_names_and_lines_of_an_experiment_say_what_was_changed():
+    made = strategies.get("all_reduce").Settings.model_validate({"bucket": "4MiB", "overlap": False})
+    assert in_words("all_reduce", made) == "all_reduce bucket=4MiB overlap=false"
+    choice = Choice(entry=StrategyEntry.model_construct(strategy="all_reduce", label=None, settings=made))
+    assert as_yaml(choice) == "{strategy: all_reduce, settings: {bucket: 4MiB, overlap: false}}"

@@ -1,0 +1,326 @@
+"""Sweeps end to end: what is computed, the file, crossovers, and workers."""
+
+import csv
+import importlib
+import pickle
+import sys
+from itertools import pairwise
+
+import pytest
+
+from stanza_sim.base import config
+from stanza_sim.base.errors import InputError
+from stanza_sim.experiment.file import load_experiment
+from stanza_sim.experiment.run import predict, run_experiment
+from stanza_sim.experiment.scenario import cluster_of, plans_of
+from stanza_sim.studies.sweep.crossover import Ask, bisections, in_step
+from stanza_sim.studies.sweep.points import Line, Ready, Request, predicted, ready
+from stanza_sim.studies.sweep.report import in_words, swept_json
+from stanza_sim.studies.sweep.session import Sweep
+from stanza_sim.studies.sweep.vary import Axis
+
+RATES = "network.rate=1Gbps,10Gbps,100Gbps"
+
+
+def swept(path, *vary, jobs=1, **more):
+    return Sweep(str(path), vary=vary, **more).run(jobs=jobs)
+
+
+def test_every_point_has_the_rows_that_run_predicts(small, tmp_path):
+    out = tmp_path / "sweep.csv"
+    found = swept(small, RATES, "nodes=2,4", output=out)
+    assert (len(found.points), found.computed) == (6, 6)
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 12
+    one = next(r for r in rows if (r["network.rate"], r["nodes"], r["label"]) == ("10Gbps", "4", "stanza"))
+    expected = run_experiment(str(small), overrides=["network.rate=10Gbps"])
+    assert expected is not None
+    prediction = expected.rows[1].prediction
+    assert float(one["iteration_s"]) == prediction.iteration_s
+    assert float(one["samples_per_s"]) == prediction.samples_per_s
+    assert int(one["sent_bytes"]) == sum(
+        n * prediction.timeline.multiplicity.get(r, 1) for r, n in prediction.sent_bytes.items()
+    )
+    assert one["schedule_hash"] == expected.rows[1].schedule.digest()
+    assert one["feasible"] == "yes"
+
+
+def test_a_sweep_goes_on_with_its_file(small, tmp_path):
+    out, whole = tmp_path / "sweep.csv", tmp_path / "whole.csv"
+    swept(small, RATES, output=whole)
+    swept(small, "network.rate=10Gbps", output=out)
+    text = out.read_text()
+    found = swept(small, RATES, output=out)
+    assert found.computed == 2
+    assert out.read_text() == whole.read_text()
+    assert swept(small, RATES, output=out).computed == 0
+    assert out.read_text() == whole.read_text()
+    # cut short within a line, and within a point
+    for cut in (len(text) - 30, text.rfind("\n", 0, -1) + 1):
+        out.write_text(text[:cut])
+        assert swept(small, RATES, output=out).computed == 3
+        assert out.read_text() == whole.read_text()
+
+
+def test_an_interrupted_sweep_keeps_its_points(small, tmp_path):
+    out = tmp_path / "sweep.csv"
+    sweep = Sweep(str(small), vary=[RATES], output=out)
+
+    def tell(what, done, total):
+        if (what, done) == ("points", 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(jobs=1, tell=tell)
+    assert len(out.read_text().splitlines()) == 1 + 4
+    assert swept(small, RATES, output=out).computed == 1
+
+
+@pytest.mark.parametrize("contents", ["hello\n", "a,b\n1,2\n", "sweep,x\nabc,1\n", "\xff", "hello"])
+def test_foreign_files_are_refused(small, tmp_path, contents):
+    out = tmp_path / "sweep.csv"
+    out.write_bytes(contents.encode("latin-1"))
+    with pytest.raises(InputError, match=r"is not a table|is of a sweep that varied other keys"):
+        Sweep(str(small), vary=[RATES], output=out)
+    assert out.read_bytes() == contents.encode("latin-1")
+
+
+def test_files_of_other_sweeps_are_refused(small, tmp_path):
+    out = tmp_path / "sweep.csv"
+    swept(small, "nodes=2", output=out)
+    for changed in ({"vary": ["seed=1"]}, {"vary": ["nodes=2"], "overrides": ["batch_per_worker=8"]}):
+        with pytest.raises(InputError, match=r"of another sweep|varied other keys"):
+            Sweep(str(small), output=out, **changed)
+    small.write_text(small.read_text() + "description: changed\n")
+    with pytest.raises(InputError, match="since it was begun, experiment small has changed"):
+        Sweep(str(small), vary=["nodes=2"], output=out)
+
+
+def test_a_sweep_does_not_go_on_where_a_file_changed_that_its_points_read(
+    small, tmp_path, monkeypatch, network_profile
+):
+    """A varied topology, a profile, and a model by import path: each is named; what was not used is no matter."""
+    star = tmp_path / "a.yaml"
+    text = config.find("topologies", "star").read_text()
+    star.write_text(text)
+    out = tmp_path / "sweep.csv"
+    arguments = {"vary": ["cluster=star,./a.yaml"], "profiles": [network_profile], "output": out}
+    swept(small, *arguments["vary"], profiles=[network_profile], output=out)
+    assert Sweep(str(small), **arguments).table.lines
+    written = out.read_text()
+    star.write_text(text + "\n# changed\n")
+    with pytest.raises(InputError, match=r"since it was begun, cluster \./a\.yaml has changed\n.*start anew"):
+        Sweep(str(small), **arguments)
+    star.write_text(text)
+    network_profile.write_text(network_profile.read_text() + " ")
+    with pytest.raises(InputError, match=r"profile network\.json has changed"):
+        Sweep(str(small), **arguments)
+    assert out.read_text() == written
+
+
+def test_a_sweep_does_not_go_on_where_a_model_by_import_path_changed(small, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    factory = tmp_path / "swept_tiny.py"
+    text = "from torch import nn\ndef tiny():\n    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))\n"
+    factory.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    small.write_text(small.read_text().replace("model: alexnet", "model: 'swept_tiny:tiny', input_shape: [8]"))
+    out = tmp_path / "sweep.csv"
+    swept(small, "nodes=2", output=out)
+    assert swept(small, "nodes=2", output=out).computed == 0
+    factory.write_text(text.replace("8, 4", "8, 16"))
+    sys.modules.pop("swept_tiny")
+    importlib.invalidate_caches()
+    with pytest.raises(InputError, match="since it was begun, model tiny has changed"):
+        Sweep(str(small), vary=["nodes=2"], output=out)
+
+
+def test_numbers_have_one_spelling_also_in_the_file(small, tmp_path):
+    out = tmp_path / "sweep.csv"
+    first = swept(small, "nodes=0x4,1_0", output=out)
+    assert first.points == (("4",), ("10",))
+    again = swept(small, "nodes=4,10", output=out)
+    assert (again.computed, swept_json(again)) == (0, swept_json(first))
+
+
+def test_what_goes_together_is_found_out_at_each_point(small):
+    kinds, spreads = "simulation.jitter.kind=lognormal,uniform", "simulation.jitter.spread=1e-1,2"
+    found = swept(small, kinds, spreads, overrides=["simulation.repeats=1"])
+    bad = {point for point in found.points if not all(line.feasible for line in found.table.lines[point])}
+    assert bad == {("uniform", "2")}
+    assert list(found.reasons.values()) == [1]
+    assert "uniform jitter with a spread of 2; its spread is below 1" in next(iter(found.reasons))
+
+
+def test_what_is_set_may_need_what_is_varied(small):
+    found = swept(
+        small,
+        "simulation.jitter.spread=0.1,0.2",
+        "nodes=2",
+        overrides=["simulation.jitter.kind=uniform", "simulation.repeats=1"],
+    )
+    assert [line.feasible for line in found.lines] == [True] * 4
+
+
+def test_a_wrong_value_among_many_is_refused_soon(small, monkeypatch):
+    tried = []
+
+    def load(*args):
+        tried.append(args)
+        return load_experiment(*args)
+
+    monkeypatch.setattr("stanza_sim.studies.sweep.session.load_experiment", load)
+    with pytest.raises(InputError, match="no setting 'fc_worker'"):
+        Sweep(str(small), vary=["strategies.1.settings.fc_worker=1,2", "strategies.0.settings.bucket=1MB..900MB:1MB"])
+    assert len(tried) < 300
+
+
+def test_lines_say_what_their_network_profile_does_not_fit(small, tmp_path, network_profile):
+    out = tmp_path / "sweep.csv"
+    first = swept(small, "network.rate=200Mbps,10Gbps", profiles=[network_profile], output=out)
+    busy, kind = first.warnings
+    assert "busy machine" in busy
+    assert "no messages from a NIC of 10 Gbps" in kind
+    assert [kind in line.warnings for line in first.lines] == [False, False, True, True]
+    assert all("network: calibrated with single messages" in line.cost_source for line in first.lines)
+    assert swept(small, "network.rate=200Mbps,10Gbps", profiles=[network_profile], output=out).warnings == [busy, kind]
+
+
+def test_axes_without_anything_between_their_values_say_so(small):
+    def reasons(*vary):
+        return {(one.key, one.models): one.reason for one in swept(small, *vary).unlooked}
+
+    assert reasons("network.rate=1Gbps,10Gbps") == {}
+    assert reasons("cluster=star,ec2-p3-10", "nodes=2,4") == {("cluster", ()): "star is no number"}
+    assert reasons("nodes=4") == {("nodes", ()): "it has one value only"}
+    renamed = {("models.0.scale.bytes", ()): "it gives the model another name at each value"}
+    assert reasons("models.0.scale.bytes=1e-2,1") == renamed
+    none = swept(small, "nodes=1,2", overrides=["strategies=[{strategy: stanza, settings: {fc_workers: 1}}]"])
+    assert [one.reason for one in none.unlooked] == ["no rows can be built at two of its values"]
+
+
+def test_what_cannot_be_built_at_a_point_gets_a_line(small, tmp_path):
+    out = tmp_path / "sweep.csv"
+    found = swept(small, "nodes=1,4", output=out)
+    bad, good = found.table.lines[("1",)], found.table.lines[("4",)]
+    assert [line.feasible for line in bad] == [True, False]
+    assert "1 FC workers of 1 nodes" in bad[1].reason
+    assert all(line.feasible for line in good)
+    assert ",no," in out.read_text()
+    assert swept(small, "nodes=1,4", output=out).computed == 0
+
+
+@pytest.mark.processes
+def test_two_processes_find_what_one_finds(small):
+    assert swept_json(swept(small, RATES, jobs=2)) == swept_json(swept(small, RATES, jobs=1))
+
+
+def test_a_point_can_be_sent_to_another_machine(small):
+    request = Request(experiment=str(small), overrides=("nodes=3",))
+    point = ready(request)
+    assert isinstance(point, Ready)
+    small.unlink()
+    assert [line.nodes for line in predicted(pickle.loads(pickle.dumps(point)))] == [3, 3]
+
+
+def test_a_crossover_is_where_the_winner_changes(small):
+    found = swept(small, "network.rate=1Gbps,400Gbps")
+    assert found.crossovers
+    for one in found.crossovers:
+        for rate, winner in ((one.low, one.below), (one.high, one.above)):
+            loaded = load_experiment(str(small), [f"network.rate={rate * 8e-9:.9f}Gbps"])
+            cluster = cluster_of(loaded)
+            rates = {
+                p.strategy.title: predict(p, cluster, loaded, None).samples_per_s for p in plans_of(loaded, cluster)
+            }
+            assert max(rates, key=lambda title: rates[title]) == winner
+        assert one.high / one.low < 1.006
+        assert f"{one.below} wins up to" in in_words(one, found.axes)
+
+
+def line(label: str, rate: float) -> Line:
+    return Line(model="m", label=label, strategy=label, samples_per_s=rate, sent_bytes=0)
+
+
+def driven(axis: Axis, speed) -> list:
+    """Crossovers of rows whose samples/s at x are `speed(x)`, a mapping; nothing is simulated."""
+
+    def lines(x: float, ask: Ask | None = None) -> tuple[Line, ...]:
+        return tuple(
+            line(label, rate)
+            for label, rate in speed(x).items()
+            if ask is None or ask.labels is None or label in ask.labels
+        )
+
+    known = {(value,): lines(float(value)) for value in axis.values}
+    driver = in_step(bisections([axis], known))
+    try:
+        asked = next(driver)
+        while True:
+            asked = driver.send([lines(float(ask.point[0]), ask) for ask in asked])
+    except StopIteration as stop:
+        return stop.value
+
+
+def test_a_bisection_that_breaks_off_says_between_what():
+    """Nothing can be built between 2 and 50, so the place is known no better than that."""
+    axis = Axis(key="x", values=("1.0", "100.0"))
+    (one,) = driven(axis, lambda x: {} if 2 < x < 50 else {"a": 30.0, "b": x})
+    assert (one.low, one.high) == (1.0, 100.0)
+    assert one.reason == "no row can be built at 10"
+    assert in_words(one, (axis,)) == "m: a gives way to b somewhere between 1 and 100 (x); no row can be built at 10"
+
+
+def test_a_place_next_to_zero_is_not_looked_for_without_end():
+    (one,) = driven(Axis(key="x", values=("0.0", "1.0")), lambda x: {"a": 1.0, "b": 2.0 if x > 0 else 0.0})
+    assert one.low == 0 < one.high < 1e-10
+    assert "in 40 steps" in one.reason
+
+
+def test_where_neither_end_can_be_built_a_third_row_may():
+    def speed(x):
+        return {"c": 20.0} if 2 < x < 50 else {"a": 30.0, "b": x}
+
+    found = driven(Axis(key="x", values=("1.0", "100.0")), speed)
+    assert [(one.below, one.above) for one in found] == [("a", "c"), ("c", "b")]
+    assert found[0].low <= 2 <= found[0].high
+    assert found[1].low <= 50 <= found[1].high
+    assert not any(one.reason for one in found)
+
+
+def test_bisection_finds_a_closed_form():
+    found = driven(Axis(key="x", values=("1.0", "100.0")), lambda x: {"a": 100.0, "b": 3.0 * x})
+    (one,) = found
+    assert one.low <= 100 / 3 <= one.high
+    assert (one.below, one.above) == ("a", "b")
+
+
+def test_a_third_row_that_wins_in_between_is_found():
+    found = driven(
+        Axis(key="x", values=("1.0", "100.0")), lambda x: {"a": 10.0, "b": x, "c": 12.0 + 0.01 * x if x > 2 else 0.0}
+    )
+    assert [(one.below, one.above) for one in found] == [("a", "c"), ("c", "b")]
+    assert found[1].low <= 12 / 0.99 <= found[1].high
+    assert all(a.high <= b.low * 1.0001 for a, b in pairwise(found))
+
+
+def test_whole_numbers_are_found_exactly():
+    (one,) = driven(Axis(key="nodes", values=("2", "64")), lambda x: {"a": 17.5, "b": x})
+    assert (one.low, one.high) == (17, 18)
+
+
+def test_points_without_a_feasible_row_are_passed_over():
+    assert driven(Axis(key="x", values=("1.0", "2.0")), lambda x: {}) == []
+
+
+def test_a_dask_cluster(small, tmp_path):
+    distributed = pytest.importorskip("distributed")
+    cluster = distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, worker_dashboard_address=None
+    )
+    try:
+        found = Sweep(str(small), vary=[RATES]).run(jobs=1, scheduler=cluster.scheduler_address)
+    finally:
+        cluster.close()
+    assert swept_json(found) == swept_json(swept(small, RATES))
