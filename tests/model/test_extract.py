@@ -216,3 +216,18 @@ def test_extraction_leaves_the_random_state_alone() -> None:
     before = torch.get_rng_state()
     profile_of("Residual", 1, 8, 8)
     assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("examples", "digits_cnn"),
+        ("examples", "tiny_cnn"),
+        ("examples", "narrow_vgg16"),
+        ("wide_heads", "iresnet18"),
+        ("wide_heads", "lstm_2048_512"),
+    ],
+)
+def test_factories_load_by_the_paths_that_they_had(module: str, name: str) -> None:
+    found = load_factory(f"stanza_sim.execute.{module}:{name}")
+    assert found is load_factory(f"stanza_sim.model.examples:{name}")
