@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,8 +12,6 @@ from stanza_sim.cli.console import errors_for_people, printing, say, stdout
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stanza_sim.cluster import Cluster
-    from stanza_sim.model.profile import ModelProfile
     from stanza_sim.profiles.network import Estimate, NetworkProfile
 
 CALIBRATE_EXAMPLES = """Examples:\n
@@ -58,6 +55,7 @@ def calibrate(
         from stanza_sim.base.units import rate as read_rate
         from stanza_sim.cluster import load_cluster
         from stanza_sim.execute import require_torch
+        from stanza_sim.experiment.calibration import calibrate_cluster
         from stanza_sim.model.zoo import load_model
         from stanza_sim.profiles.network import write_network
 
@@ -66,45 +64,15 @@ def calibrate(
         rate_Bps = None if rate is None else read_rate(rate, where="--rate")
         known = load_cluster(cluster, nodes=nodes, rate_Bps=rate_Bps)
         timed = [(load_model(name), batch) for name in models or ()]
-        found = _measure(known, timed, testbed=testbed, realtime=testbed if realtime is None else realtime)
-        if found is None:
+        found, is_main = calibrate_cluster(
+            known, timed, testbed=testbed, realtime=testbed if realtime is None else realtime, say=say
+        )
+        if not is_main:
             return
         write_network(found, output)
         with printing():
             _print(found, stdout())
         say(f"written to {output}")
-
-
-def _measure(
-    cluster: Cluster, models: list[tuple[ModelProfile, int]], *, testbed: bool, realtime: bool
-) -> NetworkProfile | None:
-    """Measure on the ranks of `cluster`; None in a process that a launcher made a rank other than the first."""
-    from stanza_sim.execute import ComputeMode, open_workers
-    from stanza_sim.execute.calibrate.network import calibrate_network
-    from stanza_sim.experiment.network_cache import warn
-    from stanza_sim.profiles.network import mismatches
-
-    bed, places = None, None
-    if testbed:
-        from stanza_sim.testbed import Testbed
-
-        bed = Testbed(cluster)
-        for note in bed.notes:
-            say(f"note: {note}")
-    with bed or nullcontext():
-        if bed is not None:
-            from stanza_sim.experiment.emulation import places_in
-
-            places = places_in(bed, cluster)
-        # In a testbed the devices that a topology names are not there.
-        compute = ComputeMode.EMULATED if testbed else ComputeMode.REAL
-        with open_workers(cluster, compute=compute, places=places) as workers:
-            found = calibrate_network(workers, cluster, testbed=testbed, realtime=realtime, models=models, say=say)
-            is_main = workers.is_main
-    if realtime and not found.realtime:
-        say("warning: real-time scheduling is not permitted here")
-    warn(mismatches(found, cluster), say)
-    return found if is_main else None
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.tables import shortened
 from stanza_sim.cluster.parts import (
     DirectedLink,
     Fabric,
@@ -68,7 +69,7 @@ class _Found:
     cables: dict[tuple[int, int], tuple[int, ...]] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Cluster:
     """Hosts, links and the place of each rank.
 
@@ -89,6 +90,10 @@ class Cluster:
     nodes_are_ranks: bool = False
     wake_s: float = 0.0
     _found: _Found = field(default_factory=_Found, init=False, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        size = f"{self.world_size:,} ranks on {len(self.hosts):,} hosts, {len(self.links):,} links"
+        return f"<Cluster {shortened(self.name)}: {size}>"
 
     @property
     def world_size(self) -> int:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from stanza_sim.base.config import Count, Factor, Kind, Section, find, load, near
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.tables import shortened
 from stanza_sim.base.units import Flops, Rate, Seconds, Size
 
 
@@ -56,7 +57,7 @@ class Precision:
     models: Mapping[str, ModelEfficiency]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DeviceSpec:
     """A device's data. `fp32_runs` names the precision that a framework's fp32 setting means on it."""
 
@@ -69,6 +70,9 @@ class DeviceSpec:
     fp32_runs: str
     published: tuple[str, ...]
     sources: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"<DeviceSpec {shortened(self.name)}: {shortened(self.description, 80)}>"
 
     def precision(self, name: str) -> Precision:
         """Return how the device computes at a precision; raise `InputError` if it is not known."""

@@ -59,7 +59,7 @@ def load_cluster(
 
         return load_graph(path, nodes=nodes, rate_Bps=rate_Bps)
     loaded = load_located(path, TopologySection)
-    return _Builder(topology=loaded.value, source=loaded.source, path=loaded.path).build(nodes, rate_Bps)
+    return Builder(topology=loaded.value, source=loaded.source, path=loaded.path).build(nodes, rate_Bps)
 
 
 def _sides(value: float | RateSides | LatencySides) -> tuple[float, float | None]:
@@ -126,8 +126,8 @@ def _at_key(where: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Builder:
-    """Builds the cluster of one topology file."""
+class Builder:
+    """Builds the cluster of one topology: of the file at `path`, or of a mapping that says what a file would."""
 
     topology: TopologySection
     source: Source

@@ -34,7 +34,8 @@ from stanza_sim.profiles.network import NetworkProfile, read_either, with_networ
 from stanza_sim.profiles.network import mismatches as network_mismatches
 from stanza_sim.report.result import Result, Row
 from stanza_sim.simulate import Collectives, Prediction, simulate
-from stanza_sim.simulate.costs import costs_for
+from stanza_sim.simulate.costs import RankCosts, costs_for
+from stanza_sim.simulate.run import EngineKind
 
 if TYPE_CHECKING:  # imported where something is executed
     from stanza_sim.execute import Measurement, RunJob, Workers
@@ -80,14 +81,23 @@ REPEATS = 20
 """How often a row that varies by chance is simulated unless the experiment says."""
 
 
-def predict(plan: Plan, cluster: Cluster, loaded: Loaded[Experiment], profile: Profile | None) -> Prediction:
-    """Simulate one row, with measured costs where there is a profile.
+def predict(
+    plan: Plan,
+    cluster: Cluster,
+    loaded: Loaded[Experiment],
+    profile: Profile | None,
+    *,
+    costs: RankCosts | None = None,
+    engine: EngineKind = EngineKind.AUTO,
+) -> Prediction:
+    """Simulate one row, with measured costs where there is a profile, or with these `costs`.
 
     Raises `InputError` for `simulation.repeats` where nothing varies.
     """
     experiment = loaded.value
     cluster = predicted_on(cluster, experiment, profile)
-    costs = costs_for(cluster, plan.model, experiment.precision, profile)
+    if costs is None:
+        costs = costs_for(cluster, plan.model, experiment.precision, profile)
     simulation = experiment.simulation
     collectives = Collectives(simulation.collectives)
     if simulation.varies or cluster.varies:
@@ -109,6 +119,7 @@ def predict(plan: Plan, cluster: Cluster, loaded: Loaded[Experiment], profile: P
             variation=variation,
             repeats=simulation.repeats or REPEATS,
             collectives=collectives,
+            engine=engine,
         )
     elif simulation.repeats is not None:
         hint = "add jitter, stragglers or background traffic that comes and goes, or leave repeats out"
@@ -116,7 +127,7 @@ def predict(plan: Plan, cluster: Cluster, loaded: Loaded[Experiment], profile: P
             "every repeat would be the same", where=loaded.source.where("simulation", "repeats"), hint=hint
         )
     else:
-        prediction = simulate(plan.schedule, plan.model, cluster, costs, collectives=collectives)
+        prediction = simulate(plan.schedule, plan.model, cluster, costs, collectives=collectives, engine=engine)
     return replace(prediction, cost_source=costs.source)  # by now it knows what it had to estimate
 
 

@@ -12,6 +12,7 @@ from enum import StrEnum
 from math import prod
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.tables import shortened
 
 
 class BlockKind(StrEnum):
@@ -65,7 +66,7 @@ class Block:
         return prod(self.output_shape)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ModelProfile:
     """A model as a chain of blocks; `blocks[:boundary]` is the CONV part, `blocks[boundary:]` the FC part.
 
@@ -92,6 +93,9 @@ class ModelProfile:
         names = [b.name for b in self.blocks]
         if len(set(names)) != len(names):
             raise InputError(f"model {self.name} has two blocks of one name")
+
+    def __repr__(self) -> str:
+        return f"<ModelProfile {shortened(self.name)}: {len(self.blocks)} blocks, {self.numel:,} parameters>"
 
     @property
     def conv_blocks(self) -> tuple[Block, ...]:

@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from stanza_sim.base.config import Count, Factor, Section, Source, validate
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.files import read_json, write_whole
+from stanza_sim.base.tables import shortened
 from stanza_sim.base.units import format_rate
 from stanza_sim.base.version import __version__
 from stanza_sim.cluster.cluster import Cluster, Host, Nic, with_loopback
@@ -162,6 +163,9 @@ class NetworkProfile(Section):
     reduce_Bps: Estimate
     update_Bps: Estimate
     models: tuple[Profile, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<NetworkProfile of {shortened(self.cluster)}, {self.ranks:,} ranks, {self.date}>"
 
     @property
     def source(self) -> str:

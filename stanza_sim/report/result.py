@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from stanza_sim.base.tables import shortened
 from stanza_sim.schedule import Schedule
 
 if TYPE_CHECKING:  # the executor needs torch, a report of predictions does not
@@ -20,7 +21,7 @@ LOSS_WINDOW = 10
 """`loss_first` and `loss_last` are means over this many iterations (fewer if the run is shorter)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Row:
     """One strategy on one model: the schedule, the prediction and the measurement (None if it was not executed)."""
 
@@ -36,6 +37,10 @@ class Row:
     schedule: Schedule
     prediction: Prediction
     measurement: Measurement | None = None
+
+    def __repr__(self) -> str:
+        where = f"{shortened(self.model, 30)} on {self.nodes:,} nodes of {shortened(self.cluster, 30)}"
+        return f"<Row {shortened(self.label)}: {where}, {self.prediction.samples_per_s:,.4g} samples/s>"
 
     @property
     def error_pct(self) -> float | None:

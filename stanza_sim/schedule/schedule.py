@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from stanza_sim.base.errors import InputError, ScheduleError
+from stanza_sim.base.tables import shortened
 from stanza_sim.schedule.ops import (
     BF16_BYTES,
     Bundle,
@@ -27,7 +28,7 @@ from stanza_sim.schedule.ops import (
 from stanza_sim.schedule.ranks import Ranks
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Schedule:
     """What every rank does in one iteration: a short program over groups of ranks.
 
@@ -46,6 +47,10 @@ class Schedule:
     microbatches: int = 1
     itemsize: int = 4
     cuts: tuple[Cut, ...] = ()
+
+    def __repr__(self) -> str:
+        what = f"{shortened(self.name)} of {shortened(self.model)}"
+        return f"<{type(self).__name__} {what}: {len(self.ops):,} ops for {self.world_size:,} ranks>"
 
     @cached_property
     def _groups(self) -> dict[str, Ranks]:

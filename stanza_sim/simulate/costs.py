@@ -311,6 +311,19 @@ def _interpolate(rows: list[tuple[int, float]], samples: int) -> float:
     return rows[-1][1] * samples / rows[-1][0]
 
 
+class RankCosts(Protocol):
+    """The cost model of each rank: call it with a rank. `source` says in words where the numbers come from."""
+
+    @property
+    def source(self) -> str:
+        """The sources of all ranks' numbers."""
+        ...
+
+    def __call__(self, rank: int, /) -> CostModel:
+        """Return the cost model of the device that `rank` computes on."""
+        ...
+
+
 class Costs:
     """The cost model of each rank, by its device and its host's speed. Call it with a rank."""
 

@@ -8,7 +8,7 @@ last byte has moved. A flow of 0 bytes, or from a host to itself, completes when
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf, isfinite
@@ -18,6 +18,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.base.tables import Tabular
+from stanza_sim.base.units import format_time
 from stanza_sim.simulate.plain.fluid import TIE, Activity, FluidShare
 
 COMPILED_FROM = 20_000
@@ -63,8 +65,8 @@ class _Case(BaseModel):
     flows: list[_Flow]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlowResult:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class FlowResult(Tabular):
     """Answer to a case. `utilisation` is the share of `makespan_s` in which a link's whole rate is used.
 
     `bottleneck` names, for each flow, the link that limited it when it ended, or None for a flow that used none.
@@ -74,6 +76,19 @@ class FlowResult:
     utilisation: dict[str, float]
     bottleneck: dict[str, str | None]
     makespan_s: float
+
+    def __repr__(self) -> str:
+        size = f"{len(self.completion_s):,} flows over {len(self.utilisation):,} links"
+        return f"<FlowResult of {size}, complete after {format_time(self.makespan_s)}>"
+
+    def _columns(self) -> Mapping[str, Sequence[object]]:
+        """One row for each flow."""
+        names = list(self.completion_s)
+        return {
+            "flow": names,
+            "completion_s": list(self.completion_s.values()),
+            "bottleneck": [self.bottleneck[name] for name in names],
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

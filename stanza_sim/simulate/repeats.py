@@ -15,7 +15,7 @@ from stanza_sim.cluster.routing import mix
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
 from stanza_sim.simulate.background import BackgroundFlow
-from stanza_sim.simulate.run import Case, Collectives, Outcome, Prediction, Repeats, collector_off
+from stanza_sim.simulate.run import Case, Collectives, EngineKind, Outcome, Prediction, Repeats, collector_off
 from stanza_sim.simulate.variation import Variation
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def simulate_repeats(
     variation: Variation,
     repeats: int,
     collectives: Collectives = Collectives.ACTIVITY,
+    engine: EngineKind = EngineKind.AUTO,
 ) -> Prediction:
     """Simulate `repeats` times, each with draws of its own; see `simulate` for the rest.
 
@@ -51,6 +52,7 @@ def simulate_repeats(
             fold_ranks=True,
             collectives=collectives,
             times=repeats,
+            engine=engine,
         )
         found = _outcomes(case, variation, repeats)
         if repeats == 1:

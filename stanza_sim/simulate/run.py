@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.base.tables import shortened
+from stanza_sim.base.units import format_time
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Schedule, Transfer, UnitKind, check
@@ -59,6 +61,14 @@ class Repeats:
     p95_s: float
 
 
+class EngineKind(StrEnum):
+    """Which engine simulates: `AUTO` takes the compiled one where it can be used and is worth its start-up time."""
+
+    AUTO = "auto"
+    PLAIN = "plain"
+    COMPILED = "compiled"
+
+
 class Collectives(StrEnum):
     """How collectives are simulated: each as one activity over all links that it uses, or message by message."""
 
@@ -66,7 +76,7 @@ class Collectives(StrEnum):
     STEPS = "steps"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Prediction:
     """What the simulator predicts for one schedule. Times in seconds, per iteration, in the steady state.
 
@@ -96,6 +106,10 @@ class Prediction:
     settled: bool = True
     repeats: Repeats | None = None
 
+    def __repr__(self) -> str:
+        speed = f"{format_time(self.iteration_s)} an iteration, {self.samples_per_s:,.4g} samples/s"
+        return f"<Prediction: {speed}, limited by {shortened(self.bottleneck)}>"
+
 
 @contextmanager
 def collector_off() -> Iterator[None]:
@@ -124,6 +138,7 @@ def simulate(
     max_iterations: int = 40,
     variation: Variation | None = None,
     collectives: Collectives = Collectives.ACTIVITY,
+    engine: EngineKind = EngineKind.AUTO,
 ) -> Prediction:
     """Predict the steady state of `schedule`, with the costs of rank r's device from `costs(r)`.
 
@@ -131,13 +146,21 @@ def simulate(
     makes computations take longer or shorter by chance: nothing is then folded, and `iteration_s` is the mean over a
     fixed number of iterations, as it is where background traffic comes and goes. Raises `ScheduleError` for an illegal
     schedule and `InputError` if the cluster has another number of ranks. With `collectives` step by step nothing is
-    folded where there are any.
+    folded where there are any. With the compiled `engine` nothing is folded, since it simulates every rank.
     """
     if variation is not None and not variation.varies:
         variation = None
     by_chance = variation is not None or cluster.varies
     case = Case(
-        schedule, model, cluster, costs, by_chance=by_chance, fold_ranks=fold_ranks, collectives=collectives, times=1
+        schedule,
+        model,
+        cluster,
+        costs,
+        by_chance=by_chance,
+        fold_ranks=fold_ranks,
+        collectives=collectives,
+        times=1,
+        engine=engine,
     )
     return case.predict(case.run(variation, max_iterations=max_iterations), cost_source)
 
@@ -178,6 +201,7 @@ class Case:
         fold_ranks: bool,
         collectives: Collectives,
         times: int,
+        engine: EngineKind = EngineKind.AUTO,
     ) -> None:
         check(schedule, model)
         if cluster.world_size != schedule.world_size:
@@ -188,11 +212,17 @@ class Case:
             )
         self.schedule, self.cluster, self.costs, self.by_chance = schedule, cluster, costs, by_chance
         stepwise = collectives is Collectives.STEPS and any(isinstance(op, Collective) for op in schedule.ops)
-        folds = fold_ranks and not by_chance and not stepwise
+        if engine is EngineKind.COMPILED and (stepwise or find_spec("numba") is None):
+            what = "knows no collectives step by step" if stepwise else "needs numba, and it is not installed"
+            hint = "use collectives activity" if stepwise else "pip install 'stanza-sim[fast]'"
+            raise InputError(f"the compiled engine {what}", hint=f"{hint}, or the plain engine")
+        folds = fold_ranks and not by_chance and not stepwise and engine is not EngineKind.COMPILED
         self.folding = fold(schedule, cluster) if folds else unfolded(cluster)
         self.graph: Graph | None = None
         self.lowered: Lowered
-        if stepwise or len(self.folding.classes) < cluster.world_size:
+        if engine is not EngineKind.AUTO:
+            worth_it = engine is EngineKind.COMPILED
+        elif stepwise or len(self.folding.classes) < cluster.world_size:
             worth_it = False  # compiled code knows neither collectives step by step, nor folded ranks
         else:
             worth_it = part_count(schedule) * times >= COMPILED_FROM and find_spec("numba") is not None

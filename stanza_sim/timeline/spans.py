@@ -5,8 +5,10 @@ Times are seconds on one clock (the executor maps every rank's clock onto rank 0
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+
+from stanza_sim.base.tables import Tabular
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,8 +36,8 @@ class Span:
         return self.end_s - self.start_s
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Timeline:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Timeline(Tabular):
     """Spans of one run, and when each rank ended each iteration.
 
     `iteration_end_s[rank][i]` is the last completion at `rank` in iteration `i`. A folded simulation holds
@@ -53,6 +55,18 @@ class Timeline:
         for s in self.spans:
             if (rank is None or s.rank == rank) and (iteration is None or s.iteration == iteration):
                 yield s
+
+    def __repr__(self) -> str:
+        ended = min(map(len, self.iteration_end_s.values()), default=0)
+        return f"<Timeline of {len(self.spans):,} spans at {len(self.iteration_end_s):,} ranks, {ended} iterations>"
+
+    def _columns(self) -> Mapping[str, Sequence[object]]:
+        """One row for each span, in order of start; `multiplicity` is the number of ranks that it stands for."""
+        spans = sorted(self.spans, key=lambda s: (s.start_s, s.rank, s.op, s.side))
+        names = ("op", "rank", "iteration", "lane", "side", "start_s", "end_s", "nbytes")
+        columns: dict[str, Sequence[object]] = {name: [getattr(s, name) for s in spans] for name in names}
+        columns["multiplicity"] = [self.multiplicity.get(s.rank, 1) for s in spans]
+        return columns
 
 
 def union_length(intervals: Iterable[tuple[float, float]]) -> float:

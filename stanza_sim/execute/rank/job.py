@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.units import format_time
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
 from stanza_sim.schedule.progress import Issue
@@ -185,7 +186,7 @@ class RankReport:
     took_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Measurement:
     """What a run measured. `measure.merge` defines the iteration time.
 
@@ -213,4 +214,8 @@ class Measurement:
     realtime: bool = False
     stolen: float = 0.0
     tries: int = 1
-    parameters: Mapping[str, Array] | None = field(default=None, repr=False)
+    parameters: Mapping[str, Array] | None = None
+
+    def __repr__(self) -> str:
+        speed = f"{format_time(self.iteration_s)} an iteration, {self.samples_per_s:,.4g} samples/s"
+        return f"<Measurement: {speed}, {self.compute} compute at {len(self.hosts):,} ranks>"

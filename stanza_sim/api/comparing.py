@@ -1,0 +1,124 @@
+"""Predictions and measurements side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from stanza_sim.api._arguments import placed
+from stanza_sim.api.clusters_models import keeping_console, printed
+from stanza_sim.api.measuring import Measurement
+from stanza_sim.api.predictions import Prediction
+from stanza_sim.base.errors import InputError
+from stanza_sim.base.tables import Tabular, shortened
+from stanza_sim.report.table import Column, fixed, print_grid
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Comparison(Tabular):
+    """Predictions and measurements, one a row. It prints as a table, shows as HTML in a notebook, and `to_frame()` has
+    all columns; times in seconds.
+
+    `speedup` is against the first row. `error_pct`, beside a prediction and a measurement of the same schedule, is what
+    is predicted over what is measured, less one, in percent: negative where the prediction is too fast.
+    """
+
+    items: tuple[Prediction | Measurement, ...]
+
+    def __iter__(self) -> Iterator[Prediction | Measurement]:
+        return iter(self.items)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __repr__(self) -> str:
+        labels = ", ".join(shortened(one.label, 30) for one in self.items[:4])
+        more = f" and {len(self.items) - 4} more" if len(self.items) > 4 else ""
+        return f"<Comparison of {labels}{more}>"
+
+    @property
+    def errors_pct(self) -> tuple[float | None, ...]:
+        """For each row the error of a prediction, in percent of what was measured; None where only one is there."""
+        return tuple(self._error(one) for one in self.items)
+
+    def _error(self, one: Prediction | Measurement) -> float | None:
+        digest = one.schedule.digest()
+        other = next(
+            (o for o in self.items if isinstance(o, Measurement) != isinstance(one, Measurement) and o.schedule.digest() == digest),
+            None,
+        )
+        if other is None:
+            return None
+        predicted, measured = (other, one) if isinstance(one, Measurement) else (one, other)
+        return 100 * (predicted.iteration_s / measured.iteration_s - 1)
+
+    def _columns(self) -> Mapping[str, Sequence[object]]:
+        items, first = self.items, self.items[0]
+        predictions = [one if isinstance(one, Prediction) else None for one in items]
+        return {
+            "label": [one.label for one in items],
+            "kind": ["predicted" if isinstance(one, Prediction) else "measured" for one in items],
+            "model": [one.schedule.model for one in items],
+            "ranks": [one.schedule.world_size for one in items],
+            "iteration_s": [one.iteration_s for one in items],
+            "samples_per_s": [one.samples_per_s for one in items],
+            "speedup": [one.samples_per_s / first.samples_per_s for one in items],
+            "exposed_comm_s": [None if one is None else one.exposed_comm_s for one in predictions],
+            "bound_s": [None if one is None else one.bound_s for one in predictions],
+            "bottleneck": [None if one is None else one.bottleneck for one in predictions],
+            "error_pct": list(self.errors_pct),
+        }
+
+    def __str__(self) -> str:
+        items, first, errors = self.items, self.items[0], self.errors_pct
+        predictions = [one if isinstance(one, Prediction) else None for one in items]
+        console = keeping_console(80)
+
+        def of_predictions(values: Sequence[float | None]) -> list[str]:
+            shown = iter(fixed(v * 1e3 for v in values if v is not None))
+            return ["-" if v is None else next(shown) for v in values]
+
+        columns = [
+            Column(heading="iteration", unit="ms", cells=fixed(one.iteration_s * 1e3 for one in items)),
+            Column(heading="samples/s", unit="", cells=fixed(one.samples_per_s for one in items)),
+            Column(
+                heading="speed-up", unit="", cells=[f"{one.samples_per_s / first.samples_per_s:.2f}x" for one in items]
+            ),
+            Column(
+                heading="exposed",
+                unit="ms",
+                cells=of_predictions([None if one is None else one.exposed_comm_s for one in predictions]),
+            ),
+            Column(
+                heading="bound",
+                unit="ms",
+                cells=of_predictions([None if one is None else one.bound_s for one in predictions]),
+            ),
+        ]
+        if any(error is not None for error in errors):
+            cells = ["" if error is None else f"{error:+.1f}" for error in errors]
+            columns.append(Column(heading="error", unit="%", cells=cells))
+        labels = [one.label if isinstance(one, Prediction) else f"{one.label}, measured" for one in items]
+        notes = [[] if one is None else [f"bottleneck: {one.bottleneck}"] for one in predictions]
+        print_grid(console, labels, columns, notes)
+        return printed(console).rstrip("\n")
+
+
+def compare(*items: Prediction | Measurement) -> Comparison:
+    """Return predictions and measurements, as many as you like, as the rows of a table.
+
+    Raises `InputError` for anything else, and for none.
+
+    >>> import stanza_sim as ss
+    >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
+    >>> schedules = [ss.build_schedule(s, model, cluster, batch_per_worker=32) for s in ("all_reduce", "stanza")]
+    >>> print(ss.compare(*(ss.predict(schedule, cluster) for schedule in schedules)))
+    """
+    with placed("compare"):
+        hint = "should be what predict or measure returns"
+        if not items:
+            raise InputError("there is nothing to compare", where="compare", hint=hint)
+        for i, one in enumerate(items):
+            if not isinstance(one, Prediction | Measurement):
+                raise InputError(f"is a {type(one).__name__}", where=f"compare: argument {i + 1}", hint=hint)
+        return Comparison(items=items)

@@ -1,0 +1,147 @@
+"""Measurements: schedules executed for real, and networks calibrated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from stanza_sim.api import _assemble
+from stanza_sim.api._arguments import Say, expect, paths, placed
+from stanza_sim.api.schedules import USE_CLUSTER, ModelSchedule, of_model
+from stanza_sim.base.tables import shortened
+from stanza_sim.base.units import format_time
+from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.execute.rank.job import Measurement as Measured
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.profiles.network import NetworkProfile
+from stanza_sim.schedule import Schedule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Measurement(Measured):
+    """What a run of a `schedule` on a `cluster` measured. Times in seconds.
+
+    `iteration_s` is the median over iterations, `iteration_s_min` and `iteration_s_max` their spread, `samples_per_s`
+    that of all ranks; `losses` by iteration and `accuracy` are there where it trained. `timeline` has the spans.
+    """
+
+    schedule: ModelSchedule
+    cluster: Cluster
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return self.schedule.title
+
+    @property
+    def model(self) -> ModelProfile:
+        """The model that was trained."""
+        return self.schedule.profile
+
+    def __repr__(self) -> str:
+        speed = f"{format_time(self.iteration_s)} an iteration, {self.samples_per_s:,.4g} samples/s"
+        return f"<Measurement of {shortened(self.label)}: {speed}, {self.compute} compute>"
+
+
+def measure(
+    schedule: Schedule,
+    cluster: Cluster,
+    *,
+    data: str = "synthetic",
+    model: ModelProfile | None = None,
+    iterations: int = 60,
+    warmup: int = 10,
+    optimizer: Mapping[str, object] | None = None,
+    seed: int = 1,
+    compute: Literal["real", "emulated"] = "real",
+    testbed: bool = False,
+    backend: Literal["auto", "gloo", "nccl"] = "auto",
+    threads_per_rank: int = 1,
+    timeout: str | float = "60s",
+    profiles: str | Path | Sequence[str | Path] = (),
+    say: Say = lambda text: None,
+) -> Measurement:
+    """Execute a schedule on the ranks of `cluster` and return what that measured.
+
+    Ranks are processes of this machine, those of the launcher that started this process (torchrun, Slurm), or with
+    `testbed` they run in an emulated network (root). They train on `data` ("synthetic", "digits", or the import path
+    of a Dataset); with `compute="emulated"` each computation is a wait of its predicted time instead. `iterations`
+    include `warmup`, which is not timed. `optimizer` is as in a file, such as {"lr": 0.02}. `timeout` is how long a
+    rank may stay silent, in seconds or as "60s". Raises `InputError` for what does not fit this machine, and `RunError`
+    if a rank fails.
+
+    >>> import stanza_sim as ss
+    >>> here = ss.load_cluster("laptop", nodes=2)
+    >>> model = ss.load_model("alexnet")
+    >>> schedule = ss.build_schedule("all_reduce", model, here, batch_per_worker=32)
+    >>> ss.measure(schedule, here, iterations=1)
+    Traceback (most recent call last):
+    stanza_sim.base.errors.InputError: measure: 1 iterations with 10 of warm-up leave fewer than two to time
+      raise `iterations` or lower `warmup`
+    """
+    name = "measure"
+    with placed(name):
+        known = of_model(schedule, model, name)
+        training = {"iterations": iterations, "warmup": warmup, "data": data, "optimizer": optimizer}
+        execute = {
+            "compute": compute,
+            "backend": backend,
+            "threads_per_rank": threads_per_rank,
+            "timeout": timeout,
+        }
+        keys = {
+            "seed": seed,
+            "training": {key: value for key, value in training.items() if value is not None},
+            "execute": execute,
+        }
+        loaded = _assemble.experiment_of(name, keys, within=("training", "execute"))
+        made = _assemble.setup(name, cluster, known.profile, loaded, profiles=paths(profiles, name, "profiles"), say=say)
+        found = _assemble.measured(known, made, testbed=testbed, say=say)
+    return knowing(found, known, cluster)
+
+
+def knowing(found: Measured, schedule: ModelSchedule, cluster: Cluster) -> Measurement:
+    """A measurement that knows what was run, and where."""
+    parts = {field.name: getattr(found, field.name) for field in fields(Measured)}
+    return Measurement(**parts, schedule=schedule, cluster=cluster)
+
+
+def calibrate(
+    cluster: Cluster,
+    *,
+    models: Sequence[ModelProfile] = (),
+    batch: int = 32,
+    testbed: bool = False,
+    realtime: bool | None = None,
+    output: str | Path | None = None,
+    say: Say = lambda text: None,
+) -> NetworkProfile:
+    """Measure single messages between the ranks of `cluster`, the sharing of cores, and the blocks of `models`.
+
+    These are timed with `batch` samples. Ranks are those of `measure`; with `testbed` their network is emulated (root),
+    and then ranks run under real-time scheduling unless `realtime` says otherwise. The profile, which goes into the
+    file `output` if given, is for `predict(..., profiles=output)`. Raises `InputError` and `RunError`.
+
+    >>> import stanza_sim as ss
+    >>> profile = ss.calibrate(ss.load_cluster("laptop", nodes=2), output="here.json")  # doctest: +SKIP
+    """
+    from stanza_sim.base.files import check_target
+    from stanza_sim.experiment.calibration import calibrate_cluster
+    from stanza_sim.profiles.network import write_network
+
+    name = "calibrate"
+    with placed(name):
+        if output is not None:
+            check_target(Path(output))
+        found, is_main = calibrate_cluster(
+            expect(cluster, Cluster, name, "cluster", USE_CLUSTER),
+            [(model, batch) for model in models],
+            testbed=testbed,
+            realtime=testbed if realtime is None else realtime,
+            say=say,
+        )
+        if output is not None and is_main:
+            write_network(found, Path(output))
+    return found

@@ -1,0 +1,255 @@
+"""Predictions: made of a schedule and a cluster, asked for their critical path, and made again with something faster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+from stanza_sim.api import _assemble, _what_if
+from stanza_sim.api._arguments import factor, paths, placed
+from stanza_sim.api._assemble import Setup
+from stanza_sim.api.schedules import ModelSchedule, of_model
+from stanza_sim.base.errors import InputError
+from stanza_sim.base.tables import shortened
+from stanza_sim.base.units import format_time
+from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Schedule
+from stanza_sim.simulate.costs import CostModel, RankCosts
+from stanza_sim.simulate.run import Prediction as Simulated
+from stanza_sim.simulate.run import steady_window
+from stanza_sim.timeline.critical_path import CriticalPath, critical_path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Prediction(Simulated):
+    """What is predicted of a `schedule` on a `cluster`, per iteration in the steady state. Times in seconds.
+
+    `iteration_s`, `samples_per_s` (of the whole cluster), `bound_s` (what no order of the same work can beat),
+    `bottleneck` (the resource that sets it, in words), `exposed_comm_s`, `idle_s`, `utilisation` by resource,
+    `op_seconds` by kind of op, `timeline`, and `repeats` where it was made of several.
+
+    >>> import stanza_sim as ss
+    >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
+    >>> b = ss.predict(ss.build_schedule("all_reduce", model, cluster, batch_per_worker=32), cluster)
+    >>> b
+    <Prediction of all_reduce: 718 ms an iteration, 178.3 samples/s, limited by node-0 receive side (worker, 3 more like it), 93% busy>
+    """
+
+    schedule: ModelSchedule
+    setup: Setup | None = None
+    change: str = ""
+
+    @property
+    def label(self) -> str:
+        """What tables call it."""
+        return f"{self.schedule.title}, {self.change}" if self.change else self.schedule.title
+
+    @property
+    def model(self) -> ModelProfile:
+        """The model whose training it predicts."""
+        return self.schedule.profile
+
+    @property
+    def cluster(self) -> Cluster:
+        """The cluster that it is for. Raises `InputError` for a prediction that was made while ranks ran."""
+        return self._setup("cluster").cluster
+
+    def __repr__(self) -> str:
+        speed = f"{format_time(self.iteration_s)} an iteration, {self.samples_per_s:,.4g} samples/s"
+        return f"<Prediction of {shortened(self.label, 50)}: {speed}, limited by {shortened(self.bottleneck, 70)}>"
+
+    def critical_path(self) -> CriticalPath:
+        """Return the chain of ops and waits that sets the time of an iteration, across ranks and iterations.
+
+        Its steps follow each other without a gap; in a steady state their seconds add up to `iteration_s`, over its
+        `iterations`. Of a prediction with chance it is the path of the last iteration of the repeat in the middle.
+
+        >>> import stanza_sim as ss
+        >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
+        >>> b = ss.predict(ss.build_schedule("local", model, cluster, batch_per_worker=32), cluster)
+        >>> path = b.critical_path()
+        >>> len(path), path.iterations, abs(path.iteration_s / b.iteration_s - 1) < 1e-6
+        (46, 1, True)
+        """
+        ends = list(self.timeline.iteration_end_s.values())
+        window = steady_window(ends)
+        if window is None:
+            last = min(map(len, ends)) - 1
+            window = last - 1, last
+        return critical_path(self.schedule, self.timeline, window, representative=self._representative())
+
+    def _representative(self) -> Callable[[int], int]:
+        """Which rank's spans stand for those of each, where identical ranks were folded."""
+        if all(size == 1 for size in self.timeline.multiplicity.values()):
+            return lambda rank: rank
+        return _assemble.representative(self.schedule, self._setup("critical_path"))
+
+    def what_if(
+        self,
+        *,
+        network: float = 1.0,
+        compute: float = 1.0,
+        link: Mapping[str, float] | None = None,
+        nic: Mapping[str, float] | None = None,
+        device: Mapping[str, float] | None = None,
+        rank: Mapping[int, float] | None = None,
+    ) -> Prediction:
+        """Return the prediction for the same schedule, were something so many times as fast; it is simulated again.
+
+        `network`: all that messages cross, links, fabrics inside hosts and loopbacks, carries so many times as many
+        bytes per second; what a message costs whatever its size stays. `compute`: every computation. `link` (by name or
+        label), `nic` (both sides of those of a host, by its name), `device` (all hosts that have it, by its name;
+        `cpu` for cores) and `rank` (its host) map a name to a factor. Raises `InputError` for a factor that is not a
+        positive number, and for names that are not there.
+
+        >>> import stanza_sim as ss
+        >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
+        >>> b = ss.predict(ss.build_schedule("all_reduce", model, cluster, batch_per_worker=32), cluster)
+        >>> [round(b.iteration_s / b.what_if(network=times).iteration_s, 2) for times in (0.5, 2)]
+        [0.52, 1.85]
+        """
+        name, made = _what_if.FUNCTION, self._setup(_what_if.FUNCTION)
+        with placed(name):
+            cluster, costs = made.cluster, made.costs
+            changes = []
+            if (times := factor(network, name, "network")) != 1:
+                cluster = _what_if.with_faster_network(cluster, times)
+                changes.append(f"network x{times:g}")
+            hosts = {h: factor(compute, name, "compute") for h in range(len(cluster.hosts))} if compute != 1 else {}
+            if hosts:
+                changes.append(f"compute x{compute:g}")
+            for given, found in ((device, _what_if.devices_called), (rank, _what_if.ranks_called)):
+                for h, times in found(cluster, given).items():
+                    hosts[h] = hosts.get(h, 1.0) * times
+            links = _what_if.links_called(cluster, link) | _what_if.nics_called(cluster, nic)
+            for given in (link, nic, device, rank):
+                changes += [f"{key} x{times:g}" for key, times in (given or {}).items()]
+            if costs is not None and hosts:
+                costs = _FasterCosts(costs, [hosts.get(place.host, 1.0) for place in cluster.placement])
+            cluster = _what_if.with_faster_hosts(_what_if.with_faster_links(cluster, links), hosts)
+            change = ", ".join([*([self.change] if self.change else []), *changes])
+            return replace(_predicted(self.schedule, replace(made, cluster=cluster, costs=costs)), change=change)
+
+    def _setup(self, what: str) -> Setup:
+        if self.setup is None:
+            hint = "predict(schedule, cluster) makes one that knows"
+            raise InputError(
+                "this prediction was made during a run and knows neither its cluster nor its costs", where=what, hint=hint
+            )
+        return self.setup
+
+
+def predict(
+    schedule: Schedule,
+    cluster: Cluster,
+    *,
+    model: ModelProfile | None = None,
+    costs: Callable[[int], CostModel] | None = None,
+    profiles: str | Path | Sequence[str | Path] = (),
+    precision: str = "fp32",
+    engine: Literal["auto", "plain", "compiled"] = "auto",
+    collectives: Literal["activity", "steps"] = "activity",
+    jitter: Mapping[str, object] | None = None,
+    straggler: Mapping[str, object] | None = None,
+    repeats: int | None = None,
+    seed: int = 1,
+) -> Prediction:
+    """Return how long an iteration of `schedule` takes on `cluster`, and why.
+
+    Computations cost what `profiles` (files of measured block times, and of a network) say, else what the roofline of
+    each device does, with the efficiency fitted to published timings at `precision`; or what `costs(rank)` says, a cost
+    model with seconds for each phase of a block. `jitter` ({"kind": "lognormal", "spread": 0.1}) and `straggler`
+    ({"probability": 0.01, "slowdown": 3}) let computations vary by chance, from `seed`; the answer is then the median of
+    `repeats`. A schedule that `build_schedule` did not build needs its `model`. Raises `InputError` for what is wrong
+    or does not fit, `ScheduleError` for an illegal schedule.
+
+    >>> import stanza_sim as ss
+    >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
+    >>> schedule = ss.build_schedule("all_reduce", model, cluster, batch_per_worker=32)
+    >>> b = ss.predict(schedule, cluster, jitter={"kind": "lognormal", "spread": 0.1}, repeats=5)
+    >>> b.repeats.count, b.repeats.p5_s < b.iteration_s < b.repeats.p95_s
+    (5, True)
+    """
+    name = "predict"
+    with placed(name):
+        known = of_model(schedule, model, name)
+        simulation = {"jitter": jitter, "straggler": straggler, "repeats": repeats, "collectives": collectives}
+        keys = {
+            "precision": precision,
+            "seed": seed,
+            "simulation": {key: value for key, value in simulation.items() if value is not None},
+        }
+        if costs is not None and not callable(costs):
+            hint = "should be a function from a rank to its cost model"
+            raise InputError(f"is a {type(costs).__name__}", where=f"{name}: costs", hint=hint)
+        made = _assemble.setup(
+            name,
+            cluster,
+            known.profile,
+            _assemble.experiment_of(name, keys, within=("simulation",)),
+            profiles=paths(profiles, name, "profiles"),
+            costs=None if costs is None else _GivenCosts(costs),
+            engine=engine,
+        )
+        return _predicted(known, made)
+
+
+def _predicted(schedule: ModelSchedule, made: Setup) -> Prediction:
+    return knowing(_assemble.predicted(schedule, made), schedule, made)
+
+
+def knowing(found: Simulated, schedule: ModelSchedule, made: Setup | None) -> Prediction:
+    """A prediction that knows what it was made of."""
+    parts = {field.name: getattr(found, field.name) for field in fields(Simulated)}
+    return Prediction(**parts, schedule=schedule, setup=made)
+
+
+# ---- costs -----------------------------------------------------------------------------------------------------------
+
+
+class _GivenCosts:
+    """Costs that a caller gave as a function."""
+
+    def __init__(self, costs: Callable[[int], CostModel]) -> None:
+        self._costs = costs
+
+    @property
+    def source(self) -> str:
+        return self._costs(0).source
+
+    def __call__(self, rank: int, /) -> CostModel:
+        return self._costs(rank)
+
+
+class _FasterCosts:
+    """Costs of ranks that compute so many times as fast."""
+
+    def __init__(self, costs: RankCosts, times: Sequence[float]) -> None:
+        self._costs, self._times = costs, times
+
+    @property
+    def source(self) -> str:
+        return f"{self._costs.source}, at other speeds"
+
+    def __call__(self, rank: int, /) -> CostModel:
+        return FasterCostModel(self._costs(rank), self._times[rank])
+
+
+class FasterCostModel:
+    """A cost model that is so many times as fast as another."""
+
+    def __init__(self, slow: CostModel, times: float) -> None:
+        self._slow, self._times = slow, times
+
+    @property
+    def source(self) -> str:
+        """See `CostModel`."""
+        return f"{self._slow.source}, {self._times:g} times as fast"
+
+    def __getattr__(self, name: str) -> object:
+        """Every method of the other, with a time that is so much less."""
+        method, times = getattr(self._slow, name), self._times
+        return lambda *arguments: method(*arguments) / times
