@@ -1,1 +1,1 @@
-"""What `import stanza_sim as ss` offers: thin functions over the rooms below. Its names are imported when first used."""
+"""What `import stanza_sim as ss` offers: thin functions over the rooms below, imported when they are first used."""

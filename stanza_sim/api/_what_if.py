@@ -55,6 +55,23 @@ def _wider(host: Host, times: float) -> Host:
     )
 
 
+def with_rate(cluster: Cluster, rate_Bps: float) -> Cluster:
+    """The cluster whose NICs all have this raw rate in both directions, as `load_cluster(..., rate=)` makes it."""
+    links = list(cluster.links)
+    for h, host in enumerate(cluster.hosts):
+        for nic, sides in zip(host.nics, cluster.nic_links_of(h), strict=False):
+            for link in sides:
+                links[link] = replace(links[link], bandwidth_Bps=rate_Bps * nic.efficiency)
+
+    def nic_of(one: Nic) -> Nic:
+        return replace(one, bandwidth_Bps=rate_Bps, receive_bandwidth_Bps=None)
+
+    hosts = [
+        replace(host, nic=nic_of(host.nic), more_nics=tuple(map(nic_of, host.more_nics))) for host in cluster.hosts
+    ]
+    return replace(cluster, links=tuple(links), hosts=tuple(hosts))
+
+
 def with_faster_hosts(cluster: Cluster, times: Mapping[int, float]) -> Cluster:
     """Hosts, by index, whose devices and cores compute so many times as fast."""
     hosts = [

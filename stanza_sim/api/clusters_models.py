@@ -33,7 +33,7 @@ class _ClusterArguments(Section):
 class _ModelArguments(Section):
     name: str | None = None
     input_shape: tuple[Count, ...] | None = None
-    factory_kwargs: dict[str, Scalar] = {}
+    factory_kwargs: dict[str, Scalar] | None = None
     boundary: str | int | None = None
 
 
@@ -50,17 +50,17 @@ def load_cluster(
     >>> ss.load_cluster("star", nodes=4, rate="10Gbps")
     <Cluster star: 4 ranks on 4 hosts, 8 links>
     >>> nodes = {"name": "node", "count": 2, "cores": 8, "nic": {"rate": "1Gbps", "latency": "20us"}}
-    >>> two = ss.load_cluster({"name": "two", "hosts": [nodes], "switches": ["s"], "links": [{"from": "node", "to": "s"}]})
-    >>> two.world_size
-    2
+    >>> ss.load_cluster({"name": "two", "hosts": [nodes], "switches": [{"name": "switch"}]})
+    <Cluster two: 2 ranks on 2 hosts, 4 links>
     """
     from stanza_sim.cluster import load
+    from stanza_sim.cluster.topology import TopologySection
 
     with placed("load_cluster"):
         given = checked("load_cluster", _ClusterArguments, {"nodes": nodes, "rate": rate})
         if isinstance(cluster, Mapping):
             source = arguments("load_cluster")
-            topology = config.validate(dict(cluster), load.TopologySection, source)
+            topology = config.validate(dict(cluster), TopologySection, source)
             return load.Builder(topology=topology, source=source, path=Path("topology.yaml")).build(
                 given.nodes, given.rate
             )
@@ -117,7 +117,7 @@ def load_device(name: str | Path) -> DeviceSpec:
 
     with placed("load_device"):
         _text(name, "load_device", "name", "should be a name or a path")
-        return load(name)
+        return load(str(name))
 
 
 def available(kind: Listed) -> list[str]:
@@ -154,7 +154,7 @@ def describe(what: Cluster | ModelProfile | DeviceSpec | Schedule | str) -> str:
 
     >>> import stanza_sim as ss
     >>> print(ss.describe("local").splitlines()[0])
-    no settings
+    it has no settings
     """
     from stanza_sim.report import describe as report
 

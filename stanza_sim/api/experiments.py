@@ -34,7 +34,8 @@ class ExperimentResult(Tabular):
     >>> result = ss.load_experiment("ec2_v100", set={"models": ["alexnet"], "nodes": 4}).run()
     >>> result
     <ExperimentResult of ec2_v100: 6 rows>
-    >>> [row.label for row in result if row.prediction.iteration_s < 0.4]
+    >>> [row.label for row in result if row.prediction.iteration_s < 0.1]
+    ['Stanza, CONV by PS', 'Stanza, CONV by ring']
     """
 
     result: Result
@@ -119,7 +120,8 @@ class LoadedExperiment:
 
     def schedules(self, *, model: str | None = None, row: str | None = None) -> list[ModelSchedule]:
         """The schedule of every model and row, or of those that are called so. Raises `InputError`."""
-        plans = plans_of(self.loaded, self.cluster(), model=model, strategy=row)
+        with placed("schedules"):
+            plans = plans_of(self.loaded, self.cluster(), model=model, strategy=row)
         return [ModelSchedule.of(plan.schedule, plan.model, plan.strategy) for plan in plans]
 
     def run(
@@ -154,7 +156,7 @@ class LoadedExperiment:
             return ExperimentResult(result=self._knowing(result, given, executed=execute))
 
     def _knowing(self, result: Result, profiles: Sequence[Path], *, executed: bool) -> Result:
-        """The rows with predictions that know their schedule and, unless they come with a run, what they are made of."""
+        """The rows with predictions that know their schedule and, unless it was executed, what they are made of."""
         models = _assemble.models_of(self.loaded)
         made: dict[str, _assemble.Setup | None] = dict.fromkeys(models)
         if not executed:
@@ -165,7 +167,7 @@ class LoadedExperiment:
         for row in result.rows:
             entry = next(s for s in self.loaded.value.strategies if s.title == row.label)
             schedule = ModelSchedule.of(row.schedule, models[row.model], entry)
-            rows.append(replace(row, prediction=knowing(row.prediction, schedule, made[row.model])))
+            rows.append(replace(row, schedule=schedule, prediction=knowing(row.prediction, schedule, made[row.model])))
         return replace(result, rows=tuple(rows))
 
 

@@ -97,7 +97,8 @@ def measure(
             "execute": execute,
         }
         loaded = _assemble.experiment_of(name, keys, within=("training", "execute"))
-        made = _assemble.setup(name, cluster, known.profile, loaded, profiles=paths(profiles, name, "profiles"), say=say)
+        given = paths(profiles, name, "profiles")
+        made = _assemble.setup(name, cluster, known.profile, loaded, profiles=given, say=say)
         found = _assemble.measured(known, made, testbed=testbed, say=say)
     return knowing(found, known, cluster)
 

@@ -1,4 +1,4 @@
-"""Predictions: made of a schedule and a cluster, asked for their critical path, and made again with something faster."""
+"""Predictions: of a schedule on a cluster, with its critical path, and again with something faster."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Literal
 from stanza_sim.api import _assemble, _what_if
 from stanza_sim.api._arguments import factor, paths, placed
 from stanza_sim.api._assemble import Setup
+from stanza_sim.api._costs import FasterCosts, GivenCosts
 from stanza_sim.api.schedules import ModelSchedule, of_model
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.tables import shortened
@@ -17,7 +18,7 @@ from stanza_sim.base.units import format_time
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
-from stanza_sim.simulate.costs import CostModel, RankCosts
+from stanza_sim.simulate.costs import CostModel
 from stanza_sim.simulate.run import Prediction as Simulated
 from stanza_sim.simulate.run import steady_window
 from stanza_sim.timeline.critical_path import CriticalPath, critical_path
@@ -34,8 +35,8 @@ class Prediction(Simulated):
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
     >>> b = ss.predict(ss.build_schedule("all_reduce", model, cluster, batch_per_worker=32), cluster)
-    >>> b
-    <Prediction of all_reduce: 718 ms an iteration, 178.3 samples/s, limited by node-0 receive side (worker, 3 more like it), 93% busy>
+    >>> print(f"{b.iteration_s * 1e3:.0f} ms, limited by {b.bottleneck}")
+    722 ms, limited by node-0 receive side (worker, 3 more like it), 93% busy
     """
 
     schedule: ModelSchedule
@@ -72,7 +73,7 @@ class Prediction(Simulated):
         >>> b = ss.predict(ss.build_schedule("local", model, cluster, batch_per_worker=32), cluster)
         >>> path = b.critical_path()
         >>> len(path), path.iterations, abs(path.iteration_s / b.iteration_s - 1) < 1e-6
-        (46, 1, True)
+        (49, 1, True)
         """
         ends = list(self.timeline.iteration_end_s.values())
         window = steady_window(ends)
@@ -109,7 +110,7 @@ class Prediction(Simulated):
         >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
         >>> b = ss.predict(ss.build_schedule("all_reduce", model, cluster, batch_per_worker=32), cluster)
         >>> [round(b.iteration_s / b.what_if(network=times).iteration_s, 2) for times in (0.5, 2)]
-        [0.52, 1.85]
+        [0.52, 1.87]
         """
         name, made = _what_if.FUNCTION, self._setup(_what_if.FUNCTION)
         with placed(name):
@@ -118,9 +119,10 @@ class Prediction(Simulated):
             if (times := factor(network, name, "network")) != 1:
                 cluster = _what_if.with_faster_network(cluster, times)
                 changes.append(f"network x{times:g}")
-            hosts = {h: factor(compute, name, "compute") for h in range(len(cluster.hosts))} if compute != 1 else {}
-            if hosts:
-                changes.append(f"compute x{compute:g}")
+            hosts: dict[int, float] = {}
+            if (times := factor(compute, name, "compute")) != 1:
+                hosts = dict.fromkeys(range(len(cluster.hosts)), times)
+                changes.append(f"compute x{times:g}")
             for given, found in ((device, _what_if.devices_called), (rank, _what_if.ranks_called)):
                 for h, times in found(cluster, given).items():
                     hosts[h] = hosts.get(h, 1.0) * times
@@ -128,7 +130,7 @@ class Prediction(Simulated):
             for given in (link, nic, device, rank):
                 changes += [f"{key} x{times:g}" for key, times in (given or {}).items()]
             if costs is not None and hosts:
-                costs = _FasterCosts(costs, [hosts.get(place.host, 1.0) for place in cluster.placement])
+                costs = FasterCosts(costs, [hosts.get(place.host, 1.0) for place in cluster.placement])
             cluster = _what_if.with_faster_hosts(_what_if.with_faster_links(cluster, links), hosts)
             change = ", ".join([*([self.change] if self.change else []), *changes])
             return replace(_predicted(self.schedule, replace(made, cluster=cluster, costs=costs)), change=change)
@@ -136,9 +138,8 @@ class Prediction(Simulated):
     def _setup(self, what: str) -> Setup:
         if self.setup is None:
             hint = "predict(schedule, cluster) makes one that knows"
-            raise InputError(
-                "this prediction was made during a run and knows neither its cluster nor its costs", where=what, hint=hint
-            )
+            message = "this prediction was made during a run and knows neither its cluster nor its costs"
+            raise InputError(message, where=what, hint=hint)
         return self.setup
 
 
@@ -160,11 +161,11 @@ def predict(
     """Return how long an iteration of `schedule` takes on `cluster`, and why.
 
     Computations cost what `profiles` (files of measured block times, and of a network) say, else what the roofline of
-    each device does, with the efficiency fitted to published timings at `precision`; or what `costs(rank)` says, a cost
-    model with seconds for each phase of a block. `jitter` ({"kind": "lognormal", "spread": 0.1}) and `straggler`
-    ({"probability": 0.01, "slowdown": 3}) let computations vary by chance, from `seed`; the answer is then the median of
-    `repeats`. A schedule that `build_schedule` did not build needs its `model`. Raises `InputError` for what is wrong
-    or does not fit, `ScheduleError` for an illegal schedule.
+    each device does, with the efficiency fitted to published timings at `precision`; or what `costs(rank)` says, a
+    cost model with seconds for each phase of a block. `jitter` ({"kind": "lognormal", "spread": 0.1}) and `straggler`
+    ({"probability": 0.01, "slowdown": 3}) let computations vary by chance, from `seed`; the answer is then the median
+    of `repeats`. A schedule that `build_schedule` did not build needs its `model`. Raises `InputError` for what is
+    wrong or does not fit, `ScheduleError` for an illegal schedule.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
@@ -191,7 +192,7 @@ def predict(
             known.profile,
             _assemble.experiment_of(name, keys, within=("simulation",)),
             profiles=paths(profiles, name, "profiles"),
-            costs=None if costs is None else _GivenCosts(costs),
+            costs=None if costs is None else GivenCosts(costs),
             engine=engine,
         )
         return _predicted(known, made)
@@ -205,51 +206,3 @@ def knowing(found: Simulated, schedule: ModelSchedule, made: Setup | None) -> Pr
     """A prediction that knows what it was made of."""
     parts = {field.name: getattr(found, field.name) for field in fields(Simulated)}
     return Prediction(**parts, schedule=schedule, setup=made)
-
-
-# ---- costs -----------------------------------------------------------------------------------------------------------
-
-
-class _GivenCosts:
-    """Costs that a caller gave as a function."""
-
-    def __init__(self, costs: Callable[[int], CostModel]) -> None:
-        self._costs = costs
-
-    @property
-    def source(self) -> str:
-        return self._costs(0).source
-
-    def __call__(self, rank: int, /) -> CostModel:
-        return self._costs(rank)
-
-
-class _FasterCosts:
-    """Costs of ranks that compute so many times as fast."""
-
-    def __init__(self, costs: RankCosts, times: Sequence[float]) -> None:
-        self._costs, self._times = costs, times
-
-    @property
-    def source(self) -> str:
-        return f"{self._costs.source}, at other speeds"
-
-    def __call__(self, rank: int, /) -> CostModel:
-        return FasterCostModel(self._costs(rank), self._times[rank])
-
-
-class FasterCostModel:
-    """A cost model that is so many times as fast as another."""
-
-    def __init__(self, slow: CostModel, times: float) -> None:
-        self._slow, self._times = slow, times
-
-    @property
-    def source(self) -> str:
-        """See `CostModel`."""
-        return f"{self._slow.source}, {self._times:g} times as fast"
-
-    def __getattr__(self, name: str) -> object:
-        """Every method of the other, with a time that is so much less."""
-        method, times = getattr(self._slow, name), self._times
-        return lambda *arguments: method(*arguments) / times

@@ -66,11 +66,11 @@ def build_schedule(
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
     >>> ss.build_schedule("stanza", model, cluster, batch_per_worker=32, fc_workers=1)
-    <ModelSchedule stanza of vgg16: 109 ops for 4 ranks>
+    <ModelSchedule stanza of vgg16: 47 ops for 4 ranks>
     >>> ss.build_schedule("stanza", model, cluster, batch_per_worker=32, fc_worker=1)
     Traceback (most recent call last):
     stanza_sim.base.errors.InputError: build_schedule: fc_worker: strategy stanza has no setting 'fc_worker'
-      did you mean fc_workers?
+      did you mean fc_workers or fc_compute or fc_parallel?
     """
     from stanza_sim import strategies
 

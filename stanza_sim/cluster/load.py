@@ -134,6 +134,7 @@ class Builder:
     path: Path
 
     def build(self, nodes: int | None, rate_Bps: float | None) -> Cluster:
+        """Return the cluster; see `load_cluster`."""
         topology = self.topology
         counts, ranks_per_host, fabric_section = self._scaled(nodes)
         if (most := sum(count or 1 for count in counts) * (ranks_per_host or 1)) > MOST_RANKS:

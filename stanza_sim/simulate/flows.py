@@ -136,6 +136,16 @@ def simulate_flows(case: Mapping[str, Any]) -> FlowResult:
     Bandwidths are bytes per second, latencies, starts and delays seconds; every link is one direction. Raises
     `InputError` for names that do not resolve, routes that do not connect, cyclic dependencies, and numbers that are
     negative, zero where a rate is, or not finite.
+
+    >>> import stanza_sim as ss
+    >>> case = {
+    ...     "hosts": ["a", "b"],
+    ...     "links": [{"name": "ab", "bandwidth": 1e9, "latency": 1e-5}],
+    ...     "routes": [{"src": "a", "dst": "b", "links": ["ab"]}],
+    ...     "flows": [{"id": "f", "src": "a", "dst": "b", "bytes": 1e6}],
+    ... }
+    >>> ss.simulate_flows(case).completion_s
+    {'f': 0.00101}
     """
     checked = _check(case)
     run = _run

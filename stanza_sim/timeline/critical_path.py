@@ -282,8 +282,7 @@ class _Walk:
 
     def _sender(self, node: _Node, span: Span) -> _Node | None:
         """The sender whose messages ended when the receive did; of several, the one that began last."""
-        rank, iteration, _ = node
-        unit = self._unit(node)
+        iteration, unit = node[1], self._unit(node)
         found: list[tuple[bool, float, _Node]] = []
         for other in dict.fromkeys(map(self._of, unit.peers)):
             if (place := self._place(other, unit.op.name, UnitKind.SEND)) is not None:

@@ -19,8 +19,6 @@ from pathlib import Path
 
 import pytest
 
-import stanza_sim
-
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -52,11 +50,6 @@ def session_of(document: Path) -> str:
 SESSIONS = [document for document in DOCUMENTS if session_of(document)]
 
 
-def require_front_door(document: Path) -> None:
-    if "import stanza_sim as ss" in session_of(document) and not hasattr(stanza_sim, "load_cluster"):
-        pytest.skip("there is no Python front door in this checkout")
-
-
 def run_doctest(document: Path, text: str) -> None:
     examples = doctest.DocTestParser().get_doctest(text, {}, name_of(document), str(document), 0)
     told: list[str] = []
@@ -68,14 +61,12 @@ def run_doctest(document: Path, text: str) -> None:
 @pytest.mark.parametrize("document", SESSIONS, ids=name_of)
 def test_python_that_predicts_runs(document: Path) -> None:
     """The session up to the first block that executes or searches: seconds, in this process."""
-    require_front_door(document)
     run_doctest(document, session_of(document).partition(MEASURING)[0])
 
 
 @pytest.mark.processes
 @pytest.mark.parametrize("document", [d for d in SESSIONS if MEASURING in session_of(d)], ids=name_of)
 def test_python_that_executes_runs(document: Path) -> None:
-    require_front_door(document)
     pytest.importorskip("torch")
     run_doctest(document, session_of(document))
 

@@ -11,7 +11,7 @@ from time import monotonic
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
-from stanza_sim.experiment.file import Experiment, load_experiment
+from stanza_sim.experiment.file import Experiment, StrategyEntry, load_experiment
 from stanza_sim.experiment.run import Say, known_profiles, row_of, run_loaded
 from stanza_sim.experiment.scenario import cluster_of, model_of
 from stanza_sim.profiles.blocks import differences
@@ -99,14 +99,38 @@ def plan_experiment(
     """
     end_s = None if budget_s is None else monotonic() + budget_s
     loaded = load_experiment(name_or_path, overrides)
-    problems = problems_of(loaded, profiles, say)
+    return plan_problems(
+        loaded.value.name,
+        problems_of(loaded, profiles, say),
+        loaded.value.strategies,
+        end_s=end_s,
+        max_evaluations=max_evaluations,
+        jobs=jobs,
+        tell=tell,
+    )
+
+
+def plan_problems(
+    experiment: str,
+    problems: Sequence[Problem],
+    rows: Sequence[StrategyEntry] = (),
+    *,
+    end_s: float | None = None,
+    max_evaluations: int | None = None,
+    jobs: int = 1,
+    tell: Tell = lambda model, done, total: None,
+) -> Planned:
+    """Search the best plan of each problem; `rows` are tried first, `end_s` is an instant of the monotonic clock.
+
+    See `plan_experiment` for the rest.
+    """
     spaces = [
         choices(
             p.model,
             world_size=p.cluster.world_size,
             batch_per_worker=p.batch_per_worker,
             local_size=local_size(p.cluster),
-            rows=loaded.value.strategies,
+            rows=rows,
         )
         for p in problems
     ]
@@ -136,8 +160,8 @@ def plan_experiment(
             best = None if found.best is None else row(problem, found.best, whole=True)
             answers.append(Answer(problem=problem, found=found, best=best, explanation=explanation))
             if interrupted:
-                return Planned(experiment=loaded.value.name, answers=tuple(answers), interrupted=True)
-    return Planned(experiment=loaded.value.name, answers=tuple(answers))
+                return Planned(experiment=experiment, answers=tuple(answers), interrupted=True)
+    return Planned(experiment=experiment, answers=tuple(answers))
 
 
 class _Share:
