@@ -10,12 +10,14 @@ In a steady state the walk comes to an op at a rank where it has been before, on
 between is a circle that repeats for ever, and its length over its iterations is the time of an iteration. Where the
 timeline is too short to close the circle, the path is the last period, cut at its ends.
 
-What is not followed: a rank that posts many messages one after the other shows as a wait before each. Of messages that
-share a link, the path has one, for as long as it moves, and not those that slow it down.
+What is not followed: a rank that posts many messages one after the other shows as a wait before each, and so does an op
+that begins while what is before it in its channel still moves to other ranks. Of messages that share a link, the path
+has one, for as long as it moves, and not those that slow it down.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -162,8 +164,9 @@ class _Walk:
             self._spans[s.rank, s.iteration, s.op, s.side] = s
         self._programs: dict[int, RankProgram] = {}
         self._places: dict[int, dict[tuple[str, UnitKind], int]] = {}
-        self._queues: dict[int, dict[int, tuple[int, ...]]] = {}
+        self._queues: dict[int, dict[int, _Queues]] = {}
         self._ended: dict[_Node, float] = {}
+        self._last: dict[tuple[int, int], _Node] = {}
         latest = max((e[-1] for e in timeline.iteration_end_s.values() if e), default=0.0)
         self.same = SAME * latest
 
@@ -184,8 +187,11 @@ class _Walk:
 
     def last_of(self, rank: int, iteration: int) -> _Node:
         """What ended last at `rank` in `iteration`; of equal ones, the last of the program."""
-        nodes = [(rank, iteration, u.index) for u in self._program(rank).units]
-        return max(nodes, key=lambda n: (self.ended(n), n[2]))
+        found = self._last.get((rank, iteration))
+        if found is None:
+            nodes = [(rank, iteration, u.index) for u in self._program(rank).units]
+            found = self._last[rank, iteration] = max(nodes, key=lambda n: (self.ended(n), n[2]))
+        return found
 
     def ended(self, node: _Node) -> float:
         """When a unit was complete; what has no span (a value that is handed over) as soon as all that it needs is."""
@@ -270,15 +276,22 @@ class _Walk:
         return [n for n in dict.fromkeys(found) if n != (rank, iteration, index)]
 
     def _queue(self, node: _Node) -> list[_Node]:
-        """What is before a unit in its lane, group or channel, in its iteration or at the end of the one before."""
+        """What is before a unit in its lane, group or channel, in its iteration or at the end of the one before.
+
+        Of what goes one at a time that is one unit; with credit, all that may have used it up.
+        """
         rank, iteration, index = node
-        queue = self._queues[rank].get(index, ())
-        earlier = [(rank, iteration, j) for j in queue if j < index]
-        if iteration > self._timeline.first_iteration:
-            earlier += [(rank, iteration - 1, j) for j in queue if j >= index]
-        if not isinstance(self._unit(node).op, Transfer):  # one at a time: the one before stands for all
-            return [max(earlier, key=lambda n: n[1:])] if earlier else []
-        return earlier
+        op = self._unit(node).op
+        again = iteration > self._timeline.first_iteration
+        found: list[_Node] = []
+        for queue in self._queues[rank].get(index, ()):
+            place = bisect_left(queue, index)
+            earlier, later = queue[:place], queue[place:]
+            if not (isinstance(op, Transfer) and op.credit):
+                earlier, later = earlier[-1:], () if earlier else later[-1:]
+            found += [(rank, iteration, j) for j in earlier]
+            found += [(rank, iteration - 1, j) for j in later if again]
+        return found
 
     def _sender(self, node: _Node, span: Span) -> _Node | None:
         """The sender whose messages ended when the receive did; of several, the one that began last."""
@@ -296,28 +309,44 @@ class _Walk:
         return self._places[rank].get((op, kind))
 
 
-def _queues(program: RankProgram) -> dict[int, tuple[int, ...]]:
-    """For each unit, those of its lane or group, or the sends of its channel that have a destination in common."""
-    lanes: dict[tuple[str, str | Ranks], list[int]] = {}
-    sends: dict[str, list[Unit]] = {}
+_Queues = tuple[tuple[int, ...], ...]
+
+
+def _queues(program: RankProgram) -> dict[int, _Queues]:
+    """The queues of each unit: its lane, its group, or sends of its channel to equal destinations.
+
+    Units of a queue are in program order.
+    """
+    queues: dict[tuple[str, str, Ranks | None], list[int]] = {}
     for u in program.units:
         match u.op:
             case Compute():
-                lanes.setdefault(("lane", u.op.lane), []).append(u.index)
+                queues.setdefault(("lane", u.op.lane, None), []).append(u.index)
             case Collective():
-                lanes.setdefault(("group", u.peers), []).append(u.index)
+                queues.setdefault(("group", "", u.peers), []).append(u.index)
             case Transfer():
                 if u.kind is UnitKind.SEND:
-                    sends.setdefault(u.op.channel, []).append(u)
-    found = {index: tuple(lane) for lane in lanes.values() for index in lane}
-    for channel in sends.values():
-        alike: dict[Ranks, tuple[int, ...]] = {}
-        for u in channel:
-            if u.peers not in alike:
-                mine = {*u.peers}
-                alike[u.peers] = tuple(v.index for v in channel if mine.intersection(v.peers))
-            found[u.index] = alike[u.peers]
+                    queues.setdefault(("channel", u.op.channel, u.peers), []).append(u.index)
+    found: dict[int, _Queues] = {}
+    for key, units in queues.items():
+        mine = _meeting(key, queues)
+        found |= dict.fromkeys(units, mine)
     return found
+
+
+def _meeting(
+    key: tuple[str, str, Ranks | None], queues: Mapping[tuple[str, str, Ranks | None], Sequence[int]]
+) -> _Queues:
+    """The queues that units of one wait for: itself, and those of its channel that have a destination in common."""
+    kind, name, peers = key
+    if kind != "channel" or peers is None:
+        return (tuple(queues[key]),)
+    own = {*peers}
+    return tuple(
+        tuple(units)
+        for (k, n, others), units in queues.items()
+        if k == kind and n == name and others is not None and own.intersection(others)
+    )
 
 
 def _step(unit: Unit, rank: int, iteration: int, start: float, end: float) -> PathStep:

@@ -87,7 +87,7 @@ back: transfer act(z) right->left one-to-one nbytes=8 after=b
 
 
 def test_a_chain_with_a_closed_form() -> None:
-    """`a` takes 4 s, its message 2 s; half a second later `b` takes 3 s, and its message 1 s. `aside` hides behind `a`."""
+    """`a` takes 4 s, its message 2 s; half a second later `b` takes 3 s, its message 1 s. `aside` hides behind `a`."""
     spans = []
     for i in range(5):
 
