@@ -15,7 +15,7 @@ from stanza_sim.cli.console import errors_for_people, printing, say, stdout
 from stanza_sim.cli.options import AsJsonOfTables
 
 if TYPE_CHECKING:
-    from stanza_sim.experiment.run import Say
+    from stanza_sim.experiment.jobs import Say
     from stanza_sim.studies.validate.runner import Tell
 
 EXAMPLES = """Examples:\n

@@ -10,7 +10,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster
 from stanza_sim.execute import Emulation, RankPlace
 from stanza_sim.experiment.file import Experiment
-from stanza_sim.experiment.scenario import Plan
+from stanza_sim.experiment.rows import Plan
 from stanza_sim.simulate.lowering.compute_times import compute_seconds
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from stanza_sim.simulate.costs import costs_for
 from stanza_sim.simulate.flows import FlowResult, simulate_flows
-from stanza_sim.simulate.run import Collectives, Prediction, simulate
+from stanza_sim.simulate.prediction import Prediction
+from stanza_sim.simulate.run import Collectives, EngineChoice, simulate
 
-__all__ = ["Collectives", "FlowResult", "Prediction", "costs_for", "simulate", "simulate_flows"]
+__all__ = ["Collectives", "EngineChoice", "FlowResult", "Prediction", "costs_for", "simulate", "simulate_flows"]

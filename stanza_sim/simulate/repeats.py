@@ -14,8 +14,10 @@ from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.routing import mix
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
+from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate.background import BackgroundFlow
-from stanza_sim.simulate.run import Case, Collectives, Outcome, Prediction, Repeats, collector_off
+from stanza_sim.simulate.prediction import Prediction, Repeats
+from stanza_sim.simulate.run import Case, Collectives, EngineChoice, Outcome, collector_off
 from stanza_sim.simulate.variation import Variation
 
 if TYPE_CHECKING:
@@ -31,6 +33,8 @@ def simulate_repeats(
     variation: Variation,
     repeats: int,
     collectives: Collectives = Collectives.ACTIVITY,
+    engine: EngineChoice | str = EngineChoice.AUTO,
+    issue: Issue = Issue.EAGER,
 ) -> Prediction:
     """Simulate `repeats` times, each with draws of its own; see `simulate` for the rest.
 
@@ -51,6 +55,8 @@ def simulate_repeats(
             fold_ranks=True,
             collectives=collectives,
             times=repeats,
+            engine=engine,
+            issue=issue,
         )
         found = _outcomes(case, variation, repeats)
         if repeats == 1:

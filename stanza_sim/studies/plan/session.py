@@ -12,8 +12,9 @@ from time import monotonic
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
 from stanza_sim.experiment.file import Experiment, load_experiment
-from stanza_sim.experiment.run import Say, known_profiles, row_of, run_loaded
-from stanza_sim.experiment.scenario import cluster_of, model_of
+from stanza_sim.experiment.jobs import Say
+from stanza_sim.experiment.rows import cluster_of, known_profiles, model_of
+from stanza_sim.experiment.run import row_of, run_loaded
 from stanza_sim.profiles.blocks import differences
 from stanza_sim.profiles.network import NetworkProfile, mismatches, read_either, with_network
 from stanza_sim.report.result import Row

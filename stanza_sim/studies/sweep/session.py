@@ -12,7 +12,7 @@ from stanza_sim.base import config
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
 from stanza_sim.experiment.file import Experiment, load_experiment
-from stanza_sim.experiment.scenario import model_of
+from stanza_sim.experiment.rows import model_of
 from stanza_sim.profiles.network import read_either
 from stanza_sim.studies.sweep.crossover import Ask, Crossover, Unlooked, bisections, in_step, unlooked
 from stanza_sim.studies.sweep.inputs import KEYS, inputs_of
