@@ -80,7 +80,7 @@ def test_flows_use_up_the_credit_alike(workers: int) -> None:
     share = FluidShare([RATE])
     clock = Clock()
     buckets = Buckets([(0, Bucket(nbytes=60.0, peak_Bps=5 * RATE))], share, clock)
-    clock.now = 10.0
+    clock.env.run(until=10.0)
     flows = [Activity(work=90.0, usage=((0, 1.0),)) for _ in range(workers)]
     for flow in flows:
         share.start(flow, 10.0)
@@ -89,7 +89,7 @@ def test_flows_use_up_the_credit_alike(workers: int) -> None:
     empty_s = buckets.drain()
     assert empty_s == pytest.approx(10.0 + 60.0 / (4 * RATE))
     assert {f.rate for f in flows} == {5 * RATE / workers}
-    clock.now = empty_s
+    clock.env.run(until=empty_s)
     buckets.refill()
     share.solve(empty_s)
     assert buckets.drain() == INFINITE
