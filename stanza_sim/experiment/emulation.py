@@ -54,7 +54,7 @@ def emulation_of(
     places = [(p.host, p.device) for p in cluster.placement]
     devices = list(dict.fromkeys(places))
     return Emulation(
-        seconds=compute_seconds(plan.schedule, plan.model, cluster, costs),
+        seconds=compute_seconds(plan.schedule, plan.model, costs),
         device=tuple(devices.index(place) for place in places),
         capacity=tuple(float(cluster.hosts[host].cores) if device is None else 1.0 for host, device in devices),
         realtime=realtime,
