@@ -78,6 +78,7 @@ def validate(
     The exit status is 0, 1 if the suite's bounds are missed or a run failed, 2 for bad input.
     """
     with errors_for_people():
+        from stanza_sim.base.processes import cores
         from stanza_sim.studies.validate import machine
         from stanza_sim.studies.validate.live import LiveBench, Plans
         from stanza_sim.studies.validate.report import report_json
@@ -106,7 +107,7 @@ def validate(
                 else:
                     print_predictions(cases, predictions, stdout())
             return
-        if (load := machine.load()) > machine.BUSY * machine.cores():
+        if (load := machine.load()) > machine.BUSY * cores():
             say(
                 f"warning: other programs are running here (load average {load:.1f}); measurements need an idle machine"
             )

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.base.errors import InputError, RunError, at
 from stanza_sim.simulate.plain.fluid import TIE, Activity, FluidShare
 
 COMPILED_FROM = 20_000
@@ -93,7 +93,8 @@ class _Checked:
 def read_case(path: Path) -> dict[str, Any]:
     """Read a case from a JSON file; raises `InputError` for a file that is no JSON object."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        with at(str(path)):
+            data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except FileNotFoundError:
         raise InputError("there is no such file", where=str(path)) from None
     except OSError as e:
@@ -102,8 +103,6 @@ def read_case(path: Path) -> dict[str, Any]:
         raise InputError("is not JSON text", where=str(path)) from None
     except json.JSONDecodeError as e:
         raise InputError(f"is not JSON: {e.msg} (line {e.lineno}, column {e.colno})", where=str(path)) from None
-    except InputError as e:
-        raise InputError(e.message, where=str(path)) from None
     except ValueError:
         raise InputError("has a number that is too long to read", where=str(path)) from None
     if not isinstance(data, dict):
@@ -112,7 +111,7 @@ def read_case(path: Path) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> float:
-    raise InputError(f"{name} is not a number that JSON has", hint="every number must be finite")
+    raise InputError(f"{name} is not a number that JSON has")
 
 
 def simulate_flows(case: Mapping[str, Any]) -> FlowResult:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.base.processes import cores as available_cores
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Schedule, Transfer, UnitKind, check
@@ -335,13 +335,6 @@ class Case:
             settled=by_chance or (steady_window(ends) or even_window(ends)) is not None,
             events=outcome.events,
         )
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def part_count(schedule: Schedule) -> int:

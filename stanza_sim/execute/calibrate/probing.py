@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from stanza_sim.base.processes import cores
 from stanza_sim.execute.calibrate.answers import Letter, MessagesWanted, RankCores, RankMessages, Sent
-from stanza_sim.execute.calibrate.timing import cores, time_vectors
+from stanza_sim.execute.calibrate.timing import time_vectors
 from stanza_sim.execute.emulated.emulate import core_of, realtime
 from stanza_sim.execute.rank.clock import boot_id, estimate_offset
 from stanza_sim.execute.rank.context import Context
