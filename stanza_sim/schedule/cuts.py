@@ -26,9 +26,9 @@ from stanza_sim.schedule.ops import (
     Transfer,
     ValueKind,
 )
+from stanza_sim.schedule.printing import print_op
 from stanza_sim.schedule.samples import data_rank_counts
 from stanza_sim.schedule.schedule import Schedule
-from stanza_sim.schedule.text import print_op
 
 _COMPLETE = (Pattern.FAN_IN, Pattern.FAN_OUT, Pattern.ALL_PAIRS)
 
