@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.processes import cores
+from stanza_sim.base.telling import Say
 from stanza_sim.cluster import Cluster
 from stanza_sim.execute.calibrate.network import calibrate_network
 from stanza_sim.execute.start.tasks import DescribeTask
@@ -30,7 +30,6 @@ from stanza_sim.profiles.network import (
 if TYPE_CHECKING:
     from stanza_sim.execute import Backend, Workers
 
-Say = Callable[[str], None]
 
 
 def network_for(

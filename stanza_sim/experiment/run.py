@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_time
 from stanza_sim.base.version import __version__
 from stanza_sim.cluster import Cluster, with_loopback
@@ -39,8 +40,6 @@ from stanza_sim.simulate.costs import costs_for
 if TYPE_CHECKING:  # imported where something is executed
     from stanza_sim.execute import Measurement, RunJob, Workers
 
-Say = Callable[[str], None]
-"""Tells the user something in passing: what is being done, or a warning."""
 
 
 def known_profiles(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_rate, format_time
 from stanza_sim.cluster import Cluster
-from stanza_sim.experiment.run import Say, jobs_of, open_ranks, predict
+from stanza_sim.experiment.run import jobs_of, open_ranks, predict
 from stanza_sim.experiment.scenario import Plan, cluster_of, plans_of
 from stanza_sim.profiles.blocks import Profile
 from stanza_sim.report.compare import per_iteration
