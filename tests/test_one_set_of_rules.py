@@ -497,8 +497,8 @@ def _no_priority(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _more_credit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress._Line, "may_go", property(lambda line: len(line.waiting)))
-    monkeypatch.setattr(progress._Line, "has_credit", True)
+    monkeypatch.setattr(progress.Line, "may_go", property(lambda line: len(line.waiting)))
+    monkeypatch.setattr(progress.Line, "has_credit", True)
 
 
 def _no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -506,7 +506,7 @@ def _no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _busy_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress._Lane, "busy", property(lambda _: False, lambda *_: None))
+    monkeypatch.setattr(progress.Lane, "busy", property(lambda _: False, lambda *_: None))
 
 
 Fault = Callable[[pytest.MonkeyPatch], None]

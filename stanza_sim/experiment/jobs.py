@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.telling import Say
 from stanza_sim.cluster import Cluster
 from stanza_sim.experiment.file import Experiment
 from stanza_sim.experiment.rows import Plan
@@ -17,10 +18,6 @@ from stanza_sim.simulate.costs import costs_for
 
 if TYPE_CHECKING:  # imported where something is executed
     from stanza_sim.execute import RunJob, Workers
-
-Say = Callable[[str], None]
-"""Tells the user something in passing: what is being done, or a warning."""
-
 
 @contextmanager
 def open_ranks(

@@ -10,7 +10,7 @@ from pathlib import Path
 from stanza_sim import strategies
 from stanza_sim.base import config
 from stanza_sim.base.config import Loaded
-from stanza_sim.base.errors import InputError, ScheduleError
+from stanza_sim.base.errors import InputError, ScheduleError, at
 from stanza_sim.cluster import Cluster, load_cluster
 from stanza_sim.experiment.file import Experiment, ModelEntry, StrategyEntry
 from stanza_sim.model.profile import ModelProfile, scaled
@@ -34,13 +34,9 @@ class Plan:
 @contextmanager
 def _placed(where: str) -> Iterator[None]:
     """Let errors within name the key of the experiment file that led to them."""
-    try:
+    # Where a strategy built what is not legal, no key of the file is at fault.
+    with at(where, outer=True, but=(ScheduleError,)):
         yield
-    except ScheduleError:  # a strategy built what is not legal: no key of the file is at fault
-        raise
-    except InputError as error:
-        inner = f"{where}: {error.where}" if error.where else where
-        raise InputError(error.message, where=inner, hint=error.hint) from None
 
 
 def cluster_of(loaded: Loaded[Experiment]) -> Cluster:

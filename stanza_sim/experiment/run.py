@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_time
 from stanza_sim.base.version import __version__
 from stanza_sim.cluster import Cluster, with_loopback
 from stanza_sim.execute.rank.steal import MOST_STOLEN
 from stanza_sim.experiment.file import Experiment, load_experiment
-from stanza_sim.experiment.jobs import Say, jobs_of, open_ranks
+from stanza_sim.experiment.jobs import jobs_of, open_ranks
 from stanza_sim.experiment.rows import Plan, cluster_of, known_profiles, plans_of
 from stanza_sim.experiment.scenario import Conditions
 from stanza_sim.profiles.blocks import (

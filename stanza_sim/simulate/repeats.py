@@ -9,6 +9,8 @@ from statistics import median
 from threading import Event
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.routing import mix
@@ -63,7 +65,8 @@ def simulate_repeats(
             return case.predict(found[0])
         found.sort(key=lambda o: o.iteration_s)
         times = [o.iteration_s for o in found]
-        middle, p5_s, p95_s = median(times), percentile(times, 0.05), percentile(times, 0.95)
+        middle = median(times)
+        p5_s, p95_s = np.quantile(times, (0.05, 0.95)).tolist()
         return replace(
             case.predict(found[(repeats - 1) // 2]),
             iteration_s=middle,
@@ -98,11 +101,3 @@ def redrawn(flow: BackgroundFlow, repeat: int) -> BackgroundFlow:
     if not repeat:
         return flow
     return replace(flow, traffic=replace(flow.traffic, seed=mix(flow.traffic.seed) ^ repeat))
-
-
-def percentile(ascending: list[float], share: float) -> float:
-    """Return the value below which `share` of the values lie, interpolated linearly between them."""
-    at = share * (len(ascending) - 1)
-    low = int(at)
-    high = min(low + 1, len(ascending) - 1)
-    return ascending[low] + (at - low) * (ascending[high] - ascending[low])

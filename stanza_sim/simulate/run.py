@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.base.processes import cores as available_cores
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Schedule, Transfer, UnitKind, check
@@ -333,13 +333,6 @@ def _require_compiled(missing: str) -> None:
         raise InputError(f"the compiled engine does not know {missing}", hint="leave the engine at auto")
     if find_spec("numba") is None:
         raise InputError("the compiled engine needs numba", hint="pip install 'stanza-sim[fast]'")
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def part_count(schedule: Schedule) -> int:

@@ -10,6 +10,7 @@ from math import sqrt
 from pathlib import Path
 from statistics import fmean, pstdev
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -18,7 +19,7 @@ from stanza_sim.cli.app import app
 from stanza_sim.cluster import Nic
 from stanza_sim.simulate import Prediction, simulate
 from stanza_sim.simulate import run as run_module
-from stanza_sim.simulate.repeats import percentile, simulate_repeats
+from stanza_sim.simulate.repeats import simulate_repeats
 from stanza_sim.simulate.run import MEASURED, WARM_UP
 from stanza_sim.simulate.variation import JitterKind, Variation
 from tests.schedule.toys import Costs, build, cluster, toy
@@ -138,7 +139,7 @@ def test_repeats_differ_and_are_summed_up(repeats: int) -> None:
     assert len(set(single)) == repeats
     assert found.repeats is not None
     assert found.repeats.count == repeats
-    assert found.iteration_s == found.repeats.median_s == pytest.approx(percentile(single, 0.5))
+    assert found.iteration_s == found.repeats.median_s == pytest.approx(np.quantile(single, 0.5))
     assert found.repeats.p5_s == pytest.approx(single[0] + 0.05 * (repeats - 1) * (single[1] - single[0]))
     assert found.repeats.p95_s == pytest.approx(single[-1] - 0.05 * (repeats - 1) * (single[-1] - single[-2]))
     assert found.samples_per_s == pytest.approx(schedule.global_batch / found.iteration_s)

@@ -13,8 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stanza_sim.base.processes import cores
 from stanza_sim.execute.calibrate.answers import MessagesWanted, ProbeId, RankCores, RankMessages, Sent
-from stanza_sim.execute.calibrate.timing import cores, time_vectors
+from stanza_sim.execute.calibrate.timing import time_vectors
 from stanza_sim.execute.emulated.emulate import core_of, realtime
 from stanza_sim.execute.rank.clock import ClockOffset, boot_id, now
 from stanza_sim.execute.rank.context import Context, issue_for

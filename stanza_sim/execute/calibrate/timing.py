@@ -6,7 +6,6 @@ that of `under_load`, and the probes send one message at a time between two rank
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from statistics import median
@@ -14,6 +13,7 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from stanza_sim.base.processes import cores
 from stanza_sim.execute.calibrate.answers import MessageCores, ProbeTimes, RankTimes, Times, Wanted
 from stanza_sim.execute.calibrate.under_load import time_under_load
 from stanza_sim.execute.rank.clock import now
@@ -87,11 +87,6 @@ class _Timer:
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def alone(model: ModelProfile, samples: int, *, apart: bool) -> Schedule:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_rate, format_time
 from stanza_sim.cluster import Cluster
-from stanza_sim.experiment.jobs import Say, jobs_of, open_ranks
+from stanza_sim.experiment.jobs import jobs_of, open_ranks
 from stanza_sim.experiment.rows import Plan, cluster_of, plans_of
 from stanza_sim.experiment.scenario import Conditions
 from stanza_sim.profiles.blocks import Profile

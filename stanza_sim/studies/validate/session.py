@@ -11,12 +11,13 @@ from pathlib import Path
 from rich.console import Console
 
 from stanza_sim.base.config import Loaded
+from stanza_sim.base.telling import Tell
 from stanza_sim.studies.validate import budget, machine
 from stanza_sim.studies.validate.folder import PICTURE, open_journal, write_report
 from stanza_sim.studies.validate.journal import Header
 from stanza_sim.studies.validate.records import Predicted
 from stanza_sim.studies.validate.report import Report
-from stanza_sim.studies.validate.runner import Bench, Tell, run
+from stanza_sim.studies.validate.runner import Bench, run
 from stanza_sim.studies.validate.statistics import Errors, mixture, require_rules
 from stanza_sim.studies.validate.suite import Case, Suite
 
