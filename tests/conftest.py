@@ -51,10 +51,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Testbeds and the pool of ranks are processes."""
+    """Testbeds and the pool of ranks are processes. All tests of the pool stay in one worker: it is started once."""
     for item in items:
-        if item.get_closest_marker("root") or "pool" in getattr(item, "fixturenames", ()):
+        pool = "pool" in getattr(item, "fixturenames", ())
+        if pool or item.get_closest_marker("root"):
             item.add_marker("processes")
+        if pool:
+            item.add_marker(pytest.mark.xdist_group("pool"))
 
 
 @contextmanager
