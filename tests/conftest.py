@@ -12,6 +12,7 @@ HYPOTHESIS_PROFILE. A test that needs 200 examples in every profile, and 2,000 i
 `@settings(max_examples=max(200, settings().max_examples))`.
 """
 
+import gc
 import os
 import subprocess
 import tempfile
@@ -47,6 +48,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_unconfigure(config: pytest.Config) -> None:
     for path in config.stash.get(LOCKS, ()):
         path.unlink(missing_ok=True)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end, a million objects: leave them out when garbage is looked for."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
