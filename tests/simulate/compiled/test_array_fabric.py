@@ -14,6 +14,9 @@ from tests.simulate.lowering.test_fold import CLUSTERS, MODEL, STRATEGIES
 
 pytest.importorskip("numba")
 
+# In one worker, which compiles what others then find in numba's cache: in a new checkout that takes half a minute.
+pytestmark = pytest.mark.xdist_group("compiled")
+
 
 def both(monkeypatch: pytest.MonkeyPatch, *arguments: object, **options: object) -> tuple[Prediction, Prediction]:
     found = []

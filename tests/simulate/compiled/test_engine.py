@@ -33,6 +33,9 @@ pytest.importorskip("numba")
 from stanza_sim.simulate.compiled.engine import CompiledEngine
 from stanza_sim.simulate.compiled.graph import graph_of
 
+# In one worker, which compiles what others then find in numba's cache: in a new checkout that takes half a minute.
+pytestmark = pytest.mark.xdist_group("compiled")
+
 JITTER = Variation(seed=2, jitter=JitterKind.LOGNORMAL, spread=0.2, straggler_probability=0.1, straggler_slowdown=3.0)
 TIMES = 2
 
