@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stanza_sim.base.errors import InputError, RunError, at
+from stanza_sim.simulate.engines import EngineChoice, engine_of, require_numba
 from stanza_sim.simulate.plain.fluid import TIE, Activity, FluidShare
 
 COMPILED_FROM = 20_000
@@ -114,16 +115,20 @@ def _no_constant(name: str) -> float:
     raise InputError(f"{name} is not a number that JSON has")
 
 
-def simulate_flows(case: Mapping[str, Any]) -> FlowResult:
+def simulate_flows(case: Mapping[str, Any], *, engine: EngineChoice | str = EngineChoice.AUTO) -> FlowResult:
     """Run a case: a mapping with `hosts`, `links`, `routes` and `flows`; other keys are ignored.
 
-    Bandwidths are bytes per second, latencies, starts and delays seconds; every link is one direction. Raises
-    `InputError` for names that do not resolve, routes that do not connect, cyclic dependencies, and numbers that are
-    negative, zero where a rate is, or not finite.
+    Bandwidths are bytes per second, latencies, starts and delays seconds; every link is one direction. `engine` is
+    `plain`, `compiled` (with numba) or `auto`, which takes the quicker one; they agree. Raises `InputError` for names
+    that do not resolve, routes that do not connect, cyclic dependencies, and numbers that are negative, zero where a
+    rate is, or not finite.
     """
     checked = _check(case)
-    run = _run
-    if len(checked.names) >= COMPILED_FROM:
+    chosen = engine_of(engine)
+    if chosen is EngineChoice.COMPILED:
+        require_numba()
+    run = _run_compiled if chosen is EngineChoice.COMPILED else _run
+    if chosen is EngineChoice.AUTO and len(checked.names) >= COMPILED_FROM:
         from stanza_sim.simulate.compiled import kernel
 
         run = _run_compiled if kernel.COMPILED else _run

@@ -18,8 +18,9 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
 from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate.background import BackgroundFlow
+from stanza_sim.simulate.engines import EngineChoice
 from stanza_sim.simulate.prediction import Prediction, Repeats
-from stanza_sim.simulate.run import Case, Collectives, EngineChoice, Outcome, collector_off
+from stanza_sim.simulate.run import Case, Collectives, Outcome, collector_off
 from stanza_sim.simulate.variation import Variation
 
 if TYPE_CHECKING:

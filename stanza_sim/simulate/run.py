@@ -16,6 +16,7 @@ from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Schedule, Transfer, UnitKind, check
 from stanza_sim.schedule.progress import Issue
+from stanza_sim.simulate.engines import EngineChoice, engine_of, require_numba
 from stanza_sim.simulate.loads import Lowered
 from stanza_sim.simulate.lowering.arrays import ArrayLowered, lower_to_arrays, message_count
 from stanza_sim.simulate.lowering.bounds import bottleneck, bound_s, demands
@@ -46,18 +47,6 @@ class Collectives(StrEnum):
 
     ACTIVITY = "activity"
     STEPS = "steps"
-
-
-class EngineChoice(StrEnum):
-    """Which engine simulates. Both give the same answer.
-
-    `PLAIN` is the readable one, in Python; `COMPILED` is quick where there are very many messages, needs numba and
-    folds nothing; `AUTO` takes it where that is faster.
-    """
-
-    AUTO = "auto"
-    PLAIN = "plain"
-    COMPILED = "compiled"
 
 
 @contextmanager
@@ -164,12 +153,14 @@ class Case:
             )
         self.schedule, self.cluster, self.costs, self.by_chance = schedule, cluster, costs, by_chance
         self.issue = issue
-        engine = _engine(engine)
+        engine = engine_of(engine)
         stepwise = collectives is Collectives.STEPS and any(isinstance(op, Collective) for op in schedule.ops)
         # What compiled code does not know: collectives step by step, issuing in order, and folded ranks.
         missing = "collectives step by step" if stepwise else "issuing in order" if issue is Issue.IN_ORDER else ""
         if engine is EngineChoice.COMPILED:
-            _require_compiled(missing)
+            if missing:
+                raise InputError(f"the compiled engine does not know {missing}", hint="leave the engine at auto")
+            require_numba()
         folds = fold_ranks and not by_chance and not stepwise and engine is not EngineChoice.COMPILED
         self.folding = fold(schedule, cluster) if folds else unfolded(cluster)
         self.graph: Graph | None = None
@@ -318,21 +309,6 @@ class Case:
             settled=by_chance or (steady_window(ends) or even_window(ends)) is not None,
             events=outcome.events,
         )
-
-
-def _engine(choice: EngineChoice | str) -> EngineChoice:
-    try:
-        return EngineChoice(choice)
-    except ValueError:
-        raise InputError(f"there is no engine {choice!r}", hint=f"choose {', '.join(EngineChoice)}") from None
-
-
-def _require_compiled(missing: str) -> None:
-    """Raise `InputError` if the compiled engine cannot be had."""
-    if missing:
-        raise InputError(f"the compiled engine does not know {missing}", hint="leave the engine at auto")
-    if find_spec("numba") is None:
-        raise InputError("the compiled engine needs numba", hint="pip install 'stanza-sim[fast]'")
 
 
 def part_count(schedule: Schedule) -> int:
