@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from stanza_sim.cluster import Cluster
-    from stanza_sim.experiment.scenario import Plan
+    from stanza_sim.experiment.rows import Plan
 
 EXPERIMENT = Path(__file__).with_suffix(".yaml")
 PORT = 29_500
@@ -184,8 +184,8 @@ def ddp_iteration_s(plan: Plan, cluster: Cluster, seconds: dict[str, float], ite
 def compare(overrides: Sequence[str]) -> None:
     """Run everything and print the table."""
     from stanza_sim.experiment.file import load_experiment
+    from stanza_sim.experiment.rows import cluster_of, plans_of
     from stanza_sim.experiment.run import jobs_of, run_experiment
-    from stanza_sim.experiment.scenario import cluster_of, plans_of
 
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)

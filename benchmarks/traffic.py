@@ -20,8 +20,8 @@ from pathlib import Path
 sys.path.insert(1, str(Path(__file__).resolve().parents[1]))  # so that it runs from a checkout as well
 
 from stanza_sim.experiment.file import load_experiment
-from stanza_sim.experiment.run import predict
-from stanza_sim.experiment.scenario import cluster_of, plans_of
+from stanza_sim.experiment.rows import cluster_of, plans_of
+from stanza_sim.experiment.scenario import Conditions
 from stanza_sim.model.profile import Block, ModelProfile
 
 LABEL_BYTES = 8
@@ -129,7 +129,7 @@ def main() -> None:
         print(f"\n{entry.title}, {job.batch} samples per worker")
         print(f"{'strategy':<30}{'predicted':>12}{'counted':>12}{'off by':>12}{'of PS':>9}")
         for plan in plans:
-            found = predict(plan, cluster, loaded, None)
+            found = Conditions(loaded=loaded, cluster=cluster).scenario(plan).predict()
             alike = found.timeline.multiplicity
             sent = sum(n * alike.get(rank, 1) for rank, n in found.sent_bytes.items())
             form = CLOSED.get(plan.strategy.title)

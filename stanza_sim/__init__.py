@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from stanza_sim.profiles.network import NetworkProfile
     from stanza_sim.report.result import Row
     from stanza_sim.schedule.schedule import Schedule
-    from stanza_sim.simulate.flows import FlowResult, simulate_flows
+    from stanza_sim.simulate.flows import simulate_flows
+    from stanza_sim.simulate.prediction import FlowResult
     from stanza_sim.timeline.critical_path import CriticalPath, PathStep
     from stanza_sim.timeline.spans import Span, Timeline
 
@@ -48,7 +49,8 @@ _HOMES = {
     "profiles.network": ("NetworkProfile",),
     "report.result": ("Row",),
     "schedule.schedule": ("Schedule",),
-    "simulate.flows": ("FlowResult", "simulate_flows"),
+    "simulate.flows": ("simulate_flows",),
+    "simulate.prediction": ("FlowResult",),
     "timeline.critical_path": ("CriticalPath", "PathStep"),
     "timeline.spans": ("Span", "Timeline"),
 }

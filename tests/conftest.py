@@ -12,6 +12,7 @@ HYPOTHESIS_PROFILE. A test that needs 200 examples in every profile, and 2,000 i
 `@settings(max_examples=max(200, settings().max_examples))`.
 """
 
+import gc
 import os
 import subprocess
 import tempfile
@@ -49,12 +50,21 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         path.unlink(missing_ok=True)
 
 
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end, a million objects: leave them out when garbage is looked for."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Testbeds and the pool of ranks are processes."""
+    """Testbeds and the pool of ranks are processes. All tests of the pool stay in one worker: it is started once."""
     for item in items:
-        if item.get_closest_marker("root") or "pool" in getattr(item, "fixturenames", ()):
+        pool = "pool" in getattr(item, "fixturenames", ())
+        if pool or item.get_closest_marker("root"):
             item.add_marker("processes")
+        if pool:
+            item.add_marker(pytest.mark.xdist_group("pool"))
 
 
 @contextmanager

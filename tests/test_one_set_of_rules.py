@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -311,12 +312,12 @@ class Gated:
     def together(self, sends: list[Any], receives: list[Any], channel: str) -> list[Any]:
         return [gate for gate, _ in [*sends, *receives]]
 
-    def send_named(self, gate: Any, dst: int, op: Transfer) -> Any:
+    def send_tagged(self, gate: Any, dst: int, op: Transfer) -> Any:
         return gate
 
-    receive_named = send_named
+    receive_tagged = send_tagged
 
-    def next_name(self, src: int, channel: str) -> str:
+    def next_tag(self, src: int, channel: str) -> str:
         told = self.gates["name", src, channel]
         while True:
             with self.gates.lock:
@@ -372,13 +373,15 @@ def executed(schedule: Schedule, rank: int, wanted: Log) -> Log:
             ITERATIONS,
             gated,
             gated,
-            naming=gated,
+            tagged=gated,
             issue=wanted.issue,  # type: ignore[arg-type, var-annotated]
         )
     # Each send is waited for by the thread of its destination, as if something depended on it.
     sends = [u for u in made_program.units if u.kind is UnitKind.SEND]
-    engine._awaited_sends = {u.index for u in sends}
-    engine._waited_for = {(p, u.op.channel) for u in sends for p in engine._peers[u.index]}
+    endpoints = {(p, u.op.channel): None for u in sends for p in engine._tables.peers[u.index]}  # type: ignore[union-attr]
+    engine._tables = replace(
+        engine._tables, awaited_sends=frozenset(u.index for u in sends), awaited_from=tuple(endpoints)
+    )
     log: Log = cores[0].log
     failed: list[BaseException] = []
 
@@ -401,7 +404,7 @@ def executed(schedule: Schedule, rank: int, wanted: Log) -> Log:
             gates[(unit.op.name, key[0], *side)].set()
         elif what == "arrived":
             if unit.op.credit and wanted.issue is not Issue.IN_ORDER:  # type: ignore[union-attr]
-                for p in engine._peers[key[1]]:
+                for p in engine._tables.peers[key[1]]:
                     gated.tell(p, unit.op)  # type: ignore[arg-type]
             gates[unit.op.name, key[0], "recv"].set()
         if wanted.issue is Issue.IN_ORDER and what == "arrived" and at + 1 < len(wanted.entries):
@@ -426,7 +429,7 @@ def _units_only(log: Log, engine: Any) -> list[Entry]:
     for entry in list(log.entries):
         if entry[0] == "arrived":
             seen[entry[1]] += 1
-            if seen[entry[1]] < len(engine._peers[entry[1][1]]):
+            if seen[entry[1]] < len(engine._tables.peers[entry[1][1]]):
                 continue
         found.append(entry)
     return found
@@ -494,8 +497,8 @@ def _no_priority(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _more_credit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress._Line, "may_go", property(lambda line: len(line.waiting)))
-    monkeypatch.setattr(progress._Line, "has_credit", True)
+    monkeypatch.setattr(progress.Line, "may_go", property(lambda line: len(line.waiting)))
+    monkeypatch.setattr(progress.Line, "has_credit", True)
 
 
 def _no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -503,7 +506,7 @@ def _no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _busy_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress._Lane, "busy", property(lambda _: False, lambda *_: None))
+    monkeypatch.setattr(progress.Lane, "busy", property(lambda _: False, lambda *_: None))
 
 
 Fault = Callable[[pytest.MonkeyPatch], None]

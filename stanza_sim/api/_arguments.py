@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +18,6 @@ from stanza_sim.base.errors import InputError, ScheduleError
 
 _T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=BaseModel)
-
-Say = Callable[[str], None]
-"""Told in passing what is being done, and warnings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,26 +7,24 @@ checked as a file is.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stanza_sim.api._arguments import Say, arguments, expect
+from stanza_sim.api._arguments import arguments, expect
 from stanza_sim.api.schedules import USE_CLUSTER, ModelSchedule
 from stanza_sim.base.config import Loaded, validate
-from stanza_sim.base.errors import InputError
+from stanza_sim.base.telling import Say
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.experiment.file import Experiment, ModelEntry, Scale
-from stanza_sim.experiment.run import jobs_of, known_profiles, of_network, open_ranks, predicted_on
-from stanza_sim.experiment.run import predict as predict_plan
-from stanza_sim.experiment.scenario import Plan, model_of
+from stanza_sim.experiment.jobs import jobs_of, open_ranks
+from stanza_sim.experiment.rows import Plan, known_profiles, model_of
+from stanza_sim.experiment.scenario import Conditions, Scenario
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.profiles.blocks import Profile
-from stanza_sim.profiles.network import NetworkProfile, mismatches, with_network
-from stanza_sim.schedule import Schedule
+from stanza_sim.profiles.network import mismatches, with_network
 from stanza_sim.simulate.costs import RankCosts
 from stanza_sim.simulate.lowering.fold import fold
-from stanza_sim.simulate.run import EngineKind, Prediction
 
 if TYPE_CHECKING:
     from stanza_sim.execute import Measurement
@@ -34,14 +32,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """What a prediction is made of beside its schedule: the cluster, an experiment's keys, costs, the engine."""
+    """What a prediction is made of beside its schedule: the cluster and an experiment's keys, block times, costs."""
 
-    loaded: Loaded[Experiment]
-    cluster: Cluster
+    conditions: Conditions
     profile: Profile | None = None
-    network: NetworkProfile | None = None
     costs: RankCosts | None = None
-    engine: EngineKind = EngineKind.AUTO
+
+    @property
+    def cluster(self) -> Cluster:
+        """The cluster, with the times of its network if these were measured."""
+        return self.conditions.cluster
+
+    def on(self, cluster: Cluster, costs: RankCosts | None) -> Setup:
+        """The same on another cluster, with other costs if any were given."""
+        return replace(self, conditions=replace(self.conditions, cluster=cluster), costs=costs)
+
+    def scenario(self, schedule: ModelSchedule) -> Scenario:
+        """What the prediction of a schedule is made of."""
+        found = self.conditions.scenario(plan_of(schedule), self.profile)
+        return found if self.costs is None else replace(found, costs=self.costs)
 
     def __repr__(self) -> str:
         return f"<Setup on {self.cluster!r}>"
@@ -62,15 +71,6 @@ def experiment_of(
     return Loaded(value=validate({**data, **given}, Experiment, source), source=source, path=Path("python"))
 
 
-def engine_of(name: str, function: str) -> EngineKind:
-    """The engine of that name. Raises `InputError`."""
-    try:
-        return EngineKind(name)
-    except ValueError:
-        hint = f"should be {', '.join(EngineKind)}"
-        raise InputError(f"is {name!r:.60}", where=f"{function}: engine", hint=hint) from None
-
-
 def setup(
     function: str,
     cluster: Cluster,
@@ -79,7 +79,6 @@ def setup(
     *,
     profiles: Sequence[Path] = (),
     costs: RankCosts | None = None,
-    engine: str = "auto",
     models: Mapping[str, ModelProfile] | None = None,
     say: Say = lambda text: None,
 ) -> Setup:
@@ -93,14 +92,8 @@ def setup(
         for difference in mismatches(network, cluster):
             say(f"warning: {difference}")
         cluster = with_network(cluster, network)
-    return Setup(
-        loaded=loaded,
-        cluster=cluster,
-        profile=known.get(model.name),
-        network=network,
-        costs=costs,
-        engine=engine_of(engine, function),
-    )
+    conditions = Conditions(loaded=loaded, cluster=cluster, network=network)
+    return Setup(conditions=conditions, profile=known.get(model.name), costs=costs)
 
 
 def models_of(loaded: Loaded[Experiment]) -> dict[str, ModelProfile]:
@@ -126,14 +119,6 @@ def plan_of(schedule: ModelSchedule) -> Plan:
     )
 
 
-def predicted(schedule: ModelSchedule, made: Setup) -> Prediction:
-    """Simulate a schedule."""
-    found = predict_plan(
-        plan_of(schedule), made.cluster, made.loaded, made.profile, costs=made.costs, engine=made.engine
-    )
-    return of_network(found, made.cluster, made.network, executed=False)
-
-
 def measured(schedule: ModelSchedule, made: Setup, *, testbed: bool, say: Say) -> Measurement:
     """Execute a schedule on the ranks of this machine, or of a launcher. Raises `InputError` and `RunError`."""
     from stanza_sim.execute import execute, require_torch
@@ -141,12 +126,12 @@ def measured(schedule: ModelSchedule, made: Setup, *, testbed: bool, say: Say) -
     require_torch()
     plan = plan_of(schedule)
     known = {} if made.profile is None else {plan.entry.title: made.profile}
-    jobs = jobs_of(made.loaded, [plan], made.cluster, known, testbed=testbed)
-    with open_ranks(made.loaded, made.cluster, testbed=testbed, say=say) as workers:
+    jobs = jobs_of(made.conditions.loaded, [plan], made.cluster, known, testbed=testbed)
+    with open_ranks(made.conditions.loaded, made.cluster, testbed=testbed, say=say) as workers:
         return execute(jobs, workers)[0]
 
 
-def representative(schedule: Schedule, made: Setup) -> Callable[[int], int]:
+def representative(schedule: ModelSchedule, made: Setup) -> Callable[[int], int]:
     """The rank whose spans stand for those of each rank in a folded prediction."""
-    folding = fold(schedule, predicted_on(made.cluster, made.loaded.value, made.profile))
+    folding = fold(schedule, made.scenario(schedule).cluster)
     return lambda rank: folding.classes[folding.class_of[rank]][0]

@@ -19,7 +19,7 @@ from stanza_sim.schedule import Schedule
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from stanza_sim.simulate.run import Prediction
+    from stanza_sim.simulate.prediction import Prediction
 
 Scalar = str | int | float | bool | None
 Listed = Literal["clusters", "devices", "experiments", "models", "strategies", "suites"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stanza_sim.api import _assemble
-from stanza_sim.api._arguments import Say, arguments, overrides, paths, placed
+from stanza_sim.api._arguments import arguments, overrides, paths, placed
 from stanza_sim.api.clusters_models import keeping_console, printed
 from stanza_sim.api.predictions import knowing
 from stanza_sim.api.schedules import ModelSchedule
@@ -15,10 +15,11 @@ from stanza_sim.base import config
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.tables import Tabular, shortened
+from stanza_sim.base.telling import Say
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.experiment import file
+from stanza_sim.experiment.rows import cluster_of, plans_of
 from stanza_sim.experiment.run import run_loaded
-from stanza_sim.experiment.scenario import cluster_of, plans_of
 from stanza_sim.report.folder import write_result
 from stanza_sim.report.result import Result, Row, result_json
 from stanza_sim.report.table import print_result

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 from stanza_sim.api import _assemble
-from stanza_sim.api._arguments import Say, expect, paths, placed
+from stanza_sim.api._arguments import expect, paths, placed
 from stanza_sim.api.schedules import USE_CLUSTER, ModelSchedule, of_model
 from stanza_sim.base.tables import shortened
+from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_time
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.execute.rank.job import Measurement as Measured
@@ -58,6 +59,7 @@ def measure(
     compute: Literal["real", "emulated"] = "real",
     testbed: bool = False,
     backend: Literal["auto", "gloo", "nccl"] = "auto",
+    issue: Literal["auto", "eager", "in_order"] = "auto",
     threads_per_rank: int = 1,
     timeout: str | float = "60s",
     profiles: str | Path | Sequence[str | Path] = (),
@@ -88,6 +90,7 @@ def measure(
         execute = {
             "compute": compute,
             "backend": backend,
+            "issue": issue,
             "threads_per_rank": threads_per_rank,
             "timeout": timeout,
         }

@@ -19,8 +19,8 @@ from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
 from stanza_sim.simulate.costs import CostModel
-from stanza_sim.simulate.run import Prediction as Simulated
-from stanza_sim.simulate.run import steady_window
+from stanza_sim.simulate.prediction import Prediction as Simulated
+from stanza_sim.simulate.steady import steady_window
 from stanza_sim.timeline.critical_path import CriticalPath, critical_path
 
 
@@ -133,7 +133,7 @@ class Prediction(Simulated):
                 costs = FasterCosts(costs, [hosts.get(place.host, 1.0) for place in cluster.placement])
             cluster = _what_if.with_faster_hosts(_what_if.with_faster_links(cluster, links), hosts)
             change = ", ".join([*([self.change] if self.change else []), *changes])
-            return replace(_predicted(self.schedule, replace(made, cluster=cluster, costs=costs)), change=change)
+            return replace(_predicted(self.schedule, made.on(cluster, costs)), change=change)
 
     def _setup(self, what: str) -> Setup:
         if self.setup is None:
@@ -153,6 +153,7 @@ def predict(
     precision: str = "fp32",
     engine: Literal["auto", "plain", "compiled"] = "auto",
     collectives: Literal["activity", "steps"] = "activity",
+    issue: Literal["auto", "eager", "in_order"] = "auto",
     jitter: Mapping[str, object] | None = None,
     straggler: Mapping[str, object] | None = None,
     repeats: int | None = None,
@@ -164,8 +165,9 @@ def predict(
     each device does, with the efficiency fitted to published timings at `precision`; or what `costs(rank)` says, a
     cost model with seconds for each phase of a block. `jitter` ({"kind": "lognormal", "spread": 0.1}) and `straggler`
     ({"probability": 0.01, "slowdown": 3}) let computations vary by chance, from `seed`; the answer is then the median
-    of `repeats`. A schedule that `build_schedule` did not build needs its `model`. Raises `InputError` for what is
-    wrong or does not fit, `ScheduleError` for an illegal schedule.
+    of `repeats`. `issue` is how messages are issued ("in_order": as with NCCL). A schedule that `build_schedule` did
+    not build needs its `model`. Raises `InputError` for what is wrong or does not fit, `ScheduleError` for an illegal
+    schedule.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
@@ -177,10 +179,17 @@ def predict(
     name = "predict"
     with placed(name):
         known = of_model(schedule, model, name)
-        simulation = {"jitter": jitter, "straggler": straggler, "repeats": repeats, "collectives": collectives}
+        simulation = {
+            "jitter": jitter,
+            "straggler": straggler,
+            "repeats": repeats,
+            "collectives": collectives,
+            "engine": engine,
+        }
         keys = {
             "precision": precision,
             "seed": seed,
+            "execute": {"issue": issue},
             "simulation": {key: value for key, value in simulation.items() if value is not None},
         }
         if costs is not None and not callable(costs):
@@ -190,16 +199,15 @@ def predict(
             name,
             cluster,
             known.profile,
-            _assemble.experiment_of(name, keys, within=("simulation",)),
+            _assemble.experiment_of(name, keys, within=("simulation", "execute")),
             profiles=paths(profiles, name, "profiles"),
             costs=None if costs is None else GivenCosts(costs),
-            engine=engine,
         )
         return _predicted(known, made)
 
 
 def _predicted(schedule: ModelSchedule, made: Setup) -> Prediction:
-    return knowing(_assemble.predicted(schedule, made), schedule, made)
+    return knowing(made.scenario(schedule).predict(), schedule, made)
 
 
 def knowing(found: Simulated, schedule: ModelSchedule, made: Setup | None) -> Prediction:

@@ -8,7 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 from stanza_sim.api import _assemble
-from stanza_sim.api._arguments import Say, as_text, checked, count, expect, overrides, paths, placed
+from stanza_sim.api._arguments import as_text, checked, count, expect, overrides, paths, placed
 from stanza_sim.api.clusters_models import keeping_console, printed
 from stanza_sim.api.experiments import LoadedExperiment
 from stanza_sim.api.predictions import Prediction, knowing
@@ -16,8 +16,10 @@ from stanza_sim.api.schedules import USE_CLUSTER, USE_MODEL, ModelSchedule
 from stanza_sim.base.config import Section
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.tables import Tabular, shortened
+from stanza_sim.base.telling import Say
 from stanza_sim.base.units import PositiveSeconds
 from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.experiment.scenario import Conditions
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.studies.plan.answer import planned_json, print_planned
 from stanza_sim.studies.plan.choices import changed
@@ -92,9 +94,8 @@ def _best(answer: Answer) -> Prediction:
     problem, winner = answer.problem, answer.found.best
     if answer.best is None or winner is None:
         raise InputError("no plan could be made", where="plan", hint="see what was left out: print the result")
-    made = _assemble.Setup(
-        loaded=problem.loaded, cluster=problem.cluster, profile=problem.profile, network=problem.network
-    )
+    conditions = Conditions(loaded=problem.loaded, cluster=problem.cluster, network=problem.network)
+    made = _assemble.Setup(conditions=conditions, profile=problem.profile)
     return knowing(
         answer.best.prediction, ModelSchedule.of(answer.best.schedule, problem.model, winner.choice.entry), made
     )
@@ -151,7 +152,7 @@ def plan(
                 entry=_assemble.entry_of(model, batch_per_worker),
                 model=model,
                 profile=made.profile,
-                network=made.network,
+                network=made.conditions.network,
             )
             problems, rows, title = [problem], (), "plan"
         planned = plan_problems(

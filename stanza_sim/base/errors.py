@@ -6,6 +6,9 @@ input was good (exit status 1). Both carry a message of one or two lines that ne
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class StanzaError(Exception):
     """Base of every error that this package raises on purpose."""
@@ -36,3 +39,20 @@ class ScheduleError(InputError):
 
 class RunError(StanzaError):
     """A run that could not be completed: a rank died or hung, a simulation cannot proceed."""
+
+
+@contextmanager
+def at(
+    where: str, *, outer: bool = False, kind: type[InputError] = InputError, but: tuple[type[InputError], ...] = ()
+) -> Iterator[None]:
+    """Let an `InputError` raised within name `where` as its place, in front of the one that it names if `outer`.
+
+    It leaves as an error of `kind`; those of `but` leave as they are.
+    """
+    try:
+        yield
+    except but:
+        raise
+    except InputError as error:
+        place = f"{where}: {error.where}" if outer and error.where else where
+        raise kind(error.message, where=place, hint=error.hint) from None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from concurrent.futures import ProcessPoolExecutor
 
 
 def cores() -> int:
@@ -32,6 +34,9 @@ def processes(
 
     Where the block ends, the processes are ended, and what is still under way is given up.
     """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor  # as slow to import as all else that builds a cluster
+
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         max_workers=count,

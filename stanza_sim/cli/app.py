@@ -157,16 +157,13 @@ def flows(
     seconds, and every link is one direction.
     """
     with errors_for_people():
-        from stanza_sim.base.errors import InputError
+        from stanza_sim.base.errors import at
         from stanza_sim.report.flows import flows_json, flows_table, write_json
         from stanza_sim.simulate.flows import read_case, simulate_flows
 
         data = read_case(case)
-        try:
+        with at(str(case), outer=True):
             result = simulate_flows(data)
-        except InputError as error:
-            where = f"{case}: {error.where}" if error.where else str(case)
-            raise InputError(error.message, where=where, hint=error.hint) from None
         if output is not None:
             write_json(result, output)
         with printing():

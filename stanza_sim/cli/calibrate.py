@@ -80,18 +80,13 @@ def calibrate(
 
 def _print(profile: NetworkProfile, console: Console) -> None:
     """Print what was measured."""
-    from rich import box
-    from rich.table import Table
-
     from stanza_sim.base.units import format_rate
     from stanza_sim.profiles.network import in_words
+    from stanza_sim.report.rich_table import plain_table
 
     where = profile.machine
     console.print(f"{profile.cluster}: {profile.ranks} ranks, {where.device}, {where.cores} cores", soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("single messages")
-    table.add_column("median", justify="right", no_wrap=True)
-    table.add_column("80% within", justify="right", no_wrap=True)
+    table = plain_table(["single messages"], ["median", "80% within"])
     for pair in profile.pairs:
         share = pair.goodput_Bps.model_copy(
             update={key: getattr(pair.goodput_Bps, key) / pair.kind.bottleneck_Bps for key in ("value", "low", "high")}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import typer
 
 from stanza_sim.base.errors import InputError, StanzaError
+from stanza_sim.base.telling import Say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +31,7 @@ def say(text: str) -> None:
         typer.echo(text, err=True)
 
 
-def warning_once(say: Callable[[str], None]) -> Callable[[str], None]:
+def warning_once(say: Say) -> Say:
     """Return `say` for a command of several runs: it leaves out warnings that it has said before."""
     told: set[str] = set()
 

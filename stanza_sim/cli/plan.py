@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated
@@ -13,11 +13,12 @@ import typer
 
 from stanza_sim.cli.console import INTERRUPTED, errors_for_people, printing, say, stdout, warning_once
 from stanza_sim.cli.options import AsJsonOfTables, ExperimentArgument, Jobs, Profiles
+from stanza_sim.cli.progress import bars
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
-    from stanza_sim.studies.plan.session import Planned, Tell
+    from stanza_sim.base.errors import StanzaError
+    from stanza_sim.base.telling import Say, Tell
+    from stanza_sim.studies.plan.session import Planned
 
 DEFAULT_BUDGET_S = 100.0
 
@@ -80,67 +81,137 @@ def plan(
     Bounds prune, simulation decides; rows of the experiment are among the plans. Ctrl-C prints the best so far (exit
     status 130). The exit status is 0, 2 for bad input or if no plan can be made, 1 for a run that failed.
     """
-    began_s = monotonic()
+    options = _Options(
+        experiment=experiment,
+        top=top,
+        budget=budget,
+        max_evaluations=max_evaluations,
+        execute=execute,
+        overrides=(*(settings or []), *([f"execute.compute={compute}"] if compute is not None else [])),
+        as_json=as_json,
+        output=output,
+        given=(("--compute", compute is not None), ("--testbed", testbed)),
+        testbed=testbed,
+        profiles=tuple(profile or ()),
+        jobs=jobs,
+        began_s=monotonic(),
+    )
     with errors_for_people():
-        from stanza_sim.base.errors import InputError, StanzaError
-        from stanza_sim.base.processes import cores
-        from stanza_sim.base.units import seconds
-        from stanza_sim.report.folder import check_writable
-        from stanza_sim.studies.plan.answer import planned_json, print_planned
-        from stanza_sim.studies.plan.session import check_not_launched, execute_best, plan_experiment
-
-        for option, given in (("--compute", compute is not None), ("--testbed", testbed)):
-            if given and not execute:
-                raise InputError("nothing is run without --execute", where=option, hint="add --execute")
-        check_not_launched()
-        if execute:
-            from stanza_sim.execute import require_torch
-
-            require_torch()
-        budget_s = None if budget is None else seconds(budget, where="--budget", zero=False)
-        if budget_s is None and max_evaluations is None:
-            budget_s = DEFAULT_BUDGET_S
-        if output is not None:
-            check_writable(output)
+        _check(options)
         tell_once = warning_once(say)
-        overrides = [*(settings or []), *([f"execute.compute={compute}"] if compute is not None else [])]
-        with _progress() as tell:
-            planned = plan_experiment(
-                experiment,
-                overrides=overrides,
-                budget_s=None if budget_s is None else max(0.0, budget_s - (monotonic() - began_s)),
-                max_evaluations=max_evaluations,
-                profiles=profile or [],
-                jobs=jobs or cores(),
-                tell=tell,
-                say=tell_once,
-            )
+        planned = _search(options, tell_once)
         failure: StanzaError | KeyboardInterrupt | None = None
-        if execute and not planned.interrupted:
-            try:
-                planned = execute_best(planned, profiles=profile or [], testbed=testbed, say=tell_once)
-            except (StanzaError, KeyboardInterrupt) as error:  # what was searched for is printed first
-                failure = error
-        if output is not None:
-            _write(planned, output, top)
-        with printing():
-            if as_json:
-                sys.stdout.write(planned_json(planned, top=top))
-            else:
-                print_planned(planned, stdout(), top=top)
+        if options.execute and not planned.interrupted:
+            planned, failure = _executed(planned, options, tell_once)
+        _show(planned, options)
         if failure is not None:
             raise failure
         if planned.interrupted:
             say("interrupted: the best plans so far")
             raise typer.Exit(INTERRUPTED)
-        without = [a for a in planned.answers if a.best is None and a.found.left_out]
-        if without and len(without) == len(planned.answers):
-            first = without[0].found.left_out[0]
-            raise InputError(
-                f"no plan could be made for {', '.join(a.problem.entry.title for a in without)}",
-                where=experiment,
-                hint=f"the first that was left out, {first.choice.label}: {first.reason}",
-            )
+        _require_a_plan(planned, options.experiment)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    """What the command line says; `given` are options that need `--execute`, and whether each was written."""
+
+    experiment: str
+    top: int
+    budget: str | None
+    max_evaluations: int | None
+    execute: bool
+    overrides: tuple[str, ...]
+    as_json: bool
+    output: Path | None
+    given: tuple[tuple[str, bool], ...]
+    testbed: bool
+    profiles: tuple[Path, ...]
+    jobs: int | None
+    began_s: float
+    """When the command began: the budget is counted from there."""
+
+    def budget_s(self) -> float | None:
+        """Seconds for the whole command; None without a limit. Raises `InputError`."""
+        from stanza_sim.base.units import seconds
+
+        if self.budget is not None:
+            return seconds(self.budget, where="--budget", zero=False)
+        return DEFAULT_BUDGET_S if self.max_evaluations is None else None
+
+
+def _check(options: _Options) -> None:
+    """Raise `InputError` for what can be told to be wrong before anything is searched for."""
+    from stanza_sim.base.errors import InputError
+    from stanza_sim.report.folder import check_writable
+    from stanza_sim.studies.plan.session import check_not_launched
+
+    for option, given in options.given:
+        if given and not options.execute:
+            raise InputError("nothing is run without --execute", where=option, hint="add --execute")
+    check_not_launched()
+    if options.execute:
+        from stanza_sim.execute import require_torch
+
+        require_torch()
+    options.budget_s()
+    if options.output is not None:
+        check_writable(options.output)
+
+
+def _search(options: _Options, say: Say) -> Planned:
+    from stanza_sim.base.processes import cores
+    from stanza_sim.studies.plan.session import plan_experiment
+
+    budget_s = options.budget_s()
+    with _progress() as tell:
+        return plan_experiment(
+            options.experiment,
+            overrides=options.overrides,
+            budget_s=None if budget_s is None else max(0.0, budget_s - (monotonic() - options.began_s)),
+            max_evaluations=options.max_evaluations,
+            profiles=options.profiles,
+            jobs=options.jobs or cores(),
+            tell=tell,
+            say=say,
+        )
+
+
+def _executed(planned: Planned, options: _Options, say: Say) -> tuple[Planned, StanzaError | KeyboardInterrupt | None]:
+    """Run the best plans; what went wrong is returned, since what was searched for is to be printed first."""
+    from stanza_sim.base.errors import StanzaError
+    from stanza_sim.studies.plan.session import execute_best
+
+    try:
+        return execute_best(planned, profiles=options.profiles, testbed=options.testbed, say=say), None
+    except (StanzaError, KeyboardInterrupt) as error:
+        return planned, error
+
+
+def _show(planned: Planned, options: _Options) -> None:
+    from stanza_sim.studies.plan.answer import planned_json, print_planned
+
+    if options.output is not None:
+        _write(planned, options.output, options.top)
+    with printing():
+        if options.as_json:
+            sys.stdout.write(planned_json(planned, top=options.top))
+        else:
+            print_planned(planned, stdout(), top=options.top)
+
+
+def _require_a_plan(planned: Planned, experiment: str) -> None:
+    """Raise `InputError` if no plan could be made for any model."""
+    from stanza_sim.base.errors import InputError
+
+    without = [a for a in planned.answers if a.best is None and a.found.left_out]
+    if without and len(without) == len(planned.answers):
+        first = without[0].found.left_out[0]
+        raise InputError(
+            f"no plan could be made for {', '.join(a.problem.entry.title for a in without)}",
+            where=experiment,
+            hint=f"the first that was left out, {first.choice.label}: {first.reason}",
+        )
 
 
 def _write(planned: Planned, folder: Path, top: int) -> None:
@@ -153,24 +224,8 @@ def _write(planned: Planned, folder: Path, top: int) -> None:
     write_result(Result(experiment=planned.experiment, rows=rows), folder, planned_json(planned, top=top))
 
 
-@contextmanager
-def _progress() -> Iterator[Tell]:
-    """Show how far the search of each model is, by bars on stderr if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+def _progress() -> AbstractContextManager[Tell]:
+    """Show how far the search of each model is."""
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
-    console = Console(stderr=True, highlight=False, markup=False)
-    if not console.is_terminal:
-        yield lambda model, done, total: None
-        return
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console, transient=True
-    ) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def tell(model: str, done: int, total: int) -> None:
-            if model not in tasks:
-                tasks[model] = bar.add_task(model, total=total)
-            bar.update(tasks[model], completed=done, total=total)
-
-        yield tell
+    return bars(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())

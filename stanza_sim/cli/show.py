@@ -204,7 +204,7 @@ def schedule(
     with errors_for_people():
         from stanza_sim.base.errors import InputError
         from stanza_sim.experiment.file import load_experiment
-        from stanza_sim.experiment.scenario import cluster_of, plans_of
+        from stanza_sim.experiment.rows import cluster_of, plans_of
         from stanza_sim.schedule import print_op
 
         if as_json and rank is not None:

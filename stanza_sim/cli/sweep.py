@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,11 +12,11 @@ import typer
 
 from stanza_sim.cli.console import errors_for_people, printing, say, stdout
 from stanza_sim.cli.options import AsJsonOfTables, ExperimentArgument, Jobs, Profiles
+from stanza_sim.cli.progress import bars
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
-    from stanza_sim.studies.sweep.session import Sweep, Tell
+    from stanza_sim.base.telling import Tell
+    from stanza_sim.studies.sweep.session import Sweep
 
 SWEEP_EXAMPLES = """Examples:\n
 [bold]stanza-sim sweep ec2_v100 --vary network.rate=1Gbps,10Gbps,25Gbps,100Gbps[/]\n
@@ -102,25 +102,8 @@ def _kept(made: Sweep) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _progress() -> Iterator[Tell]:
-    """Show how far a sweep is, by bars on stderr if that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _progress() -> AbstractContextManager[Tell]:
+    """Show how far a sweep is."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True, highlight=False, markup=False)
-    if not console.is_terminal:
-        yield lambda what, done, total: None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def tell(what: str, done: int, total: int) -> None:
-            if not total:
-                return
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield tell
+    return bars(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -162,19 +162,13 @@ def _json(record: Record) -> dict[str, object]:
 
 def _print_parts(record: Record, console: Console) -> None:
     """Print hosts, links between switches, and notes."""
-    from rich import box
-    from rich.table import Table
-
     from stanza_sim.base.units import format_rate
+    from stanza_sim.report.rich_table import plain_table
     from stanza_sim.testbed.processes import processes_inside
 
     inside = list(processes_inside(record.own()).values())
     seen = os.geteuid() == 0  # others are not told where a process runs
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for head in ("host", "namespace", "address"):
-        table.add_column(head, no_wrap=True)
-    for head in ("sends", "receives", "processes"):
-        table.add_column(head, justify="right", no_wrap=True)
+    table = plain_table(["host", "namespace", "address"], ["sends", "receives", "processes"], one_line=True)
     for host in record.hosts:
         rates = (format_rate(bps / 8) for bps in (host.send_bps, host.receive_bps))
         table.add_row(

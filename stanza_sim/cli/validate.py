@@ -13,10 +13,10 @@ import typer
 
 from stanza_sim.cli.console import errors_for_people, printing, say, stdout
 from stanza_sim.cli.options import AsJsonOfTables
+from stanza_sim.cli.progress import terminal
 
 if TYPE_CHECKING:
-    from stanza_sim.experiment.run import Say
-    from stanza_sim.studies.validate.runner import Tell
+    from stanza_sim.base.telling import Say, Tell
 
 EXAMPLES = """Examples:\n
 [bold]stanza-sim validate --dry-run[/]\n
@@ -78,6 +78,7 @@ def validate(
     The exit status is 0, 1 if the suite's bounds are missed or a run failed, 2 for bad input.
     """
     with errors_for_people():
+        from stanza_sim.base.processes import cores
         from stanza_sim.studies.validate import machine
         from stanza_sim.studies.validate.live import LiveBench, Plans
         from stanza_sim.studies.validate.report import report_json
@@ -106,7 +107,7 @@ def validate(
                 else:
                     print_predictions(cases, predictions, stdout())
             return
-        if (load := machine.load()) > machine.BUSY * machine.cores():
+        if (load := machine.load()) > machine.BUSY * cores():
             say(
                 f"warning: other programs are running here (load average {load:.1f}); measurements need an idle machine"
             )
@@ -160,11 +161,9 @@ def _kept(folder: Path) -> Iterator[None]:
 @contextmanager
 def _progress() -> Iterator[tuple[Tell, Say]]:
     """Show how far a run is, and what it remarks: above a bar on a terminal, else line by line; both on stderr."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    console = Console(stderr=True, highlight=False, markup=False)
-    if not console.is_terminal:
+    if (console := terminal()) is None:
         yield lambda text, step, total: say(f"[{step}/{total}] {text}"), say
         return
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from stanza_sim.base.config import Source, near
-from stanza_sim.base.errors import InputError
+from stanza_sim.base.errors import InputError, at
 from stanza_sim.cluster.parts import Fabric, Host, Routing, RoutingKind, Way
 from stanza_sim.cluster.sharing import make_line
 from stanza_sim.cluster.topology import LatencyWays, LinkSection, PathSection, RateWays, SwitchSection, TopologySection
@@ -86,10 +86,8 @@ class Joiner:
             return None
         rates = (rate.forward, rate.backward) if isinstance(rate, RateWays) else (rate, rate)
         late = (latency.forward, latency.backward) if isinstance(latency, LatencyWays) else (latency, latency)
-        try:
+        with at(self._at("links", i)):
             there, back = (make_line(link, rates[k], late[k], link.efficiency) for k in (0, 1))
-        except InputError as error:
-            raise InputError(error.message, where=self._at("links", i), hint=error.hint) from None
         return there, back
 
     def _no_nic(self, i: int, link: LinkSection) -> None:

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stanza_sim.base.config import Kind, Source, find, load_located
-from stanza_sim.base.errors import InputError
+from stanza_sim.base.errors import InputError, at
 from stanza_sim.cluster import fabrics
 from stanza_sim.cluster.cluster import Cluster, Host, Nic, Placement, place
 from stanza_sim.cluster.freeform import Joiner, PathReader, check_connected, known_names
 from stanza_sim.cluster.hosts import (
     MOST_RANKS,
     NO_NIC,
+    changed_nic,
     check_devices,
+    check_nic,
     count_cores,
     make_intra,
     make_loopback,
+    make_nic,
+    make_staging,
     too_many_ranks,
 )
-from stanza_sim.cluster.parts import IntraKind, Staging
-from stanza_sim.cluster.sharing import check_fits, make_bucket, make_traffic
+from stanza_sim.cluster.parts import IntraKind
 from stanza_sim.cluster.topology import (
     FabricSection,
     HostOverride,
     HostSection,
-    LatencySides,
-    NicOverride,
-    NicSection,
-    RateSides,
-    StagingSection,
     TopologySection,
 )
 from stanza_sim.cluster.wiring import Wiring
@@ -60,69 +56,6 @@ def load_cluster(
         return load_graph(path, nodes=nodes, rate_Bps=rate_Bps)
     loaded = load_located(path, TopologySection)
     return Builder(topology=loaded.value, source=loaded.source, path=loaded.path).build(nodes, rate_Bps)
-
-
-def _sides(value: float | RateSides | LatencySides) -> tuple[float, float | None]:
-    """Return what a NIC's sides have: (send, receive), the latter None where it is the same."""
-    return (value, None) if isinstance(value, float | int) else (value.send, value.receive)
-
-
-def make_nic(section: NicSection, rate_Bps: float | None) -> Nic:
-    """Return the NIC that a section states, with `rate_Bps` in the place of its rate.
-
-    Raises `InputError` for background and bursts that do not fit.
-    """
-    rate, back = (rate_Bps, None) if rate_Bps else _sides(section.rate)
-    latency, late_back = _sides(section.latency)
-    return Nic(
-        bandwidth_Bps=rate,
-        latency_s=latency,
-        overhead_s=section.overhead,
-        efficiency=section.efficiency,
-        receive_bandwidth_Bps=back,
-        receive_latency_s=late_back,
-        background=make_traffic(section),
-        bucket=make_bucket(section),
-    )
-
-
-def check_nic(nic: Nic) -> None:
-    """Raise `InputError` for background, or a peak, that contradicts the rate of either side."""
-    for raw_Bps in (nic.bandwidth_Bps, nic.receive_bandwidth_Bps or nic.bandwidth_Bps):
-        check_fits(raw_Bps, nic.background, nic.bucket)
-
-
-def _changed(nic: Nic, stated: NicOverride, rate_Bps: float | None) -> Nic:
-    """Return `nic` with what an override states, except the rate where `rate_Bps` replaces it."""
-    if stated.rate is not None and not rate_Bps:
-        rate, back = _sides(stated.rate)
-        nic = replace(nic, bandwidth_Bps=rate, receive_bandwidth_Bps=back)
-    if stated.latency is not None:
-        latency, late_back = _sides(stated.latency)
-        nic = replace(nic, latency_s=latency, receive_latency_s=late_back)
-    if stated.overhead is not None:
-        nic = replace(nic, overhead_s=stated.overhead)
-    if stated.efficiency is not None:
-        nic = replace(nic, efficiency=stated.efficiency)
-    if stated.background is not None:
-        nic = replace(nic, background=make_traffic(stated))
-    if (bucket := make_bucket(stated)) is not None:
-        nic = replace(nic, bucket=bucket)
-    return nic
-
-
-def make_staging(section: StagingSection | None) -> Staging | None:
-    """Return the copies through a host's memory that a section states."""
-    return None if section is None else Staging(bandwidth_Bps=section.rate, latency_s=section.latency)
-
-
-@contextmanager
-def _at_key(where: str) -> Iterator[None]:
-    """Let errors within name the key that led to them."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(error.message, where=where, hint=error.hint) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,10 +112,8 @@ class Builder:
                 if key in topology.model_fields_set:
                     raise InputError(f"fabric and {key} exclude each other", where=source.where(key))
             nics = (NO_NIC,) if len(hosts) == 1 else self._nics(0, topology.hosts[0], rate_Bps)
-            try:
+            with at(source.where("fabric")):
                 wiring = fabrics.Generator(hosts=hosts, nics=nics).wire(section)
-            except InputError as error:
-                raise InputError(error.message, where=source.where("fabric"), hint=error.hint) from None
             self._check_switch_names(wiring.switches, groups, index)
         if wiring.forwarding:
             if any(nic.background or nic.bucket for host in hosts for nic in host.nics):
@@ -290,7 +221,7 @@ class Builder:
         where = self.source.where("hosts")
         for host in dict.fromkeys(replace(host, name="") for host in hosts):
             for nic in host.nics:
-                with _at_key(where):
+                with at(where):
                     check_nic(nic)
             if host.staging is not None:
                 if not host.devices:
@@ -309,12 +240,12 @@ class Builder:
             if group.nic is not None:
                 hint = "write each NIC in the list, or nics as their number"
                 raise InputError("nic and a list of nics exclude each other", where=self._at(i, "nics"), hint=hint)
-            with _at_key(self._at(i, "nics")):
+            with at(self._at(i, "nics")):
                 return tuple(make_nic(section, rate_Bps) for section in group.nics)
         if group.nic is None:
             hint = "write such as nic: {rate: 10Gbps, latency: 25us}"
             raise InputError("the key 'nic' is missing", where=self._at(i), hint=hint)
-        with _at_key(self._at(i, "nic")):
+        with at(self._at(i, "nic")):
             return (make_nic(group.nic, rate_Bps),) * (group.nics or 1)
 
     def _check_names(self, hosts: list[Host], counts: list[int | None]) -> None:
@@ -343,8 +274,8 @@ class Builder:
             if host.nic is NO_NIC:
                 where = self.source.where("overrides", host.name, "nic")
                 raise InputError("the only host has no NIC", where=where)
-            with _at_key(self.source.where("overrides", host.name, "nic")):
-                nics = tuple(_changed(nic, override.nic, rate_Bps) for nic in nics)
+            with at(self.source.where("overrides", host.name, "nic")):
+                nics = tuple(changed_nic(nic, override.nic, rate_Bps) for nic in nics)
         devices = host.devices
         if override.devices is not None:
             devices = self._devices(override.devices, "overrides", host.name, "devices")

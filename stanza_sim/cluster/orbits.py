@@ -27,21 +27,54 @@ from array import array
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from stanza_sim.cluster.parts import LinkKind, RoutingKind
-
-if TYPE_CHECKING:
-    from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.cluster.parts import DirectedLink, Fabric, Host, LinkKind, RoutingKind
+from stanza_sim.cluster.routing import Core, Part
 
 Classes = npt.NDArray[np.int64]
 _Flow = tuple[int, int, int, int]  # place, its NIC, place, its NIC
 
 MOST_CROSSINGS = 1_000_000
 """Fabrics in which flows cross links more often than this are not examined: it would take longer than it saves."""
+
+
+class Network(Protocol):
+    """What flows are carried by; `cluster.Cluster` is one, and says what each of these is."""
+
+    @property
+    def hosts(self) -> tuple[Host, ...]:
+        """Hosts, by number."""
+        ...
+
+    @property
+    def links(self) -> tuple[DirectedLink, ...]:
+        """Directed links, by number."""
+        ...
+
+    @property
+    def fabric(self) -> Fabric:
+        """What joins the hosts."""
+        ...
+
+    def core(self) -> Core:
+        """Return what finds ways between switches (or forwarding hosts)."""
+        ...
+
+    def ports(self) -> Sequence[tuple[int, ...]]:
+        """Return the vertices of the core to which each NIC is attached."""
+        ...
+
+    def nic_links_of(self, host: int) -> tuple[tuple[int, int], ...]:
+        """Return (transmit side, receive side) of each NIC of `host`."""
+        ...
+
+    def part_between(self, src_host: int, src_nic: int, dst_host: int, dst_nic: int) -> Part:
+        """Return what a message between two NICs uses beside their own sides."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +96,7 @@ class Orbits:
 
 
 def find_orbits(
-    cluster: Cluster, colour: Sequence[int] | None, pairs: Iterable[Iterable[tuple[int, int]]] | None
+    cluster: Network, colour: Sequence[int] | None, pairs: Iterable[Iterable[tuple[int, int]]] | None
 ) -> Orbits | None:
     """Return the coarsest classes with the properties above; None where none are proved.
 
@@ -80,7 +113,7 @@ def find_orbits(
     return _Refinement(cluster=cluster, places=places, relations=_relations(pairs)).run()
 
 
-def _single_ways(cluster: Cluster) -> bool:
+def _single_ways(cluster: Network) -> bool:
     """Whether there is one shortest way only between any two hosts."""
     core, ports = cluster.core(), list(dict.fromkeys(cluster.ports()))
     if len(ports) ** 2 > MOST_CROSSINGS:
@@ -100,7 +133,7 @@ def _relations(pairs: Iterable[Iterable[tuple[int, int]]] | None) -> dict[tuple[
     return found
 
 
-def _places(cluster: Cluster, colour: Sequence[int] | None, *, alone: bool) -> list[tuple[Hashable, list[int]]]:
+def _places(cluster: Network, colour: Sequence[int] | None, *, alone: bool) -> list[tuple[Hashable, list[int]]]:
     """Return what tells hosts apart by itself, and the hosts that are interchangeable: on the same switches."""
     found: dict[Hashable, list[int]] = {}
     looks: dict[Hashable, Hashable] = {}
@@ -120,7 +153,7 @@ def _places(cluster: Cluster, colour: Sequence[int] | None, *, alone: bool) -> l
 class _Refinement:
     """Refines classes of places (interchangeable hosts), flows and links until they agree."""
 
-    cluster: Cluster
+    cluster: Network
     places: list[tuple[Hashable, list[int]]]
     relations: dict[tuple[int, int], tuple[int, ...]] | None
     flows: dict[_Flow, int] = field(default_factory=dict)

@@ -123,7 +123,7 @@ class Staging:
     """Copies between the devices of a host and its memory, which messages take where NICs cannot reach devices.
 
     A device copies in each direction with `bandwidth_Bps`, which its copies share, after `latency_s`; see
-    `stanza_sim.simulate.lowering.lower` for what is copied when.
+    `stanza_sim.simulate.lowering.messages` for what is copied when.
     """
 
     bandwidth_Bps: float

@@ -10,7 +10,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster
 from stanza_sim.execute import Emulation, RankPlace
 from stanza_sim.experiment.file import Experiment
-from stanza_sim.experiment.scenario import Plan
+from stanza_sim.experiment.rows import Plan
 from stanza_sim.simulate.lowering.compute_times import compute_seconds
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def emulation_of(
     places = [(p.host, p.device) for p in cluster.placement]
     devices = list(dict.fromkeys(places))
     return Emulation(
-        seconds=compute_seconds(plan.schedule, plan.model, cluster, costs),
+        seconds=compute_seconds(plan.schedule, plan.model, costs),
         device=tuple(devices.index(place) for place in places),
         capacity=tuple(float(cluster.hosts[host].cores) if device is None else 1.0 for host, device in devices),
         realtime=realtime,

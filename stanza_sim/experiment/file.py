@@ -23,6 +23,7 @@ from stanza_sim.base import config
 from stanza_sim.base.config import Count, Factor, Loaded, Section
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import PositiveSeconds, Rate
+from stanza_sim.schedule.progress import Issue
 
 Scalar = bool | int | float | str | None
 Batch = Annotated[Count, Field(le=1_000_000_000)]
@@ -172,6 +173,9 @@ class Execute(Section):
     timeout: PositiveSeconds = Field(60.0, description="How long a rank may stay silent before the run has failed.")
     threads_per_rank: Count = Field(1, description="Threads of each rank's computation on a CPU.")
     backend: Literal["auto", "gloo", "nccl"] = Field("auto", description="auto: nccl with one GPU a rank, else gloo.")
+    issue: Literal["auto", "eager", "in_order"] = Field(
+        "auto", description="eager: receives ahead of need; in_order: op by op; auto: in order with nccl."
+    )
     compute: Literal["real", "emulated"] = Field(
         "real", description="emulated: each computation is a wait of its predicted time, and nothing is trained."
     )
@@ -186,7 +190,15 @@ class Execute(Section):
             raise _wrong("realtime is for emulated compute: ranks that compute would hold all cores", "leave it out")
         if self.backend == "nccl" and self.compute == "emulated":
             raise _wrong("emulated compute sends from host memory, which NCCL does not", "use backend: gloo, or auto")
+        if self.backend == "nccl" and self.issue == "eager":
+            raise _wrong("NCCL posts no receive ahead of need", "leave `issue` at auto")
         return self
+
+    @property
+    def issued(self) -> Issue:
+        """How messages are issued, as far as the file tells."""
+        in_order = self.issue == "in_order" or (self.issue == "auto" and self.backend == "nccl")
+        return Issue.IN_ORDER if in_order else Issue.EAGER
 
 
 class Jitter(Section):
@@ -230,6 +242,9 @@ class Simulation(Section):
     )
     collectives: Literal["activity", "steps"] = Field(
         "activity", description="activity: each as one flow over all its links; steps: message by message, slower."
+    )
+    engine: Literal["auto", "plain", "compiled"] = Field(
+        "auto", description="plain: in Python; compiled: with numba; auto: compiled where that is faster."
     )
 
     @property

@@ -6,13 +6,14 @@ import json
 import os
 import platform
 import re
-from collections.abc import Callable
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.processes import cores
+from stanza_sim.base.telling import Say
 from stanza_sim.cluster import Cluster
 from stanza_sim.execute.calibrate.network import calibrate_network
 from stanza_sim.execute.start.tasks import DescribeTask
@@ -29,7 +30,6 @@ from stanza_sim.profiles.network import (
 if TYPE_CHECKING:
     from stanza_sim.execute import Backend, Workers
 
-Say = Callable[[str], None]
 
 
 def network_for(
@@ -74,8 +74,7 @@ def machine_here(workers: Workers) -> Machine:
     """What the first of the ranks runs on."""
     first = workers.run(DescribeTask())[0]
     torch = version("torch").partition("+")[0]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return machine_of(first.device, first.driver, cores=cores, kernel=platform.release(), torch=torch)
+    return machine_of(first.device, first.driver, cores=cores(), kernel=platform.release(), torch=torch)
 
 
 # --- kept from before ------------------------------------------------------------------------------------------------

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,142 +12,41 @@ from typing import TYPE_CHECKING
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_time
 from stanza_sim.base.version import __version__
 from stanza_sim.cluster import Cluster, with_loopback
 from stanza_sim.execute.rank.steal import MOST_STOLEN
 from stanza_sim.experiment.file import Experiment, load_experiment
-from stanza_sim.experiment.scenario import Plan, cluster_of, plans_of
-from stanza_sim.model.profile import ModelProfile
+from stanza_sim.experiment.jobs import jobs_of, open_ranks
+from stanza_sim.experiment.rows import Plan, cluster_of, known_profiles, plans_of
+from stanza_sim.experiment.scenario import Conditions
 from stanza_sim.profiles.blocks import (
     Profile,
-    differences,
     loopback_of,
     mismatches,
-    require,
-    with_profile,
     write_profile,
 )
-from stanza_sim.profiles.network import NetworkProfile, read_either, with_network
+from stanza_sim.profiles.network import NetworkProfile, with_network
 from stanza_sim.profiles.network import mismatches as network_mismatches
 from stanza_sim.report.result import Result, Row
-from stanza_sim.simulate import Collectives, Prediction, simulate
-from stanza_sim.simulate.costs import RankCosts, costs_for
-from stanza_sim.simulate.run import EngineKind
+from stanza_sim.simulate import Prediction
 
 if TYPE_CHECKING:  # imported where something is executed
-    from stanza_sim.execute import Measurement, RunJob, Workers
-
-Say = Callable[[str], None]
-"""Tells the user something in passing: what is being done, or a warning."""
-
-
-def known_profiles(
-    loaded: Loaded[Experiment], paths: Sequence[Path], models: Mapping[str, ModelProfile]
-) -> tuple[dict[str, Profile], NetworkProfile | None]:
-    """Match profiles of block times to the `models` (by title) that they serve; return them, and that of the network.
-
-    Without `paths` the experiment's own profile is read, if it names one. Raises `InputError` for a profile that serves
-    no model, and for a second one of a network.
-    """
-    experiment = loaded.value
-    if experiment.profile is not None and not paths:
-        paths = [loaded.path.parent / experiment.profile]
-    precision = experiment.precision
-    found: dict[str, Profile] = {}
-    network: NetworkProfile | None = None
-
-    def served_by(profile: Profile) -> list[str]:
-        return [title for title, model in models.items() if not differences(profile, model, precision)]
-
-    for path in paths:
-        profile = read_either(path)
-        if isinstance(profile, NetworkProfile):
-            if network is not None:
-                raise InputError("a second profile of a network", where=str(path), hint="give one")
-            network = profile
-            for timed in profile.models:
-                found.update(dict.fromkeys(served_by(timed), timed))
-            continue
-        if not (serves := served_by(profile)):
-            require(profile, next(iter(models.values())), precision, where=str(path))
-        found.update(dict.fromkeys(serves, profile))
-    return found, network
-
-
-REPEATS = 20
-"""How often a row that varies by chance is simulated unless the experiment says."""
-
-
-def predict(
-    plan: Plan,
-    cluster: Cluster,
-    loaded: Loaded[Experiment],
-    profile: Profile | None,
-    *,
-    costs: RankCosts | None = None,
-    engine: EngineKind = EngineKind.AUTO,
-) -> Prediction:
-    """Simulate one row, with measured costs where there is a profile, or with these `costs`.
-
-    Raises `InputError` for `simulation.repeats` where nothing varies.
-    """
-    experiment = loaded.value
-    cluster = predicted_on(cluster, experiment, profile)
-    if costs is None:
-        costs = costs_for(cluster, plan.model, experiment.precision, profile)
-    simulation = experiment.simulation
-    collectives = Collectives(simulation.collectives)
-    if simulation.varies or cluster.varies:
-        from stanza_sim.simulate.repeats import simulate_repeats
-        from stanza_sim.simulate.variation import JitterKind, Variation
-
-        variation = Variation(
-            seed=experiment.seed,
-            jitter=JitterKind(simulation.jitter.kind),
-            spread=simulation.jitter.spread,
-            straggler_probability=simulation.straggler.probability or 0.0,
-            straggler_slowdown=simulation.straggler.slowdown or 1.0,
-        )
-        prediction = simulate_repeats(
-            plan.schedule,
-            plan.model,
-            cluster,
-            costs,
-            variation=variation,
-            repeats=simulation.repeats or REPEATS,
-            collectives=collectives,
-            engine=engine,
-        )
-    elif simulation.repeats is not None:
-        hint = "add jitter, stragglers or background traffic that comes and goes, or leave repeats out"
-        raise InputError(
-            "every repeat would be the same", where=loaded.source.where("simulation", "repeats"), hint=hint
-        )
-    else:
-        prediction = simulate(plan.schedule, plan.model, cluster, costs, collectives=collectives, engine=engine)
-    return replace(prediction, cost_source=costs.source)  # by now it knows what it had to estimate
-
-
-def predicted_on(cluster: Cluster, experiment: Experiment, profile: Profile | None) -> Cluster:
-    """The cluster as predictions see it: with what a profile of block times knows, and as computations are executed."""
-    if profile is not None:
-        cluster = with_profile(cluster, profile)
-    if experiment.execute.compute == "emulated":  # computations begin, nominally, when what they wait for is there
-        cluster = replace(cluster, wake_s=0.0)
-    return cluster
-
+    from stanza_sim.execute import Measurement, Workers
 
 PROGRESS_S = 5.0
 """Seconds between two lines on how far predictions are."""
 
 
-def _predicted(plans: Sequence[Plan], one: Callable[[Plan], Prediction], say: Say) -> list[Prediction]:
-    """Predict all `plans`, each by `one`; where that takes long, say how far it is."""
+def _predicted(
+    conditions: Conditions, plans: Sequence[Plan], known: Mapping[str, Profile], say: Say = lambda text: None
+) -> list[Prediction]:
+    """Predict all `plans`; where that takes long, say how far it is."""
     found: list[Prediction] = []
     told_s = monotonic()
     for plan in plans:
-        found.append(one(plan))
+        found.append(conditions.scenario(plan, known.get(plan.entry.title)).predict())
         if len(found) < len(plans) and monotonic() - told_s > PROGRESS_S:
             told_s = monotonic()
             hint = "" if find_spec("numba") else "; with numba (pip install 'stanza-sim[fast]') it would be faster"
@@ -172,7 +69,8 @@ def predict_row(
     known, network = known_profiles(loaded, (), {plan.entry.title: plan.model})
     if network is not None:
         cluster = with_network(cluster, network)
-    return cluster, plan, predict(plan, cluster, loaded, known.get(plan.entry.title))
+    scenario = Conditions(loaded=loaded, cluster=cluster).scenario(plan, known.get(plan.entry.title))
+    return cluster, plan, scenario.predict()
 
 
 def run_experiment(
@@ -220,29 +118,40 @@ def run_loaded(
     elif save_profile is not None or testbed:
         what, where = ("measured", "--save-profile") if save_profile is not None else ("run", "--testbed")
         raise InputError(f"nothing is {what} without --execute", where=where, hint="add --execute")
-    experiment = loaded.value
     cluster = cluster_of(loaded)
     plans = plans_of(loaded, cluster)
     if save_profile is not None:
-        _check_target(save_profile, experiment)
+        _check_target(save_profile, loaded.value)
     known, network = known_profiles(loaded, profiles, {p.entry.title: p.model for p in plans})
+    if execute:
+        return _executed(loaded, cluster, plans, known, network, save_profile=save_profile, testbed=testbed, say=say)
+    if network is not None:
+        for difference in network_mismatches(network, cluster):
+            say(f"warning: {difference}")
+        cluster = with_network(cluster, network)
+    conditions = Conditions(loaded=loaded, cluster=cluster, network=network)
+    predictions = _predicted(conditions, plans, known, say)
+    return _result(loaded.value, cluster, plans, predictions, [None] * len(plans))
 
-    def predicted(plan: Plan) -> Prediction:
-        prediction = predict(plan, cluster, loaded, known.get(plan.entry.title))
-        return of_network(prediction, cluster, network, executed=execute)
 
-    if not execute:
-        if network is not None:
-            for difference in network_mismatches(network, cluster):
-                say(f"warning: {difference}")
-            cluster = with_network(cluster, network)
-        predictions = _predicted(plans, predicted, say)
-        return _result(experiment, cluster, plans, predictions, [None] * len(plans))
-    jobs = jobs_of(loaded, plans, cluster, known, testbed=testbed)
+def _executed(
+    loaded: Loaded[Experiment],
+    cluster: Cluster,
+    plans: Sequence[Plan],
+    known: dict[str, Profile],
+    network: NetworkProfile | None,
+    *,
+    save_profile: Path | None,
+    testbed: bool,
+    say: Say,
+) -> Result | None:
+    """Calibrate what is not known, predict every row, then run it; see `run_loaded`."""
     from stanza_sim.execute import Backend
     from stanza_sim.execute import execute as run_jobs
     from stanza_sim.experiment.network_cache import network_for
 
+    experiment = loaded.value
+    jobs = jobs_of(loaded, plans, cluster, known, testbed=testbed)
     in_realtime = any(job.emulation is not None and job.emulation.realtime for job in jobs)
     backend = Backend(experiment.execute.backend)
     with open_ranks(loaded, cluster, testbed=testbed, say=say) as workers:
@@ -255,52 +164,13 @@ def run_loaded(
             _complete(known, workers, experiment, plans, save_profile, say)
         elif network is None or network.loopback is None:
             cluster = _with_measured_loopback(cluster, known, plans, workers, say)
-        predictions = []
-        if workers.is_main:
-            predictions = [predicted(p) for p in plans]
+        conditions = Conditions(loaded=loaded, cluster=cluster, network=network, executed=True)
+        predictions = _predicted(conditions, plans, known) if workers.is_main else []
         measurements = run_jobs(jobs, workers, done=lambda i, m: say(_progress(i, plans, m)))
         wanted = [job.emulation is not None and job.emulation.realtime for job in jobs]
         if any(w and not m.realtime for w, m in zip(wanted, measurements, strict=True)):
             say("warning: real-time scheduling is not permitted here: other programs put off ranks that only wait")
         return _result(experiment, cluster, plans, predictions, measurements) if workers.is_main else None
-
-
-@contextmanager
-def open_ranks(
-    loaded: Loaded[Experiment], cluster: Cluster, *, testbed: bool = False, say: Say = lambda text: None
-) -> Iterator[Workers]:
-    """The ranks of `cluster` as the experiment starts them, in a testbed that comes up for them if `testbed`.
-
-    Raises `InputError` and `RunError`.
-    """
-    from stanza_sim.execute import ComputeMode, open_workers
-
-    how, bed = loaded.value.execute, None
-    if how.compute == "emulated":
-        from stanza_sim.experiment.emulation import notes_on
-
-        for note in notes_on(cluster):
-            say(f"note: {note}")
-    if testbed:
-        from stanza_sim.testbed import Testbed
-
-        bed = Testbed(cluster)
-        for note in bed.notes:
-            say(f"note: {note}")
-    with bed or nullcontext():
-        places = None
-        if bed is not None:
-            from stanza_sim.experiment.emulation import places_in
-
-            places = places_in(bed, cluster)
-        with open_workers(
-            cluster,
-            threads_per_rank=how.threads_per_rank,
-            timeout_s=how.timeout,
-            compute=ComputeMode(how.compute),
-            places=places,
-        ) as workers:
-            yield workers
 
 
 def _with_measured_loopback(
@@ -315,16 +185,6 @@ def _with_measured_loopback(
     say("measuring single messages between two ranks of one host")
     found = measure_loopback(workers)
     return cluster if found is None else with_loopback(cluster, loopback_of(found))
-
-
-def of_network(
-    prediction: Prediction, cluster: Cluster, network: NetworkProfile | None, *, executed: bool
-) -> Prediction:
-    """Say with a prediction where its network is from; where it is compared with a run, also if it is uncalibrated."""
-    if len({p.host for p in cluster.placement}) < 2 or (network is None and not executed):
-        return prediction
-    note = "network: as the topology states, not calibrated" if network is None else network.source
-    return replace(prediction, cost_source=f"{prediction.cost_source}; {note}")
 
 
 def _check_target(save_profile: Path, experiment: Experiment) -> None:
@@ -342,60 +202,6 @@ def _check_target(save_profile: Path, experiment: Experiment) -> None:
     if not save_profile.parent.is_dir() or save_profile.is_dir():
         what = "is a folder" if save_profile.is_dir() else "lies in no folder that exists"
         raise InputError(what, where=where, hint="name a file in a folder that exists")
-
-
-def jobs_of(
-    loaded: Loaded[Experiment],
-    plans: Sequence[Plan],
-    cluster: Cluster,
-    known: dict[str, Profile],
-    *,
-    testbed: bool = False,
-) -> list[RunJob]:
-    """What the executor is told, by plan; `known` are the profiles by model. Raises `InputError` for what cannot run.
-
-    In a testbed ranks that only wait run under real-time scheduling, unless the experiment says whether they do.
-    """
-    from stanza_sim.execute import Backend, Emulation, LearningRate, Optimizer, RunJob, Training
-
-    experiment, training = loaded.value, loaded.value.training
-    emulations: list[Emulation | None] = [None] * len(plans)
-    if experiment.execute.compute == "emulated":
-        from stanza_sim.experiment.emulation import check_emulated, emulation_of
-
-        check_emulated(cluster, loaded)
-        how = experiment.execute
-        realtime = how.realtime if "realtime" in how.model_fields_set else testbed
-        for i, plan in enumerate(plans):
-            costs = costs_for(cluster, plan.model, experiment.precision, known.get(plan.entry.title))
-            emulations[i] = emulation_of(plan, cluster, costs, realtime=realtime)
-    elif experiment.precision != "fp32":
-        what = f"training in {experiment.precision} is not supported"
-        hint = "set precision: fp32, or emulate with --compute emulated"
-        raise InputError(what, where=loaded.source.where("precision"), hint=hint)
-    optimizer = training.optimizer
-    return [
-        RunJob(
-            schedule=plan.schedule,
-            model=plan.model,
-            training=Training(
-                iterations=training.iterations,
-                warmup=training.warmup,
-                optimizer=Optimizer(
-                    lr=optimizer.lr,
-                    momentum=optimizer.momentum,
-                    weight_decay=optimizer.weight_decay,
-                    schedule=LearningRate(**optimizer.schedule.model_dump()),
-                ),
-                data=training.data,
-                seed=experiment.seed,
-            ),
-            backend=Backend(experiment.execute.backend),
-            timeout_s=experiment.execute.timeout,
-            emulation=emulation,
-        )
-        for plan, emulation in zip(plans, emulations, strict=True)
-    ]
 
 
 def _complete(

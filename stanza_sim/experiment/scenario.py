@@ -1,104 +1,166 @@
-"""From an experiment to its plans: the cluster, and the schedule of every model and strategy."""
+"""A scenario: all that a prediction is made of, assembled in one place for every command and for Python.
+
+`run`, `plan`, `sweep` and `validate` ask the same `Scenario` for what bounds a schedule, what it is lowered to and how
+long an iteration takes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
-from stanza_sim import strategies
-from stanza_sim.base import config
 from stanza_sim.base.config import Loaded
-from stanza_sim.base.errors import InputError, ScheduleError
-from stanza_sim.cluster import Cluster, load_cluster
-from stanza_sim.experiment.file import Experiment, ModelEntry, StrategyEntry
-from stanza_sim.model.profile import ModelProfile, scaled
-from stanza_sim.model.zoo import load_model
+from stanza_sim.base.errors import InputError
+from stanza_sim.cluster import Cluster
+from stanza_sim.experiment.file import Experiment
+from stanza_sim.experiment.rows import Plan
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.profiles.blocks import Profile, with_profile
+from stanza_sim.profiles.network import NetworkProfile
 from stanza_sim.schedule import Schedule
+from stanza_sim.schedule.progress import Issue
+from stanza_sim.simulate import Collectives, EngineChoice, Prediction
+from stanza_sim.simulate.costs import Costs, RankCosts, costs_for
+from stanza_sim.simulate.lowering.quick_bound import rough_bound_s
+from stanza_sim.simulate.run import Case
+from stanza_sim.simulate.variation import JitterKind, Variation
+
+REPEATS = 20
+"""How often what varies by chance is simulated unless stated otherwise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """One row to be: a strategy of the experiment for one of its models, and the schedule that it builds."""
+class Scenario:
+    """A schedule of a model on a cluster, what computing costs there, and how it is simulated.
 
-    entry: ModelEntry
-    strategy: StrategyEntry
-    model: ModelProfile
-    batch_per_worker: int
+    `cluster` is as predictions see it (see `Conditions.seen`). `repeats` are for what varies by chance; left out, there
+    are `REPEATS`. `network_note` is said with the prediction's costs. `repeats_at` is where `repeats` were stated.
+    """
+
     schedule: Schedule
+    model: ModelProfile
+    cluster: Cluster
+    costs: RankCosts
+    variation: Variation | None = None
+    repeats: int | None = None
+    repeats_at: str | None = None
+    collectives: Collectives = Collectives.ACTIVITY
+    engine: EngineChoice = EngineChoice.AUTO
+    issue: Issue = Issue.EAGER
+    network_note: str = ""
 
+    @property
+    def by_chance(self) -> bool:
+        """Whether a prediction is made of random repeats, so that the bound of one is none of their median."""
+        return self.variation is not None or self.cluster.varies
 
-@contextmanager
-def _placed(where: str) -> Iterator[None]:
-    """Let errors within name the key of the experiment file that led to them."""
-    try:
-        yield
-    except ScheduleError:  # a strategy built what is not legal: no key of the file is at fault
-        raise
-    except InputError as error:
-        inner = f"{where}: {error.where}" if error.where else where
-        raise InputError(error.message, where=inner, hint=error.hint) from None
+    def quick_bound_s(self) -> float:
+        """Seconds that no order of the same work beats, from the schedule alone; a tenth of the work of `prepare`."""
+        return rough_bound_s(self.schedule, self.model, self.cluster, self.costs)
 
+    def prepare(self) -> Case:
+        """Check, fold and lower the schedule: what it takes and what bounds it, before anything is simulated.
 
-def cluster_of(loaded: Loaded[Experiment]) -> Cluster:
-    """Load the experiment's cluster with `nodes` and `network.rate` applied. Raises `InputError`."""
-    experiment, source = loaded.value, loaded.source
-    with _placed(source.where("cluster")):
-        path = config.find("topologies", experiment.cluster, beside=loaded.path)
-    changed = [source.where(*key) for key in (("nodes",), ("network", "rate")) if key[0] in experiment.model_fields_set]
-    with _placed(changed[0] if changed else source.where("cluster")):
-        return load_cluster(path, nodes=experiment.nodes, rate_Bps=experiment.network.rate)
-
-
-def plans_of(
-    loaded: Loaded[Experiment], cluster: Cluster, *, model: str | None = None, strategy: str | None = None
-) -> tuple[Plan, ...]:
-    """Build the schedule of every model and strategy, in the order of the file.
-
-    `model` and `strategy` keep only what is called so (a row's label, or all rows of a strategy). Raises `InputError`
-    with the key at fault for a model that cannot be loaded, settings that do not fit, and a name that is not there.
-    """
-    experiment, source = loaded.value, loaded.source
-    models = [(i, m) for i, m in enumerate(experiment.models) if model in (None, m.title, m.model)]
-    chosen = [(j, s) for j, s in enumerate(experiment.strategies) if strategy in (None, s.title, s.strategy)]
-    for what, wanted, found, titles in (
-        ("model", model, models, [m.title for m in experiment.models]),
-        ("strategy", strategy, chosen, [s.title for s in experiment.strategies]),
-    ):
-        if not found:
-            raise InputError(f"{experiment.name} has no {what} {wanted!r}", hint=f"it has: {'; '.join(titles)}")
-    plans: list[Plan] = []
-    for i, entry in models:
-        profile = model_of(loaded, i)
-        for j, row in chosen:
-            with _placed(source.where("strategies", j)):
-                plans.append(plan_for(loaded, cluster, entry, profile, row))
-    return tuple(plans)
-
-
-def model_of(loaded: Loaded[Experiment], index: int) -> ModelProfile:
-    """Load model number `index` of the experiment, scaled as its entry says. Raises `InputError` with its key."""
-    entry = loaded.value.models[index]
-    with _placed(loaded.source.where("models", index)):
-        profile = load_model(
-            entry.model,
-            name=entry.title,
-            input_shape=entry.input_shape,
-            factory_kwargs=entry.factory_kwargs,
-            boundary=entry.boundary,
+        Raises `ScheduleError` and `InputError`.
+        """
+        return Case(
+            self.schedule,
+            self.model,
+            self.cluster,
+            self.costs,
+            by_chance=False,
+            fold_ranks=True,
+            collectives=self.collectives,
+            times=1,
+            engine=self.engine,
+            issue=self.issue,
         )
-        return scaled(profile, nbytes=entry.scale.bytes, compute=entry.scale.compute)
+
+    def predict(self, prepared: Case | None = None, *, go_on: Callable[[], bool] = lambda: True) -> Prediction:
+        """Simulate, with what was `prepared` if that is there already.
+
+        Raises `InputError` where repeats are asked for and nothing varies, and `RunError` if after an iteration `go_on`
+        says no.
+        """
+        if self.by_chance:
+            from stanza_sim.simulate.repeats import simulate_repeats
+
+            prediction = simulate_repeats(
+                self.schedule,
+                self.model,
+                self.cluster,
+                self.costs,
+                variation=self.variation or Variation(seed=0),
+                repeats=self.repeats or REPEATS,
+                collectives=self.collectives,
+                engine=self.engine,
+                issue=self.issue,
+            )
+        elif self.repeats is not None:
+            hint = "add jitter, stragglers or background traffic that comes and goes, or leave repeats out"
+            raise InputError("every repeat would be the same", where=self.repeats_at, hint=hint)
+        else:
+            case = prepared or self.prepare()
+            prediction = case.predict(case.run(go_on=go_on))
+        source = self.costs.source  # by now it knows what it had to estimate
+        return replace(prediction, cost_source=f"{source}; {self.network_note}" if self.network_note else source)
 
 
-def plan_for(
-    loaded: Loaded[Experiment], cluster: Cluster, entry: ModelEntry, model: ModelProfile, row: StrategyEntry
-) -> Plan:
-    """Build the schedule of a strategy, of the experiment's or another, for one of its models.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What the scenarios of one experiment have in common.
 
-    Raises `InputError` for settings that do not fit the model or the number of ranks.
+    `cluster` has the times of `network`, if that was measured. `executed` predictions are compared with a run.
     """
-    batch = loaded.value.batch_of(entry)
-    schedule = strategies.get(row.strategy).build(
-        model, world_size=cluster.world_size, batch_per_worker=batch, settings=row.settings
-    )
-    return Plan(entry=entry, strategy=row, model=model, batch_per_worker=batch, schedule=schedule)
+
+    loaded: Loaded[Experiment]
+    cluster: Cluster
+    network: NetworkProfile | None = None
+    executed: bool = False
+
+    def scenario(self, row: Plan, profile: Profile | None = None) -> Scenario:
+        """The scenario of one row, with measured block times where there is a profile."""
+        experiment = self.loaded.value
+        simulation = experiment.simulation
+        cluster, costs = self.seen(row.model, profile)
+        variation = None
+        if simulation.varies or cluster.varies:
+            variation = Variation(
+                seed=experiment.seed,
+                jitter=JitterKind(simulation.jitter.kind),
+                spread=simulation.jitter.spread,
+                straggler_probability=simulation.straggler.probability or 0.0,
+                straggler_slowdown=simulation.straggler.slowdown or 1.0,
+            )
+        return Scenario(
+            schedule=row.schedule,
+            model=row.model,
+            cluster=cluster,
+            costs=costs,
+            variation=variation,
+            repeats=simulation.repeats,
+            repeats_at=self.loaded.source.where("simulation", "repeats"),
+            collectives=Collectives(simulation.collectives),
+            engine=EngineChoice(simulation.engine),
+            issue=experiment.execute.issued,
+            network_note=self.network_note,
+        )
+
+    def seen(self, model: ModelProfile, profile: Profile | None = None) -> tuple[Cluster, Costs]:
+        """The cluster as predictions see it, with what a profile of block times knows, and what computing costs there.
+
+        Emulated computations begin, nominally, when what they wait for is there: no lane has to wake up.
+        """
+        cluster, experiment = self.cluster, self.loaded.value
+        if profile is not None:
+            cluster = with_profile(cluster, profile)
+        if experiment.execute.compute == "emulated":
+            cluster = replace(cluster, wake_s=0.0)
+        return cluster, costs_for(cluster, model, experiment.precision, profile)
+
+    @property
+    def network_note(self) -> str:
+        """Where the network's times are from; where a prediction is compared with a run, also if not calibrated."""
+        if len({p.host for p in self.cluster.placement}) < 2 or (self.network is None and not self.executed):
+            return ""
+        return "network: as the topology states, not calibrated" if self.network is None else self.network.source

@@ -6,64 +6,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
-from importlib.resources import files
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.model.profile import ModelProfile, with_boundary
 from stanza_sim.model.profile_json import from_json
+from stanza_sim.model.shipped import DATA, SOURCES, WIDE, Scalar, names
 
-Scalar = str | int | float | bool | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Source:
-    """What a table was extracted from."""
-
-    factory: str
-    input_shape: tuple[int, ...]
-    factory_kwargs: dict[str, Scalar] = field(default_factory=dict)
-
-
-def _imagenet(name: str) -> Source:
-    return Source(factory=f"torchvision.models:{name}", input_shape=(3, 224, 224))
-
-
-#: Every shipped table. Inception-v3 is without its auxiliary classifier, which a chain of blocks cannot hold.
-SOURCES: dict[str, Source] = {
-    "alexnet": _imagenet("alexnet"),
-    "vgg16": _imagenet("vgg16"),
-    "vgg19": _imagenet("vgg19"),
-    "inception_v3": Source(
-        factory="torchvision.models:inception_v3",
-        input_shape=(3, 299, 299),
-        factory_kwargs={"aux_logits": False, "init_weights": True},
-    ),
-    "resnet50": _imagenet("resnet50"),
-    "resnet101": _imagenet("resnet101"),
-    "resnet152": _imagenet("resnet152"),
-}
-
-#: Tables that end in a linear layer without bias of any number of `classes`, which a user may set.
-WIDE: dict[str, Source] = {
-    "iresnet18": Source(
-        factory="stanza_sim.model.examples.wide_heads:iresnet18",
-        input_shape=(3, 112, 112),
-        factory_kwargs={"classes": 100_000},
-    ),
-    "lstm_2048_512": Source(
-        factory="stanza_sim.model.examples.wide_heads:lstm_2048_512",
-        input_shape=(3072,),
-        factory_kwargs={"classes": 793_471},
-    ),
-}
-
-
-def names() -> tuple[str, ...]:
-    """Return the names of the shipped models that are what they are; those whose head has any width are in `WIDE`."""
-    return tuple(SOURCES)
+__all__ = ["SOURCES", "WIDE", "get", "load_model", "names", "with_classes"]
 
 
 @cache
@@ -74,7 +26,7 @@ def get(name: str) -> ModelProfile:
         near = get_close_matches(name, shipped)
         known = f"the shipped models are {', '.join(shipped)}; another is given as package.module:callable"
         raise InputError(f"unknown model {name!r}", hint=f"did you mean {near[0]!r}? {known}" if near else known)
-    table = files("stanza_sim.model").joinpath("data", f"{name}.json")
+    table = DATA.joinpath(f"{name}.json")
     return from_json(table.read_bytes(), where=str(table))
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from statistics import median
 from typing import Annotated, Literal, Self
 
+import numpy as np
 from pydantic import Field, model_validator
 
 from stanza_sim.base.config import Count, Factor, Section, Source, validate
@@ -58,14 +59,8 @@ class Estimate(Section):
 def estimate(values: Iterable[float]) -> Estimate:
     """Return the median of `values` with their 10th and 90th percentile (linear between values)."""
     ordered = sorted(values)
-
-    def at(share: float) -> float:
-        place = share * (len(ordered) - 1)
-        below = int(place)
-        above = min(below + 1, len(ordered) - 1)
-        return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
-
-    return Estimate(value=median(ordered), low=at(0.1), high=at(0.9))
+    low, high = np.quantile(ordered, (0.1, 0.9)).tolist()
+    return Estimate(value=median(ordered), low=low, high=high)
 
 
 class PairTimes(Section):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from stanza_sim.schedule import Collective, Compute, Op, Phase, Schedule, Transfer
-from stanza_sim.simulate.run import steady_window
+from stanza_sim.simulate.steady import steady_window
 from stanza_sim.timeline.spans import Span, Timeline
 
 WAITING = "waiting"

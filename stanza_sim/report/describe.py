@@ -10,7 +10,6 @@ from typing import get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from stanza_sim.base.units import Size, format_bytes, format_flops, format_rate,
 from stanza_sim.cluster.cluster import Cluster, LinkKind
 from stanza_sim.cluster.device import DeviceSpec
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.report.rich_table import plain_table
 
 _SHOWN = 12
 """Rows of hosts and links beyond so many are left out."""
@@ -25,10 +25,7 @@ _SHOWN = 12
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, texts: int = 1) -> Table:
     """A plain table; the first `texts` columns are texts, the others numbers."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for i, head in enumerate(heads):
-        text = i < texts
-        table.add_column(head, justify="left" if text else "right", no_wrap=not text, overflow="fold")
+    table = plain_table(heads[:texts], heads[texts:], fold=True)
     for row in rows:
         table.add_row(*row)
     return table

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import format_time
-from stanza_sim.simulate.flows import FlowResult
+from stanza_sim.simulate.prediction import FlowResult
 
 WIDTH = 80
 MOST_LINKS = 40

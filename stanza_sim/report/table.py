@@ -15,7 +15,7 @@ from rich.text import Text
 
 from stanza_sim.report.compare import explain
 from stanza_sim.report.result import Result, Row, loss_ends
-from stanza_sim.simulate.run import Prediction
+from stanza_sim.simulate.prediction import Prediction
 
 WIDTH = 80
 _GAP = "  "

@@ -1,6 +1,6 @@
 """Schedules: what every rank of a training job does in one iteration."""
 
-from stanza_sim.schedule.json_form import from_json, to_json
+from stanza_sim.schedule.json_form import from_json
 from stanza_sim.schedule.legality import check
 from stanza_sim.schedule.ops import (
     Algorithm,
@@ -22,10 +22,11 @@ from stanza_sim.schedule.ops import (
     Wire,
     slice_bounds,
 )
+from stanza_sim.schedule.printing import print_op, to_json
 from stanza_sim.schedule.program import RankProgram, Unit, UnitKind, project
 from stanza_sim.schedule.ranks import Ranks
 from stanza_sim.schedule.schedule import Schedule
-from stanza_sim.schedule.text import parse, parse_op, print_op
+from stanza_sim.schedule.text import parse, parse_op
 
 __all__ = [
     "Algorithm",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from stanza_sim.schedule.ops import Collective, Op, Pattern, Transfer
 from stanza_sim.schedule.ranks import Ranks
 from stanza_sim.schedule.schedule import Schedule
+
+Span = tuple[int, int]
+"""First rank, and the rank behind the last."""
 
 
 def bits(mask: int) -> Iterator[int]:
@@ -45,50 +49,13 @@ class Atoms:
 
     def __init__(self, schedule: Schedule, *, pairwise: bool) -> None:
         self._schedule = schedule
-        alike = [g.ranks for g in schedule.groups]
-        alone: set[int] = set()
         ends = [_ends(schedule, op) for op in schedule.ops]
-        for op, both in zip(schedule.ops, ends, strict=True):
-            if isinstance(op, Collective) and op.root is not None:
-                alone.add(op.root)
-            if isinstance(op, Transfer):
-                if op.pattern is Pattern.EXPLICIT:
-                    alike += both
-                if pairwise and not _complete(op, *both):
-                    alone.update(*both)
-        cuts = sorted(
-            {0, schedule.world_size}
-            | {end for ranks in alike for span in ranks.spans for end in span}
-            | {end for r in alone for end in (r, r + 1)}
-        )
-        place = {start: k for k, start in enumerate(cuts)}
-        member: list[list[int]] = [[] for _ in cuts[1:]]
-        for number, ranks in enumerate(dict.fromkeys(alike)):
-            for start, stop in ranks.spans:
-                for k in range(place[start], place[stop]):
-                    member[k].append(number)
-        for r in alone:
-            member[place[r]].append(-1 - r)
-        parts: dict[tuple[int, ...], list[tuple[int, int]]] = {}
-        for k, numbers in enumerate(member):
-            parts.setdefault(tuple(numbers), []).append((cuts[k], cuts[k + 1]))
-        spans: list[tuple[int, int, int]] = []  # (first rank, rank behind the last, atom)
-        self.count = 0
-        self.single = 0
-        """Mask of the atoms that are one rank."""
-        for (start, stop), *more in parts.values():
-            spans.append((start, start + 1, self.count))
-            self.single |= 1 << self.count
-            self.count += 1
-            others = [(start + 1, stop), *more] if stop > start + 1 else more
-            if others:
-                spans += [(*span, self.count) for span in others]
-                if sum(b - a for a, b in others) == 1:
-                    self.single |= 1 << self.count
-                self.count += 1
-        spans.sort()
+        spans = _split(_refine(schedule.world_size, *_told_apart(schedule, ends, pairwise=pairwise)))
         self.first = {atom: start for start, _, atom in reversed(spans)}
         """The lowest rank of each atom."""
+        self.count = len(self.first)
+        self.single = _single(spans)
+        """Mask of the atoms that are one rank."""
         self._starts = [start for start, _, _ in spans]
         self._atoms = [atom for _, _, atom in spans]
         self._masks: dict[Ranks, int] = {}
@@ -159,3 +126,69 @@ def _complete(op: Transfer, src: Ranks, dst: Ranks) -> bool:
         return True
     n, k = len(src), len(dst)
     return n * k == len(op.pairs) if op.pattern is Pattern.EXPLICIT else min(n, k) == 1
+
+
+# ---- refinement ------------------------------------------------------------------------------------------------------
+
+
+def _told_apart(
+    schedule: Schedule, ends: Sequence[tuple[Ranks, Ranks]], *, pairwise: bool
+) -> tuple[list[Ranks], set[int]]:
+    """Sets of ranks that are alike as far as each set goes, and the ranks that are like no other.
+
+    `ends` are the ranks at which each op starts and completes.
+    """
+    alike = [g.ranks for g in schedule.groups]
+    alone: set[int] = set()
+    for op, both in zip(schedule.ops, ends, strict=True):
+        if isinstance(op, Collective) and op.root is not None:
+            alone.add(op.root)
+        if isinstance(op, Transfer):
+            if op.pattern is Pattern.EXPLICIT:
+                alike += both
+            if pairwise and not _complete(op, *both):
+                alone.update(*both)
+    return alike, alone
+
+
+def _refine(world_size: int, alike: Sequence[Ranks], alone: Set[int]) -> list[list[Span]]:
+    """The spans of ranks that are in exactly the same sets of `alike`; each rank of `alone` by itself."""
+    cuts = sorted(
+        {0, world_size}
+        | {end for ranks in alike for span in ranks.spans for end in span}
+        | {end for r in alone for end in (r, r + 1)}
+    )
+    place = {start: k for k, start in enumerate(cuts)}
+    member: list[list[int]] = [[] for _ in cuts[1:]]
+    for number, ranks in enumerate(dict.fromkeys(alike)):
+        for start, stop in ranks.spans:
+            for k in range(place[start], place[stop]):
+                member[k].append(number)
+    for r in alone:
+        member[place[r]].append(-1 - r)
+    parts: dict[tuple[int, ...], list[Span]] = {}
+    for k, numbers in enumerate(member):
+        parts.setdefault(tuple(numbers), []).append((cuts[k], cuts[k + 1]))
+    return list(parts.values())
+
+
+def _split(parts: Iterable[Sequence[Span]]) -> list[tuple[int, int, int]]:
+    """(First rank, rank behind the last, atom) of every span, in order: of each part its first rank, and the others."""
+    spans: list[tuple[int, int, int]] = []
+    count = 0
+    for (start, stop), *more in parts:
+        spans.append((start, start + 1, count))
+        count += 1
+        others = [(start + 1, stop), *more] if stop > start + 1 else more
+        if others:
+            spans += [(*span, count) for span in others]
+            count += 1
+    return sorted(spans)
+
+
+def _single(spans: Iterable[tuple[int, int, int]]) -> int:
+    """The mask of the atoms that are one rank."""
+    size: Counter[int] = Counter()
+    for start, stop, atom in spans:
+        size[atom] += stop - start
+    return sum(1 << atom for atom, ranks in size.items() if ranks == 1)

@@ -6,6 +6,7 @@ rules of data flow say which form an op makes and which forms it takes; here are
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import pairwise
@@ -16,6 +17,7 @@ from stanza_sim.base.errors import InputError, ScheduleError
 from stanza_sim.model.profile import Block, ModelProfile, ParamTensor
 from stanza_sim.schedule.ops import (
     Axis,
+    Bundle,
     Collective,
     CollectiveKind,
     Compute,
@@ -26,9 +28,9 @@ from stanza_sim.schedule.ops import (
     Transfer,
     ValueKind,
 )
+from stanza_sim.schedule.printing import print_op
 from stanza_sim.schedule.samples import data_rank_counts
 from stanza_sim.schedule.schedule import Schedule
-from stanza_sim.schedule.text import print_op
 
 _COMPLETE = (Pattern.FAN_IN, Pattern.FAN_OUT, Pattern.ALL_PAIRS)
 
@@ -146,57 +148,87 @@ def gathered_bytes(samples: int, parts: int, itemsize: int) -> int:
 
 def check_cuts(schedule: Schedule, model: ModelProfile) -> None:
     """Raise `ScheduleError` for a cut that the model does not have, and for an op that does not respect one."""
-    where = f"schedule {schedule.name}"
     blocks = {b.name for b in model.blocks}
     seen: set[str] = set()
     for cut in schedule.cuts:
         if cut.block not in blocks:
-            raise ScheduleError(f"cut {cut.block}: model {model.name} has no such block", where=where)
+            raise _wrong(schedule, f"cut {cut.block}: model {model.name} has no such block")
         if cut.block in seen:
-            raise ScheduleError(f"block {cut.block} is cut twice", where=where)
+            raise _wrong(schedule, f"block {cut.block} is cut twice")
         seen.add(cut.block)
-        linear = linear_of(model, cut.block)
-        if linear != Linear(cut.inputs, cut.outputs):
-            what = "is no linear layer" if linear is None else f"has {linear.inputs} inputs, {linear.outputs} outputs"
-            raise ScheduleError(f"cut {cut.block}: the block {what}", where=where)
-        if len(schedule.group(cut.ranks)) > cut.features:
-            raise ScheduleError(f"cut {cut.block}: a rank of {cut.ranks} would have no feature", where=where)
+        if message := _cut(schedule, cut, model):
+            raise _wrong(schedule, f"cut {cut.block}: {message}")
     block_of = {t.name: b.name for b in model.blocks for t in b.tensors}
     numel = {t.name: t.numel for b in model.blocks for t in b.tensors}
     for bundle in schedule.bundles:
-        if bundle.layout is Layout.FEATURES and bundle.numel != sum(numel[t] for t in bundle.tensors):
-            raise ScheduleError(f"bundle {bundle.name}: what is cut by features has whole tensors", where=where)
-        for tensor in bundle.tensors:
-            of_block = schedule.cut(block_of[tensor])
-            if (of_block is not None) != (bundle.layout is Layout.FEATURES):
-                is_cut = "not cut" if of_block is None else "cut"
-                raise ScheduleError(
-                    f"bundle {bundle.name} has layout={bundle.layout}, and block {block_of[tensor]} is {is_cut}",
-                    where=where,
-                )
-            if of_block is not None and of_block.ranks != bundle.owners:
-                raise ScheduleError(f"bundle {bundle.name}: its block is cut over {of_block.ranks}", where=where)
+        if message := _bundle(schedule, bundle, block_of, numel):
+            raise _wrong(schedule, f"bundle {bundle.name}{message}")
     previous = {b.name: a.name for a, b in pairwise(model.blocks)}
     for op in schedule.ops:
-        message = None
-        match op:
-            case Compute() if not op.phase.on_bundle:
-                found = schedule.cut(op.target)
-                if found is not None and schedule.group(op.ranks) != schedule.group(found.ranks):
-                    message = f"block {op.target} is cut over {found.ranks}: all of it computes, and nobody else"
-            case Transfer() if op.slices:
-                message = _sliced_transfer(schedule, op, previous)
-            case Transfer() | Collective():
-                moved = op.values if isinstance(op, Transfer) else (op.value,)
-                bundles = [v.name for v in moved if v.kind.on_bundle]
-                if any(schedule.bundle(name).layout is Layout.FEATURES for name in bundles):
-                    message = "each owner alone has its features: there is nothing to exchange"
-                elif isinstance(op, Collective) and not bundles:
-                    message = _collective(schedule, op, model)
-            case _:
-                pass
-        if message:
-            raise ScheduleError(f"{message}\n  in: {print_op(op)}", where=where)
+        if message := _op(schedule, op, model, previous):
+            raise _wrong(schedule, f"{message}\n  in: {print_op(op)}")
+
+
+def _wrong(schedule: Schedule, message: str) -> ScheduleError:
+    return ScheduleError(message, where=f"schedule {schedule.name}")
+
+
+def _cut(schedule: Schedule, cut: Cut, model: ModelProfile) -> str | None:
+    """A cut is of a linear layer of its size, of which each rank has some features."""
+    linear = linear_of(model, cut.block)
+    if linear is None:
+        return "the block is no linear layer"
+    if linear != Linear(cut.inputs, cut.outputs):
+        return f"the block has {linear.inputs} inputs, {linear.outputs} outputs"
+    if len(schedule.group(cut.ranks)) > cut.features:
+        return f"a rank of {cut.ranks} would have no feature"
+    return None
+
+
+def _bundle(schedule: Schedule, bundle: Bundle, block_of: Mapping[str, str], numel: Mapping[str, int]) -> str | None:
+    """The parameters of cut blocks, and no others, are cut by features, as whole tensors, over the block's ranks."""
+    by_features = bundle.layout is Layout.FEATURES
+    if by_features and bundle.numel != sum(numel[t] for t in bundle.tensors):
+        return ": what is cut by features has whole tensors"
+    for tensor in bundle.tensors:
+        block = block_of[tensor]
+        cut = schedule.cut(block)
+        if (cut is not None) != by_features:
+            is_cut = "not cut" if cut is None else "cut"
+            return f" has layout={bundle.layout}, and block {block} is {is_cut}"
+        if cut is not None and cut.ranks != bundle.owners:
+            return f": its block is cut over {cut.ranks}"
+    return None
+
+
+def _op(schedule: Schedule, op: Op, model: ModelProfile, previous: Mapping[str, str]) -> str | None:
+    """The rules of ops, by what an op does."""
+    match op:
+        case Compute():
+            return _compute(schedule, op)
+        case Transfer() if op.slices:
+            return _sliced_transfer(schedule, op, previous)
+        case Transfer():
+            return _exchange(schedule, [v.name for v in op.values if v.kind.on_bundle])
+        case Collective() if op.value.kind.on_bundle:
+            return _exchange(schedule, [op.value.name])
+        case Collective():
+            return _collective(schedule, op, model)
+
+
+def _compute(schedule: Schedule, op: Compute) -> str | None:
+    """All ranks over which a block is cut compute it, and nobody else."""
+    cut = None if op.phase.on_bundle else schedule.cut(op.target)
+    if cut is not None and schedule.group(op.ranks) != schedule.group(cut.ranks):
+        return f"block {op.target} is cut over {cut.ranks}: all of it computes, and nobody else"
+    return None
+
+
+def _exchange(schedule: Schedule, bundles: Iterable[str]) -> str | None:
+    """What is cut by features stays where it is."""
+    if any(schedule.bundle(name).layout is Layout.FEATURES for name in bundles):
+        return "each owner alone has its features: there is nothing to exchange"
+    return None
 
 
 def check_sizes(schedule: Schedule, model: ModelProfile) -> None:
@@ -218,10 +250,8 @@ def check_sizes(schedule: Schedule, model: ModelProfile) -> None:
             features = cut.outputs if op.value.kind is ValueKind.ACT else cut.inputs
             expected = summed_bytes(samples, features, schedule.itemsize)
         if op.nbytes != expected:
-            raise ScheduleError(
-                f"nbytes={op.nbytes}, but {samples} samples have {expected} bytes\n  in: {print_op(op)}",
-                where=f"schedule {schedule.name}",
-            )
+            what = f"nbytes={op.nbytes}, but {samples} samples have {expected} bytes"
+            raise _wrong(schedule, f"{what}\n  in: {print_op(op)}")
 
 
 def _cut_block(op: Collective, model: ModelProfile) -> str:
@@ -237,7 +267,7 @@ def _of_activations(op: Op) -> TypeGuard[Collective]:
     return isinstance(op, Collective) and op.value.kind in (ValueKind.ACT, ValueKind.ACTGRAD, ValueKind.LOGSUM)
 
 
-def _sliced_transfer(schedule: Schedule, op: Transfer, previous: dict[str, str]) -> str | None:
+def _sliced_transfer(schedule: Schedule, op: Transfer, previous: Mapping[str, str]) -> str | None:
     cut = schedule.cut(op.slices)
     if cut is None or cut.axis is not Axis.ROWS:
         return f"slices={op.slices} is no block that is cut by rows"

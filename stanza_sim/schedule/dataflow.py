@@ -15,8 +15,8 @@ from stanza_sim.schedule.atoms import bits
 from stanza_sim.schedule.cuts import Form
 from stanza_sim.schedule.ops import Axis, Collective, CollectiveKind, Compute, Op, Phase, Transfer, Value, ValueKind
 from stanza_sim.schedule.order import order_of
+from stanza_sim.schedule.printing import print_op
 from stanza_sim.schedule.schedule import Schedule
-from stanza_sim.schedule.text import print_op
 
 _WHOLE = (Form.WHOLE,)
 _SLICED = (Form.WHOLE, Form.SLICE)

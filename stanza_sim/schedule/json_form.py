@@ -1,59 +1,24 @@
-"""The JSON form of a schedule: the same facts as the printed form, for programs."""
+"""Reads the JSON form of a schedule, which `schedule.printing` writes: the facts of the printed form, for programs."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from functools import cache
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from stanza_sim.base.errors import InputError, ScheduleError
-from stanza_sim.schedule.ops import NO_PRIORITY, Bundle, Collective, Compute, Cut, Group, Op, Transfer
+from stanza_sim.schedule.ops import NO_PRIORITY, Bundle, Cut, Group, Op
+from stanza_sim.schedule.printing import KINDS
 from stanza_sim.schedule.ranks import Ranks
 from stanza_sim.schedule.schedule import Schedule
-
-_KINDS: dict[str, type[Compute] | type[Transfer] | type[Collective]] = {
-    "compute": Compute,
-    "transfer": Transfer,
-    "collective": Collective,
-}
-
-_RARE = ("start", "credit", "slices")
-"""Fields that are 0 or empty in most schedules, and are then left out."""
 
 
 @cache
 def _readers() -> tuple[TypeAdapter[Bundle], TypeAdapter[Cut], dict[str, TypeAdapter[Any]]]:
     """Readers of a bundle, a cut and each kind of op; pydantic takes longer to make one than to use it."""
-    return TypeAdapter(Bundle), TypeAdapter(Cut), {kind: TypeAdapter(cls) for kind, cls in _KINDS.items()}
-
-
-def to_json(schedule: Schedule) -> str:
-    """Return the schedule as one JSON object (ranks as `0-8,10`, ops in program order under their kind)."""
-    s = schedule
-    names = {cls: kind for kind, cls in _KINDS.items()}
-    return json.dumps(
-        {
-            "name": s.name,
-            "model": s.model,
-            "world_size": s.world_size,
-            "batch_per_worker": s.batch_per_worker,
-            "microbatches": s.microbatches,
-            "itemsize": s.itemsize,
-            "groups": {g.name: str(g.ranks) for g in s.groups},
-            **({"cuts": [asdict(c) for c in s.cuts]} if s.cuts else {}),
-            "bundles": [_plain(b) for b in s.bundles],
-            "ops": [{"op": names[type(op)], **_plain(op)} for op in s.ops],
-        },
-        indent=1,
-    )
-
-
-def _plain(what: Bundle | Op) -> dict[str, Any]:
-    """The fields of `what`, but for those of `_RARE` that have their defaults."""
-    return {key: value for key, value in asdict(what).items() if value or key not in _RARE}
+    return TypeAdapter(Bundle), TypeAdapter(Cut), {kind: TypeAdapter(cls) for kind, cls in KINDS.items()}
 
 
 def from_json(text: str) -> Schedule:

@@ -1,11 +1,12 @@
 """Every rule that a schedule must keep. Both engines call `check` before they start.
 
-Here are the rules of form: names resolve to earlier ops and gate somebody; groups, blocks, bundles and lanes exist;
-both ends of each pair exist; sizes agree with the model; gradients go to owners and parameters come from them; a rank
-runs a forward pass once. In `stanza_sim.schedule.cuts` are those of blocks that are cut over a group. In
-`stanza_sim.schedule.factors` are those of sufficient factors. In `stanza_sim.schedule.dataflow` are those of data flow:
-a value is there before it is used; a pull writes parameters in place only behind a reduction that needed the rank's
-own push. In `stanza_sim.schedule.partial`: gradients that are added up on the way count once.
+Here are the rules of form of ops: names resolve to earlier ops and gate somebody; groups, blocks, bundles and lanes
+exist; both ends of each pair exist; sizes agree with the model; gradients go to owners and parameters come from them; a
+rank runs a forward pass once. In `stanza_sim.schedule.header` are the rules of what stands before the ops. In
+`stanza_sim.schedule.cuts` are those of blocks that are cut over a group. In `stanza_sim.schedule.factors` are those of
+sufficient factors. In `stanza_sim.schedule.dataflow` are those of data flow: a value is there before it is used; a pull
+writes parameters in place only behind a reduction that needed the rank's own push. In `stanza_sim.schedule.partial`:
+gradients that are added up on the way count once.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule.cuts import check_cuts, check_sizes
 from stanza_sim.schedule.dataflow import check_data_flow, violation
 from stanza_sim.schedule.factors import bundle_factors, check_factors, require_factors
+from stanza_sim.schedule.header import check_header
 from stanza_sim.schedule.ops import (
     BF16_BYTES,
     NAME,
     Algorithm,
-    Bundle,
     Carrier,
     Collective,
     CollectiveKind,
@@ -43,7 +44,6 @@ from stanza_sim.schedule.partial import check_partial_sums
 from stanza_sim.schedule.schedule import Schedule
 
 Mask = npt.NDArray[np.bool_]
-NAME_HINT = "names have letters, digits and _ . - / and no spaces, so that the printed form reads back"
 LABEL_BYTES = 8
 """Bytes of one label: an int64 class index, as torch's cross entropy takes it."""
 
@@ -74,6 +74,7 @@ def check(schedule: Schedule, model: ModelProfile) -> None:
     The rules of data flow are held against every rank, but for very large schedules: see
     `stanza_sim.schedule.order.order_of`.
     """
+    check_header(schedule, model)
     _Form(schedule, model).run()
     check_cuts(schedule, model)
     check_data_flow(schedule, model)
@@ -105,7 +106,6 @@ class _Form:
         return self.masks[group]
 
     def run(self) -> None:
-        self._header()
         for op in self.s.ops:
             self._groups(op)
         for i, op in enumerate(self.s.ops):
@@ -117,82 +117,6 @@ class _Form:
                     self._transfer(op)
                 case Collective():
                     self._collective(op)
-
-    # ---- header ----------------------------------------------------------------------------------------------
-
-    def _header(self) -> None:
-        s, where = self.s, f"schedule {self.s.name}"
-        for what, value in (
-            ("world", s.world_size),
-            ("batch", s.batch_per_worker),
-            ("microbatches", s.microbatches),
-            ("itemsize", s.itemsize),
-        ):
-            if value < 1:
-                raise ScheduleError(f"{what}={value} must be at least 1", where=where)
-        if s.batch_per_worker % s.microbatches:
-            raise ScheduleError(
-                f"a batch of {s.batch_per_worker} cannot be cut in {s.microbatches} equal micro-batches", where=where
-            )
-        for kind, names, once in (
-            ("schedule", [s.name], True),
-            ("model", [s.model], True),
-            ("block", [b.name for b in self.model.blocks], True),
-            ("tensor", [t for b in s.bundles for t in b.tensors], False),
-            ("group", [g.name for g in s.groups], True),
-            ("bundle", [b.name for b in s.bundles], True),
-            ("op", [o.name for o in s.ops], True),
-        ):
-            for name in names:
-                if NAME.fullmatch(name) is None:
-                    raise ScheduleError(f"{name!r} is not a name for a {kind}", where=where, hint=NAME_HINT)
-            if once and len(set(names)) != len(names):
-                twice = next(n for n in names if names.count(n) > 1)
-                raise ScheduleError(f"two {kind}s are called {twice}", where=where)
-        for g in s.groups:
-            if not len(g.ranks):
-                raise ScheduleError(f"group {g.name} is empty", where=where)
-            if g.ranks.spans[-1][1] > s.world_size:
-                raise ScheduleError(
-                    f"group {g.name} has rank {g.ranks.spans[-1][1] - 1}, the world is {s.world_size} ranks",
-                    where=where,
-                )
-        numel = {t.name: t.numel for b in self.model.blocks for t in b.tensors}
-        families: dict[tuple[str, ...], list[Bundle]] = {}  # bundles of the same tensors
-        for b in s.bundles:
-            s.owners(b)
-            for t in b.tensors:
-                if t not in numel:
-                    raise ScheduleError(f"bundle {b.name}: model {self.model.name} has no tensor {t}", where=where)
-            families.setdefault(b.tensors, []).append(b)
-        seen: set[str] = set()
-        for t in (t for tensors in families for t in tensors):
-            if t in seen:
-                raise ScheduleError(f"tensor {t} is in two bundles", where=where)
-            seen.add(t)
-        for tensors, parts in families.items():
-            self._parts(parts, sum(numel[t] for t in tensors))
-        if s.model != self.model.name:
-            raise ScheduleError(f"was made for model {s.model}, not {self.model.name}", where=where)
-
-    def _parts(self, parts: list[Bundle], numel: int) -> None:
-        """Bundles of the same tensors, of `numel` elements, must have each element once."""
-        where = f"schedule {self.s.name}"
-        if len(parts) == 1 and (parts[0].start or parts[0].numel != numel):
-            b = parts[0]
-            start = f" and start={b.start}" if b.start else ""
-            raise ScheduleError(f"bundle {b.name} has numel={b.numel}{start}, its tensors have {numel}", where=where)
-        end, last = 0, ""
-        for b in sorted(parts, key=lambda b: b.start) if len(parts) > 1 else ():
-            if b.start != end or b.numel < 1:
-                what = f"bundle {b.name} has the elements {b.start} to {b.start + b.numel} of its tensors"
-                before = f"bundle {last} ends" if last else "they begin"
-                raise ScheduleError(f"{what}, and {before} at {end}", where=where)
-            if b.layout is Layout.CUT:
-                raise ScheduleError(f"bundle {b.name} is a part of its tensors, and may not be cut again", where=where)
-            end, last = b.start + b.numel, b.name
-        if len(parts) > 1 and end != numel:
-            raise ScheduleError(f"bundle {last} ends at element {end} of its tensors, they have {numel}", where=where)
 
     # ---- one op by itself ------------------------------------------------------------------------------------
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule.ops import Compute, Phase, Transfer, Value, ValueKind
+from stanza_sim.schedule.printing import print_op
 from stanza_sim.schedule.schedule import Schedule
-from stanza_sim.schedule.text import print_op
 
 Counts = npt.NDArray[np.int64]
 

@@ -14,21 +14,33 @@ is held to this one by tests. `docs/explanation/semantics.md` has the rules in w
 - *In order* (`Issue.IN_ORDER`, which NCCL needs). A rank walks the ops of each channel in program order: it posts its
   sends and receives of an op together, and goes on when these are complete.
 
-A key is (iteration, index of the unit in the program).
+What is in which lane, and what is posted after what, is worked out once, in `schedule.progress_tables`. A key is
+(iteration, index of the unit in the program).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from heapq import heappop, heappush
 
 from stanza_sim.base.errors import RunError
-from stanza_sim.schedule.ops import Collective, Compute, Transfer
+from stanza_sim.schedule.ops import Transfer
 from stanza_sim.schedule.program import RankProgram, Unit, UnitKind
-from stanza_sim.schedule.ranks import Ranks
+from stanza_sim.schedule.progress_tables import (
+    Lane,
+    Line,
+    behind_of,
+    lanes_of,
+    lines_of,
+    needed_by,
+    needed_of,
+    posting_order,
+    sends_of,
+)
+from stanza_sim.schedule.progress_words import label, waiting_lines
 
 Key = tuple[int, int]
 
@@ -71,36 +83,6 @@ NOTHING = Instructions()
 """Nothing follows. Never changed."""
 
 
-@dataclass(slots=True)
-class _Lane:
-    """What is done one at a time, in program order. A place is one unit, or in an in-order channel those of one op."""
-
-    places: list[tuple[int, ...]]
-    in_order: bool = False
-    iteration: int = 0
-    position: int = 0
-    busy: bool = False
-    left: int = 0
-    """In an in-order channel: sends and messages of the op under way that are not complete."""
-
-
-@dataclass(slots=True)
-class _Line:
-    """Sends of a channel with credit to the same destinations."""
-
-    credit: int
-    under_way: int = 0
-    waiting: list[tuple[int, int, int]] = field(default_factory=list)  # heap of (priority, iteration, unit)
-
-    @property
-    def has_credit(self) -> bool:
-        return self.under_way < self.credit
-
-    @property
-    def may_go(self) -> int:
-        return min(self.credit - self.under_way, len(self.waiting))
-
-
 class Progress:
     """One rank's progress through `iterations` iterations (without end if None) of its program.
 
@@ -122,22 +104,15 @@ class Progress:
         self.program, self.iterations, self.issue = program, iterations, issue
         self.units: tuple[Unit, ...] = program.units
         self._messages = [messages.get(u.index, 0) for u in self.units]
-        self._next: list[list[int]] = [[] for _ in self.units]
-        self._next_iteration: list[list[int]] = [[] for _ in self.units]
-        first: list[int] = []
-        for u in self.units:
-            for j in u.needs:
-                self._next[j].append(u.index)
-            for j in u.needs_previous:
-                self._next_iteration[j].append(u.index)
-            awaited = self._messages[u.index] if u.kind is UnitKind.RECV else 0
-            first.append(1 + len(u.needs) + awaited)  # one for the opening of the iteration
-        self._needed = first, [n + len(u.needs_previous) for n, u in zip(first, self.units, strict=True)]
-        self._lanes = self._make_lanes()
+        self._next, self._next_iteration = needed_by(self.units)
+        self._needed = needed_of(self.units, self._messages)
+        in_order = issue is Issue.IN_ORDER
+        self._lanes = lanes_of(self.units, self._messages, in_order=in_order)
         self._lane_of = {u: lane for lane in self._lanes for place in lane.places for u in place}
-        self._lines, self._line_of = self._make_lines()
-        self._followers, self._followers_next = posting_order([u for u, op in self._sends() if not op.credit])
-        self._behind = self._make_behind()
+        sends = [] if in_order else sends_of(self.units, self._messages)
+        self._lines, self._line_of = lines_of(sends)
+        self._followers, self._followers_next = posting_order([u for u, op in sends if not op.credit])
+        self._behind = behind_of(len(self.units), self._followers, self._followers_next)
         self._missing: dict[int, list[int]] = {}  # iteration -> per unit, what it waits for
         self._unposted: dict[int, list[int]] = {}  # iteration -> per send, earlier ones that are to be posted before it
         self._incomplete: dict[int, set[int]] = {}
@@ -154,55 +129,6 @@ class Progress:
         """Iterations that are complete."""
         self.completed = 0
         """Units that are complete, over all iterations."""
-
-    # ---- tables ------------------------------------------------------------------------------------------------------
-
-    def _make_lanes(self) -> list[_Lane]:
-        lanes: dict[tuple[str, str | Ranks], _Lane] = {}
-        for u in self.units:
-            match u.op:
-                case Compute():
-                    lanes.setdefault(("lane", u.op.lane), _Lane([])).places.append((u.index,))
-                case Collective():
-                    lanes.setdefault(("group", u.peers), _Lane([])).places.append((u.index,))
-                case Transfer() if self.issue is Issue.IN_ORDER and self._messages[u.index]:
-                    places = lanes.setdefault(("channel", u.op.channel), _Lane([], in_order=True)).places
-                    if places and self.units[places[-1][0]].op is u.op:
-                        places[-1] += (u.index,)
-                    else:
-                        places.append((u.index,))
-                case Transfer():
-                    pass
-        return list(lanes.values())
-
-    def _sends(self) -> list[tuple[Unit, Transfer]]:
-        """Sends that are posted one by one."""
-        if self.issue is Issue.IN_ORDER:
-            return []
-        return [
-            (u, u.op)
-            for u in self.units
-            if u.kind is UnitKind.SEND and isinstance(u.op, Transfer) and self._messages[u.index]
-        ]
-
-    def _make_lines(self) -> tuple[list[_Line], dict[int, _Line]]:
-        lines: dict[tuple[str, Ranks], _Line] = {}
-        line_of = {
-            u.index: lines.setdefault((op.channel, u.peers), _Line(op.credit)) for u, op in self._sends() if op.credit
-        }
-        return list(lines.values()), line_of
-
-    def _make_behind(self) -> tuple[list[int], list[int]]:
-        """How many sends must be posted before each, in the first iteration and in later ones."""
-        first = [0] * len(self.units)
-        for followers in self._followers.values():
-            for v in followers:
-                first[v] += 1
-        later = list(first)
-        for followers in self._followers_next.values():
-            for v in followers:
-                later[v] += 1
-        return first, later
 
     # ---- events ------------------------------------------------------------------------------------------------------
 
@@ -319,25 +245,8 @@ class Progress:
         """In words, what is incomplete in the oldest iteration under way, and what each unit waits for."""
         if self.ended not in self._incomplete:
             return []
-        i = self.ended
-        left, lines = self._incomplete[i], []
-        for index in sorted(left):
-            u = self.units[index]
-            lacks = [label(self.units[j]) for j in u.needs if j in left]
-            for j in u.needs_previous:
-                if j in self._incomplete.get(i - 1, ()):
-                    lacks.append(f"{label(self.units[j])} of the iteration before")
-            if u.kind is UnitKind.RECV and self._messages[index]:
-                what = f"awaits messages from ranks {u.peers}" + (f" and {', '.join(lacks)}" if lacks else "")
-            elif lacks:
-                what = f"waits for {', '.join(lacks)}"
-            elif u.kind is UnitKind.COMPUTE:
-                what = "is being computed, or waits for its turn in its lane"
-            elif u.kind is UnitKind.SEND:
-                what = f"waits for its turn, or for its receivers: ranks {u.peers}"
-            else:
-                what = f"waits for its turn, or for the other members: ranks {u.peers}"
-            lines.append(f"iteration {i}: {label(u)} {what}")
+        left, before = self._incomplete[self.ended], self._incomplete.get(self.ended - 1, set())
+        lines = waiting_lines(self.units, self._messages, self.ended, left, before)
         return lines[:most] + ([f"and {len(lines) - most} more"] if len(lines) > most else [])
 
     def story(self) -> str:
@@ -424,7 +333,7 @@ class Progress:
 
     # ---- turns -------------------------------------------------------------------------------------------------------
 
-    def _next_of(self, lane: _Lane, out: Instructions) -> None:
+    def _next_of(self, lane: Lane, out: Instructions) -> None:
         """Start what is next in a lane if it is idle and that is ready."""
         if lane.busy:
             return
@@ -446,13 +355,13 @@ class Progress:
         if lane.position == len(lane.places):
             lane.iteration, lane.position = i + 1, 0
 
-    def _through(self, lane: _Lane) -> None:
+    def _through(self, lane: Lane) -> None:
         """The unit that a lane was at is complete, or a part of the op that an in-order channel was at."""
         if lane.in_order:
             lane.left -= 1
         lane.busy = lane.left > 0
 
-    def _offer(self, line: _Line) -> None:
+    def _offer(self, line: Line) -> None:
         """Let the first send of a line be posted, if there is credit."""
         if line.may_go > 0:
             heappush(self._postable, line.waiting[0])
@@ -479,45 +388,6 @@ class _None(list[int]):
 
 
 _NONE = _None()
-
-
-def posting_order(sends: Sequence[Unit]) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
-    """Which sends may only be posted after each of `sends`, in its own iteration and in the next one.
-
-    `sends` are those of one rank in channels without credit. A send waits for every earlier one of its channel to any
-    of the same destinations; of earlier ones to equal destinations the last stands for all.
-    """
-    channels: dict[str, dict[Ranks, list[int]]] = {}
-    peers_of = {u.index: u.peers for u in sends}
-    for u in sends:
-        if isinstance(u.op, Transfer):
-            channels.setdefault(u.op.channel, {}).setdefault(u.peers, []).append(u.index)
-    after: dict[int, list[int]] = {}
-    after_next: dict[int, list[int]] = {}
-    for by_peers in channels.values():
-        seen: dict[Ranks, int] = {}
-        for index in sorted(i for indices in by_peers.values() for i in indices):
-            mine = peers_of[index]
-            for peers, indices in by_peers.items():
-                if peers != mine and not _meet(peers, mine):
-                    continue
-                if (previous := seen.get(peers)) is not None:
-                    after.setdefault(previous, []).append(index)
-                else:
-                    after_next.setdefault(indices[-1], []).append(index)
-            seen[mine] = index
-    return after, after_next
-
-
-def _meet(a: Ranks, b: Ranks) -> bool:
-    """Whether two sets of ranks have any in common."""
-    return any(x < d and c < y for x, y in a.spans for c, d in b.spans)
-
-
-def label(unit: Unit) -> str:
-    """The unit's op with its side, as in `push.fc1.recv`."""
-    side = {UnitKind.SEND: ".sent", UnitKind.RECV: ".recv"}.get(unit.kind, "")
-    return unit.op.name + side
 
 
 def stuck(cores: Iterable[Progress]) -> str:

@@ -9,6 +9,7 @@ from functools import cached_property
 
 from stanza_sim.base.errors import InputError, ScheduleError
 from stanza_sim.base.tables import shortened
+from stanza_sim.schedule import printing
 from stanza_sim.schedule.ops import (
     BF16_BYTES,
     Bundle,
@@ -209,15 +210,11 @@ class Schedule:
 
     def text(self) -> str:
         """The printed form; `stanza_sim.schedule.parse` reads it back to an equal schedule."""
-        from stanza_sim.schedule.text import print_schedule
-
-        return print_schedule(self)
+        return printing.print_schedule(self)
 
     def to_json(self) -> str:
         """The JSON form; `stanza_sim.schedule.from_json` reads it back to an equal schedule."""
-        from stanza_sim.schedule.json_form import to_json
-
-        return to_json(self)
+        return printing.to_json(self)
 
     def digest(self) -> str:
         """SHA-256 of the printed form, in hexadecimal: which schedule a run executed."""

@@ -1,4 +1,6 @@
-"""The printed form of a schedule. Printed form = parse form = trace label = join key.
+"""Reads the printed form of a schedule, which `schedule.printing` writes.
+
+Printed form = parse form = trace label = join key:
 
     schedule allreduce model=lenet world=4 batch=32 microbatches=1 itemsize=4
     group worker 0-3
@@ -20,7 +22,7 @@ import re
 from enum import StrEnum
 from typing import TypeVar
 
-from stanza_sim.base.errors import InputError, ScheduleError
+from stanza_sim.base.errors import ScheduleError, at
 from stanza_sim.schedule.ops import (
     CHUNK_BYTES,
     NO_PRIORITY,
@@ -48,59 +50,6 @@ from stanza_sim.schedule.schedule import Schedule
 _VALUE = re.compile(r"([a-z]+)(?:\(([^()]*)\))?")
 _PAIR = re.compile(r"([0-9]{1,18})>([0-9]{1,18})")
 E_ = TypeVar("E_", bound=StrEnum)
-
-
-def print_op(op: Op) -> str:
-    """One line that says everything about `op`; `parse_op` reads it back to an equal op."""
-    match op:
-        case Compute():
-            words = [op.phase, op.target, f"@{op.ranks}"]
-            options = {"microbatch": op.microbatch or None, "lane": None if op.lane == "main" else op.lane}
-        case Transfer():
-            words = ["transfer", "+".join(map(str, op.values)), f"{op.src}->{op.dst}", op.pattern]
-            options = {
-                "nbytes": op.nbytes,
-                "channel": None if op.channel == "p2p" else op.channel,
-                "priority": op.priority or None,
-                "credit": op.credit or None,
-                "microbatch": op.microbatch or None,
-                "arrives_as": op.arrives_as,
-                "wire": None if op.wire is Wire.NATIVE else op.wire,
-                "pairs": ",".join(f"{a}>{b}" for a, b in op.pairs) or None,
-                "slices": op.slices or None,
-            }
-        case Collective():
-            words = [op.kind, str(op.value), f"@{op.ranks}"]
-            options = {
-                "nbytes": op.nbytes,
-                "algorithm": op.algorithm,
-                "by": None if op.by is Carrier.BACKEND else op.by,
-                "local": op.local or None,
-                "chunk": None if op.chunk == CHUNK_BYTES else op.chunk,
-                "microbatch": op.microbatch or None,
-                "root": op.root,
-            }
-    options["after"] = ",".join(op.after) or None
-    options["after_previous"] = ",".join(op.after_previous) or None
-    return " ".join([f"{op.name}:", *words, *(f"{k}={v}" for k, v in options.items() if v is not None)])
-
-
-def print_schedule(schedule: Schedule) -> str:
-    """The whole schedule as text, one line each for the header, every group, bundle and op."""
-    s = schedule
-    lines = [
-        f"schedule {s.name} model={s.model} world={s.world_size} batch={s.batch_per_worker} "
-        f"microbatches={s.microbatches} itemsize={s.itemsize}"
-    ]
-    lines += [f"group {g.name} {g.ranks}" for g in s.groups]
-    lines += [f"cut {c.block} @{c.ranks} {c.axis} inputs={c.inputs} outputs={c.outputs}" for c in s.cuts]
-    lines += [
-        f"bundle {b.name} numel={b.numel} owners={b.owners} layout={b.layout} "
-        f"{f'start={b.start} ' if b.start else ''}tensors={','.join(b.tensors)}"
-        for b in s.bundles
-    ]
-    lines += [print_op(op) for op in s.ops]
-    return "\n".join(lines) + "\n"
 
 
 class _Line:
@@ -254,7 +203,7 @@ def parse(text: str) -> Schedule:
             continue
         line = _Line(raw.strip())
         first = line.words[0] if line.words else ""
-        try:
+        with at(f"line {number}", kind=ScheduleError):
             if first == "schedule":
                 line.word("schedule")
                 if header is not None:
@@ -298,8 +247,6 @@ def parse(text: str) -> Schedule:
                 ops.append(parse_op(raw.strip()))
                 continue
             line.end()
-        except InputError as e:
-            raise ScheduleError(e.message, where=f"line {number}", hint=e.hint) from None
     if header is None:
         raise ScheduleError("the schedule has no header", hint="begin with: schedule NAME model=M world=N batch=B")
     parts = {"groups": tuple(groups), "cuts": tuple(cuts), "bundles": tuple(bundles), "ops": tuple(ops)}

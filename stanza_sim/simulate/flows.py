@@ -8,7 +8,7 @@ last byte has moved. A flow of 0 bytes, or from a host to itself, completes when
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from math import inf, isfinite
@@ -17,10 +17,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from stanza_sim.base.errors import InputError, RunError
-from stanza_sim.base.tables import Tabular
-from stanza_sim.base.units import format_time
+from stanza_sim.base.errors import InputError, RunError, at
+from stanza_sim.simulate.engines import EngineChoice, engine_of, require_numba
 from stanza_sim.simulate.plain.fluid import TIE, Activity, FluidShare
+from stanza_sim.simulate.prediction import FlowResult
 
 COMPILED_FROM = 20_000
 """From so many flows on, the compiled solver is worth its start-up time."""
@@ -65,32 +65,6 @@ class _Case(BaseModel):
     flows: list[_Flow]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class FlowResult(Tabular):
-    """Answer to a case. `utilisation` is the share of `makespan_s` in which a link's whole rate is used.
-
-    `bottleneck` names, for each flow, the link that limited it when it ended, or None for a flow that used none.
-    """
-
-    completion_s: dict[str, float]
-    utilisation: dict[str, float]
-    bottleneck: dict[str, str | None]
-    makespan_s: float
-
-    def __repr__(self) -> str:
-        size = f"{len(self.completion_s):,} flows over {len(self.utilisation):,} links"
-        return f"<FlowResult of {size}, complete after {format_time(self.makespan_s)}>"
-
-    def _columns(self) -> Mapping[str, Sequence[object]]:
-        """One row for each flow."""
-        names = list(self.completion_s)
-        return {
-            "flow": names,
-            "completion_s": list(self.completion_s.values()),
-            "bottleneck": [self.bottleneck[name] for name in names],
-        }
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Checked:
     """A case with names resolved: per flow its links, bytes, earliest start, total delay and dependencies."""
@@ -108,7 +82,8 @@ class _Checked:
 def read_case(path: Path) -> dict[str, Any]:
     """Read a case from a JSON file; raises `InputError` for a file that is no JSON object."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        with at(str(path)):
+            data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except FileNotFoundError:
         raise InputError("there is no such file", where=str(path)) from None
     except OSError as e:
@@ -117,8 +92,6 @@ def read_case(path: Path) -> dict[str, Any]:
         raise InputError("is not JSON text", where=str(path)) from None
     except json.JSONDecodeError as e:
         raise InputError(f"is not JSON: {e.msg} (line {e.lineno}, column {e.colno})", where=str(path)) from None
-    except InputError as e:
-        raise InputError(e.message, where=str(path)) from None
     except ValueError:
         raise InputError("has a number that is too long to read", where=str(path)) from None
     if not isinstance(data, dict):
@@ -127,15 +100,16 @@ def read_case(path: Path) -> dict[str, Any]:
 
 
 def _no_constant(name: str) -> float:
-    raise InputError(f"{name} is not a number that JSON has", hint="every number must be finite")
+    raise InputError(f"{name} is not a number that JSON has")
 
 
-def simulate_flows(case: Mapping[str, Any]) -> FlowResult:
+def simulate_flows(case: Mapping[str, Any], *, engine: EngineChoice | str = EngineChoice.AUTO) -> FlowResult:
     """Run a case: a mapping with `hosts`, `links`, `routes` and `flows`; other keys are ignored.
 
-    Bandwidths are bytes per second, latencies, starts and delays seconds; every link is one direction. Raises
-    `InputError` for names that do not resolve, routes that do not connect, cyclic dependencies, and numbers that are
-    negative, zero where a rate is, or not finite.
+    Bandwidths are bytes per second, latencies, starts and delays seconds; every link is one direction. `engine` is
+    `plain`, `compiled` (with numba) or `auto`, which takes the quicker one; they agree. Raises `InputError` for names
+    that do not resolve, routes that do not connect, cyclic dependencies, and numbers that are negative, zero where a
+    rate is, or not finite.
 
     >>> import stanza_sim as ss
     >>> case = {
@@ -148,8 +122,11 @@ def simulate_flows(case: Mapping[str, Any]) -> FlowResult:
     {'f': 0.00101}
     """
     checked = _check(case)
-    run = _run
-    if len(checked.names) >= COMPILED_FROM:
+    chosen = engine_of(engine)
+    if chosen is EngineChoice.COMPILED:
+        require_numba()
+    run = _run_compiled if chosen is EngineChoice.COMPILED else _run
+    if chosen is EngineChoice.AUTO and len(checked.names) >= COMPILED_FROM:
         from stanza_sim.simulate.compiled import kernel
 
         run = _run_compiled if kernel.COMPILED else _run
@@ -178,45 +155,14 @@ def _check(case: Mapping[str, Any]) -> _Checked:
         raise InputError("is nested too deeply") from None
     hosts = _unique(c.hosts, "hosts")
     links = _unique([x.name for x in c.links], "links")
-    routes: dict[tuple[str, str], tuple[int, ...]] = {}
-    ends: dict[int, tuple[str | None, str | None]] = {}
-    for i, r in enumerate(c.routes):
-        where = f"routes.{i}"
-        for end in (r.src, r.dst):
-            if end not in hosts:
-                raise InputError(f"there is no host {end!r}", where=where)
-        if (r.src, r.dst) in routes:
-            raise InputError(f"a second route from {r.src} to {r.dst}", where=where)
-        for name in r.links:
-            if name not in links:
-                raise InputError(f"there is no link {name!r}", where=where)
-        indices = tuple(links[name] for name in r.links)
-        if r.src != r.dst and not indices:
-            raise InputError(f"the route from {r.src} to {r.dst} has no links", where=where)
-        if len(set(indices)) != len(indices):
-            raise InputError(f"the route from {r.src} to {r.dst} uses a link twice", where=where)
-        routes[r.src, r.dst] = indices
-        if r.src != r.dst and len(indices) > 1:  # a single link may be a medium that several hosts share
-            _connects(ends, indices, r, c.links, where)
+    routes = _routes(c, hosts, links)
     flows = _unique([f.id for f in c.flows], "flows")
-    route, delay, deps = [], [], []
-    for i, f in enumerate(c.flows):
+    route: list[tuple[int, ...]] = []
+    deps: list[list[int]] = []
+    for i, f in enumerate(c.flows):  # the first flow that is wrong is named
         where = f"flows.{i} ({f.id})"
-        for end in (f.src, f.dst):
-            if end not in hosts:
-                raise InputError(f"there is no host {end!r}", where=where)
-        if f.src == f.dst:
-            own: tuple[int, ...] = ()
-        elif (f.src, f.dst) in routes:
-            own = routes[f.src, f.dst]
-        else:
-            raise InputError(f"no route connects {f.src} to {f.dst}", where=where, hint="add it to routes")
-        for d in f.deps:
-            if d not in flows:
-                raise InputError(f"depends on {d!r}, and there is no such flow", where=where)
-        route.append(own)
-        delay.append(f.delay + sum(c.links[q].latency for q in own))
-        deps.append(sorted({flows[d] for d in f.deps}))
+        route.append(_route_of(f, hosts, routes, where))
+        deps.append(_dependencies(f, flows, where))
     _acyclic(deps, [f.id for f in c.flows])
     return _Checked(
         names=[f.id for f in c.flows],
@@ -225,9 +171,62 @@ def _check(case: Mapping[str, Any]) -> _Checked:
         route=route,
         nbytes=[f.bytes if f.src != f.dst else 0.0 for f in c.flows],
         start=[f.start for f in c.flows],
-        delay=delay,
+        delay=[f.delay + sum(c.links[q].latency for q in own) for f, own in zip(c.flows, route, strict=True)],
         deps=deps,
     )
+
+
+def _routes(c: _Case, hosts: Container[str], links: Mapping[str, int]) -> dict[tuple[str, str], tuple[int, ...]]:
+    """The links of each route, by its two ends."""
+    routes: dict[tuple[str, str], tuple[int, ...]] = {}
+    ends: dict[int, tuple[str | None, str | None]] = {}
+    for i, r in enumerate(c.routes):
+        where = f"routes.{i}"
+        _are_hosts(r, hosts, where)
+        if (r.src, r.dst) in routes:
+            raise InputError(f"a second route from {r.src} to {r.dst}", where=where)
+        indices = routes[r.src, r.dst] = _links_of(r, links, where)
+        if r.src != r.dst and len(indices) > 1:  # a single link may be a medium that several hosts share
+            _connects(ends, indices, r, c.links, where)
+    return routes
+
+
+def _are_hosts(between: _Route | _Flow, hosts: Container[str], where: str) -> None:
+    for end in (between.src, between.dst):
+        if end not in hosts:
+            raise InputError(f"there is no host {end!r}", where=where)
+
+
+def _links_of(r: _Route, links: Mapping[str, int], where: str) -> tuple[int, ...]:
+    for name in r.links:
+        if name not in links:
+            raise InputError(f"there is no link {name!r}", where=where)
+    indices = tuple(links[name] for name in r.links)
+    if r.src != r.dst and not indices:
+        raise InputError(f"the route from {r.src} to {r.dst} has no links", where=where)
+    if len(set(indices)) != len(indices):
+        raise InputError(f"the route from {r.src} to {r.dst} uses a link twice", where=where)
+    return indices
+
+
+def _route_of(
+    f: _Flow, hosts: Container[str], routes: Mapping[tuple[str, str], tuple[int, ...]], where: str
+) -> tuple[int, ...]:
+    """The links that a flow uses; none from a host to itself."""
+    _are_hosts(f, hosts, where)
+    if f.src == f.dst:
+        return ()
+    if (f.src, f.dst) not in routes:
+        raise InputError(f"no route connects {f.src} to {f.dst}", where=where, hint="add it to routes")
+    return routes[f.src, f.dst]
+
+
+def _dependencies(f: _Flow, flows: Mapping[str, int], where: str) -> list[int]:
+    """The numbers of the flows that a flow waits for."""
+    for d in f.deps:
+        if d not in flows:
+            raise InputError(f"depends on {d!r}, and there is no such flow", where=where)
+    return sorted({flows[d] for d in f.deps})
 
 
 def _unique(names: list[str], what: str) -> dict[str, int]:

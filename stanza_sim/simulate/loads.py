@@ -39,7 +39,7 @@ class Message:
 
     `kind` tells apart the pairs of ranks between the two classes: `NEAR` on one host, `FAR` across a switch, and from
     `FAR` + 1 on the classes of pairs of hosts on a fabric with shared links. Where devices are staged, `copy_out` runs
-    from the posting on and before all else, and `copy_in` after all else (see `Lowering.copy`).
+    from the posting on and before all else, and `copy_in` after all else (see `MessageLoads.copy`).
     """
 
     src: int

@@ -9,13 +9,18 @@ from statistics import median
 from threading import Event
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.routing import mix
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
+from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate.background import BackgroundFlow
-from stanza_sim.simulate.run import Case, Collectives, EngineKind, Outcome, Prediction, Repeats, collector_off
+from stanza_sim.simulate.engines import EngineChoice
+from stanza_sim.simulate.prediction import Prediction, Repeats
+from stanza_sim.simulate.run import Case, Collectives, Outcome, collector_off
 from stanza_sim.simulate.variation import Variation
 
 if TYPE_CHECKING:
@@ -31,7 +36,8 @@ def simulate_repeats(
     variation: Variation,
     repeats: int,
     collectives: Collectives = Collectives.ACTIVITY,
-    engine: EngineKind = EngineKind.AUTO,
+    engine: EngineChoice | str = EngineChoice.AUTO,
+    issue: Issue = Issue.EAGER,
 ) -> Prediction:
     """Simulate `repeats` times, each with draws of its own; see `simulate` for the rest.
 
@@ -53,13 +59,15 @@ def simulate_repeats(
             collectives=collectives,
             times=repeats,
             engine=engine,
+            issue=issue,
         )
         found = _outcomes(case, variation, repeats)
         if repeats == 1:
             return case.predict(found[0])
         found.sort(key=lambda o: o.iteration_s)
         times = [o.iteration_s for o in found]
-        middle, p5_s, p95_s = median(times), percentile(times, 0.05), percentile(times, 0.95)
+        middle = median(times)
+        p5_s, p95_s = np.quantile(times, (0.05, 0.95)).tolist()
         return replace(
             case.predict(found[(repeats - 1) // 2]),
             iteration_s=middle,
@@ -94,11 +102,3 @@ def redrawn(flow: BackgroundFlow, repeat: int) -> BackgroundFlow:
     if not repeat:
         return flow
     return replace(flow, traffic=replace(flow.traffic, seed=mix(flow.traffic.seed) ^ repeat))
-
-
-def percentile(ascending: list[float], share: float) -> float:
-    """Return the value below which `share` of the values lie, interpolated linearly between them."""
-    at = share * (len(ascending) - 1)
-    low = int(at)
-    high = min(low + 1, len(ascending) - 1)
-    return ascending[low] + (at - low) * (ascending[high] - ascending[low])

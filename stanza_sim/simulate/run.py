@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,17 +11,20 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.errors import InputError, RunError
-from stanza_sim.base.tables import shortened
-from stanza_sim.base.units import format_time
+from stanza_sim.base.processes import cores as available_cores
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Schedule, Transfer, UnitKind, check
+from stanza_sim.schedule.progress import Issue
+from stanza_sim.simulate.engines import EngineChoice, engine_of, require_numba
 from stanza_sim.simulate.loads import Lowered
 from stanza_sim.simulate.lowering.arrays import ArrayLowered, lower_to_arrays, message_count
 from stanza_sim.simulate.lowering.bounds import bottleneck, bound_s, demands
 from stanza_sim.simulate.lowering.fold import fold, unfolded
 from stanza_sim.simulate.lowering.lower import lower
 from stanza_sim.simulate.plain.engine import Engine
+from stanza_sim.simulate.prediction import Prediction
+from stanza_sim.simulate.steady import even_window, steady_window
 from stanza_sim.timeline.measures import op_seconds, steady_iteration_s, waiting
 from stanza_sim.timeline.spans import Span, Timeline
 
@@ -34,81 +36,17 @@ if TYPE_CHECKING:
     from stanza_sim.simulate.costs import CostModel
     from stanza_sim.simulate.variation import Variation
 
-REPEATS = 1e-6
-"""Iterations repeat when their lengths differ by no more than this, relatively."""
-EVEN, EVEN_FROM = 1e-3, 4
-"""Where iterations do not repeat, the mean has settled when two halves of so many agree by so much, relatively."""
 COMPILED_FROM = 1_500
 """From so many parts on (see `part_count`), of all repeats together, compiled code is worth its start-up time."""
 MOST_NODES = 8_000_000
 """Simulations that run side by side have together no more nodes than this; one takes some 100 bytes."""
 WARM_UP, MEASURED = 2, 5
 """Iterations of a random simulation: those before the window, and those in it."""
-MOST_PERIODS = 8
-"""A steady state may alternate: lengths may repeat after up to so many iterations."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Repeats:
-    """How long an iteration takes over `count` repeats of a random simulation: 5th, 50th and 95th percentile, seconds.
-
-    Percentiles interpolate linearly between repeats.
-    """
-
-    count: int
-    p5_s: float
-    median_s: float
-    p95_s: float
-
-
-class EngineKind(StrEnum):
-    """Which engine simulates: `AUTO` takes the compiled one where it can be used and is worth its start-up time."""
-
-    AUTO = "auto"
-    PLAIN = "plain"
-    COMPILED = "compiled"
-
-
 class Collectives(StrEnum):
     """How collectives are simulated: each as one activity over all links that it uses, or message by message."""
 
     ACTIVITY = "activity"
     STEPS = "steps"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class Prediction:
-    """What the simulator predicts for one schedule. Times in seconds, per iteration, in the steady state.
-
-    `utilisation` maps resources (links, also those that folding made one, devices and cores) to the share of the
-    iteration in which they are busy, background traffic included; `bound_s` is what no order of the same work can
-    beat; bytes are per iteration and rank (of the rank that stands for its class when folded). `steady` says that
-    iterations repeat; otherwise `iteration_s` is a mean, which has `settled` or not after `iterations`. `repeats` is
-    there for a prediction made of several (see `simulate_repeats`), of which all but `iteration_s` and `samples_per_s`
-    is the one in the middle.
-    """
-
-    timeline: Timeline
-    iteration_s: float
-    samples_per_s: float
-    exposed_comm_s: float
-    idle_s: float
-    bound_s: float
-    bottleneck: str
-    cost_source: str
-    utilisation: dict[str, float]
-    op_seconds: dict[str, float]
-    sent_bytes: dict[int, int]
-    received_bytes: dict[int, int]
-    iterations: int
-    steady: bool
-    events: int
-    settled: bool = True
-    repeats: Repeats | None = None
-
-    def __repr__(self) -> str:
-        speed = f"{format_time(self.iteration_s)} an iteration, {self.samples_per_s:,.4g} samples/s"
-        return f"<Prediction: {speed}, limited by {shortened(self.bottleneck)}>"
 
 
 @contextmanager
@@ -138,7 +76,8 @@ def simulate(
     max_iterations: int = 40,
     variation: Variation | None = None,
     collectives: Collectives = Collectives.ACTIVITY,
-    engine: EngineKind = EngineKind.AUTO,
+    engine: EngineChoice | str = EngineChoice.AUTO,
+    issue: Issue = Issue.EAGER,
 ) -> Prediction:
     """Predict the steady state of `schedule`, with the costs of rank r's device from `costs(r)`.
 
@@ -146,7 +85,7 @@ def simulate(
     makes computations take longer or shorter by chance: nothing is then folded, and `iteration_s` is the mean over a
     fixed number of iterations, as it is where background traffic comes and goes. Raises `ScheduleError` for an illegal
     schedule and `InputError` if the cluster has another number of ranks. With `collectives` step by step nothing is
-    folded where there are any. With the compiled `engine` nothing is folded, since it simulates every rank.
+    folded where there are any. `engine` is one of `EngineChoice`, `issue` how messages are issued.
     """
     if variation is not None and not variation.varies:
         variation = None
@@ -161,6 +100,7 @@ def simulate(
         collectives=collectives,
         times=1,
         engine=engine,
+        issue=issue,
     )
     return case.predict(case.run(variation, max_iterations=max_iterations), cost_source)
 
@@ -201,7 +141,8 @@ class Case:
         fold_ranks: bool,
         collectives: Collectives,
         times: int,
-        engine: EngineKind = EngineKind.AUTO,
+        engine: EngineChoice | str = EngineChoice.AUTO,
+        issue: Issue = Issue.EAGER,
     ) -> None:
         check(schedule, model)
         if cluster.world_size != schedule.world_size:
@@ -211,22 +152,23 @@ class Case:
                 hint="build the schedule for the cluster's number of ranks, or set `nodes`",
             )
         self.schedule, self.cluster, self.costs, self.by_chance = schedule, cluster, costs, by_chance
+        self.issue = issue
+        engine = engine_of(engine)
         stepwise = collectives is Collectives.STEPS and any(isinstance(op, Collective) for op in schedule.ops)
-        if engine is EngineKind.COMPILED and (stepwise or find_spec("numba") is None):
-            what = "knows no collectives step by step" if stepwise else "needs numba, and it is not installed"
-            hint = "use collectives activity" if stepwise else "pip install 'stanza-sim[fast]'"
-            raise InputError(f"the compiled engine {what}", hint=f"{hint}, or the plain engine")
-        folds = fold_ranks and not by_chance and not stepwise and engine is not EngineKind.COMPILED
+        # What compiled code does not know: collectives step by step, issuing in order, and folded ranks.
+        missing = "collectives step by step" if stepwise else "issuing in order" if issue is Issue.IN_ORDER else ""
+        if engine is EngineChoice.COMPILED:
+            if missing:
+                raise InputError(f"the compiled engine does not know {missing}", hint="leave the engine at auto")
+            require_numba()
+        folds = fold_ranks and not by_chance and not stepwise and engine is not EngineChoice.COMPILED
         self.folding = fold(schedule, cluster) if folds else unfolded(cluster)
         self.graph: Graph | None = None
         self.lowered: Lowered
-        if engine is not EngineKind.AUTO:
-            worth_it = engine is EngineKind.COMPILED
-        elif stepwise or len(self.folding.classes) < cluster.world_size:
-            worth_it = False  # compiled code knows neither collectives step by step, nor folded ranks
-        else:
-            worth_it = part_count(schedule) * times >= COMPILED_FROM and find_spec("numba") is not None
-        if worth_it:
+        compiles = engine is EngineChoice.COMPILED
+        if engine is EngineChoice.AUTO and not missing and len(self.folding.classes) == cluster.world_size:
+            compiles = part_count(schedule) * times >= COMPILED_FROM and find_spec("numba") is not None
+        if compiles:
             from stanza_sim.simulate.compiled.graph import graph_of
 
             self.lowered = arrays = lower_to_arrays(schedule, model, cluster, self.folding, costs)
@@ -302,7 +244,9 @@ class Case:
             fast.run(enough)
             spans, now_s, events, passed = fast.log().spans, fast.now_s, fast.events, fast.background_bytes()
         else:
-            engine = Engine(self.schedule, replace(lowered, background=traffic), variation=variation)
+            engine = Engine(
+                self.schedule, replace(lowered, background=traffic), issue=self.issue, variation=variation
+            )
             engine.run(enough)
             recorded = engine.spans
             spans, now_s, events, passed = (
@@ -367,13 +311,6 @@ class Case:
         )
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def part_count(schedule: Schedule) -> int:
     """What ranks do in one iteration, part by part: computations, sends, receives, shares in collectives, messages."""
     total = message_count(schedule)
@@ -383,38 +320,3 @@ def part_count(schedule: Schedule) -> int:
         else:
             total += len(schedule.group(op.ranks))
     return total
-
-
-def steady_window(ends: Sequence[Sequence[float]]) -> tuple[int, int] | None:
-    """Return (first, last) such that iterations repeat with period last - first, or None.
-
-    All ranks must take equally long over the period, and as long as over the period before it; iteration 0, which
-    waits for nothing before it, is not counted.
-    """
-    last = len(ends[0]) - 1
-    for period in range(1, MOST_PERIODS + 1):
-        if last - 2 * period < 1:
-            return None
-        lengths = [e[last] - e[last - period] for e in ends]
-        before = [e[last - period] - e[last - 2 * period] for e in ends]
-        longest = max(lengths)
-        if all(abs(x - longest) <= REPEATS * longest for x in (*lengths, *before)):
-            return last - period, last
-    return None
-
-
-def even_window(ends: Sequence[Sequence[float]]) -> tuple[int, int] | None:
-    """Return (first, last) for iterations that never quite repeat but whose mean has settled, or None.
-
-    Many messages whose order changes from one iteration to the next lead to this. The means over the last half and the
-    half before it, each of at least `EVEN_FROM` iterations, must agree within `EVEN` at every rank.
-    """
-    last = len(ends[0]) - 1
-    half = last // 2
-    if half < EVEN_FROM:
-        return None
-    for e in ends:
-        late, early = e[last] - e[last - half], e[last - half] - e[last - 2 * half]
-        if abs(late - early) > EVEN * late:
-            return None
-    return last - half, last

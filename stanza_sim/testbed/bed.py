@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.processes import cores
 from stanza_sim.cluster import Cluster
 from stanza_sim.testbed.guard import start_guard
 from stanza_sim.testbed.network import check_machine, network_of
@@ -47,7 +48,7 @@ class Testbed:
         network = network_of(cluster)
         self.name = cluster.name
         self.plan: Plan = make_plan(network, prefix_of(cluster.name, os.getuid()))
-        self.notes: tuple[str, ...] = (*network.notes, *check_machine(network, len(os.sched_getaffinity(0))))
+        self.notes: tuple[str, ...] = (*network.notes, *check_machine(network, cores()))
         self.registry = registry or Registry()
         self._source = cluster.name if source is None else source
         self._tools: Tools | None = None

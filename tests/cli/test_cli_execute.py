@@ -9,11 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from stanza_sim.cli import app
 from stanza_sim.schedule import parse
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.processes
 TINY = """\
 name: tiny
 cluster: laptop
@@ -76,6 +77,7 @@ def gone(pids: list[int]) -> bool:
     return False
 
 
+@pytest.mark.processes
 def test_local_ranks_and_torchrun_agree(tiny, tmp_path):
     out, profile = tmp_path / "out", tmp_path / "cpu.json"
     status, printed, said = finish(
@@ -107,6 +109,7 @@ def test_local_ranks_and_torchrun_agree(tiny, tmp_path):
         assert [r["measured"][key] for r in again] == [r["measured"][key] for r in runs]
 
 
+@pytest.mark.processes
 def test_emulated_compute_is_said_everywhere_and_trains_nothing(tiny, tmp_path):
     out = tmp_path / "out"
     status, printed, said = finish(start(tiny, "--execute", "--compute", "emulated", "-o", out, cwd=tmp_path))
@@ -136,6 +139,7 @@ class Deadly(torch.utils.data.Dataset):
 """
 
 
+@pytest.mark.processes
 def test_a_rank_that_dies_ends_the_run(tiny, tmp_path):
     (tmp_path / "deadly.py").write_text(DEADLY)
     out = tmp_path / "out"
@@ -153,6 +157,7 @@ def test_a_rank_that_dies_ends_the_run(tiny, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.processes
 def test_ctrl_c_leaves_nothing_behind(tiny, tmp_path):
     out = tmp_path / "out"
     process = start(tiny, "--execute", "-o", out, "--set", "training.iterations=100000", cwd=tmp_path)
@@ -203,8 +208,12 @@ ON_GPUS = ("--set", "cluster=multi-gpu", "--set", "nodes=2", "--set", "models=[a
         "several-models",
     ],
 )
-def test_what_cannot_be_executed_is_said_at_once(tmp_path, args, says):
-    status, printed, said = finish(start(*args, "--execute", cwd=tmp_path))
-    assert (status, printed) == (2, "")
-    assert says in said
+def test_what_cannot_be_executed_is_said_at_once(tmp_path, monkeypatch, args, says):
+    """Before any rank is started, so there is no process to see to."""
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["run", *args, "--execute"], env={"COLUMNS": "80", "RANK": None})
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert isinstance(result.exception, SystemExit)
+    assert says in result.stderr
+    assert "Traceback" not in result.stderr
     assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,7 @@ import pytest
 
 from stanza_sim.execute.start import environment
 from stanza_sim.experiment.file import load_experiment
-from stanza_sim.experiment.scenario import cluster_of
+from stanza_sim.experiment.rows import cluster_of
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

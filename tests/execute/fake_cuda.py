@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from stanza_sim.execute.rank.context import Context
-    from stanza_sim.execute.rank.transport import GroupKey, Handle, Transport
+    from stanza_sim.execute.rank.interfaces import Handle
+    from stanza_sim.execute.rank.transport import GroupKey, TorchTransport
     from stanza_sim.schedule import Schedule
 
 
@@ -106,7 +107,7 @@ class OnFakeCuda:
 
 
 @contextmanager
-def _made_by(make: Callable[..., Transport]) -> Iterator[None]:
+def _made_by(make: Callable[..., TorchTransport]) -> Iterator[None]:
     """Let the rank use the transport that `make` makes."""
     from stanza_sim.execute.start import worker
 
@@ -117,7 +118,7 @@ def _made_by(make: Callable[..., Transport]) -> Iterator[None]:
         groups: dict[GroupKey, dist.ProcessGroup],
         *,
         values: bool = True,
-    ) -> Transport:
+    ) -> TorchTransport:
         return make(schedule, context.rank, groups, values=values)
 
     with patch.object(worker, "transport_for", transport_for):
@@ -135,14 +136,14 @@ def _staged() -> Iterator[None]:
 @contextmanager
 def _streams(*, own_wait: bool) -> Iterator[None]:
     """One default stream for computations, and one stream for each communicator, which first waits for the default."""
-    from stanza_sim.execute.rank.transport import Transport
+    from stanza_sim.execute.rank.transport import TorchTransport
     from stanza_sim.execute.train.passes import Passes
     from stanza_sim.schedule import Collective, Compute
 
     default = Stream()
     communicators: dict[str, Stream] = {}
 
-    class StreamTransport(Transport):
+    class StreamTransport(TorchTransport):
         def together(
             self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]], channel: str
         ) -> list[Handle]:
@@ -156,7 +157,7 @@ def _streams(*, own_wait: bool) -> Iterator[None]:
 
             def move() -> None:
                 before.wait()
-                for handle in Transport.together(self, sends, receives, channel):
+                for handle in TorchTransport.together(self, sends, receives, channel):
                     handle.wait()
                 work.done.set()
 
@@ -165,9 +166,9 @@ def _streams(*, own_wait: bool) -> Iterator[None]:
 
         def collective(self, op: Collective, output: Tensor, source: Tensor) -> None:
             if own_wait:
-                Transport.collective(self, op, output, source)
+                TorchTransport.collective(self, op, output, source)
             else:  # with async_op=False it runs on the current stream
-                default.carry_out(lambda: Transport.collective(self, op, output, source))
+                default.carry_out(lambda: TorchTransport.collective(self, op, output, source))
 
     compute = Passes.compute
 

@@ -11,8 +11,8 @@ import pytest
 
 from stanza_sim import strategies
 from stanza_sim.experiment.file import load_experiment
-from stanza_sim.experiment.run import predict
-from stanza_sim.experiment.scenario import cluster_of, plans_of
+from stanza_sim.experiment.rows import cluster_of, plans_of
+from stanza_sim.experiment.scenario import Conditions
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments"
@@ -36,7 +36,7 @@ def test_rows_predict_what_stands_in_their_tables(name: str, model: str | None, 
     loaded = load_experiment(name)
     cluster = cluster_of(loaded)
     (plan,) = plans_of(loaded, cluster, model=model, strategy=label)
-    found = predict(plan, cluster, loaded, None)
+    found = Conditions(loaded=loaded, cluster=cluster).scenario(plan).predict()
     assert found.iteration_s >= found.bound_s * (1 - 1e-9) > 0
     table = FOLDER / name / "table.txt"
     if not table.exists() or name == "traffic":
@@ -63,7 +63,7 @@ def test_sweeps_beside_experiments_are_of_their_rows(name: str, key: str, value:
         (line,) = [line for line in lines if (line["model"], line["label"]) == ("alexnet", label)]
         (plan,) = plans_of(loaded, cluster, model="alexnet", strategy=label)
         assert float(line["samples_per_s"]) == pytest.approx(
-            predict(plan, cluster, loaded, None).samples_per_s, rel=1e-3
+            Conditions(loaded=loaded, cluster=cluster).scenario(plan).predict().samples_per_s, rel=1e-3
         )
 
 

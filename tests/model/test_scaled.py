@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import load_cluster
 from stanza_sim.experiment.file import load_experiment
-from stanza_sim.experiment.scenario import cluster_of, plans_of
+from stanza_sim.experiment.rows import cluster_of, plans_of
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import scaled
 from stanza_sim.model.profile_json import from_json, to_json

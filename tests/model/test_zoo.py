@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.model import zoo
+from stanza_sim.model import shipped, zoo
 from stanza_sim.model.extract.__main__ import fresh, main
 from stanza_sim.model.extract.chain import chain_of
 from stanza_sim.model.extract.factory import build
@@ -147,18 +147,18 @@ except InputError as error:
 
 
 def test_write_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "SOURCES", {"alexnet": zoo.SOURCES["alexnet"]})
+    monkeypatch.setattr(shipped, "SOURCES", {"alexnet": shipped.SOURCES["alexnet"]})
     assert main(["--write-zoo", "--to", str(tmp_path)]) == 0
-    shipped = Path(zoo.__file__).with_name("data") / "alexnet.json"
-    assert (tmp_path / "alexnet.json").read_bytes() == shipped.read_bytes()
-    assert from_json(shipped.read_text(), where="alexnet") == zoo.get("alexnet")
-    assert to_json(zoo.get("alexnet")) == shipped.read_text()
+    table = Path(zoo.__file__).with_name("data") / "alexnet.json"
+    assert (tmp_path / "alexnet.json").read_bytes() == table.read_bytes()
+    assert from_json(table.read_text(), where="alexnet") == zoo.get("alexnet")
+    assert to_json(zoo.get("alexnet")) == table.read_text()
 
 
 def test_write_zoo_to_a_folder_that_is_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(zoo, "SOURCES", {})
+    monkeypatch.setattr(shipped, "SOURCES", {})
     (tmp_path / "file").touch()
     assert main(["--write-zoo", "--to", str(tmp_path / "file")]) == 2
     assert "cannot write to" in capsys.readouterr().err

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 import stanza_sim
 from stanza_sim.cli.app import app
 from stanza_sim.report.flows import MOST_LINKS, flows_table
-from stanza_sim.simulate.flows import FlowResult
 from stanza_sim.simulate.plain.fluid import TIE
+from stanza_sim.simulate.prediction import FlowResult
 
 NETWORK = Path(__file__).parents[1] / "simulate" / "network"
 TWO = {

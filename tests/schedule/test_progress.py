@@ -6,7 +6,8 @@ import pytest
 
 from stanza_sim.base.errors import RunError
 from stanza_sim.schedule import RankProgram, parse, project
-from stanza_sim.schedule.progress import Instructions, Issue, Key, Progress, label
+from stanza_sim.schedule.progress import Instructions, Issue, Key, Progress
+from stanza_sim.schedule.progress_words import label
 
 PING = parse(
     """

@@ -145,6 +145,7 @@ def predict(
     *,
     fold_ranks: bool = True,
     max_iterations: int = 40,
+    engine: str = "auto",
 ) -> Prediction:
     """Simulate with `costs` at the speed of each rank's host."""
     made = {h.device_speed: costs.at_speed(h.device_speed) for h in on.hosts}
@@ -155,4 +156,5 @@ def predict(
         lambda rank: made[on.host_of(rank).device_speed],
         fold_ranks=fold_ranks,
         max_iterations=max_iterations,
+        engine=engine,
     )

@@ -11,7 +11,6 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster, load_cluster
 from stanza_sim.schedule import Schedule, parse
 from stanza_sim.simulate import Prediction, simulate
-from stanza_sim.simulate import run as run_module
 from tests.schedule.toys import ZERO, Costs, toy
 
 MODEL = toy(50)
@@ -37,11 +36,6 @@ STAR = config.find("topologies", "star").read_text()
 def run(schedule: Schedule, on: Cluster, costs: Costs = ZERO, **more: object) -> Prediction:
     """Simulate the chain with `ONE`, any other schedule with `MODEL`."""
     return simulate(schedule, ONE if schedule is CHAIN else MODEL, on, lambda r: costs, **more)
-
-
-def on_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on, runs have as many messages as the compiled fabric is taken for."""
-    monkeypatch.setattr(run_module, "COMPILED_FROM", 0)
 
 
 def changed_star(tmp_path: Path, old: str, new: str, more: str = "") -> Path:

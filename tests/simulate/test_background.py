@@ -19,7 +19,7 @@ from stanza_sim.simulate.plain.fluid import Activity, FluidShare
 from stanza_sim.simulate.repeats import simulate_repeats
 from stanza_sim.simulate.variation import Variation
 from tests.schedule.toys import SOME, ZERO, build, cluster
-from tests.simulate.messages import MODEL, on_arrays, refused, run, with_nic
+from tests.simulate.messages import MODEL, refused, run, with_nic
 
 RATE = 1e6
 
@@ -56,7 +56,7 @@ def test_workers_share_what_background_leaves(workers: int, share: float) -> Non
 
 
 @pytest.mark.parametrize("strategy", ["parameter_server", "all_reduce", "stanza"])
-def test_folded_or_not_and_on_arrays(strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folded_or_not_and_on_arrays(strategy: str) -> None:
     pytest.importorskip("numba")
     schedule = build(strategy, MODEL, 6)
     nic = Nic(bandwidth_Bps=RATE, latency_s=1e-4, efficiency=0.9, background=Traffic(bandwidth_Bps=0.3 * RATE))
@@ -64,8 +64,7 @@ def test_folded_or_not_and_on_arrays(strategy: str, monkeypatch: pytest.MonkeyPa
     folded = run(schedule, on, SOME)
     assert len(folded.sent_bytes) < 6
     whole = run(schedule, on, SOME, fold_ranks=False)
-    on_arrays(monkeypatch)
-    arrays = run(schedule, on, SOME, fold_ranks=False)
+    arrays = run(schedule, on, SOME, fold_ranks=False, engine="compiled")
     plain = run(schedule, cluster(6, nic=replace(nic, background=None)), SOME)
     assert folded.iteration_s > 1.1 * plain.iteration_s
     for other in (whole, arrays):
@@ -114,7 +113,7 @@ def test_short_phases_take_their_mean() -> None:
     assert found.utilisation["h1 receive side"] == pytest.approx(0.5 + 0.1 / 2, rel=0.02)
 
 
-def test_draws_are_seeded_and_alike_on_both_fabrics(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_draws_are_seeded_and_alike_on_both_fabrics() -> None:
     pytest.importorskip("numba")
     schedule = build("parameter_server", MODEL, 4, placement="colocated", assignment="cut")
 
@@ -126,8 +125,7 @@ def test_draws_are_seeded_and_alike_on_both_fabrics(monkeypatch: pytest.MonkeyPa
     assert len(small.sent_bytes) == 4  # nothing is folded
     assert run(schedule, on(1), SOME) == small
     assert run(schedule, on(2), SOME).iteration_s != small.iteration_s
-    on_arrays(monkeypatch)
-    arrays = run(schedule, on(1), SOME)
+    arrays = run(schedule, on(1), SOME, engine="compiled")
     assert arrays.iteration_s == pytest.approx(small.iteration_s, rel=1e-9)
     for label, share in small.utilisation.items():
         assert arrays.utilisation[label] == pytest.approx(share, rel=1e-3), label

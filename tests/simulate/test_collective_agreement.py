@@ -22,6 +22,7 @@ from stanza_sim.simulate.loads import Load
 from stanza_sim.simulate.lowering import collective_cost
 from stanza_sim.simulate.lowering.fold import unfolded
 from stanza_sim.simulate.lowering.lower import Lowering
+from stanza_sim.simulate.lowering.resources import Resources
 from tests.schedule.toys import ZERO, Costs, block, build, cluster, toy
 
 B, LATENCY_S, OVERHEAD_S = 1e9, 2e-5, 5e-6
@@ -208,8 +209,8 @@ def test_long_pipelines_are_not_carried_out(monkeypatch: pytest.MonkeyPatch) -> 
         found = []
         for most in (collective_cost.LONG, 1000):
             monkeypatch.setattr(collective_cost, "LONG", most)
-            work = Lowering(schedule, one_tensor(nbytes), on, unfolded(on), lambda _: ZERO)
-            found.append(collective_cost.alone_s(work, op))
+            parts = Lowering(schedule, one_tensor(nbytes), on, unfolded(on), lambda _: ZERO)
+            found.append(parts.collectives.steps.alone_s(op))
             monkeypatch.undo()
         assert found[0] == pytest.approx(found[1], rel=0.005)
         assert found[0] != found[1]
@@ -226,8 +227,8 @@ def test_large_collectives_are_not_carried_out(what: str, least: int, monkeypatc
         if limited:
             monkeypatch.setattr(collective_cost, what, least)
             monkeypatch.setattr(collective_cost, "back_to_back_s", None)
-        work = Lowering(schedule, one_tensor(nbytes), on, unfolded(on), lambda _: ZERO)
-        load = collective_cost.priced(work, op).load
+        parts = Lowering(schedule, one_tensor(nbytes), on, unfolded(on), lambda _: ZERO)
+        load = parts.collectives.steps.priced(op).load
         priced.append(load.delay_s + load.work / load.cap)
     assert priced[1] == pytest.approx(priced[0], rel=0.05)
     assert priced[1] != priced[0]
@@ -241,12 +242,11 @@ def test_large_collectives_are_not_carried_out(what: str, least: int, monkeypatc
 )
 def test_an_activity_takes_what_it_is_said_to_take(demand: float, nbytes: float, over: float, waiting: float) -> None:
     on = cluster(2, nic=NIC)
-    schedule = schedule_of(CollectiveKind.ALL_REDUCE, Algorithm.TREE, 2, MIB, 1)
-    work = Lowering(schedule, one_tensor(MIB), on, unfolded(on), lambda _: ZERO)
-    load = Load(work=nbytes, usage=((work.link(0), demand),))
-    least_s = collective_cost.busiest_s(work, load)
+    resources = Resources(on, unfolded(on))
+    load = Load(work=nbytes, usage=((resources.link(0), demand),))
+    least_s = resources.busiest_s(load)
     assert least_s == pytest.approx(nbytes * demand / B)
-    found = collective_cost.taking(work, load, over * least_s, waiting * least_s)
+    found = collective_cost.taking(resources, load, over * least_s, waiting * least_s)
     rate = min(found.cap, B / demand)
     assert found.delay_s + nbytes / rate == pytest.approx(over * least_s, rel=1e-9)
     assert 0 <= found.delay_s <= waiting * least_s * (1 + 1e-9)

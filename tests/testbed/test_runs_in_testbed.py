@@ -31,13 +31,18 @@ execute: {{compute: emulated}}
 """
 
 
-class Run:
-    """A run in a testbed of its own name."""
+BRIEFLY = "import stanza_sim.execute.single as single; from stanza_sim.cli import main; single.BUDGET_S = 0.5; main()"
+"""The command line, with a calibration that is short and rough."""
 
-    def __init__(self, folder: Path, *args: str, cache: Path | None = None) -> None:
+
+class Run:
+    """A run in a testbed of its own name; calibrated `briefly` where its figures do not matter."""
+
+    def __init__(self, folder: Path, *args: str, cache: Path | None = None, briefly: bool = False) -> None:
         self.bed = Testbed(load(folder, star_text(name=f"run-{folder.name}"[:40], hosts=3, rate="200Mbps")))
         (folder / "experiment.yaml").write_text(EXPERIMENT.format(topology=folder / "topology.yaml"))
-        command = [sys.executable, "-m", "stanza_sim", "run", "experiment.yaml", "--execute", "--testbed", *args]
+        program = ["-c", BRIEFLY] if briefly else ["-m", "stanza_sim"]
+        command = [sys.executable, *program, "run", "experiment.yaml", "--execute", "--testbed", *args]
         env = os.environ | {
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
@@ -149,7 +154,7 @@ def full_disk(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, full_disk):
-    run = Run(tmp_path, "-o", str(full_disk / "out"), cache=full_disk / "cache")
+    run = Run(tmp_path, "-o", str(full_disk / "out"), cache=full_disk / "cache", briefly=True)
     out, err = run.process.communicate(timeout=110)
     assert (run.process.returncode, out) == (2, "")
     assert "No space left on device" in err

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from stanza_sim.execute.calibrate.single import Sizes
-from stanza_sim.execute.rank.job import Backend, Clock
+from stanza_sim.execute.rank.clock import ClockOffset
+from stanza_sim.execute.rank.job import Backend
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Phase
 
@@ -51,7 +52,7 @@ class MessageCores:
 class RankTimes:
     """What one rank timed. `small` and `large` are probes: (wall seconds, own core seconds) of a message, or None.
 
-    `messages` has, for each section that was timed in company, what messages cost meanwhile.
+    `messages` has, for each section that was timed under load, what messages cost meanwhile.
     `small_bytes` and `large_bytes` are their sizes; only ranks 0 and 1 probe. `cores` are those of the rank's host.
     """
 
@@ -71,8 +72,8 @@ class RankTimes:
     messages: tuple[MessageCores, ...] = ()
 
 
-Letter = tuple[int, int, int, int]
-"""(pair, direction, bytes, repeat) of a message."""
+ProbeId = tuple[int, int, int, int]
+"""(pair, direction, bytes, repeat) of a message that is timed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +89,7 @@ class MessagesWanted:
 class Sent:
     """A message that a rank posted at `posted_s` of its own clock, which took `posting_s`."""
 
-    letter: Letter
+    probe: ProbeId
     posted_s: float
     posting_s: float
 
@@ -97,10 +98,10 @@ class Sent:
 class RankMessages:
     """What one rank sent, and when of its own clock messages to it arrived; whether it ran in real time."""
 
-    clock: Clock
+    clock: ClockOffset
     realtime: bool
     sent: tuple[Sent, ...]
-    arrived: Mapping[Letter, float]
+    arrived: Mapping[ProbeId, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

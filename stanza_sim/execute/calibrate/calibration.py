@@ -158,7 +158,7 @@ def _loopback(times: Sequence[RankTimes | ProbeTimes]) -> LoopbackTimes | None:
     small_wall_s, large_wall_s = a.small[0], a.large[0]
     byte_core_s = max(large_core_s - small_core_s, 0.0) / more
     message_core_s = max(small_core_s - byte_core_s * a.small_bytes, 0.0)
-    dearer = _in_company(times, message_core_s, byte_core_s)
+    dearer = _factor_under_load(times, message_core_s, byte_core_s)
     return LoopbackTimes(
         latency_s=max(small_wall_s - message_core_s / min(a.cores, 2), 0.0),
         message_core_s=dearer * message_core_s,
@@ -167,7 +167,7 @@ def _loopback(times: Sequence[RankTimes | ProbeTimes]) -> LoopbackTimes | None:
     )
 
 
-def _in_company(times: Sequence[RankTimes | ProbeTimes], message_core_s: float, byte_core_s: float) -> float:
+def _factor_under_load(times: Sequence[RankTimes | ProbeTimes], message_core_s: float, byte_core_s: float) -> float:
     """How many times as much messages cost the cores while all ranks compute; 1 where that could not be timed."""
     sections = [m for t in times if isinstance(t, RankTimes) for m in t.messages]
     alone_s = sum(m.ends * message_core_s + m.nbytes * byte_core_s for m in sections) / 2  # at each of two ends

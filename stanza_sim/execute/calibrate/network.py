@@ -103,17 +103,17 @@ class _Messages:
             return 0.0
         ranks = workers.run(MessagesTask(wanted))
         self.realtime = self.realtime and all(r.realtime for r in ranks)
-        arrived = {letter: r.clock.to_rank0(at_s) for r in ranks for letter, at_s in r.arrived.items()}
+        arrived = {probe: r.clock.to_rank0(at_s) for r in ranks for probe, at_s in r.arrived.items()}
         number_of = {pair: n for n, (pair, _) in enumerate(self._pairs)}
         for r in ranks:
             for s in r.sent:
-                place, direction, nbytes, repeat = s.letter
+                place, direction, nbytes, repeat = s.probe
                 number = number_of[wanted.pairs[place][0]]
                 timing = Timing(
                     nbytes=nbytes,
                     series=(self._passes, direction),
                     repeat=repeat,
-                    seconds=arrived[s.letter] - r.clock.to_rank0(s.posted_s),
+                    seconds=arrived[s.probe] - r.clock.to_rank0(s.posted_s),
                     posting_s=s.posting_s,
                 )
                 self._timings.setdefault((number, self._kinds[number][direction]), []).append(timing)

@@ -8,20 +8,23 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from stanza_sim.execute.calibrate.answers import Letter, MessagesWanted, RankCores, RankMessages, Sent
-from stanza_sim.execute.calibrate.timing import cores, time_vectors
+from stanza_sim.base.processes import cores
+from stanza_sim.execute.calibrate.answers import MessagesWanted, ProbeId, RankCores, RankMessages, Sent
+from stanza_sim.execute.calibrate.timing import time_vectors
 from stanza_sim.execute.emulated.emulate import core_of, realtime
-from stanza_sim.execute.rank.clock import boot_id, estimate_offset
-from stanza_sim.execute.rank.context import Context
-from stanza_sim.execute.rank.engine import Engine, Handle, now
-from stanza_sim.execute.rank.exchange import gather, meet, share
-from stanza_sim.execute.rank.job import Backend, Clock
-from stanza_sim.execute.rank.transport import Transport
+from stanza_sim.execute.rank.clock import ClockOffset, boot_id, now
+from stanza_sim.execute.rank.context import Context, issue_for
+from stanza_sim.execute.rank.engine import Engine
+from stanza_sim.execute.rank.exchange import gather_all, meet, share
+from stanza_sim.execute.rank.interfaces import Beat, Handle
+from stanza_sim.execute.rank.job import Backend
+from stanza_sim.execute.rank.offset import estimate_offset
+from stanza_sim.execute.rank.transport import TorchTransport
 from stanza_sim.execute.start.world import device_name
 from stanza_sim.schedule import (
     Collective,
@@ -37,7 +40,6 @@ from stanza_sim.schedule import (
     ValueKind,
     project,
 )
-from stanza_sim.schedule.progress import Issue
 
 HOPS, HOP_S = 120, 4e-3
 """Wake-ups that each rank times, and how long a thread sleeps before each."""
@@ -47,7 +49,7 @@ VECTOR_NUMEL, CONTRIBUTIONS = 1 << 20, 4
 TIMEOUT_S = 60.0
 
 
-class _Letters:
+class _ProbeWork:
     """The work of a rank that sends and receives messages of any size, and computes nothing."""
 
     def __init__(self, most: int, device: torch.device) -> None:
@@ -77,32 +79,32 @@ class _Letters:
 class _Stopwatch:
     """A transport that notes how long each send occupies who posts it."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: TorchTransport) -> None:
         self._transport = transport
         self.seconds: list[float] = []
 
     def send(self, tensor: Tensor, dst: int, channel: str) -> Handle:
-        """See `Transport`."""
+        """See `TorchTransport`."""
         begin = now()
         handle = self._transport.send(tensor, dst, channel)
         self.seconds.append(now() - begin)
         return handle
 
     def receive(self, tensor: Tensor, src: int, channel: str) -> Handle:
-        """See `Transport`."""
+        """See `TorchTransport`."""
         return self._transport.receive(tensor, src, channel)
 
     def together(
         self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]], channel: str
     ) -> list[Handle]:
-        """See `Transport`."""
+        """See `TorchTransport`."""
         begin = now()
         handles = self._transport.together(sends, receives, channel)
         self.seconds.extend([now() - begin] * len(sends))
         return handles
 
 
-def letters(world_size: int, pair: tuple[int, int], sizes: Sequence[int]) -> Schedule:
+def probe_schedule(world_size: int, pair: tuple[int, int], sizes: Sequence[int]) -> Schedule:
     """The schedule of single messages: each size from the one rank to the other, then back, one after another."""
     ops: list[Op] = []
     for n, size in enumerate(sizes):
@@ -113,16 +115,16 @@ def letters(world_size: int, pair: tuple[int, int], sizes: Sequence[int]) -> Sch
                     src=src,
                     dst=dst,
                     pattern=Pattern.ONE_TO_ONE,
-                    values=(Value(ValueKind.ACT, "letter"),),
+                    values=(Value(ValueKind.ACT, "probe"),),
                     nbytes=size,
-                    channel="letters",
+                    channel="probes",
                     after=(ops[-1].name,) if ops else (),
                     after_previous=() if ops else (f"there{len(sizes) - 1}",),
                 )
             )
     return Schedule(
-        name="letters",
-        model="letters",
+        name="probes",
+        model="probes",
         world_size=world_size,
         batch_per_worker=1,
         groups=tuple(Group(name=n, ranks=Ranks.of([r])) for n, r in zip(("here", "there"), pair, strict=True)),
@@ -131,45 +133,43 @@ def letters(world_size: int, pair: tuple[int, int], sizes: Sequence[int]) -> Sch
     )
 
 
-def time_messages(wanted: MessagesWanted, context: Context, beat: Callable[[], None]) -> RankMessages:
+def time_messages(wanted: MessagesWanted, context: Context, beat: Beat) -> RankMessages:
     """Send the messages that are wanted, one after another; every rank calls this at once."""
     context.start_thread()
     rank, ranks, boot = context.rank, context.world_size, boot_id()
-    boots = share(gather(boot, rank, ranks), rank, ranks)
+    boots = gather_all(boot, rank, ranks)
     with realtime(wanted.realtime, core_of(rank, boots)) as granted:  # as ranks run that emulate
         before = estimate_offset(rank, ranks, boot, boots[0])
         sent, arrived = _messages(wanted, context, beat)
         after = estimate_offset(rank, ranks, boot, boots[0])
-    clock = Clock(before=before, after=after)
+    clock = ClockOffset(before=before, after=after)
     return RankMessages(clock=clock, realtime=granted, sent=tuple(sent), arrived=arrived)
 
 
-def _messages(
-    wanted: MessagesWanted, context: Context, beat: Callable[[], None]
-) -> tuple[list[Sent], dict[Letter, float]]:
+def _messages(wanted: MessagesWanted, context: Context, beat: Beat) -> tuple[list[Sent], dict[ProbeId, float]]:
     """Send the messages of all pairs; what this rank sent, and when what it received arrived."""
     backend = context.backend(wanted.backend)
     sent: list[Sent] = []
-    arrived: dict[Letter, float] = {}
+    arrived: dict[ProbeId, float] = {}
     for number, (pair, sizes) in enumerate(wanted.pairs):
         for some, repeats in sizes.rounds:
-            schedule = letters(context.world_size, pair, some)
+            schedule = probe_schedule(context.world_size, pair, some)
             groups = context.groups.prepare(schedule, backend)
             meet(context.rank, context.world_size)
             if context.rank in pair:
                 # gloo's messages are in host memory; what staging costs on top is not the network's.
                 device = context.device if backend is Backend.NCCL else torch.device("cpu")
-                mover = _Stopwatch(Transport(schedule, context.rank, groups))
+                transport = _Stopwatch(TorchTransport(schedule, context.rank, groups))
                 engine = Engine(
                     project(schedule, context.rank),
                     repeats,
-                    _Letters(max(some), device),
-                    mover,
-                    issue=Issue.IN_ORDER if backend is Backend.NCCL else Issue.EAGER,
+                    _ProbeWork(max(some), device),
+                    transport,
+                    issue=issue_for(backend),
                     start=context.start_thread,
                 )
                 engine.run(timeout_s=TIMEOUT_S, beat=beat)
-                for m, posting_s in zip(engine.sends, mover.seconds, strict=True):
+                for m, posting_s in zip(engine.sends, transport.seconds, strict=True):
                     direction = int(context.rank == pair[1])
                     sent.append(Sent((number, direction, m.nbytes, m.iteration), m.posted_s, posting_s))
                 for m in engine.receives:
@@ -208,7 +208,7 @@ class _Naps:
         return [_Nap() for _ in receives]
 
 
-class _Waking:
+class _WakeupLatency:
     """Notes how long after its last dependency was met a computation's thread runs."""
 
     def __init__(self) -> None:
@@ -236,16 +236,16 @@ class _Waking:
 
 def _hops(context: Context) -> list[float]:
     """Seconds from marking a message as arrived, in the thread that receives, to the lane's thread running."""
-    letter = Transfer(
-        name="letter",
+    probe = Transfer(
+        name="probe",
         src="there",
         dst="here",
         pattern=Pattern.ONE_TO_ONE,
-        values=(Value(ValueKind.ACT, "letter"),),
+        values=(Value(ValueKind.ACT, "probe"),),
         nbytes=1,
-        channel="letters",
+        channel="probes",
     )
-    read = Compute(name="read", ranks="here", phase=Phase.FORWARD, target="letter", after=("letter",))
+    read = Compute(name="read", ranks="here", phase=Phase.FORWARD, target="probe", after=("probe",))
     schedule = Schedule(
         name="hops",
         model="hops",
@@ -253,9 +253,9 @@ def _hops(context: Context) -> list[float]:
         batch_per_worker=1,
         groups=(Group(name="here", ranks=Ranks.of([0])), Group(name="there", ranks=Ranks.of([1]))),
         bundles=(),
-        ops=(letter, read),
+        ops=(probe, read),
     )
-    work = _Waking()
+    work = _WakeupLatency()
     engine = Engine(project(schedule, 0), HOPS, work, _Naps(), start=context.start_thread)
     meet(context.rank, context.world_size)
     engine.run(timeout_s=TIMEOUT_S)
@@ -266,13 +266,13 @@ def _hops(context: Context) -> list[float]:
 # --- cores -----------------------------------------------------------------------------------------------------------
 
 
-def time_cores(busy: Sequence[int], in_realtime: bool, context: Context, beat: Callable[[], None]) -> RankCores:
+def time_cores(busy: Sequence[int], in_realtime: bool, context: Context, beat: Beat) -> RankCores:
     """Time wake-ups, computing by so many ranks of a machine at once, and vectors; every rank calls this at once."""
     context.start_thread()
     with realtime(in_realtime):
         hops = _hops(context)
     beat()
-    boots = share(gather(boot_id(), context.rank, context.world_size), context.rank, context.world_size)
+    boots = gather_all(boot_id(), context.rank, context.world_size)
     sharing = _Sharing(context, boots)
     busy_s = {count: tuple(sharing.seconds(count)) for count in busy}
     beat()

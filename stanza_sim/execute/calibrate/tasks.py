@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from stanza_sim.execute.calibrate.answers import MessagesWanted, ProbeTimes, RankCores, RankMessages, RankTimes, Wanted
+from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Backend
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ class ProbeTask:
 
     backend: Backend = Backend.AUTO
 
-    def __call__(self, context: Context, beat: Callable[[], None]) -> ProbeTimes:
+    def __call__(self, context: Context, beat: Beat) -> ProbeTimes:
         """This rank's timings."""
         from stanza_sim.execute.calibrate.timing import probe
 
@@ -32,7 +32,7 @@ class TimingTask:
 
     wanted: Wanted
 
-    def __call__(self, context: Context, beat: Callable[[], None]) -> RankTimes:
+    def __call__(self, context: Context, beat: Beat) -> RankTimes:
         """This rank's timings."""
         from stanza_sim.execute.calibrate.timing import time_all
 
@@ -45,7 +45,7 @@ class MessagesTask:
 
     wanted: MessagesWanted
 
-    def __call__(self, context: Context, beat: Callable[[], None]) -> RankMessages:
+    def __call__(self, context: Context, beat: Beat) -> RankMessages:
         """This rank's timings."""
         from stanza_sim.execute.calibrate.probing import time_messages
 
@@ -59,7 +59,7 @@ class CoresTask:
     busy: tuple[int, ...]
     realtime: bool
 
-    def __call__(self, context: Context, beat: Callable[[], None]) -> RankCores:
+    def __call__(self, context: Context, beat: Beat) -> RankCores:
         """This rank's timings."""
         from stanza_sim.execute.calibrate.probing import time_cores
 

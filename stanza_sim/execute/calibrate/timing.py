@@ -1,12 +1,11 @@
 """Timing on the ranks: blocks while all local ranks compute at once, and single messages between two of them.
 
 Nothing here runs a strategy's schedule: the blocks run without communication or, on cores that all ranks share, with
-that of `company`, and the probes send one message at a time between two ranks while the others rest.
+that of `under_load`, and the probes send one message at a time between two ranks while the others rest.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from statistics import median
@@ -14,18 +13,22 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from stanza_sim.base.processes import cores
 from stanza_sim.execute.calibrate.answers import MessageCores, ProbeTimes, RankTimes, Times, Wanted
-from stanza_sim.execute.calibrate.under_load import time_company
-from stanza_sim.execute.rank.context import Context, transport_for
-from stanza_sim.execute.rank.engine import Engine, now
-from stanza_sim.execute.rank.exchange import gather, meet, share
+from stanza_sim.execute.calibrate.under_load import time_under_load
+from stanza_sim.execute.rank.clock import now
+from stanza_sim.execute.rank.context import Context, issue_for, transport_for
+from stanza_sim.execute.rank.engine import Engine
+from stanza_sim.execute.rank.exchange import gather_all, meet
+from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Backend, Optimizer, Training
 from stanza_sim.execute.start.world import device_name
 from stanza_sim.execute.train.build import build
-from stanza_sim.execute.train.flat import FlatBundle, dtype_of, sgd_step
+from stanza_sim.execute.train.flat import FlatBundle, add_in_order, dtype_of, sgd_step
 from stanza_sim.execute.train.passes import Passes
 from stanza_sim.execute.train.samples import follow
 from stanza_sim.execute.train.slices import HeldBlock
+from stanza_sim.execute.train.values import RankValues
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import (
     Bundle,
@@ -43,7 +46,7 @@ from stanza_sim.schedule import (
     parse,
     project,
 )
-from stanza_sim.schedule.progress import WINDOW, Issue
+from stanza_sim.schedule.progress import WINDOW
 
 SECTION_S = 0.5
 """Wall time spent on each pair of sample count and way of backward pass."""
@@ -86,11 +89,6 @@ class _Timer:
             torch.cuda.synchronize(self._device)
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def alone(model: ModelProfile, samples: int, *, apart: bool) -> Schedule:
     """One rank that passes forward and backward through the model, without any exchange.
 
@@ -127,7 +125,7 @@ def alone(model: ModelProfile, samples: int, *, apart: bool) -> Schedule:
     )
 
 
-def time_all(wanted: Wanted, context: Context, beat: Callable[[], None]) -> RankTimes:
+def time_all(wanted: Wanted, context: Context, beat: Beat) -> RankTimes:
     """Time blocks, reduction, update, the engine's overhead and single messages; every rank calls this at once."""
     context.start_thread()
     timer = _Timer(context)
@@ -143,7 +141,7 @@ def time_all(wanted: Wanted, context: Context, beat: Callable[[], None]) -> Rank
             schedule = alone(wanted.model, count, apart=apart)
             passes = _filled(wanted, schedule, context, held, bundles)
             if together:
-                found = time_company(
+                found = time_under_load(
                     passes,
                     schedule,
                     wanted.model,
@@ -193,10 +191,9 @@ def _filled(
     generator = torch.Generator().manual_seed(wanted.seed)
     x = torch.randn((count, *model.input_shape), generator=generator).to(device=device, dtype=dtype_of(model.itemsize))
     y = torch.randint(model.num_classes, (count,), generator=generator).to(device)
-    passes = Passes(
+    values = RankValues(
         schedule=schedule,
         model=model,
-        training=Training(iterations=MOST_CYCLES + 1, warmup=0, seed=wanted.seed, optimizer=Optimizer(lr=0.0)),
         rank=0,
         samples=follow(schedule, model),
         blocks=held,
@@ -204,6 +201,8 @@ def _filled(
         batch=lambda iteration: (x, y),
         device=device,
     )
+    training = Training(iterations=MOST_CYCLES + 1, warmup=0, seed=wanted.seed, optimizer=Optimizer(lr=0.0))
+    passes = Passes(values, training)
     for i in range(WINDOW):
         for op in schedule.ops:
             if isinstance(op, Compute):
@@ -245,9 +244,7 @@ def time_vectors(
     total, parameters, gradient, velocity = vectors(4)
 
     def reduce() -> None:
-        torch.add(parts[0], parts[1], out=total)
-        for part in parts[2:]:
-            total.add_(part)
+        add_in_order(parts, total)
 
     def update() -> None:
         sgd_step(parameters, gradient, velocity, lr=0.1, momentum=0.9, weight_decay=1e-4, global_batch=64)
@@ -260,7 +257,7 @@ def time_vectors(
     return reduced, updated
 
 
-class _Nothing:
+class _Bytes:
     """Work that does nothing, for the engine's own cost; or sends `size` bytes to and fro."""
 
     def __init__(self, size: int, device: torch.device) -> None:
@@ -296,7 +293,7 @@ def _time_engine(context: Context) -> float:
         after = f" after=op{n - 1}" if n else f" after_previous=op{NULL_OPS - 1}"
         lines.append(f"op{n}: forward b{n} @worker{after}")
     schedule = parse("\n".join(lines))
-    work = _Nothing(0, torch.device("cpu"))
+    work = _Bytes(0, torch.device("cpu"))
     transport = transport_for(context, Backend.GLOO, schedule, {})
     engine = Engine(project(schedule, 0), NULL_ITERATIONS, work, transport, start=context.start_thread)
     meet(context.rank, context.world_size)
@@ -309,7 +306,7 @@ def probe(wanted: Backend, context: Context) -> ProbeTimes:
     """Time single messages between ranks 0 and 1 if they share a host; every rank calls this at once."""
     context.start_thread()
     backend = context.backend(wanted)
-    hosts = share(gather(context.host, context.rank, context.world_size), context.rank, context.world_size)
+    hosts = gather_all(context.host, context.rank, context.world_size)
     near = hosts[0] in hosts[1:2]
     return ProbeTimes(
         host=context.host,
@@ -368,9 +365,9 @@ def _probe(size: int, exchanges: int, context: Context, backend: Backend) -> tup
             engine = Engine(
                 project(schedule, context.rank),
                 exchanges,
-                _Nothing(size, context.device),
+                _Bytes(size, context.device),
                 transport_for(context, backend, schedule, groups),
-                issue=Issue.IN_ORDER if backend is Backend.NCCL else Issue.EAGER,
+                issue=issue_for(backend),
                 start=context.start_thread,
             )
             core = time.process_time()

@@ -1,4 +1,4 @@
-"""Blocks timed in company: all ranks of a host compute while messages pass between pairs of them.
+"""Blocks timed under load: all ranks of a host compute while messages pass between pairs of them.
 
 Alone a block finds its data in the caches that it has just left, and a message wakes threads that nothing else keeps
 from running. In a run they disturb each other, so what both cost the cores is measured while they do. This is not any
@@ -9,15 +9,16 @@ update the block when the other's have come.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 
 from stanza_sim.execute.calibrate.answers import MessageCores, Times
+from stanza_sim.execute.rank.clock import now
 from stanza_sim.execute.rank.context import Context, transport_for
-from stanza_sim.execute.rank.engine import Engine, now
-from stanza_sim.execute.rank.exchange import gather, meet, share
+from stanza_sim.execute.rank.engine import Engine
+from stanza_sim.execute.rank.exchange import gather_all, meet
+from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Backend
 from stanza_sim.execute.train.passes import Passes
 from stanza_sim.model.profile import ModelProfile
@@ -36,14 +37,16 @@ from stanza_sim.schedule import (
     project,
 )
 
-CHANNEL = "company"
+CHANNEL = "under_load"
 TIMEOUT_S = 600.0
 """One computation may take this long."""
 TRIED = 2
 """Iterations that tell how long one takes."""
 
 
-def in_company(computations: Schedule, model: ModelProfile, blocks: frozenset[str], world_size: int) -> Schedule:
+def schedule_under_load(
+    computations: Schedule, model: ModelProfile, blocks: frozenset[str], world_size: int
+) -> Schedule:
     """Those of `computations`, all of one rank, that are of `blocks`, on all ranks, with messages and updates.
 
     It trains nothing and is not legal: what arrives is not used.
@@ -76,7 +79,7 @@ def in_company(computations: Schedule, model: ModelProfile, blocks: frozenset[st
     paired = world_size - world_size % 2
     groups = {"all": range(world_size), "even": range(0, paired, 2), "odd": range(1, paired, 2)}
     return Schedule(
-        name="company",
+        name="under_load",
         model=model.name,
         world_size=world_size,
         batch_per_worker=computations.batch_per_worker,
@@ -134,7 +137,7 @@ class _Work:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Company:
+class TimesUnderLoad:
     """What one rank found: core seconds of computations, bytes per second of updates, what messages cost its cores."""
 
     times: Times
@@ -142,7 +145,7 @@ class Company:
     messages: MessageCores
 
 
-def time_company(
+def time_under_load(
     passes: Passes,
     computations: Schedule,
     model: ModelProfile,
@@ -153,13 +156,13 @@ def time_company(
     least: int,
     most: int,
     op_overhead_s: float,
-    beat: Callable[[], None],
-) -> Company:
-    """Time `blocks` in company for about `seconds`, in `least` to `most` iterations.
+    beat: Beat,
+) -> TimesUnderLoad:
+    """Time `blocks` under load for about `seconds`, in `least` to `most` iterations.
 
     Every rank calls this at once, on one host, with gloo. `beat` is called while there is progress.
     """
-    schedule = in_company(computations, model, blocks, context.world_size)
+    schedule = schedule_under_load(computations, model, blocks, context.world_size)
     groups = context.groups.prepare(schedule, Backend.GLOO)
     program = project(schedule, context.rank)
     buffers: dict[str, torch.Tensor] = {}
@@ -176,13 +179,13 @@ def time_company(
         return found
 
     _, took_s, _ = run(0, TRIED)
-    longest_s = max(share(gather(took_s, context.rank, context.world_size), context.rank, context.world_size))
+    longest_s = max(gather_all(took_s, context.rank, context.world_size))
     iterations = min(max(least, int(seconds * TRIED / longest_s)), most - TRIED)
     work, _, core_s = run(TRIED, iterations)
     sizes = {b.name: b.numel * model.itemsize for b in model.blocks}
     moved = [sizes[op.target] for op in schedule.ops if isinstance(op, Compute) and op.phase is Phase.UPDATE]
     ends = 2 * iterations if context.rank < len(schedule.group("even")) + len(schedule.group("odd")) else 0
-    return Company(
+    return TimesUnderLoad(
         times=work.found,
         update_Bps=iterations * sum(moved) / work.update_s if work.update_s else None,
         messages=MessageCores(

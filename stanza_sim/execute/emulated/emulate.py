@@ -26,8 +26,8 @@ from stanza_sim.execute.emulated.shared_state import SharedState
 from stanza_sim.execute.emulated.waits import Lanes, Shares, own_state, set_timer_slack
 from stanza_sim.execute.rank.exchange import meet, share
 from stanza_sim.execute.rank.job import Emulation, RunJob
-from stanza_sim.execute.rank.part import MessageSizes, Outcome
-from stanza_sim.execute.rank.transport import Transport
+from stanza_sim.execute.rank.role import MessageSizes, RankResult
+from stanza_sim.execute.rank.transport import TorchTransport
 from stanza_sim.execute.train.flat import dtype_of
 from stanza_sim.schedule import (
     Collective,
@@ -52,7 +52,9 @@ CROWD = 2
 class EmulatedWork:
     """What the engine's units do: wait in `lanes` for computations, and name the buffers of messages."""
 
-    def __init__(self, schedule: Schedule, rank: int, emulation: Emulation, lanes: Lanes, transport: Transport) -> None:
+    def __init__(
+        self, schedule: Schedule, rank: int, emulation: Emulation, lanes: Lanes, transport: TorchTransport
+    ) -> None:
         self._schedule, self._seconds, self._lanes = schedule, emulation.seconds[rank], lanes
         self._transport, self._dtype = transport, dtype_of(schedule.itemsize)
         self._unseen = unseen(project(schedule, rank))
@@ -139,7 +141,7 @@ class Emulated:
     """Waits in the place of computing."""
 
     def __init__(
-        self, job: RunJob, emulation: Emulation, context: Context, transport: Transport, boots: Sequence[str]
+        self, job: RunJob, emulation: Emulation, context: Context, transport: TorchTransport, boots: Sequence[str]
     ) -> None:
         self._realtime = emulation.realtime
         self._core = core_of(context.rank, boots)
@@ -147,16 +149,16 @@ class Emulated:
         self.work = EmulatedWork(job.schedule, context.rank, emulation, lanes, transport)
 
     def start_thread(self) -> None:
-        """See `Part`."""
+        """See `Role`."""
         set_timer_slack()
 
     def running(self) -> AbstractContextManager[bool]:
-        """See `Part`."""
+        """See `Role`."""
         return realtime(self._realtime, self._core)
 
-    def outcome(self) -> Outcome:
+    def result(self) -> RankResult:
         """Nothing was trained."""
-        return Outcome()
+        return RankResult()
 
 
 def lanes_of(schedule: Schedule, emulation: Emulation, rank: int) -> Lanes:

@@ -1,15 +1,30 @@
-"""Offsets between clocks of ranks by exchanges with rank 0 (F. Cristian, Probabilistic clock synchronization, 1989)."""
+"""The clock of a rank, and how it is mapped onto rank 0's. No torch."""
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
+now = time.perf_counter
+"""The clock of every time in this package: monotonic, and one clock for all processes of a Linux host."""
 
-from stanza_sim.execute.rank.engine import now
 
-EXCHANGES = 12
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockOffset:
+    """The offset of rank 0's clock against a rank's own, estimated before and after the run.
+
+    `before` and `after` are (time on the own clock, seconds to add). Times between are mapped by linear interpolation.
+    """
+
+    before: tuple[float, float] = (0.0, 0.0)
+    after: tuple[float, float] = (1.0, 0.0)
+
+    def to_rank0(self, time_s: float) -> float:
+        """Return `time_s` of the own clock on rank 0's clock."""
+        (t0, d0), (t1, d1) = self.before, self.after
+        share = (time_s - t0) / (t1 - t0) if t1 > t0 else 0.0
+        return time_s + d0 + (d1 - d0) * share
 
 
 def boot_id() -> str:
@@ -18,32 +33,3 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
         return ""
-
-
-def estimate_offset(rank: int, ranks: int, boot: str, boot_of_rank0: str) -> tuple[float, float]:
-    """Return (time on the own clock, seconds to add to get rank 0's); every rank below `ranks` must call this.
-
-    Of several exchanges the one with the shortest round trip is used: its error is at most half that trip. On
-    rank 0's own machine an offset within this error is taken for none, since processes there share one clock.
-    """
-    word = torch.zeros(1, dtype=torch.float64)
-    if rank == 0:
-        for r in range(1, ranks):
-            for _ in range(EXCHANGES):
-                dist.recv(word, r)
-                word[0] = now()
-                dist.send(word, r)
-        return now(), 0.0
-    best = float("inf")
-    offset = at = 0.0
-    for _ in range(EXCHANGES):
-        begin = now()
-        dist.send(word, 0)
-        dist.recv(word, 0)
-        end = now()
-        if end - begin < best:
-            best, at = end - begin, (begin + end) / 2
-            offset = float(word[0]) - at
-    if boot and boot == boot_of_rank0 and abs(offset) <= best / 2:
-        offset = 0.0
-    return at, offset

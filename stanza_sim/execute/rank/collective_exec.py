@@ -17,7 +17,7 @@ from stanza_sim.schedule import Collective, CollectiveKind, slice_bounds
 from stanza_sim.schedule.collectives import RankStep
 
 
-def run_stepwise(
+def run_steps(
     op: Collective,
     program: Sequence[RankStep],
     place: tuple[int, int],

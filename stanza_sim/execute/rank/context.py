@@ -10,8 +10,9 @@ import torch.distributed as dist
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.execute.rank.job import Backend
-from stanza_sim.execute.rank.transport import GroupKey, ProcessGroups, StagedTransport, Transport
+from stanza_sim.execute.rank.transport import GroupKey, ProcessGroups, StagedTransport, TorchTransport
 from stanza_sim.schedule import Schedule
+from stanza_sim.schedule.progress import Issue
 
 
 @dataclass(slots=True)
@@ -58,6 +59,11 @@ class Context:
             torch.cuda.set_device(self.device)
 
 
+def issue_for(backend: Backend) -> Issue:
+    """How messages are issued on `backend` unless a job says otherwise: NCCL posts no receive ahead of need."""
+    return Issue.IN_ORDER if backend is Backend.NCCL else Issue.EAGER
+
+
 def transport_for(
     context: Context,
     backend: Backend,
@@ -65,7 +71,7 @@ def transport_for(
     groups: dict[GroupKey, dist.ProcessGroup],
     *,
     values: bool = True,
-) -> Transport:
+) -> TorchTransport:
     """The transport of a run on this rank's device: staged where gloo is to move a GPU's tensors."""
     staged = context.device.type == "cuda" and backend is Backend.GLOO
-    return (StagedTransport if staged else Transport)(schedule, context.rank, groups, values=values)
+    return (StagedTransport if staged else TorchTransport)(schedule, context.rank, groups, values=values)

@@ -10,96 +10,28 @@ came, and leaves the rest to the thread that waits for sends. One lock guards th
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from queue import SimpleQueue
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from stanza_sim.base.errors import RunError
+from stanza_sim.execute.rank.clock import now
+from stanza_sim.execute.rank.inbox import Inbox, Stopped
+from stanza_sim.execute.rank.interfaces import Beat, Handle, TaggedTransport, Transport, Work
 from stanza_sim.execute.rank.job import Message
-from stanza_sim.schedule import Collective, Compute, RankProgram, Transfer, UnitKind
+from stanza_sim.execute.rank.tables import Endpoint, RankTables, Worker
+from stanza_sim.schedule import Collective, Compute, RankProgram, UnitKind
 from stanza_sim.schedule.progress import NOTHING, Instructions, Issue, Key, Progress
 
 Payload = TypeVar("Payload")
-In = TypeVar("In", contravariant=True)
-Out = TypeVar("Out", covariant=True)
-Told = TypeVar("Told")
-now = time.perf_counter
-"""The clock of every time in this package: monotonic, and one clock for all processes of a Linux host."""
-
-
-class Handle(Protocol):
-    """A message under way."""
-
-    def wait(self) -> object:
-        """Return when it has been sent, or received."""
-        ...
-
-
-class Mover(Protocol[In]):
-    """Moves payloads between ranks."""
-
-    def send(self, tensor: In, dst: int, channel: str) -> Handle:
-        """Post a message to `dst`."""
-        ...
-
-    def receive(self, tensor: In, src: int, channel: str) -> Handle:
-        """Post the receipt of a message from `src`."""
-        ...
-
-    def together(
-        self, sends: Sequence[tuple[In, int]], receives: Sequence[tuple[In, int]], channel: str
-    ) -> list[Handle]:
-        """Post several messages as one group."""
-        ...
-
-
-class NamingMover(Protocol[In]):
-    """Moves the messages of channels with credit, whose order is known to the sender only."""
-
-    def send_named(self, tensor: In, dst: int, op: Transfer) -> Handle:
-        """Post the message of `op` to `dst`, and before it one that says which it is."""
-        ...
-
-    def receive_named(self, tensor: In, src: int, op: Transfer) -> Handle:
-        """Post the receipt of the message of `op` from `src`, which may be sent before or after others."""
-        ...
-
-    def next_name(self, src: int, channel: str) -> str:
-        """Wait until `src` says which op's message it sends next on `channel`, and return the op's name."""
-        ...
-
-
-class Work(Protocol[Out]):
-    """What a rank's units do."""
-
-    def compute(self, op: Compute, iteration: int, ready_s: float) -> tuple[float, float]:
-        """Carry out a computation that could start at `ready_s`; when it began and when it ended."""
-        ...
-
-    def collective(self, op: Collective, iteration: int) -> None:
-        """Carry out a collective."""
-        ...
-
-    def outgoing(self, op: Transfer, iteration: int, dst: int) -> Out:
-        """What is sent to `dst`."""
-        ...
-
-    def incoming(self, op: Transfer, iteration: int, src: int) -> Out:
-        """Where the message from `src` goes."""
-        ...
-
-    def nbytes(self, op: Transfer, src: int, dst: int) -> int:
-        """Size of a message; one of 0 bytes is not sent at all."""
-        ...
-
-
 _Posted = tuple[int, int, int, float]
 """A message: unit, iteration, the other rank, when it was posted at this end."""
 _Received = tuple[_Posted, float]
 """A message and when it had arrived."""
+_Issued = tuple[int, tuple[int, ...]]
+"""An iteration and the units of one op that are issued together."""
 
 
 class _Nothing:
@@ -113,31 +45,9 @@ POST: tuple[Handle, Key] = (_Nothing(), (0, -1))
 """In place of a message that was posted: there are others to post."""
 
 
-class _Stopped(Exception):
-    """The run was given up: leave the thread."""
-
-
-class Inbox(Generic[Told]):
-    """What a thread is told, in order. `None` ends the thread."""
-
-    def __init__(self) -> None:
-        self._queue: SimpleQueue[Told | None] = SimpleQueue()
-
-    def put(self, told: Told | None) -> None:
-        """Tell the thread."""
-        self._queue.put(told)
-
-    def get(self) -> Told:
-        """Wait for what comes next; raises `_Stopped`."""
-        told = self._queue.get()
-        if told is None:
-            raise _Stopped
-        return told
-
-
 class Engine(Generic[Payload]):
     """Runs `program` for `iterations` iterations. `start` is called in every thread first (device, thread count).
-    `naming` is needed where a channel has credit and messages are issued eagerly.
+    `tagged` is needed where a channel has credit and messages are issued eagerly.
 
     After `run`, `spans` has (unit, iteration, start, end) of computations and collectives, `sends` and `receives`
     the messages, `iteration_end_s[i]` the last completion of iteration i at this rank. What is done for each message
@@ -149,54 +59,24 @@ class Engine(Generic[Payload]):
         program: RankProgram,
         iterations: int,
         work: Work[Payload],
-        mover: Mover[Payload],
+        transport: Transport[Payload],
         *,
-        naming: NamingMover[Payload] | None = None,
+        tagged: TaggedTransport[Payload] | None = None,
         issue: Issue = Issue.EAGER,
         start: Callable[[], None] = lambda: None,
     ) -> None:
         self.program, self.iterations = program, iterations
-        self._work, self._mover, self._start = work, mover, start
-        self._naming_mover = naming
-        self._in_order = issue is Issue.IN_ORDER
-        units, rank = program.units, program.rank
-        self._peers: dict[int, list[int]] = {}
-        self._nbytes: dict[tuple[int, int], int] = {}  # (unit, peer) -> bytes of their message
-        self._transfers = {u.index: u.op for u in units if isinstance(u.op, Transfer)}
-        self._sources: dict[tuple[int, str], list[int]] = {}  # (source, channel) -> units
-        self._receivers: dict[tuple[int, str], Inbox[int]] = {}  # the same -> iterations that opened
-        self._inbox_of: dict[int, Inbox[Key]] = {}  # of computations and collectives
-        inboxes: dict[object, Inbox[Key]] = {}  # of each lane and group
-        self._issuers: dict[str, Inbox[tuple[int, tuple[int, ...]]]] = {}  # of each channel that is issued in order
-        pairs: dict[int, list[tuple[int, str]]] = {}  # unit -> (destination, channel) of what it sends
-        for u in units:
-            op = u.op
-            if not isinstance(op, Transfer):
-                name = op.lane if isinstance(op, Compute) else u.peers
-                self._inbox_of[u.index] = inboxes.setdefault(name, Inbox())
-                continue
-            out = u.kind is UnitKind.SEND
-            sizes = {p: work.nbytes(op, *((rank, p) if out else (p, rank))) for p in u.peers}
-            peers = self._peers[u.index] = [p for p in u.peers if sizes[p]]
-            self._nbytes |= {(u.index, p): sizes[p] for p in peers}
-            if out:
-                pairs[u.index] = [(p, op.channel) for p in peers]
-            for p in () if out else peers:
-                self._sources.setdefault((p, op.channel), []).append(u.index)
-                self._receivers.setdefault((p, op.channel), Inbox())
-            if peers and self._in_order:
-                self._issuers.setdefault(op.channel, Inbox())
-        self._inboxes = list(inboxes.values())
-        self._rules = Progress(program, {i: len(p) for i, p in self._peers.items()}, iterations=iterations, issue=issue)
-        needed = {j for u in units for j in (*u.needs, *u.needs_previous)}
-        self._awaited_sends = {
-            u.index for u in units if u.kind is UnitKind.SEND and (u.index in needed or self._transfers[u.index].credit)
-        }
-        self._waited_for = {pair for index in self._awaited_sends for pair in pairs[index]}
-        self._sends_any = any(pairs.values())
+        self._work, self._transport, self._tagged_transport, self._start = work, transport, tagged, start
+        tables = self._tables = RankTables.of(program, work.nbytes)
+        messages = {unit: len(peers) for unit, peers in tables.peers.items()}
+        self._rules = Progress(program, messages, iterations=iterations, issue=issue)
+        self._in_order = in_order = issue is Issue.IN_ORDER
+        self._inboxes: dict[Worker, Inbox[Key]] = {worker: Inbox() for worker in tables.worker_of.values()}
+        self._receivers: dict[Endpoint, Inbox[int]] = {e: Inbox() for e in (() if in_order else tables.arrivals)}
+        self._issuers: dict[str, Inbox[_Issued]] = {c: Inbox() for c in (tables.channels if in_order else ())}
+        self._waiters: dict[Endpoint | None, SimpleQueue[tuple[Handle, Key] | None]] = {}
         self._lock, self._posting = threading.Lock(), threading.Lock()
-        self._unsent: dict[Key, int] = {}
-        self._waiters: dict[tuple[int, str] | None, SimpleQueue[tuple[Handle, Key] | None]] = {}
+        self._unsent: dict[Key, int] = {}  # messages of each send that are under way
         self._done = threading.Event()
         self._error: BaseException | None = None
         self.last_progress_s = now()
@@ -217,12 +97,12 @@ class Engine(Generic[Payload]):
 
     def _message(self, posted: _Posted) -> Message:
         unit, iteration, peer, posted_s = posted
-        nbytes = self._nbytes[unit, peer]
+        nbytes = self._tables.nbytes[unit, peer]
         return Message(unit=unit, iteration=iteration, peer=peer, nbytes=nbytes, posted_s=posted_s)
 
     # ---- running -----------------------------------------------------------------------------------------------
 
-    def run(self, *, timeout_s: float, beat: Callable[[], None] = lambda: None) -> None:
+    def run(self, *, timeout_s: float, beat: Beat = lambda: None) -> None:
         """Carry out all iterations; raises what a thread raised, and `RunError` if nothing completes for `timeout_s`.
 
         `beat` is called about twice a second while there is progress. After an error threads may be left that
@@ -230,22 +110,21 @@ class Engine(Generic[Payload]):
         """
         if self._rules.finished:
             return
-        threads = [self._thread(self._work_serially, inbox) for inbox in self._inboxes]
-        if self._in_order:
-            threads += [self._thread(self._issue, *channel) for channel in self._issuers.items()]
-        else:
-            for source, indices in self._sources.items():
-                any_order = self._transfers[indices[0]].credit > 0
-                threads.append(self._thread(self._receive_any if any_order else self._receive, *source))
-            waiters: list[tuple[int, str] | None] = [None] if self._sends_any else []
-            for pair in [*waiters, *self._waited_for]:
-                self._waiters[pair] = SimpleQueue()
-                threads.append(self._thread(self._wait_for_sends, self._waiters[pair]))
+        threads = self._threads()
         with self._lock:
             self._dispatch(self._rules.begin(now()))
         for t in threads:
             t.start()
         self._post()
+        self._watch(timeout_s, beat)
+        self._stop()
+        if self._error is not None:
+            raise self._error
+        for t in threads:
+            t.join()
+
+    def _watch(self, timeout_s: float, beat: Beat) -> None:
+        """Return when all is done or a thread has failed; raises `RunError` if nothing completes for `timeout_s`."""
         seen, self.last_progress_s = -1, now()
         while not self._done.wait(0.5):
             with self._lock:
@@ -257,18 +136,28 @@ class Engine(Generic[Payload]):
                 with self._lock:
                     story = self._rules.story()
                 raise RunError(f"nothing completed for {timeout_s:g} s; {story}")
-        self._stop()
-        if self._error is not None:
-            raise self._error
-        for t in threads:
-            t.join()
+
+    def _threads(self) -> list[threading.Thread]:
+        """The threads of this rank, not yet started."""
+        tables = self._tables
+        threads = [self._thread(self._work_serially, inbox) for inbox in self._inboxes.values()]
+        if self._in_order:
+            return threads + [self._thread(self._issue, *channel) for channel in self._issuers.items()]
+        for source, units in tables.arrivals.items():
+            any_order = tables.transfers[units[0]].credit > 0
+            threads.append(self._thread(self._receive_any if any_order else self._receive, *source))
+        rest: list[Endpoint | None] = [None] if tables.sends_any else []
+        for endpoint in [*rest, *tables.awaited_from]:
+            self._waiters[endpoint] = SimpleQueue()
+            threads.append(self._thread(self._wait_for_sends, self._waiters[endpoint]))
+        return threads
 
     def _thread(self, body: Callable[..., None], *args: object) -> threading.Thread:
         def guarded() -> None:
             try:
                 self._start()
                 body(*args)
-            except _Stopped:
+            except Stopped:
                 pass
             except BaseException as error:  # noqa: BLE001 - raised again by `run`
                 self._error = self._error or error
@@ -277,21 +166,20 @@ class Engine(Generic[Payload]):
         return threading.Thread(target=guarded, daemon=True, name=body.__name__.strip("_"))
 
     def _stop(self) -> None:
-        for inbox in self._inboxes:
+        """Let every thread end once it has done what it was told."""
+        inboxes: list[Inbox[Any]] = [*self._inboxes.values(), *self._receivers.values(), *self._issuers.values()]
+        for inbox in inboxes:
             inbox.put(None)
-        for receiver in self._receivers.values():
-            receiver.put(None)
-        for issuer in self._issuers.values():
-            issuer.put(None)
         for queue in self._waiters.values():
             queue.put(None)
 
     def _dispatch(self, out: Instructions) -> None:
         """Hand out what is to be done. The lock is held."""
+        tables = self._tables
         for key in out.start:
-            self._inbox_of[key[1]].put(key)
+            self._inboxes[tables.worker_of[key[1]]].put(key)
         for iteration, units in out.issue:
-            self._issuers[self._transfers[units[0]].channel].put((iteration, units))
+            self._issuers[tables.transfers[units[0]].channel].put((iteration, units))
         for i in out.opened:
             for receiver in self._receivers.values():
                 receiver.put(i)
@@ -344,7 +232,7 @@ class Engine(Generic[Payload]):
                     with self._lock:
                         key = self._rules.next_post()
                         if key is not None:
-                            self._unsent[key] = len(self._peers[key[1]])
+                            self._unsent[key] = len(self._tables.peers[key[1]])
                     if key is None:
                         break
                     self._send(key)
@@ -359,15 +247,16 @@ class Engine(Generic[Payload]):
     def _send(self, key: Key) -> None:
         """Post all messages of a send."""
         iteration, unit = key
-        op = self._transfers[unit]
-        for dst in self._peers[unit]:
+        tables = self._tables
+        op, awaited = tables.transfers[unit], unit in tables.awaited_sends
+        for dst in tables.peers[unit]:
             payload = self._work.outgoing(op, iteration, dst)
             self._sends.append((unit, iteration, dst, now()))
             if op.credit:
-                handle = self._naming.send_named(payload, dst, op)
+                handle = self._tagged.send_tagged(payload, dst, op)
             else:
-                handle = self._mover.send(payload, dst, op.channel)
-            self._waiters[(dst, op.channel) if unit in self._awaited_sends else None].put((handle, key))
+                handle = self._transport.send(payload, dst, op.channel)
+            self._waiters[(dst, op.channel) if awaited else None].put((handle, key))
 
     def _wait_for_sends(self, queue: SimpleQueue[tuple[Handle, Key] | None]) -> None:
         """Wait for sends; of those known for the one posted last first, so that few others are left to wake up for.
@@ -399,7 +288,8 @@ class Engine(Generic[Payload]):
 
     def _receive(self, src: int, channel: str) -> None:
         """Receive all messages from `src` on `channel`, posted as far ahead as buffers allow."""
-        inbox, ops = self._receivers[src, channel], [(i, self._transfers[i]) for i in self._sources[src, channel]]
+        inbox, tables = self._receivers[src, channel], self._tables
+        ops = [(unit, tables.transfers[unit]) for unit in tables.arrivals[src, channel]]
         keys = ((i, unit, op) for i in range(self.iterations) for unit, op in ops)
         following = next(keys, None)
         ahead: deque[tuple[Handle, _Posted]] = deque()
@@ -408,7 +298,7 @@ class Engine(Generic[Payload]):
                 iteration, unit, op = following
                 target = self._work.incoming(op, iteration, src)
                 posted_s = now()
-                ahead.append((self._mover.receive(target, src, channel), (unit, iteration, src, posted_s)))
+                ahead.append((self._transport.receive(target, src, channel), (unit, iteration, src, posted_s)))
                 following = next(keys, None)
             if not ahead:
                 inbox.get()  # an iteration opens
@@ -420,26 +310,26 @@ class Engine(Generic[Payload]):
     def _receive_any(self, src: int, channel: str) -> None:
         """Receive all messages from `src` on `channel`, a channel with credit, in the order in which they are sent.
 
-        They are posted as far ahead as buffers allow, each under its op's name, and `src` says which of them is next.
+        They are posted as far ahead as buffers allow, each under its op's tag, and `src` says which of them is next.
         """
-        inbox = self._receivers[src, channel]
-        units = {self._transfers[i].name: i for i in self._sources[src, channel]}
+        inbox, transfers = self._receivers[src, channel], self._tables.transfers
+        units = {transfers[unit].name: unit for unit in self._tables.arrivals[src, channel]}
         posted: dict[str, deque[tuple[Handle, _Posted]]] = {name: deque() for name in units}
         ahead = 0  # iterations that are posted
 
         def post(upto: int) -> int:
             for iteration in range(ahead, upto):
                 for name, unit in units.items():
-                    op = self._transfers[unit]
+                    op = transfers[unit]
                     target = self._work.incoming(op, iteration, src)
                     posted_s = now()
-                    handle = self._naming.receive_named(target, src, op)
+                    handle = self._tagged.receive_tagged(target, src, op)
                     posted[name].append((handle, (unit, iteration, src, posted_s)))
             return max(ahead, upto)
 
         for _ in range(self.iterations * len(units)):
             ahead = post(self._rules.opened)
-            name = self._naming.next_name(src, channel)
+            name = self._tagged.next_tag(src, channel)
             while not posted[name]:  # of an iteration that has not been opened when last we looked
                 if ahead == self._rules.opened:
                     inbox.get()
@@ -448,7 +338,7 @@ class Engine(Generic[Payload]):
             handle.wait()
             self._arrived(message)
 
-    def _issue(self, channel: str, inbox: Inbox[tuple[int, tuple[int, ...]]]) -> None:
+    def _issue(self, channel: str, inbox: Inbox[_Issued]) -> None:
         """Issue the transfers of `channel` one after the other, each op's sends and receives together."""
         while True:
             iteration, units = inbox.get()
@@ -457,8 +347,8 @@ class Engine(Generic[Payload]):
             posted: list[_Posted] = []
             sent: Key | None = None
             for index in units:
-                op = self._transfers[index]
-                for p in self._peers[index]:
+                op = self._tables.transfers[index]
+                for p in self._tables.peers[index]:
                     if self.program.units[index].kind is UnitKind.SEND:
                         sent = iteration, index
                         sends.append((self._work.outgoing(op, iteration, p), p))
@@ -466,7 +356,7 @@ class Engine(Generic[Payload]):
                     else:
                         receives.append((self._work.incoming(op, iteration, p), p))
                         posted.append((index, iteration, p, now()))
-            for handle in self._mover.together(sends, receives, channel):
+            for handle in self._transport.together(sends, receives, channel):
                 handle.wait()
             for message in posted:
                 self._arrived(message)
@@ -474,7 +364,7 @@ class Engine(Generic[Payload]):
                 self._complete(sent, now())
 
     @property
-    def _naming(self) -> NamingMover[Payload]:
-        if self._naming_mover is None:
-            raise RuntimeError("channels with credit need what names messages")
-        return self._naming_mover
+    def _tagged(self) -> TaggedTransport[Payload]:
+        if self._tagged_transport is None:
+            raise RuntimeError("a channel with credit needs a transport that tags messages")
+        return self._tagged_transport

@@ -44,6 +44,11 @@ def share(value: T | None, rank: int, ranks: int) -> T:
     return value  # type: ignore[return-value]
 
 
+def gather_all(value: T, rank: int, ranks: int) -> list[T]:
+    """The values of ranks 0 to `ranks` - 1 in order, at every one of them."""
+    return share(gather(value, rank, ranks), rank, ranks)
+
+
 def meet(rank: int, ranks: int) -> None:
     """Return when all ranks below `ranks` have come here."""
     word = torch.zeros(1)

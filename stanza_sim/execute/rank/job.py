@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import format_time
+from stanza_sim.execute.rank.clock import ClockOffset
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
 from stanza_sim.schedule.progress import Issue
@@ -143,23 +144,6 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Clock:
-    """The offset of rank 0's clock against a rank's own, estimated before and after the run.
-
-    `before` and `after` are (time on the own clock, seconds to add). Times between are mapped by linear interpolation.
-    """
-
-    before: tuple[float, float] = (0.0, 0.0)
-    after: tuple[float, float] = (1.0, 0.0)
-
-    def to_rank0(self, time_s: float) -> float:
-        """Return `time_s` of the own clock on rank 0's clock."""
-        (t0, d0), (t1, d1) = self.before, self.after
-        share = (time_s - t0) / (t1 - t0) if t1 > t0 else 0.0
-        return time_s + d0 + (d1 - d0) * share
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class RankReport:
     """What one rank has to say after a run; `measure.merge` makes a `Measurement` of all of them.
 
@@ -178,7 +162,7 @@ class RankReport:
     loss_sums: tuple[float, ...]
     sent_bytes: int
     received_bytes: int
-    clock: Clock
+    clock: ClockOffset
     accuracy: float | None = None
     parameters: Mapping[str, Array] | None = None
     realtime: bool = False

@@ -1,35 +1,28 @@
 """Moving tensors with `torch.distributed`: process groups, one message, one collective, bytes counted.
 
-`Transport` moves tensors where they are: on the CPU with gloo, on GPUs with NCCL. `StagedTransport` takes CUDA tensors
-through pinned host memory, since gloo has no CUDA send and receive. On CUDA tensors neither has ever run. What could
-be tried without a GPU was: issuing in order and in groups, which NCCL needs, on gloo, and staging with CPU tensors.
+`TorchTransport` moves tensors where they are: on the CPU with gloo, on GPUs with NCCL. `StagedTransport` takes CUDA
+tensors through pinned host memory, since gloo has no CUDA send and receive. On CUDA tensors neither has ever run. What
+could be tried without a GPU was: issuing in order and in groups, which NCCL needs, on gloo, and staging with CPU
+tensors.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from stanza_sim.execute.rank.collective_exec import run_stepwise
+from stanza_sim.execute.rank.collective_exec import run_steps
+from stanza_sim.execute.rank.interfaces import Handle
 from stanza_sim.execute.rank.job import Backend
 from stanza_sim.schedule import Carrier, Collective, CollectiveKind, Schedule, Transfer
 from stanza_sim.schedule.collectives import RankStep, collective_bytes, rank_steps, steps_of
 
 GroupKey = tuple[str, tuple[int, ...]]
 """(channel or empty, ranks): each channel of transfers has a group, and each set of ranks one for collectives."""
-
-
-class Handle(Protocol):
-    """A message under way. `wait` must be called exactly once: waiting twice on a gloo message never returns."""
-
-    def wait(self) -> object:
-        """Return when it has been sent, or received."""
-        ...
 
 
 class ProcessGroups:
@@ -63,7 +56,7 @@ def group_keys(schedule: Schedule, world: Sequence[int]) -> set[GroupKey]:
     return keys
 
 
-class Transport:
+class TorchTransport:
     """Messages and collectives of one rank in one run, on `groups`.
 
     Posting on a process group from two threads at once crashes gloo, so each group has a lock for posting; waiting is
@@ -107,22 +100,22 @@ class Transport:
             self._received[channel] += tensor.nbytes
             return _posted(self._channels[channel].recv([tensor], src, 0))
 
-    def send_named(self, tensor: Tensor, dst: int, op: Transfer) -> Handle:
+    def send_tagged(self, tensor: Tensor, dst: int, op: Transfer) -> Handle:
         """Post the message of `op`, tagged, behind its number; the number's 8 bytes are not counted."""
         number = torch.tensor([self._tag(op)])
         group = self._channels[op.channel]
         with self._locks[op.channel]:
             self._sent[op.channel] += tensor.nbytes
             first = _posted(group.send([number], dst, 0))
-            return _Named(first, number, _posted(group.send([tensor], dst, self._tag(op))))
+            return _Tagged(first, number, _posted(group.send([tensor], dst, self._tag(op))))
 
-    def receive_named(self, tensor: Tensor, src: int, op: Transfer) -> Handle:
+    def receive_tagged(self, tensor: Tensor, src: int, op: Transfer) -> Handle:
         """Post the receipt of the message of `op` into `tensor`, by its tag."""
         with self._locks[op.channel]:
             self._received[op.channel] += tensor.nbytes
             return _posted(self._channels[op.channel].recv([tensor], src, self._tag(op)))
 
-    def next_name(self, src: int, channel: str) -> str:
+    def next_tag(self, src: int, channel: str) -> str:
         """Receive the number of the op whose message is next; returns its name."""
         number = torch.zeros(1, dtype=torch.int64)
         with self._locks[channel]:
@@ -162,7 +155,7 @@ class Transport:
                 self._programs[op.name] = rank_steps(steps_of(op, ranks, size), self.rank)
             place = ranks.index(self.rank), len(ranks)
             program = self._programs[op.name]
-            sent, received = run_stepwise(op, program, place, output, source, group, values=self._values)
+            sent, received = run_steps(op, program, place, output, source, group, values=self._values)
         with self._count:
             self._collective_bytes[0] += sent
             self._collective_bytes[1] += received
@@ -194,7 +187,7 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
 
-class StagedTransport(Transport):
+class StagedTransport(TorchTransport):
     """Gloo for CUDA tensors: copied to pinned host memory before they are sent, and back when they have arrived."""
 
     def send(self, tensor: Tensor, dst: int, channel: str) -> Handle:
@@ -206,14 +199,14 @@ class StagedTransport(Transport):
         host = _host_like(tensor)
         return _Landing(super().receive(host, src, channel), host, tensor)
 
-    def send_named(self, tensor: Tensor, dst: int, op: Transfer) -> Handle:
+    def send_tagged(self, tensor: Tensor, dst: int, op: Transfer) -> Handle:
         """Copy to the host, wait for the copy, and post the message."""
-        return super().send_named(_to_host(tensor), dst, op)
+        return super().send_tagged(_to_host(tensor), dst, op)
 
-    def receive_named(self, tensor: Tensor, src: int, op: Transfer) -> Handle:
+    def receive_tagged(self, tensor: Tensor, src: int, op: Transfer) -> Handle:
         """As `receive`, by the tag of `op`."""
         host = _host_like(tensor)
-        return _Landing(super().receive_named(host, src, op), host, tensor)
+        return _Landing(super().receive_tagged(host, src, op), host, tensor)
 
     def together(
         self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]], channel: str
@@ -231,7 +224,7 @@ class StagedTransport(Transport):
         _to_device(host_output, output)
 
 
-class _Named:
+class _Tagged:
     """A message and the number sent before it, which is kept until it has been sent."""
 
     def __init__(self, first: Handle, number: Tensor, handle: Handle) -> None:

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self, TypeVar, cast
 
 from stanza_sim.base.errors import InputError, RunError
-from stanza_sim.execute.start.protocol import Answer, Outcome, Settings, Task
+from stanza_sim.execute.start.protocol import Answer, AnswerKind, Settings, Task
 
 T = TypeVar("T")
 
@@ -164,7 +164,7 @@ class Pool:
                 own = {} if place is None else place.environment
                 prefix = () if place is None else place.prefix
                 self._ranks.append(_Rank(settings, self._folder, {**environment, **own}, prefix))
-            self._await(Outcome.READY, max(START_S, self.timeout_s))
+            self._await(AnswerKind.READY, max(START_S, self.timeout_s))
         except BaseException:
             self.close()
             raise
@@ -180,7 +180,7 @@ class Pool:
             message = pickle.dumps(task)
             for rank in self._ranks:
                 rank.send(message)
-            return cast(list[T], self._await(Outcome.DONE, timeout_s or self.timeout_s))
+            return cast(list[T], self._await(AnswerKind.DONE, timeout_s or self.timeout_s))
         except BaseException:
             self.close()
             raise
@@ -194,7 +194,7 @@ class Pool:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
-    def _await(self, wanted: Outcome, timeout_s: float) -> list[object]:
+    def _await(self, wanted: AnswerKind, timeout_s: float) -> list[object]:
         """Return the values of all ranks' answers of the kind `wanted`."""
         values: dict[int, object] = {}
         failures: dict[int, str] = {}
@@ -208,11 +208,11 @@ class Pool:
                 answer = self._hear(rank)
                 if answer is None:
                     failures[rank.rank] = self._death(rank)
-                elif answer.outcome is Outcome.BAD_INPUT and isinstance(answer.value, InputError):
+                elif answer.kind is AnswerKind.BAD_INPUT and isinstance(answer.value, InputError):
                     raise answer.value
-                elif answer.outcome is wanted:
+                elif answer.kind is wanted:
                     values[rank.rank] = answer.value
-                elif answer.outcome is Outcome.FAILED:
+                elif answer.kind is AnswerKind.FAILED:
                     failures[rank.rank] = str(answer.value)
             now = time.monotonic()
             moved_s = max(r.moved_s for r in self._ranks)  # a rank that a schedule leaves idle waits for the others
@@ -238,7 +238,7 @@ class Pool:
         rank.heard_s = time.monotonic()
         if not isinstance(answer, Answer):
             return None
-        if answer.outcome is not Outcome.ALIVE:
+        if answer.kind is not AnswerKind.ALIVE:
             rank.moved_s = rank.heard_s
         return answer
 

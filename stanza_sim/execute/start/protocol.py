@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from stanza_sim.execute.rank.interfaces import Beat
 
 if TYPE_CHECKING:
     from stanza_sim.execute.rank.context import Context
@@ -14,7 +15,7 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-class Outcome(StrEnum):
+class AnswerKind(StrEnum):
     """What an answer is: the process lives, its task moves on; it is ready for tasks, done with one, or at its end."""
 
     ALIVE = "alive"
@@ -29,7 +30,7 @@ class Outcome(StrEnum):
 class Answer:
     """An answer of a rank with its value: the task's result, the `InputError`, or what failed."""
 
-    outcome: Outcome
+    kind: AnswerKind
     value: object
 
 
@@ -50,7 +51,7 @@ class Settings:
 class Task(Protocol[T_co]):
     """Something that every rank of the world does together; picklable. `beat` tells that the rank is alive."""
 
-    def __call__(self, context: Context, beat: Callable[[], None]) -> T_co:
+    def __call__(self, context: Context, beat: Beat) -> T_co:
         """This rank's part; its result must be picklable."""
         ...
 

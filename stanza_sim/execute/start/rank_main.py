@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection
 from typing import cast
 
 from stanza_sim.base.errors import InputError, RunError
-from stanza_sim.execute.start.protocol import Answer, Outcome, Settings, Task
+from stanza_sim.execute.start.protocol import Answer, AnswerKind, Settings, Task
 
 PR_SET_PDEATHSIG = 1
 BEAT_S = 0.5
@@ -44,14 +44,14 @@ def serve(connection: Connection, settings: Settings) -> None:
     """Join the world and carry out tasks until the connection closes. Any failure is answered and ends the process."""
     lock = threading.Lock()
 
-    def answer(outcome: Outcome, value: object) -> None:
+    def answer(kind: AnswerKind, value: object) -> None:
         with lock:
-            connection.send_bytes(pickle.dumps(Answer(outcome=outcome, value=value)))
+            connection.send_bytes(pickle.dumps(Answer(kind=kind, value=value)))
 
     def live() -> None:
         try:
             while True:
-                answer(Outcome.ALIVE, None)
+                answer(AnswerKind.ALIVE, None)
                 time.sleep(BEAT_S)
         except OSError:
             return
@@ -70,23 +70,23 @@ def serve(connection: Connection, settings: Settings) -> None:
             init_method=settings.init_method,
             host=settings.host,
         )
-        answer(Outcome.READY, None)
+        answer(AnswerKind.READY, None)
         while True:
             try:
                 task = cast(Task[object], pickle.loads(connection.recv_bytes()))
             except EOFError:
                 return
-            answer(Outcome.DONE, task(context, lambda: answer(Outcome.MOVING, None)))
+            answer(AnswerKind.DONE, task(context, lambda: answer(AnswerKind.MOVING, None)))
     except InputError as error:
-        answer(Outcome.BAD_INPUT, error)
+        answer(AnswerKind.BAD_INPUT, error)
     except RunError as error:
-        answer(Outcome.FAILED, str(error))
+        answer(AnswerKind.FAILED, str(error))
         time.sleep(LINGER_S)
     except BrokenPipeError:
         pass
     except Exception as error:  # noqa: BLE001 - whatever it is, the parent is told and this process ends
         traceback.print_exc()
-        answer(Outcome.FAILED, f"{type(error).__name__}: {error}")
+        answer(AnswerKind.FAILED, f"{type(error).__name__}: {error}")
     finally:
         sys.stderr.flush()
         # Threads may wait for other ranks for ever, in torch, where nothing can interrupt them.

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import RankReport, RunJob
 from stanza_sim.execute.start.protocol import RankInfo
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 class DescribeTask:
     """Ask every rank where it is."""
 
-    def __call__(self, context: Context, beat: Callable[[], None]) -> RankInfo:
+    def __call__(self, context: Context, beat: Beat) -> RankInfo:
         """This rank's answer."""
         from stanza_sim.execute.start.world import describe
 
@@ -30,7 +30,7 @@ class RunTask:
 
     job: RunJob
 
-    def __call__(self, context: Context, beat: Callable[[], None]) -> RankReport | None:
+    def __call__(self, context: Context, beat: Beat) -> RankReport | None:
         """This rank's report; None if the schedule has no such rank."""
         from stanza_sim.execute.start.worker import run_job
 

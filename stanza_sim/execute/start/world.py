@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from stanza_sim.base.errors import RunError, StanzaError
 from stanza_sim.execute.rank.context import Context
-from stanza_sim.execute.rank.exchange import gather, meet, share
+from stanza_sim.execute.rank.exchange import gather_all, meet
 from stanza_sim.execute.start.environment import Place
 from stanza_sim.execute.start.protocol import RankInfo, Task
 
@@ -91,8 +91,7 @@ class Joined:
             raise RunError(
                 f"rank {place.rank} could not join the others at {place.address}:{place.port}: {error}"
             ) from error
-        names = gather(socket.gethostname(), place.rank, place.world_size)
-        hosts = Counter(share(names, place.rank, place.world_size))
+        hosts = Counter(gather_all(socket.gethostname(), place.rank, place.world_size))
         self._context = Context(
             place.rank,
             place.world_size,
@@ -123,7 +122,7 @@ class Joined:
         """
         rank, ranks = self._context.rank, self.world_size
         try:
-            return share(gather(task(self._context, lambda: None), rank, ranks), rank, ranks)
+            return gather_all(task(self._context, lambda: None), rank, ranks)
         except StanzaError as error:
             _end_hard(error.exit_status)
             raise

@@ -7,6 +7,7 @@ ranks build it on the meta device, where it takes no memory, and make room only 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.execute.train.dropout import CounterDropout
 from stanza_sim.execute.train.flat import FlatBundle, Storage, dtype_of
 from stanza_sim.execute.train.slices import HeldBlock, cut_block, take_local
-from stanza_sim.model.extract import build_module, replace_dropout, split
+from stanza_sim.model.extract import SplitBlock, build_module, replace_dropout, split
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Bundle, Collective, Compute, Phase, Schedule, Transfer, ValueKind
 
@@ -82,86 +83,83 @@ def build(
 ) -> tuple[Holdings, list[HeldBlock], dict[str, FlatBundle]]:
     """Build what `rank` holds and bring initial values to all ranks; every rank of the schedule must call this."""
     held = holdings(schedule, model)
-    initialises = rank in held.block_source.values() or any(schedule.owners(b)[0] == rank for b in schedule.bundles)
-    torch.manual_seed(seed)
-    module = build_module(model, device="cpu" if initialises else "meta")
-    real = initialises or not any(p.is_meta for p in module.parameters())
-    initial = {n: p.detach().clone() for n, p in module.named_parameters()} if real else {}
-    flats: dict[str, FlatBundle] = {}
-    sharing = Counter(b.tensors for b in schedule.bundles)
-    storages: dict[tuple[str, ...], Storage] = {}
+    place = _Place(schedule=schedule, model=model, held=held, rank=rank, device=device)
+    module, initial = _module(place, seed)
+    bundles = _bundles(place)
     for bundle in schedule.bundles:
-        whole = rank in held.wholes[bundle.name]
-        owner = rank in schedule.owners(bundle)
-        if whole and sharing[bundle.tensors] > 1 and bundle.tensors not in storages:
-            dtype = dtype_of(schedule.itemsize)
-            made = Storage(model, bundle.tensors, dtype, whole=True, gradients=True, device=device)
-            storages[bundle.tensors] = made
-        if whole or owner:
-            flats[bundle.name] = FlatBundle(
+        _initialise(place, bundle, bundles.get(bundle.name), initial)
+    storage_of = {t: f.storage for f in bundles.values() for t in f.storage.extents}
+    blocks = []
+    for piece in split(module, model):
+        if rank == held.block_source.get(piece.name) or rank in held.computes[piece.name]:
+            _bring_state(place, piece)
+        if rank in held.computes[piece.name]:
+            blocks.append(_held_block(place, piece, storage_of, seed))
+    return held, blocks, bundles
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Place:
+    """Which rank of which schedule builds what it holds, and where."""
+
+    schedule: Schedule
+    model: ModelProfile
+    held: Holdings
+    rank: int
+    device: torch.device
+
+
+def _module(place: _Place, seed: int) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The whole model and its initial parameters under `seed`: on the CPU at ranks that others get them from, else on
+    the meta device and without parameters, if it can be built there.
+    """
+    schedule, rank = place.schedule, place.rank
+    is_source = rank in place.held.block_source.values()
+    initialises = is_source or any(schedule.owners(b)[0] == rank for b in schedule.bundles)
+    torch.manual_seed(seed)
+    module = build_module(place.model, device="cpu" if initialises else "meta")
+    real = initialises or not any(p.is_meta for p in module.parameters())
+    return module, {n: p.detach().clone() for n, p in module.named_parameters()} if real else {}
+
+
+def _bundles(place: _Place) -> dict[str, FlatBundle]:
+    """The bundles of which the rank uses the whole or owns a slice, all zeros."""
+    schedule, rank = place.schedule, place.rank
+    storages = _shared_storages(place)
+    found: dict[str, FlatBundle] = {}
+    for bundle in schedule.bundles:
+        whole = rank in place.held.wholes[bundle.name]
+        if whole or rank in schedule.owners(bundle):
+            found[bundle.name] = FlatBundle(
                 schedule,
-                model,
+                place.model,
                 bundle,
                 rank,
                 whole=whole,
                 gradients=whole,
-                device=device,
+                device=place.device,
                 storage=storages.get(bundle.tensors) if whole else None,
             )
-    for bundle in schedule.bundles:
-        _initialise(schedule, model, bundle, rank, held, flats.get(bundle.name), initial, device)
-    blocks = []
-    storage_of = {t: f.storage for f in flats.values() for t in f.storage.extents}
-    for part in split(module, model):
-        if rank != held.block_source.get(part.name) and rank not in held.computes[part.name]:
-            continue
-        if any(t.is_meta for t in (*part.module.parameters(), *part.module.buffers())):
-            part.module.to_empty(device=device)
-        else:
-            part.module.to(device)
-        _exchange_state(part.module, set(part.parameters), rank, held, part.name)
-        if rank not in held.computes[part.name]:
-            continue
-        parameters = []
-        for name in part.parameters:
-            storage = storage_of[name]
-            if storage.whole is None:
-                raise RuntimeError(f"{name} is not whole at rank {rank}")
-            parameter = nn.Parameter(storage.view(storage.whole, name))
-            path, _, leaf = name.rpartition(".")
-            setattr(part.module.get_submodule(path), leaf, parameter)
-            parameters.append((name, parameter))
-        dropouts: list[CounterDropout] = []
-
-        def make(key: str, p: float, dropouts: list[CounterDropout] = dropouts) -> nn.Module:
-            dropouts.append(CounterDropout(key, p, seed))
-            return dropouts[-1]
-
-        replace_dropout(part.module, make)
-        part.module.train()
-        held_block = HeldBlock(
-            name=part.name, module=part.module, parameters=tuple(parameters), dropouts=tuple(dropouts)
-        )
-        cut = schedule.cut(part.name)
-        if cut is not None:
-            held_block = cut_block(held_block, cut, schedule.features(cut, rank))
-        blocks.append(held_block)
-    return held, blocks, flats
+    return found
 
 
-def _initialise(
-    schedule: Schedule,
-    model: ModelProfile,
-    bundle: Bundle,
-    rank: int,
-    held: Holdings,
-    flat: FlatBundle | None,
-    initial: dict[str, Tensor],
-    device: torch.device,
-) -> None:
+def _shared_storages(place: _Place) -> dict[tuple[str, ...], Storage]:
+    """The storage of tensors whose bundles are pieces of them, where the rank uses any such bundle as a whole."""
+    sharing = Counter(b.tensors for b in place.schedule.bundles)
+    used = [b.tensors for b in place.schedule.bundles if place.rank in place.held.wholes[b.name]]
+    dtype = dtype_of(place.schedule.itemsize)
+    return {
+        tensors: Storage(place.model, tensors, dtype, whole=True, gradients=True, device=place.device)
+        for tensors in dict.fromkeys(used)
+        if sharing[tensors] > 1
+    }
+
+
+def _initialise(place: _Place, bundle: Bundle, flat: FlatBundle | None, initial: dict[str, Tensor]) -> None:
     """Bring the bundle's initial parameters from its first owner to all who hold it, in one order for all bundles."""
+    schedule, model, rank = place.schedule, place.model, place.rank
     root = schedule.owners(bundle)[0]
-    holders = sorted({*held.wholes[bundle.name], *schedule.owners(bundle)} - {root})
+    holders = sorted({*place.held.wholes[bundle.name], *schedule.owners(bundle)} - {root})
     if rank != root and rank not in holders:
         return
     if flat is None:
@@ -179,6 +177,56 @@ def _initialise(
         flat.whole[: flat.numel].copy_(values)
     elif flat.own is not None:
         flat.own.copy_(values[flat.lo : flat.hi])
+
+
+def _bring_state(place: _Place, piece: SplitBlock) -> None:
+    """Make room for a block on the rank's device, and bring its buffers and frozen parameters there."""
+    if any(t.is_meta for t in (*piece.module.parameters(), *piece.module.buffers())):
+        piece.module.to_empty(device=place.device)
+    else:
+        piece.module.to(place.device)
+    _exchange_state(piece.module, set(piece.parameters), place.rank, place.held, piece.name)
+
+
+def _held_block(place: _Place, piece: SplitBlock, storage_of: Mapping[str, Storage], seed: int) -> HeldBlock:
+    """A block that the rank computes, of which it may hold a shard of the features only."""
+    schedule = place.schedule
+    block = HeldBlock(
+        name=piece.name,
+        module=piece.module,
+        parameters=_parameters(place, piece, storage_of),
+        dropouts=_dropouts(piece.module, seed),
+    )
+    piece.module.train()
+    shard = schedule.cut(piece.name)
+    return block if shard is None else cut_block(block, shard, schedule.features(shard, place.rank))
+
+
+def _parameters(
+    place: _Place, piece: SplitBlock, storage_of: Mapping[str, Storage]
+) -> tuple[tuple[str, nn.Parameter], ...]:
+    """Put views of flat vectors in the place of the block's parameters, and return them by name."""
+    found = []
+    for name in piece.parameters:
+        storage = storage_of[name]
+        if storage.whole is None:
+            raise RuntimeError(f"{name} is not whole at rank {place.rank}")
+        parameter = nn.Parameter(storage.view(storage.whole, name))
+        piece.rebind(name, parameter)
+        found.append((name, parameter))
+    return tuple(found)
+
+
+def _dropouts(module: nn.Module, seed: int) -> tuple[CounterDropout, ...]:
+    """Replace the dropout of a block by one that draws the same masks however samples are split, and return them."""
+    found: list[CounterDropout] = []
+
+    def make(key: str, p: float) -> nn.Module:
+        found.append(CounterDropout(key, p, seed))
+        return found[-1]
+
+    replace_dropout(module, make)
+    return tuple(found)
 
 
 def _exchange_state(module: nn.Module, trained: set[str], rank: int, held: Holdings, block: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil, prod
 
 import torch
@@ -158,7 +158,7 @@ class FlatBundle:
             return self.gradient(generation) if partial is None else partial[self.lo : self.hi]
 
         parts = [own() if r == rank else self.contributions[generation][r] for r in sources]
-        _add(parts, self.sums[generation][: self.hi - self.lo])
+        add_in_order(parts, self.sums[generation][: self.hi - self.lo])
 
     def add_up(self, generation: int, sources: list[int], rank: int) -> None:
         """Sum the gradients that `sources` sent to be added up, in the order given; `rank`'s own is its gradient."""
@@ -166,14 +166,14 @@ class FlatBundle:
             self._partial[generation] = self.zeros(self.bundle.numel)
         whole = slice(0, self.bundle.numel)
         parts = [self.gradients[generation][whole] if r == rank else self.parts[generation][r] for r in sources]
-        _add(parts, self._partial[generation])
+        add_in_order(parts, self._partial[generation])
 
     def partial(self, generation: int) -> Tensor:
         """What `add_up` found."""
         return self._partial[generation]
 
 
-def _add(parts: list[Tensor], total: Tensor) -> None:
+def add_in_order(parts: Sequence[Tensor], total: Tensor) -> None:
     """Put the sum of `parts`, in their order, into `total`."""
     if len(parts) == 1:
         total.copy_(parts[0])

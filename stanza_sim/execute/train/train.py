@@ -12,17 +12,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stanza_sim.execute.rank.engine import now
+from stanza_sim.execute.rank.clock import now
 from stanza_sim.execute.rank.exchange import gather
+from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Array, RunJob
-from stanza_sim.execute.rank.part import MessageSizes, Outcome
-from stanza_sim.execute.rank.transport import Transport
+from stanza_sim.execute.rank.role import MessageSizes, RankResult
+from stanza_sim.execute.rank.transport import TorchTransport
 from stanza_sim.execute.train import data
 from stanza_sim.execute.train.build import Holdings, build, state_of
 from stanza_sim.execute.train.flat import FlatBundle, dtype_of
+from stanza_sim.execute.train.messages import Messages
 from stanza_sim.execute.train.passes import Passes
 from stanza_sim.execute.train.samples import follow
 from stanza_sim.execute.train.slices import HeldBlock, put_local
+from stanza_sim.execute.train.values import RankValues
 from stanza_sim.model.extract import build_module
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Compute, Layout, Schedule, Transfer
@@ -38,7 +41,8 @@ class RankWork:
     """What the engine's units do: passes for computations, transport for collectives, sizes of messages."""
 
     passes: Passes
-    transport: Transport
+    messages: Messages
+    transport: TorchTransport
     schedule: Schedule
 
     def __post_init__(self) -> None:
@@ -54,21 +58,21 @@ class RankWork:
 
     def collective(self, op: Collective, iteration: int) -> None:
         """Carry out a collective."""
-        self.passes.collective(op, iteration, self.transport)
+        self.messages.collective(op, iteration, self.transport)
 
     def outgoing(self, op: Transfer, iteration: int, dst: int) -> Tensor:
         """The message to `dst`."""
-        return self.passes.outgoing(op, iteration, dst)
+        return self.messages.outgoing(op, iteration, dst)
 
     def incoming(self, op: Transfer, iteration: int, src: int) -> Tensor:
         """Where the message from `src` goes."""
-        return self.passes.incoming(op, iteration, src)
+        return self.messages.incoming(op, iteration, src)
 
 
 class Trained:
     """Computes and trains: with what this rank holds of the model, and its share of the data."""
 
-    def __init__(self, job: RunJob, context: Context, transport: Transport, beat: Callable[[], None]) -> None:
+    def __init__(self, job: RunJob, context: Context, transport: TorchTransport, beat: Beat) -> None:
         self._job, self._context = job, context
         schedule, model, training, rank, device = job.schedule, job.model, job.training, context.rank, context.device
         dtype = dtype_of(schedule.itemsize)
@@ -83,10 +87,9 @@ class Trained:
         feed = data.Feed(self._items, numbers, dtype, device)
         self._held, self._blocks, self._bundles = build(schedule, model, rank, training.seed, device)
         beat()
-        self._passes = Passes(
+        values = RankValues(
             schedule=schedule,
             model=model,
-            training=training,
             rank=rank,
             samples=samples,
             blocks=self._blocks,
@@ -94,17 +97,18 @@ class Trained:
             batch=feed.batch,
             device=device,
         )
-        self.work = RankWork(self._passes, transport, schedule)
+        self._passes = Passes(values, training)
+        self.work = RankWork(self._passes, Messages(values), transport, schedule)
 
     def start_thread(self) -> None:
-        """See `Part`."""
+        """See `Role`."""
         self._context.start_thread()
 
     def running(self) -> AbstractContextManager[bool]:
-        """See `Part`."""
+        """See `Role`."""
         return nullcontext(False)
 
-    def outcome(self) -> Outcome:
+    def result(self) -> RankResult:
         """Losses; and where wanted accuracy and parameters, which go to rank 0."""
         job, rank = self._job, self._context.rank
         accuracy: float | None = None
@@ -113,7 +117,7 @@ class Trained:
             parameters, state = _collect(job.schedule, job.model, self._held, self._blocks, self._bundles, rank)
             if rank == 0 and self._held_out:
                 accuracy = _accuracy(job, parameters, state, self._items, self._held_out)
-        return Outcome(
+        return RankResult(
             loss_sums=self._passes.losses(),
             accuracy=accuracy,
             parameters=_as_arrays(parameters) if job.keep_parameters and rank == 0 else None,

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from stanza_sim.base.errors import StanzaError
-from stanza_sim.model import zoo
+from stanza_sim.model import shipped
 from stanza_sim.model.extract import extract
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.model.profile_json import to_json
@@ -15,7 +15,7 @@ from stanza_sim.model.profile_json import to_json
 
 def fresh(name: str) -> ModelProfile:
     """Extract the shipped model `name` from its factory."""
-    source = zoo.WIDE[name] if name in zoo.WIDE else zoo.SOURCES[name]
+    source = shipped.WIDE[name] if name in shipped.WIDE else shipped.SOURCES[name]
     return extract(source.factory, name=name, input_shape=source.input_shape, factory_kwargs=source.factory_kwargs)
 
 
@@ -23,11 +23,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Write the tables; return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m stanza_sim.model.extract", description=__doc__)
     parser.add_argument("--write-zoo", action="store_true", required=True, help="write one JSON file per shipped model")
-    own = Path(zoo.__file__).parent / "data"
-    parser.add_argument("--to", type=Path, default=own, help="folder to write to (the package's own)")
+    parser.add_argument("--to", type=Path, default=shipped.DATA, help="folder to write to (the package's own)")
     folder: Path = parser.parse_args(arguments).to
     try:
-        tables = {name: to_json(fresh(name)) for name in (*zoo.names(), *zoo.WIDE)}
+        tables = {name: to_json(fresh(name)) for name in (*shipped.names(), *shipped.WIDE)}
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in tables.items():
             folder.joinpath(f"{name}.json").write_text(text, encoding="utf-8")

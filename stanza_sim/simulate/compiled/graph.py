@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stanza_sim.schedule import Collective, Compute, Ranks, Schedule, Transfer, Unit, UnitKind
-from stanza_sim.schedule.progress import posting_order
+from stanza_sim.schedule.progress_tables import posting_order
 from stanza_sim.simulate.compiled import kernel
 from stanza_sim.simulate.compiled.advance import Kind
 from stanza_sim.simulate.compiled.arrays import Net, Nodes, thinned

@@ -1,20 +1,25 @@
-"""Lowering to arrays: every message of every pair of ranks as one entry, for many messages that nothing folds."""
+"""Lowering to arrays: every message of every pair of ranks as one entry, for many messages that nothing folds.
+
+Contract: as `lower`, with the same parts, for a folding in which class c is rank c; `message_arrays` stands in for
+`MessageClasses`, and prices messages by the same `MessageLoads`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from stanza_sim.cluster.cluster import Cluster, Usage
+from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Layout, Pattern, Schedule, Transfer, UnitKind
+from stanza_sim.schedule import Layout, Schedule, Transfer, UnitKind
 from stanza_sim.simulate.loads import LINK_PHI, Actor, Load, Lowered
-from stanza_sim.simulate.lowering.fold import Folding
+from stanza_sim.simulate.lowering.fold import COMPLETE, Folding
 from stanza_sim.simulate.lowering.lower import Lowering
+from stanza_sim.simulate.lowering.messages import MessageLoads, Path
 
 if TYPE_CHECKING:
     from stanza_sim.simulate.costs import CostModel
@@ -81,171 +86,208 @@ def message_count(schedule: Schedule) -> int:
     for op in schedule.ops:
         if isinstance(op, Transfer):
             n, k = len(schedule.group(op.src)), len(schedule.group(op.dst))
-            if op.pattern in (Pattern.ALL_PAIRS, Pattern.FAN_IN, Pattern.FAN_OUT):
+            if op.pattern in COMPLETE:
                 total += n * k
             else:
                 total += max(n, k, len(op.pairs))
     return total
 
 
-class _ArrayLowering(Lowering):
-    """Lowers unfolded ranks; class c is rank c."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sent:
+    """Who sends what to whom, and how much: arrays of one length, one entry a message, in program order.
 
-    far_links: dict[int, int]
+    `channel` numbers the queues, whose names are `channels`.
+    """
 
-    def message_arrays(self) -> Messages:
-        s = self.s
-        self.far_links = {}
-        channels: dict[str, int] = {}  # by what messages queue in
-        names: list[str] = []
-        parts: list[tuple[I32, I32, I32, I32, I64]] = []
-        pairs: dict[tuple[object, ...], tuple[I32, I32]] = {}
-        for index, op in enumerate(s.ops):
-            if not isinstance(op, Transfer):
-                continue
-            key = (op.pattern, op.src, op.dst, op.pairs)
-            if key not in pairs:
-                pairs[key] = self.pair_arrays(op)
-            src, dst = pairs[key]
-            sizes = self.sizes(op, src, dst)
-            if not sizes.all():  # a message of no bytes is not sent
-                src, dst, sizes = src[sizes > 0], dst[sizes > 0], sizes[sizes > 0]
-            if op.queue not in channels:
-                names.append(op.channel)
-            channel = channels.setdefault(op.queue, len(channels))
-            parts.append(
-                (
-                    np.full(len(src), index, dtype=np.int32),
-                    src,
-                    dst,
-                    np.full(len(src), channel, dtype=np.int32),
-                    sizes,
-                )
+    op: I32
+    src: I32
+    dst: I32
+    channel: I32
+    nbytes: I64
+    channels: tuple[str, ...]
+
+
+def message_arrays(schedule: Schedule, loads: MessageLoads) -> Messages:
+    """Every message of an iteration of `schedule`; `loads` knows every rank as a class of its own."""
+    sent = _sent(schedule)
+    placement = loads.cluster.placement
+    hosts = np.array([p.host for p in placement], dtype=np.int64)
+    made: list[Load] = []
+    load = _over_links(schedule, loads, sent, made)
+    near = load < 0
+    load[near] = _over_loopbacks(loads, hosts[sent.src[near]], sent.nbytes[near], made)
+    staged = near | (hosts[sent.src] != hosts[sent.dst])
+    return Messages(
+        op=sent.op,
+        src=sent.src,
+        dst=sent.dst,
+        channel=sent.channel,
+        nbytes=sent.nbytes,
+        load=load,
+        copy_out=_copies(loads, sent.src, "out", staged, made),
+        copy_in=_copies(loads, sent.dst, "in", staged, made),
+        loads=tuple(made),
+    )
+
+
+def _sent(schedule: Schedule) -> _Sent:
+    """The messages of all transfers; one of no bytes is not sent."""
+    queues: dict[str, tuple[int, str]] = {}  # the number of a queue, and the channel that it is named after
+    pairs: dict[tuple[object, ...], tuple[I32, I32]] = {}
+    empty = np.zeros(0, dtype=np.int32)
+    parts: list[tuple[I32, I32, I32, I32, I64]] = [(empty, empty, empty, empty, empty.astype(np.int64))]
+    for index, op in enumerate(schedule.ops):
+        if not isinstance(op, Transfer):
+            continue
+        key = (op.pattern, op.src, op.dst, op.pairs)
+        if key not in pairs:
+            pairs[key] = _pairs(schedule, op)
+        src, dst = pairs[key]
+        nbytes = _sizes(schedule, op, src, dst)
+        if not nbytes.all():
+            src, dst, nbytes = src[nbytes > 0], dst[nbytes > 0], nbytes[nbytes > 0]
+        channel, _ = queues.setdefault(op.queue, (len(queues), op.channel))
+        same = np.full(len(src), index, dtype=np.int32), np.full(len(src), channel, dtype=np.int32)
+        parts.append((same[0], src, dst, same[1], nbytes))
+    of_op, src, dst, channels, nbytes = (np.concatenate(x) for x in zip(*parts, strict=True))
+    names = tuple(name for _, name in queues.values())
+    return _Sent(op=of_op, src=src, dst=dst, channel=channels, nbytes=nbytes, channels=names)
+
+
+def _pairs(schedule: Schedule, op: Transfer) -> tuple[I32, I32]:
+    """Source and destination of every message of `op`, sources in ascending order."""
+    if op.pattern in COMPLETE:
+        a = np.fromiter(schedule.group(op.src), dtype=np.int32)
+        b = np.fromiter(schedule.group(op.dst), dtype=np.int32)
+        src, dst = np.repeat(a, len(b)), np.tile(b, len(a))
+    else:
+        both = np.array(list(schedule.pairs(op)), dtype=np.int32).reshape(-1, 2)
+        src, dst = both[:, 0], both[:, 1]
+    keep = src != dst
+    return np.ascontiguousarray(src[keep]), np.ascontiguousarray(dst[keep])
+
+
+def _sizes(schedule: Schedule, op: Transfer, src: I32, dst: I32) -> I64:
+    """Bytes of every message of `op`."""
+    value = op.values[0]
+    if op.slices:
+        return np.array([schedule.message_bytes(op, a, b) for a, b in zip(src, dst, strict=True)], dtype=np.int64)
+    if (owner_sends := value.kind.owner_sends) is not None:
+        bundle = schedule.bundle(value.name)
+        if bundle.layout is Layout.CUT:
+            owners = np.fromiter(schedule.owners(bundle), dtype=np.int64)
+            size = -(-bundle.numel // len(owners))
+            bounds = np.minimum(np.arange(len(owners) + 1, dtype=np.int64) * size, bundle.numel)
+            by_rank = np.zeros(schedule.world_size, dtype=np.int64)
+            by_rank[owners] = np.diff(bounds) * schedule.itemsize
+            sizes: I64 = by_rank[src if owner_sends else dst]
+            return sizes
+    return np.full(len(src), op.nbytes, dtype=np.int64)
+
+
+def _over_links(schedule: Schedule, loads: MessageLoads, sent: _Sent, made: list[Load]) -> I32:
+    """The load over links of each message, as an index into `made`, which is extended; -1 over the loopback.
+
+    Messages with the same two ends use the same links, but for those whose channels are hashed.
+    """
+    code = sent.src.astype(np.int64) * schedule.world_size + sent.dst
+    if loads.hashed:
+        code = code * len(sent.channels) + sent.channel
+    codes, inverse = np.unique(code, return_inverse=True)
+    place = np.full(len(codes), -1, dtype=np.int32)
+    known: dict[Path, int] = {}
+    links: dict[int, int] = {}  # each link is a resource by itself, which is looked up once
+    for k, c in enumerate(codes.tolist()):
+        ends, channel = divmod(c, len(sent.channels)) if loads.hashed else (c, 0)
+        src, dst = divmod(ends, schedule.world_size)
+        path = loads.path(src, dst, sent.channels[channel])
+        if path is None:
+            continue
+        if path not in known:
+            known[path] = len(made)
+            made.append(_of_path(loads, path, links))
+        place[k] = known[path]
+    found: I32 = place[inverse]
+    return found
+
+
+def _of_path(loads: MessageLoads, path: Path, links: dict[int, int]) -> Load:
+    """As `MessageLoads.over_links` for one message of unfolded ranks: every link is on a path once.
+
+    `links` keeps the resources of links.
+    """
+    usage, latency_s = path
+    for q, _ in usage:
+        if q not in links:
+            links[q] = loads.resources.link(q)
+    return Load(work=0.0, usage=tuple(sorted((links[q], s) for q, s in usage)), phi=LINK_PHI, delay_s=latency_s)
+
+
+def _over_loopbacks(loads: MessageLoads, host: I64, nbytes: I64, made: list[Load]) -> I64:
+    """The load of each message over the loopback of its `host`, as an index into `made`, which is extended.
+
+    Their sizes matter, for a message costs cores so much a byte and so much by itself.
+    """
+    kinds, inverse = np.unique(np.stack([host, nbytes]), axis=1, return_inverse=True)
+    found: I64 = len(made) + inverse.reshape(-1)
+    on_host = loads.resources.on_host
+    made.extend(loads.over_loopback(on_host[h][0], size, 1.0) for h, size in kinds.T.tolist())
+    return found
+
+
+def _copies(loads: MessageLoads, rank: I32, side: str, staged: npt.NDArray[np.bool_], made: list[Load]) -> I32:
+    """What each message copies at its `rank` if it is `staged`, as an index into `made`, which is extended."""
+    if all(host.staging is None for host in loads.cluster.hosts):
+        return np.zeros(0, dtype=np.int32)
+    index = np.full(loads.cluster.world_size, -1, dtype=np.int32)
+    for a in range(loads.cluster.world_size):
+        load = loads.copy(a, 1.0, side)
+        if load is not None:
+            index[a] = len(made)
+            made.append(load)
+    found: I32 = np.where(staged, index[rank], -1)
+    return found
+
+
+def _of_ops(schedule: Schedule, cluster: Cluster, messages: Messages) -> dict[str, OfOp]:
+    """The counts of each transfer, by its name."""
+    world = cluster.world_size
+    host = np.array([p.host for p in cluster.placement], dtype=np.int64)
+    bounds = np.searchsorted(messages.op, np.arange(len(schedule.ops) + 1))
+    found: dict[str, OfOp] = {}
+    for index, op in enumerate(schedule.ops):
+        if isinstance(op, Transfer):
+            part = slice(bounds[index], bounds[index + 1])
+            src, dst, nbytes = messages.src[part], messages.dst[part], messages.nbytes[part]
+            found[op.name] = OfOp(
+                sent=np.bincount(src, minlength=world),
+                received=np.bincount(dst, minlength=world),
+                far=np.bincount(src, weights=host[src] != host[dst], minlength=world).astype(np.int64),
+                bytes_sent=np.bincount(src, weights=nbytes, minlength=world).astype(np.int64),
+                bytes_received=np.bincount(dst, weights=nbytes, minlength=world).astype(np.int64),
             )
-        if not parts:
-            empty = np.zeros(0, dtype=np.int32)
-            parts.append((empty, empty, empty, empty, empty.astype(np.int64)))
-        op_, src, dst, channel_, nbytes = (np.concatenate(x) for x in zip(*parts, strict=True))
-        # Messages with the same two ends (and hash) use the same links; over the loopback their size matters as well.
-        code = src.astype(np.int64) * s.world_size + dst
-        if self.hashed:
-            code = code * len(channels) + channel_
-        codes, inverse = np.unique(code, return_inverse=True)
-        ends = codes // len(channels) if self.hashed else codes
-        paths = [
-            self.path(*divmod(int(e), s.world_size), names[int(c) % len(channels)] if self.hashed else "")
-            for e, c in zip(ends, codes, strict=True)
-        ]
-        loads: list[Load] = []
-        place = np.full(len(codes), -1, dtype=np.int32)
-        known: dict[object, int] = {}
-        for k, path in enumerate(paths):
-            if path is not None:
-                if path not in known:
-                    known[path] = len(loads)
-                    loads.append(self.far_load(path))
-                place[k] = known[path]
-        load = place[inverse]
-        near = load < 0
-        hosts = np.array([p.host for p in self.cluster.placement], dtype=np.int64)
-        sizes, inverse = np.unique(np.stack([hosts[src[near]], nbytes[near]]), axis=1, return_inverse=True)
-        load[near] = len(loads) + inverse.reshape(-1)
-        loads.extend(self.near_load(self.on_host[host][0], size, 1.0) for host, size in sizes.T.tolist())
-        staged = near | (hosts[src] != hosts[dst])
-        return Messages(
-            op=op_,
-            src=src,
-            dst=dst,
-            channel=channel_,
-            nbytes=nbytes,
-            load=load,
-            copy_out=self.copy_arrays(src, "out", staged, loads),
-            copy_in=self.copy_arrays(dst, "in", staged, loads),
-            loads=tuple(loads),
-        )
+    return found
 
-    def copy_arrays(self, rank: I32, side: str, staged: npt.NDArray[np.bool_], loads: list[Load]) -> I32:
-        """What each message copies at its `rank` if it is `staged`, as an index into `loads`, which is extended."""
-        if all(host.staging is None for host in self.cluster.hosts):
-            return np.zeros(0, dtype=np.int32)
-        index = np.full(self.s.world_size, -1, dtype=np.int32)
-        for a in range(self.s.world_size):
-            load = self.copy(a, 1.0, side)
-            if load is not None:
-                index[a] = len(loads)
-                loads.append(load)
-        found: I32 = np.where(staged, index[rank], -1)
-        return found
 
-    def far_load(self, path: tuple[Usage, float]) -> Load:
-        """As `link_load` for one message of unfolded ranks: each link is a resource by itself, and on no path twice."""
-        links, latency_s = path
-        usage = sorted((self.far_links[q] if q in self.far_links else self.far_link(q), share) for q, share in links)
-        return Load(work=0.0, usage=tuple(usage), phi=LINK_PHI, delay_s=latency_s)
-
-    def far_link(self, link: int) -> int:
-        """The resource of a link, kept in `far_links`."""
-        self.far_links[link] = made = self.link(link)
-        return made
-
-    def pair_arrays(self, op: Transfer) -> tuple[I32, I32]:
-        """Source and destination of every message of `op`, sources in ascending order."""
-        if op.pattern in (Pattern.ALL_PAIRS, Pattern.FAN_IN, Pattern.FAN_OUT):
-            a = np.fromiter(self.s.group(op.src), dtype=np.int32)
-            b = np.fromiter(self.s.group(op.dst), dtype=np.int32)
-            src, dst = np.repeat(a, len(b)), np.tile(b, len(a))
-        else:
-            both = np.array(list(self.s.pairs(op)), dtype=np.int32).reshape(-1, 2)
-            src, dst = both[:, 0], both[:, 1]
-        keep = src != dst
-        return np.ascontiguousarray(src[keep]), np.ascontiguousarray(dst[keep])
-
-    def sizes(self, op: Transfer, src: I32, dst: I32) -> I64:
-        """Bytes of every message of `op`."""
-        value = op.values[0]
-        if op.slices:
-            return np.array([self.s.message_bytes(op, a, b) for a, b in zip(src, dst, strict=True)], dtype=np.int64)
-        if (owner_sends := value.kind.owner_sends) is not None:
-            bundle = self.s.bundle(value.name)
-            if bundle.layout is Layout.CUT:
-                owners = np.fromiter(self.s.owners(bundle), dtype=np.int64)
-                size = -(-bundle.numel // len(owners))
-                bounds = np.minimum(np.arange(len(owners) + 1, dtype=np.int64) * size, bundle.numel)
-                by_rank = np.zeros(self.s.world_size, dtype=np.int64)
-                by_rank[owners] = np.diff(bounds) * self.s.itemsize
-                sizes: I64 = by_rank[src if owner_sends else dst]
-                return sizes
-        return np.full(len(src), op.nbytes, dtype=np.int64)
-
-    def rank_actor(self, rank: int, messages: dict[str, OfOp]) -> Actor:
-        """The actor of `rank`; `messages` are those of each op."""
-        made = self.actor(rank, with_messages=False)
-        host = self.cluster.host_of(rank)
-        sends: dict[int, int] = {}
-        arrivals: dict[int, int] = {}
-        post_s, traffic = dict(made.post_s), dict(made.traffic)
-        for u in made.program.units:
-            if u.kind is UnitKind.SEND:
-                of = messages[u.op.name]
-                sends[u.index] = int(of.sent[rank])
-                post_s[u.index] = host.nic.overhead_s * int(of.far[rank])
-                traffic[u.index] = (int(of.bytes_sent[rank]), 0)
-            elif u.kind is UnitKind.RECV:
-                of = messages[u.op.name]
-                arrivals[u.index] = int(of.received[rank])
-                traffic[u.index] = (0, int(of.bytes_received[rank]))
-        return Actor(
-            rank=rank,
-            size=1,
-            program=made.program,
-            loads=made.loads,
-            sends=sends,
-            messages={},
-            arrivals=arrivals,
-            post_s=post_s,
-            traffic=traffic,
-            copies=made.copies,
-        )
+def _actor(parts: Lowering, rank: int, of_ops: dict[str, OfOp]) -> Actor:
+    """The actor of `rank`, whose messages are in arrays."""
+    made = parts.actor(rank, with_messages=False)
+    overhead_s = parts.cluster.host_of(rank).nic.overhead_s
+    sends: dict[int, int] = {}
+    arrivals: dict[int, int] = {}
+    post_s, traffic = dict(made.post_s), dict(made.traffic)
+    for u in made.program.units:
+        if u.kind is UnitKind.SEND:
+            of = of_ops[u.op.name]
+            sends[u.index] = int(of.sent[rank])
+            post_s[u.index] = overhead_s * int(of.far[rank])
+            traffic[u.index] = (int(of.bytes_sent[rank]), 0)
+        elif u.kind is UnitKind.RECV:
+            of = of_ops[u.op.name]
+            arrivals[u.index] = int(of.received[rank])
+            traffic[u.index] = (0, int(of.bytes_received[rank]))
+    return replace(made, sends=sends, arrivals=arrivals, post_s=post_s, traffic=traffic)
 
 
 def lower_to_arrays(
@@ -256,32 +298,18 @@ def lower_to_arrays(
     cost_of: Callable[[int], CostModel],
 ) -> ArrayLowered:
     """As `lower`, for a folding in which every rank is a class of its own."""
-    work = _ArrayLowering(schedule, model, cluster, folding, cost_of)
-    messages = work.message_arrays()
-    world = cluster.world_size
-    host = np.array([p.host for p in cluster.placement], dtype=np.int64)
-    by_op: dict[str, OfOp] = {}
-    bounds = np.searchsorted(messages.op, np.arange(len(schedule.ops) + 1))
-    for index, op in enumerate(schedule.ops):
-        if isinstance(op, Transfer):
-            part = slice(bounds[index], bounds[index + 1])
-            src, dst, nbytes = messages.src[part], messages.dst[part], messages.nbytes[part]
-            by_op[op.name] = OfOp(
-                sent=np.bincount(src, minlength=world),
-                received=np.bincount(dst, minlength=world),
-                far=np.bincount(src, weights=host[src] != host[dst], minlength=world).astype(np.int64),
-                bytes_sent=np.bincount(src, weights=nbytes, minlength=world).astype(np.int64),
-                bytes_received=np.bincount(dst, weights=nbytes, minlength=world).astype(np.int64),
-            )
-    actors = [work.rank_actor(r, by_op) for r in range(world)]
-    rings = work.rings()
+    parts = Lowering(schedule, model, cluster, folding, cost_of)
+    messages = message_arrays(schedule, parts.loads)
+    of_ops = _of_ops(schedule, cluster, messages)
+    actors = [_actor(parts, r, of_ops) for r in range(cluster.world_size)]
+    rings = parts.collectives.every()
     return ArrayLowered(
-        resources=work.resources,
+        resources=parts.resources.made,
         actors=actors,
         rings=rings,
-        links=work.used_links(),
-        background=work.background(),
-        buckets=work.buckets(),
+        links=parts.resources.used_links(),
+        background=parts.resources.background(),
+        buckets=parts.resources.buckets(),
         wake_s=cluster.wake_s,
         messages=messages,
         op_names=tuple(op.name for op in schedule.ops),

@@ -2,43 +2,41 @@
 
 As one activity: every link is charged the bytes that all steps move over it, and the whole takes as long as the steps
 do with nothing beside them; the latencies and overheads on their longest path come first, and nothing moves in those.
-Rings, in which all ranks do alike, have a closed form (`ring`); for the rest see `by_steps.py`. Beside other traffic it
-is an approximation, which the same collective step by step does not make.
+Rings, in which all ranks do alike, have a closed form (`Collectives.ring`); for the rest see `collective_cost.py`.
+Beside other traffic it is an approximation, which the same collective step by step does not make.
+
+Contract: `Collectives` prices the collectives of one schedule. It asks for loads of messages and costs of additions,
+and knows nothing of transfers or programs. Only rings may be folded.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import inf
 
 from stanza_sim.cluster.cluster import Usage
 from stanza_sim.schedule import Carrier, Collective, CollectiveKind
 from stanza_sim.schedule.collectives import collective_bytes, has_closed_form, traffic
-from stanza_sim.simulate.loads import LINK_PHI, Load, Ring
-from stanza_sim.simulate.lowering.collective_cost import busiest_s, priced, stepped, taking
+from stanza_sim.simulate.loads import LINK_PHI, Copies, Load, Ring
+from stanza_sim.simulate.lowering.collective_cost import StepCosts, taking
+from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs
 from stanza_sim.simulate.lowering.fold import ring_order
-from stanza_sim.simulate.lowering.lower import Lowering
 from stanza_sim.simulate.plain.fluid import usage_of
 
 SAME = 1e-9
 """Relative tolerance: a ring whose edges are all alike takes what its links alone make of it."""
 
 
-def collective(work: Lowering, op: Collective) -> Ring:
-    """What `op` costs: rings by their closed form, the rest from their steps; with the steps where those are to run."""
-    found = ring(work, op) if has_closed_form(op) else priced(work, op)
-    return stepped(work, op, found) if work.stepwise else found
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Round:
+    """How data goes round a ring: from whom to whom, in how many steps, and bytes that cross each edge in all."""
 
-
-def moved(work: Lowering, op: Collective) -> dict[int, tuple[int, int]]:
-    """Bytes that each rank sends and receives in `op`; of a backend's collective by the closed form, in whole bytes."""
-    ranks, itemsize = work.s.group(op.ranks), work.s.itemsize
-    if op.by is Carrier.STEPS:
-        return traffic(op, ranks, itemsize)
-    return {r: collective_bytes(op, ranks, r, itemsize) for r in ranks}
+    edges: tuple[tuple[int, int], ...]
+    steps: int
+    edge_bytes: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,108 +50,230 @@ class _Edge:
     usage: Usage
 
 
-def ring(work: Lowering, op: Collective) -> Ring:
-    """The ring algorithm as one activity over all the links that its steps use.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Edges:
+    """The edges of a ring, those alike once, and what they use for each byte that crosses one of them.
 
-    Bytes that cross each edge of the ring, and steps: all-reduce 2(N-1)/N*n in 2(N-1); reduce-scatter and all-gather
-    (N-1)/N*n in N-1; broadcast, as a pipelined chain of endlessly many chunks, n in N-1 (Thakur et al. 2005).
+    `on_links` are bytes by link; `inside` counts the edges over the loopback of each host.
     """
-    members = ring_order(work.s, op)
-    n = len(members)
-    actors = tuple(sorted({work.folding.class_of[r] for r in members}))
-    pairs = list(pairwise(members))
-    steps, edge_bytes = n - 1, float(op.nbytes)
-    if op.kind is not CollectiveKind.BROADCAST:
-        pairs.append((members[-1], members[0]))
-        edge_bytes *= (n - 1) / n
-        if op.kind is CollectiveKind.ALL_REDUCE:
-            steps, edge_bytes = 2 * steps, 2 * edge_bytes
-    if n == 1 or edge_bytes == 0:
-        return Ring(actors=actors, load=Load(work=0.0, usage=()))
-    place, hosts = work.cluster.placement, work.cluster.hosts
-    seen = {work.folding.host_class_of[place[rep].host]: place[rep].host for rep in reversed(work.reps)}
-    standing = set(seen.values())
-    crossing: dict[int, float] = defaultdict(float)
-    inside: Counter[int] = Counter()
-    edges: set[_Edge] = set()
-    folded = len(work.folding.classes) < work.cluster.world_size
-    orbits = work.folding.orbits
-    met: set[tuple[int, int]] = set()
-    for a, b in pairs:
-        ha, hb = place[a].host, place[b].host
-        there = seen.get(work.folding.host_class_of[hb], hb)
-        path = None if ha != hb else work.path(a, b, op.ranks)
-        if ha == hb and path is None:
-            inside[ha] += 1
-            loop = hosts[ha].loopback
-            near = _Edge(host=there, latency_s=loop.latency_s, overhead_s=0.0, cap_Bps=loop.bandwidth_Bps, usage=())
-            edges.add(near)
-            continue
-        alike = (work.folding.host_class_of[ha], work.folding.host_class_of[hb])
-        if folded and orbits is None and ha not in standing and hb not in standing and alike in met:
-            continue
-        met.add(alike)  # the slowest edge may be one that no standing host has
-        usage, latency_s = path or work.path(a, b, op.ranks) or ((), 0.0)
-        overhead_s = hosts[ha].nic.overhead_s if ha != hb else 0.0
-        edges.add(_Edge(host=there, latency_s=latency_s, overhead_s=overhead_s, cap_Bps=inf, usage=usage))
-        for q, share in usage:
-            if orbits is not None:
-                crossing[q] += share / work.link_sizes[orbits.link_class[q]]
-            elif not folded or q // 2 in standing:
-                crossing[q] += share
-    demands = [(work.link(q), w) for q, w in crossing.items()]
-    phi = LINK_PHI
-    reducing = op.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER)
-    cores: dict[int, tuple[float, float]] = {}
-    for host in standing if folded else {p.host for p in place}:
-        ranks = [r for r in work.on_host.get(host, ()) if r in work.s.group(op.ranks)]
-        loop = hosts[host].loopback
-        core_s = near_s = inside[host] * (loop.byte_core_s + loop.message_core_s * steps / edge_bytes)
-        for r in ranks:
-            if reducing and work.cluster.on_cores(r):
-                core_s += work.cost_of(r).reduce_s(int(op.nbytes * (n - 1) / n), 2) / edge_bytes
-        if core_s > 0 and ranks:
-            demands.append((work.cores(ranks[0]), core_s))
-            phi = min(phi, len(ranks) / core_s)
-            busy_s = edge_bytes / hosts[host].cores
-            cores[host] = near_s * busy_s / steps, (core_s - near_s) * busy_s / (n - 1)
-    load = Load(
-        work=edge_bytes,
-        usage=usage_of(demands),
-        phi=phi,
-        cap=min(e.cap_Bps for e in edges),
-        delay_s=steps * max(e.latency_s for e in edges) + (steps - 1) * max(e.overhead_s for e in edges),
-    )
-    if op.kind is not CollectiveKind.BROADCAST:
-        load = _at_its_pace(work, op, load, edges, cores)
-    return Ring(actors=actors, load=load)
+
+    kinds: Collection[_Edge]
+    on_links: Mapping[int, float]
+    inside: Mapping[int, int]
 
 
-def _at_its_pace(
-    work: Lowering, op: Collective, load: Load, edges: Iterable[_Edge], cores: Mapping[int, tuple[float, float]]
-) -> Load:
-    """`load` such that alone it takes as long as the steps of the ring, of which each waits for the slowest edge.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cores:
+    """What a ring takes of the cores of a host that has `ranks` of its members.
 
-    That edge need not have both the largest latency and the least rate, and where ranks add on cores it need not be
-    the same in all steps. `cores[host]` are the seconds that a step's messages and its additions take on the cores.
+    `byte_s` is core-seconds for each byte that crosses an edge; `messages_s` and `additions_s` are the seconds that a
+    step's messages over the loopback and its additions take on all cores.
     """
-    n = len(work.s.group(op.ranks))
-    demand = dict(load.usage)
 
-    def step_s(edge: _Edge, adds: bool) -> float:
-        byte_s = 1.0 / edge.cap_Bps
-        for q, share in edge.usage:
-            together = demand.get(work.keys.get(work.link_key(q), -1), 0.0)
-            byte_s = max(byte_s, max(together, share) / work.cluster.links[q].bandwidth_Bps)
-        messages_s, additions_s = cores.get(edge.host, (0.0, 0.0))
-        on_cores_s = messages_s + (additions_s if adds else 0.0)
-        return edge.latency_s + edge.overhead_s + max(op.nbytes / n * byte_s, on_cores_s)
+    resource: int
+    ranks: int
+    byte_s: float
+    messages_s: float
+    additions_s: float
 
-    adds = {CollectiveKind.ALL_REDUCE: (True, False), CollectiveKind.REDUCE_SCATTER: (True,)}.get(op.kind, (False,))
-    slowest = [max((step_s(e, a), e.latency_s, e.overhead_s) for e in edges) for a in adds]
-    paid_s = slowest[0][2]  # for its first message each rank has paid when it joined
-    seconds = (n - 1) * sum(s for s, _, _ in slowest) - paid_s
-    took = load.delay_s + max(load.work / load.cap, busiest_s(work, load))
-    if abs(took - seconds) <= SAME * seconds:
-        return load
-    return taking(work, load, seconds, (n - 1) * sum(lat + over for _, lat, over in slowest) - paid_s)
+
+class Collectives:
+    """The prices of the collectives of one schedule; with `stepwise`, for which nothing is folded, with their steps."""
+
+    def __init__(self, inputs: CollectiveInputs, *, stepwise: bool = False) -> None:
+        self.inputs, self.stepwise = inputs, stepwise
+        self.steps = StepCosts(inputs)
+        self._moved: dict[str, Mapping[int, tuple[int, int]]] = {}
+
+    def every(self) -> dict[str, Ring]:
+        """Every collective, by op name; those alike are looked up once."""
+        made: dict[tuple[object, ...], Ring] = {}
+        found: dict[str, Ring] = {}
+        for op in self.inputs.schedule.ops:
+            if isinstance(op, Collective):
+                key = (op.kind, op.ranks, op.nbytes, op.root, op.algorithm, op.by, op.local, op.chunk)
+                if key not in made:
+                    made[key] = self.collective(op)
+                found[op.name] = made[key]
+        return found
+
+    def collective(self, op: Collective) -> Ring:
+        """What `op` costs: rings by their closed form, the rest from their steps."""
+        found = self.ring(op) if has_closed_form(op) else self.steps.priced(op, timed=not self.stepwise)
+        return replace(found, program=self.steps.program(op)) if self.stepwise else found
+
+    # ---- bytes and copies ------------------------------------------------------------------------------------------
+
+    def moved(self, op: Collective) -> Mapping[int, tuple[int, int]]:
+        """Bytes that each member sends and receives in `op`; of a backend's by the closed form, in whole bytes."""
+        if op.name not in self._moved:
+            ranks, itemsize = self.inputs.group(op), self.inputs.schedule.itemsize
+            if op.by is Carrier.STEPS:
+                self._moved[op.name] = traffic(op, ranks, itemsize)
+            else:
+                self._moved[op.name] = {r: collective_bytes(op, ranks, r, itemsize) for r in ranks}
+        return self._moved[op.name]
+
+    def copies(self, op: Collective, rank: int) -> Copies:
+        """What `rank` copies for a collective: all that it contributes, and all that it gets.
+
+        Where the executor carries out the steps itself it copies what each of them sends and receives; here all that
+        is sent is copied before the first step, and all that is received after the last, with the latency once each.
+        """
+        group = self.inputs.group(op)
+        mine = op.nbytes / len(group)
+        match op.kind:
+            case CollectiveKind.ALL_REDUCE:
+                out, into = float(op.nbytes), float(op.nbytes)
+            case CollectiveKind.REDUCE_SCATTER:
+                out, into = float(op.nbytes), mine
+            case CollectiveKind.ALL_GATHER:
+                out, into = mine, float(op.nbytes)
+            case CollectiveKind.BROADCAST:
+                out, into = (float(op.nbytes), 0.0) if rank == op.root else (0.0, float(op.nbytes))
+        if op.by is Carrier.STEPS:
+            out, into = map(float, self.moved(op)[rank])
+        if len(group) == 1:
+            out = into = 0.0
+        copy = self.inputs.loads.copy
+        return Copies(out=copy(rank, out, "out"), into=copy(rank, into, "in"))
+
+    # ---- rings -----------------------------------------------------------------------------------------------------
+
+    def ring(self, op: Collective) -> Ring:
+        """The ring algorithm as one activity over all the links that its steps use.
+
+        It waits for the latencies of its steps and the overheads of all but the first, then moves over all edges at
+        once, as fast as the slowest loopback, link and host's cores allow.
+        """
+        resources = self.inputs.resources
+        actors = tuple(sorted({resources.folding.class_of[r] for r in self.inputs.group(op)}))
+        data = self._round(op)
+        if not data.edges or data.edge_bytes == 0:
+            return Ring(actors=actors, load=Load(work=0.0, usage=()))
+        edges = self._edges(op, data)
+        demands = [(resources.link(q), w) for q, w in edges.on_links.items()]
+        cores = self._cores(op, data, edges.inside)
+        demands += [(c.resource, c.byte_s) for c in cores.values()]
+        load = Load(
+            work=data.edge_bytes,
+            usage=usage_of(demands),
+            phi=min([LINK_PHI, *(c.ranks / c.byte_s for c in cores.values())]),
+            cap=min(e.cap_Bps for e in edges.kinds),
+            delay_s=data.steps * max(e.latency_s for e in edges.kinds)
+            + (data.steps - 1) * max(e.overhead_s for e in edges.kinds),
+        )
+        if op.kind is not CollectiveKind.BROADCAST:
+            load = self._at_its_pace(op, load, edges.kinds, cores)
+        return Ring(actors=actors, load=load)
+
+    def _round(self, op: Collective) -> _Round:
+        """Edges, steps and bytes of a ring of N ranks.
+
+        Bytes that cross each edge of the ring, and steps: all-reduce 2(N-1)/N*n in 2(N-1); reduce-scatter and
+        all-gather (N-1)/N*n in N-1; broadcast, as a pipelined chain of endlessly many chunks, n in N-1 (Thakur et al.
+        2005).
+        """
+        members = ring_order(self.inputs.schedule, op)
+        n = len(members)
+        chain, nbytes = tuple(pairwise(members)), float(op.nbytes)
+        if op.kind is CollectiveKind.BROADCAST or n == 1:
+            return _Round(edges=chain, steps=n - 1, edge_bytes=nbytes)
+        times = 2 if op.kind is CollectiveKind.ALL_REDUCE else 1
+        edges = (*chain, (members[-1], members[0]))
+        return _Round(edges=edges, steps=times * (n - 1), edge_bytes=times * (nbytes * ((n - 1) / n)))
+
+    def _edges(self, op: Collective, data: _Round) -> _Edges:
+        """The edges of a ring.
+
+        Where hosts on one switch are folded, links are counted at the standing hosts, and of edges between two others
+        one of each pair of host classes is looked at, since the slowest edge may be one that no standing host has.
+        """
+        resources, cluster, path = self.inputs.resources, self.inputs.cluster, self.inputs.loads.path
+        folding, place = resources.folding, cluster.placement
+        standing = set(resources.standing_hosts.values())
+        folded, orbits = len(folding.classes) < cluster.world_size, folding.orbits
+        on_links: dict[int, float] = defaultdict(float)
+        inside: Counter[int] = Counter()
+        kinds: set[_Edge] = set()
+        met: set[tuple[int, int]] = set()
+        for a, b in data.edges:
+            ha, hb = place[a].host, place[b].host
+            there = resources.standing_hosts.get(folding.host_class_of[hb], hb)
+            if ha == hb and path(a, b, op.ranks) is None:
+                inside[ha] += 1
+                loop = cluster.hosts[ha].loopback
+                latency_s, cap_Bps = loop.latency_s, loop.bandwidth_Bps
+                kinds.add(_Edge(host=there, latency_s=latency_s, overhead_s=0.0, cap_Bps=cap_Bps, usage=()))
+                continue
+            alike = (folding.host_class_of[ha], folding.host_class_of[hb])
+            if folded and orbits is None and alike in met and not {ha, hb} & standing:
+                continue
+            met.add(alike)
+            usage, latency_s = path(a, b, op.ranks) or ((), 0.0)
+            overhead_s = cluster.hosts[ha].nic.overhead_s if ha != hb else 0.0
+            kinds.add(_Edge(host=there, latency_s=latency_s, overhead_s=overhead_s, cap_Bps=inf, usage=usage))
+            for q, share in usage:
+                if orbits is not None:
+                    on_links[q] += share / resources.link_sizes[orbits.link_class[q]]
+                elif not folded or q // 2 in standing:
+                    on_links[q] += share
+        return _Edges(kinds=kinds, on_links=on_links, inside=inside)
+
+    def _cores(self, op: Collective, data: _Round, inside: Mapping[int, int]) -> dict[int, _Cores]:
+        """What messages over the loopback and additions take of the cores of each standing host; none that take none.
+
+        `inside` counts the edges over the loopback of each host.
+        """
+        resources, group = self.inputs.resources, self.inputs.group(op)
+        n, reducing = len(group), op.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER)
+        found: dict[int, _Cores] = {}
+        for host in set(resources.standing_hosts.values()):
+            ranks = [r for r in resources.on_host[host] if r in group]
+            loop = self.inputs.cluster.hosts[host].loopback
+            byte_s = near_s = inside.get(host, 0) * (
+                loop.byte_core_s + loop.message_core_s * data.steps / data.edge_bytes
+            )
+            if reducing:
+                for r in ranks:
+                    byte_s += self.inputs.adding_core_s(r, int(op.nbytes * (n - 1) / n)) / data.edge_bytes
+            if byte_s > 0 and ranks:
+                busy_s = data.edge_bytes / self.inputs.cluster.hosts[host].cores
+                found[host] = _Cores(
+                    resource=resources.cores(ranks[0]),
+                    ranks=len(ranks),
+                    byte_s=byte_s,
+                    messages_s=near_s * busy_s / data.steps,
+                    additions_s=(byte_s - near_s) * busy_s / (n - 1),
+                )
+        return found
+
+    def _at_its_pace(self, op: Collective, load: Load, edges: Iterable[_Edge], cores: Mapping[int, _Cores]) -> Load:
+        """`load` such that alone it takes as long as the steps of the ring, of which each waits for the slowest edge.
+
+        That edge need not have both the largest latency and the least rate, and where ranks add on cores it need not
+        be the same in all steps.
+        """
+        resources = self.inputs.resources
+        n = len(self.inputs.group(op))
+        demand: dict[int | None, float] = dict(load.usage)
+
+        def step_s(edge: _Edge, adds: bool) -> float:
+            byte_s = 1.0 / edge.cap_Bps
+            for q, share in edge.usage:
+                together = demand.get(resources.known_link(q), 0.0)
+                byte_s = max(byte_s, max(together, share) / self.inputs.cluster.links[q].bandwidth_Bps)
+            on_cores_s = 0.0
+            if (there := cores.get(edge.host)) is not None:
+                on_cores_s = there.messages_s + (there.additions_s if adds else 0.0)
+            return edge.latency_s + edge.overhead_s + max(op.nbytes / n * byte_s, on_cores_s)
+
+        adds = {CollectiveKind.ALL_REDUCE: (True, False), CollectiveKind.REDUCE_SCATTER: (True,)}.get(op.kind, (False,))
+        slowest = [max((step_s(e, a), e.latency_s, e.overhead_s) for e in edges) for a in adds]
+        paid_s = slowest[0][2]  # for its first message each rank has paid when it joined
+        seconds = (n - 1) * sum(s for s, _, _ in slowest) - paid_s
+        took = load.delay_s + max(load.work / load.cap, resources.busiest_s(load))
+        if abs(took - seconds) <= SAME * seconds:
+            return load
+        delay_s = (n - 1) * sum(latency_s + overhead_s for _, latency_s, overhead_s in slowest) - paid_s
+        return taking(resources, load, seconds, delay_s)

@@ -29,7 +29,8 @@ MOST_PAIRS = 200_000
 """Beyond so many pairs of ranks on a fabric with shared links, looking for symmetry takes longer than it saves."""
 
 Colours = npt.NDArray[np.int64]
-_COMPLETE = (Pattern.FAN_IN, Pattern.FAN_OUT, Pattern.ALL_PAIRS)
+COMPLETE = (Pattern.FAN_IN, Pattern.FAN_OUT, Pattern.ALL_PAIRS)
+"""Patterns in which every rank of one group exchanges with every rank of the other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +192,7 @@ def ring_order(schedule: Schedule, op: Collective) -> list[int]:
 
 
 def _pattern_key(op: Transfer, schedule: Schedule) -> tuple[object, ...]:
-    kind = "complete" if op.pattern in _COMPLETE else op.pattern
+    kind = "complete" if op.pattern in COMPLETE else op.pattern
     return kind, schedule.group(op.src), schedule.group(op.dst), op.pairs
 
 
@@ -199,7 +200,7 @@ def _partner_links(schedule: Schedule) -> list[list[tuple[int, int]]]:
     """Pairs of each transfer whose partners are not simply everybody, each distinct set of pairs once."""
     found: dict[tuple[object, ...], list[tuple[int, int]]] = {}
     for op in schedule.ops:
-        if isinstance(op, Transfer) and op.pattern not in _COMPLETE:
+        if isinstance(op, Transfer) and op.pattern not in COMPLETE:
             key = _pattern_key(op, schedule)
             if key not in found:
                 found[key] = list(schedule.pairs(op))

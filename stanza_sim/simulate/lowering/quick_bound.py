@@ -18,8 +18,7 @@ from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, CollectiveKind, Compute, Layout, Phase, Schedule, Transfer, slice_bounds
 from stanza_sim.schedule.collectives import has_closed_form
-from stanza_sim.simulate.lowering.fold import unfolded
-from stanza_sim.simulate.lowering.lower import Lowering
+from stanza_sim.simulate.lowering.op_costs import OpCosts
 
 if TYPE_CHECKING:
     from stanza_sim.simulate.costs import CostModel
@@ -46,7 +45,7 @@ def _computing_s(
     schedule: Schedule, model: ModelProfile, cluster: Cluster, cost_of: Callable[[int], CostModel]
 ) -> float:
     """The busiest lane of a rank, or the busiest device, with passes and losses alone."""
-    work = Lowering(schedule, model, cluster, unfolded(cluster), cost_of)
+    costs = OpCosts(schedule, model, cost_of)
     alike: dict[tuple[object, ...], Compute] = {}
     times: dict[tuple[object, ...], int] = defaultdict(int)
     for op in schedule.ops:
@@ -56,7 +55,7 @@ def _computing_s(
                 op.target,
                 op.ranks,
                 op.lane,
-                work.samples[op.target, op.microbatch].tobytes(),
+                costs.samples[op.target, op.microbatch].tobytes(),
             )
             alike.setdefault(key, op)
             times[key] += 1
@@ -66,9 +65,9 @@ def _computing_s(
         found: dict[tuple[int, int, int], float] = {}
         for rank in schedule.group(op.ranks):
             lo, hi = (0, 0) if cut is None else schedule.features(cut, rank)
-            like = id(cost_of(rank)), int(work.samples[op.target, op.microbatch][rank]), hi - lo
+            like = id(cost_of(rank)), int(costs.samples[op.target, op.microbatch][rank]), hi - lo
             if like not in found:
-                found[like] = work.compute_s(op, rank)
+                found[like] = costs.compute_s(op, rank)
             lanes[rank, op.lane] += times[like_it] * found[like]
     devices: dict[tuple[int, int | None], float] = defaultdict(float)
     for (rank, _), seconds in lanes.items():

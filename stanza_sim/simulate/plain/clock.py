@@ -21,8 +21,7 @@ class Clock:
         self.stopped = False
         self._quiet: list[simpy.Event] = []
         self._late: list[Callable[[], None]] = []
-        self._waiting = self.env.event()
-        self.env.process(self._ends_of_instants())
+        self._ending = False
 
     @property
     def now(self) -> float:
@@ -77,22 +76,21 @@ class Clock:
         self._wake_up()
 
     def _wake_up(self) -> None:
-        if not self._waiting.triggered:
-            self._waiting.succeed()
+        if not self._ending:
+            self._ending = True
+            self.env.process(self._end_of_instant())
 
-    def _ends_of_instants(self) -> Steps:
+    def _end_of_instant(self) -> Steps:
         env = self.env
-        while True:
-            yield self._waiting
-            while self._quiet or self._late:
-                while env.peek() == env.now:  # other events of this instant
-                    yield env.timeout(0)
-                if self._quiet:
-                    events, self._quiet = self._quiet, []
-                    for event in events:
-                        event.succeed()
-                else:
-                    last, self._late = self._late, []
-                    for then in last:
-                        then()
-            self._waiting = env.event()
+        while self._quiet or self._late:
+            while env.peek() == env.now:  # other events of this instant
+                yield env.timeout(0)
+            if self._quiet:
+                events, self._quiet = self._quiet, []
+                for event in events:
+                    event.succeed()
+            else:
+                last, self._late = self._late, []
+                for then in last:
+                    then()
+        self._ending = False

@@ -11,14 +11,13 @@ from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster
 from stanza_sim.experiment.file import Experiment, ModelEntry
-from stanza_sim.experiment.run import of_network, predict, predicted_on
-from stanza_sim.experiment.scenario import Plan, cluster_of, plan_for
+from stanza_sim.experiment.rows import Plan, cluster_of, plan_for
+from stanza_sim.experiment.scenario import Conditions, Scenario
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.profiles.blocks import Profile
 from stanza_sim.profiles.network import NetworkProfile
-from stanza_sim.simulate import Collectives, Prediction
-from stanza_sim.simulate.costs import HALF, Costs, costs_for
-from stanza_sim.simulate.lowering.quick_bound import rough_bound_s
+from stanza_sim.simulate import Prediction
+from stanza_sim.simulate.costs import HALF
 from stanza_sim.simulate.run import Case, collector_off, part_count
 from stanza_sim.studies.plan.choices import Choice
 from stanza_sim.studies.plan.memory import Memory, memory_of, too_much
@@ -75,16 +74,14 @@ class Problem:
             changed = replace(changed, entry=self.entry.model_copy(update={"batch_per_worker": variant.batch}))
         return changed
 
-    def seen(self) -> tuple[Cluster, Costs]:
-        """The cluster as predictions see it, and what computing costs there."""
-        experiment = self.loaded.value
-        cluster = predicted_on(self.cluster, experiment, self.profile)
-        return cluster, costs_for(cluster, self.model, experiment.precision, self.profile)
+    def scenario(self, plan: Plan) -> Scenario:
+        """What a plan of this problem is predicted from."""
+        conditions = Conditions(loaded=self.loaded, cluster=self.cluster, network=self.network)
+        return conditions.scenario(plan, self.profile)
 
     def predict(self, plan: Plan) -> Prediction:
         """Simulate a plan of this problem."""
-        found = predict(plan, self.cluster, self.loaded, self.profile)
-        return of_network(found, self.cluster, self.network, executed=False)
+        return self.scenario(plan).predict()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +110,7 @@ def sketch(problem: Problem, choice: Choice) -> Sketch:
     """Build the schedule of a choice and bound it roughly, which costs about a tenth of `weigh`."""
     try:
         plan = problem.plan(choice)
-        bound_s = 0.0 if problem.by_chance else rough_bound_s(plan.schedule, plan.model, *problem.seen())
+        bound_s = 0.0 if problem.by_chance else problem.scenario(plan).quick_bound_s()
     except InputError as error:
         return Sketch(reason=error.one_line)
     most = plan.schedule.global_batch / bound_s if bound_s > 0 else math.inf
@@ -145,34 +142,20 @@ def weigh(problem: Problem, choice: Choice, least: float = 0.0, go_on: Callable[
 
     Raises `RunError` if after an iteration of the simulation `go_on` says no.
     """
-    experiment = problem.loaded.value
     try:
         plan = problem.plan(choice)
-        cluster, costs = problem.seen()
-        case = Case(
-            plan.schedule,
-            plan.model,
-            cluster,
-            costs,
-            by_chance=False,
-            fold_ranks=True,
-            collectives=Collectives(experiment.simulation.collectives),
-            times=1,
-        )
+        scenario = problem.scenario(plan)
+        case = scenario.prepare()
     except InputError as error:
         return Weighed(kind="infeasible", reason=error.one_line)
     needs = _needs(problem, plan, case)
-    if (reason := too_much(cluster, needs)) is not None:
+    if (reason := too_much(scenario.cluster, needs)) is not None:
         return Weighed(kind="memory", reason=reason)
     bound_s = case.bound_s
     most = plan.schedule.global_batch / bound_s if bound_s > 0 and not problem.by_chance else math.inf
     if most * (1 + SURE) < least:
         return Weighed(most_samples_per_s=most)
-    if problem.by_chance or experiment.simulation.repeats is not None:
-        prediction = problem.predict(plan)
-    else:  # what `predict` does, with the case that is there already
-        prediction = replace(case.predict(case.run(go_on=go_on)), cost_source=costs.source)
-        prediction = of_network(prediction, problem.cluster, problem.network, executed=False)
+    prediction = scenario.predict(case, go_on=go_on)
     alike = prediction.timeline.multiplicity
     score = Score(
         choice=choice,

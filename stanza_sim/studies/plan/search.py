@@ -38,7 +38,7 @@ SKETCHING = 0.3
 SKETCHED_FOR_EACH = 16
 """Of so many choices, for each that may be simulated, there are sketches."""
 
-Tell = Callable[[int, int], None]
+TellCount = Callable[[int, int], None]
 """Told how many choices are dealt with, and of how many."""
 
 
@@ -100,7 +100,7 @@ class Search:
         *,
         left_out: Sequence[LeftOut] = (),
         deadline: Callable[[], float | None] | None = None,
-        tell: Tell = lambda done, total: None,
+        tell: TellCount = lambda done, total: None,
     ) -> None:
         """`deadline`, if given, is asked for the limit of time once rows and defaults are simulated."""
         self._crew, self._problem, self._choices, self._limits, self._tell = crew, problem, choices, limits, tell

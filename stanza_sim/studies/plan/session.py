@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,10 @@ from time import monotonic
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.telling import Say, Tell
 from stanza_sim.experiment.file import Experiment, StrategyEntry, load_experiment
-from stanza_sim.experiment.run import Say, known_profiles, row_of, run_loaded
-from stanza_sim.experiment.scenario import cluster_of, model_of
+from stanza_sim.experiment.rows import cluster_of, known_profiles, model_of
+from stanza_sim.experiment.run import row_of, run_loaded
 from stanza_sim.profiles.blocks import differences
 from stanza_sim.profiles.network import NetworkProfile, mismatches, read_either, with_network
 from stanza_sim.report.result import Row
@@ -26,8 +27,6 @@ from stanza_sim.studies.plan.search import Found, Limits, Search, Stop
 SEARCHING = 0.8
 """The share of a model's time that is for the search; the rest is for explaining what it found."""
 
-Tell = Callable[[str, int, int], None]
-"""Told the model that is being searched, how much of it is done, and of how much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

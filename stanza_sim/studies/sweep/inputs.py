@@ -15,7 +15,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import load_cluster
 from stanza_sim.cluster.device import device_path
 from stanza_sim.experiment.file import Experiment, load_experiment
-from stanza_sim.experiment.scenario import model_of
+from stanza_sim.experiment.rows import model_of
 from stanza_sim.model.profile_json import to_json
 
 KEYS = ("cluster", "models", "profile")

@@ -13,8 +13,8 @@ from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster
 from stanza_sim.experiment.file import Experiment, load_experiment
-from stanza_sim.experiment.run import known_profiles, of_network, predict
-from stanza_sim.experiment.scenario import cluster_of, model_of, plan_for
+from stanza_sim.experiment.rows import cluster_of, known_profiles, model_of, plan_for
+from stanza_sim.experiment.scenario import Conditions
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.profiles.blocks import Profile
 from stanza_sim.profiles.network import NetworkProfile, mismatches, with_network
@@ -122,8 +122,8 @@ def predicted(point: Ready) -> tuple[Line, ...]:
                 continue
             try:
                 plan = plan_for(point.loaded, cluster, entry, point.models[entry.title], row)
-                found = predict(plan, cluster, point.loaded, point.known.get(entry.title))
-                found = of_network(found, cluster, point.network, executed=False)
+                conditions = Conditions(loaded=point.loaded, cluster=cluster, network=point.network)
+                found = conditions.scenario(plan, point.known.get(entry.title)).predict()
             except InputError as error:
                 lines.append(replace(bare, reason=error.one_line))
                 continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +11,9 @@ from pathlib import Path
 from stanza_sim.base import config
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.telling import Tell
 from stanza_sim.experiment.file import Experiment, load_experiment
-from stanza_sim.experiment.scenario import model_of
+from stanza_sim.experiment.rows import model_of
 from stanza_sim.profiles.network import read_either
 from stanza_sim.studies.sweep.crossover import Ask, Crossover, Unlooked, bisections, in_step, unlooked
 from stanza_sim.studies.sweep.inputs import KEYS, inputs_of
@@ -20,9 +21,6 @@ from stanza_sim.studies.sweep.points import BETWEEN, Line, Request
 from stanza_sim.studies.sweep.table import Table, digest_of
 from stanza_sim.studies.sweep.vary import Axis, Point, check_values, combinations, points, read_axes
 from stanza_sim.studies.sweep.workers import Workers, dask_workers, local_workers
-
-Tell = Callable[[str, int, int], None]
-"""Told what is being done, how much of it is done, and of how much."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from itertools import product
 from random import Random
 
 from stanza_sim.base import config, units
-from stanza_sim.base.errors import InputError
+from stanza_sim.base.errors import InputError, at
 
 MOST_POINTS = 100_000
 """A sweep of more points is taken to be a slip of the pen."""
@@ -74,12 +74,10 @@ def read_axis(text: str) -> Axis:
         what = "no values" if len(parts) == 1 else "a value is missing between commas"
         raise InputError(what, where=where, hint=_HINT)
     values: list[str] = []
-    try:
+    with at(where):
         for part in parts:
             spread = ".." in part and part[0] not in "[{\"'" and "/" not in part
             values += map(_spelled, _range(part, where) if spread else [part])
-    except InputError as error:
-        raise InputError(error.message, where=where, hint=error.hint) from None
     return Axis(key=key.strip(), values=tuple(dict.fromkeys(values)))
 
 

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_rate, format_time
 from stanza_sim.cluster import Cluster
-from stanza_sim.experiment.run import Say, jobs_of, open_ranks, predict
-from stanza_sim.experiment.scenario import Plan, cluster_of, plans_of
+from stanza_sim.experiment.jobs import jobs_of, open_ranks
+from stanza_sim.experiment.rows import Plan, cluster_of, plans_of
+from stanza_sim.experiment.scenario import Conditions
 from stanza_sim.profiles.blocks import Profile
 from stanza_sim.report.compare import per_iteration
 from stanza_sim.simulate import Prediction
@@ -50,7 +52,8 @@ class Plans:
         """Predict a case, on its network as stated or on `cluster`, with block times as in `profile`."""
         plan, experiment = self[case], experiment_of(self.suite, case)
         cluster = cluster or self.clusters[case.network]
-        return predicted_of(plan, cluster, predict(plan, cluster, experiment, profile))
+        scenario = Conditions(loaded=experiment, cluster=cluster).scenario(plan, profile)
+        return predicted_of(plan, cluster, scenario.predict())
 
 
 def predicted_of(plan: Plan, cluster: Cluster, prediction: Prediction) -> Predicted:

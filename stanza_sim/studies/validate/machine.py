@@ -8,6 +8,7 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from stanza_sim.base.processes import cores
 from stanza_sim.base.units import format_bytes
 from stanza_sim.base.version import __version__
 
@@ -32,11 +33,6 @@ def versions() -> dict[str, str]:
     with suppress(PackageNotFoundError):
         found["torch"] = version("torch").partition("+")[0]
     return found
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load() -> float:

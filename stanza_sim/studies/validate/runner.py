@@ -7,16 +7,16 @@ before anything is measured, and a journal keeps what is done: what it holds is 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
+from stanza_sim.base.telling import Tell
 from stanza_sim.studies.validate.journal import Journal
 from stanza_sim.studies.validate.records import CaseResult, Measured, Predicted, over_repeats
 from stanza_sim.studies.validate.suite import Case
 
-Tell = Callable[[str, int, int], None]
 """Told what has just been done, how many of the steps are done now, and of how many. Steps are calibrations of networks
 and measurements."""
 
@@ -77,6 +77,7 @@ def run(
 ) -> tuple[CaseResult, ...]:
     """Predict and measure `cases` as far as the journal does not hold it yet; return all of them, in their own order.
 
+    `tell` is told of each step when it is done: the calibration of a network, or a measurement.
     Raises what the bench raises, and `KeyboardInterrupt`; the journal then keeps what was done.
     """
     done = journal.done

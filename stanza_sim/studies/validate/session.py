@@ -11,12 +11,14 @@ from pathlib import Path
 from rich.console import Console
 
 from stanza_sim.base.config import Loaded
+from stanza_sim.base.telling import Tell
+from stanza_sim.report.table import Column, print_grid
 from stanza_sim.studies.validate import budget, machine
 from stanza_sim.studies.validate.folder import PICTURE, open_journal, write_report
 from stanza_sim.studies.validate.journal import Header
 from stanza_sim.studies.validate.records import Predicted
 from stanza_sim.studies.validate.report import Report
-from stanza_sim.studies.validate.runner import Bench, Tell, run
+from stanza_sim.studies.validate.runner import Bench, run
 from stanza_sim.studies.validate.statistics import Errors, mixture, require_rules
 from stanza_sim.studies.validate.suite import Case, Suite
 
@@ -86,12 +88,14 @@ def _picture(report: Report) -> bytes | None:
 
 def print_report(report: Report, folder: Path, console: Console) -> None:
     """Print every case, the errors, and where they come from, in lines of some 80 characters."""
-    width = max(len(r.case.name) for r in report.results)
-    _print(console, f"{'case'.ljust(width)}  predicted   measured  spread   error", "bold")
-    _print(console, f"{''.ljust(width)}         ms  median, ms       %       %", "dim")
-    for r in report.results:
-        times = f"{r.predicted.iteration_s * 1e3:9.1f}  {r.measured_s * 1e3:10.1f}"
-        _print(console, f"{r.case.name.ljust(width)}  {times}  {r.spread_pct:6.1f}  {r.error_pct:+6.1f}")
+    results = report.results
+    columns = [
+        Column(heading="predicted", unit="ms", cells=[f"{r.predicted.iteration_s * 1e3:9.1f}" for r in results]),
+        Column(heading="measured", unit="median, ms", cells=[f"{r.measured_s * 1e3:10.1f}" for r in results]),
+        Column(heading="spread", unit="%", cells=[f"{r.spread_pct:6.1f}" for r in results]),
+        Column(heading="error", unit="%", cells=[f"{r.error_pct:+6.1f}" for r in results]),
+    ]
+    print_grid(console, [r.case.name for r in results], columns, [()] * len(results), heading="case")
     _print(console, "")
     _print(console, "absolute errors, %                cases  median    p90    max    mean, signed", "bold")
     _errors(console, "of the iteration", report.errors)
@@ -112,12 +116,12 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
 
 def print_predictions(cases: Sequence[Case], predictions: dict[str, Predicted], console: Console) -> None:
     """Print each case with its prediction."""
-    width = max(len(c.name) for c in cases)
-    _print(console, f"{'case'.ljust(width)}  iteration  exposed", "bold")
-    _print(console, f"{''.ljust(width)}         ms        %", "dim")
-    for case in cases:
-        p = predictions[case.name]
-        _print(console, f"{case.name.ljust(width)}  {p.iteration_s * 1e3:9.1f}  {100 * p.exposed_share:7.0f}")
+    shown = [predictions[case.name] for case in cases]
+    columns = [
+        Column(heading="iteration", unit="ms", cells=[f"{p.iteration_s * 1e3:9.1f}" for p in shown]),
+        Column(heading="exposed", unit="%", cells=[f"{100 * p.exposed_share:7.0f}" for p in shown]),
+    ]
+    print_grid(console, [case.name for case in cases], columns, [()] * len(cases), heading="case")
     found = mixture(predictions, 0.3)
     _print(console, "")
     _print(

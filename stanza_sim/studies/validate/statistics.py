@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import floor, fsum, isclose
+from math import fsum, isclose
+
+import numpy as np
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.studies.validate.records import CaseResult, Predicted
 from stanza_sim.studies.validate.suite import Bounds, Rules
-
-
-def percentile(values: Iterable[float], share: float) -> float:
-    """Return the value below which `share` (0 to 1) of `values` lie, linear between neighbours in order.
-
-    This is definition 7 of Hyndman and Fan (The American Statistician 50, 1996), the default of numpy. Raises
-    `ValueError` if there are no values.
-    """
-    ordered = sorted(values)
-    if not ordered:
-        raise ValueError("no values")
-    place = share * (len(ordered) - 1)
-    low = floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +27,14 @@ class Errors:
 
 def errors_of(signed_pct: Sequence[float]) -> Errors:
     """Sum up signed errors. Raises `ValueError` if there are none."""
+    if not signed_pct:
+        raise ValueError("no values")
     sizes = [abs(e) for e in signed_pct]
+    median_pct, p90_pct = np.quantile(sizes, (0.5, 0.9)).tolist()
     return Errors(
         count=len(sizes),
-        median_pct=percentile(sizes, 0.5),
-        p90_pct=percentile(sizes, 0.9),
+        median_pct=median_pct,
+        p90_pct=p90_pct,
         max_pct=max(sizes),
         bias_pct=fsum(signed_pct) / len(sizes),
     )

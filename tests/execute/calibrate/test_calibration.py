@@ -9,7 +9,7 @@ import pytest
 from stanza_sim.execute.calibrate.answers import MessageCores, RankTimes, Wanted
 from stanza_sim.execute.calibrate.calibration import calibrate, profile_of, sample_counts
 from stanza_sim.execute.calibrate.timing import alone
-from stanza_sim.execute.calibrate.under_load import in_company
+from stanza_sim.execute.calibrate.under_load import schedule_under_load
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.profiles.blocks import differences
@@ -83,9 +83,9 @@ def test_probes_become_latency_and_costs(tiny: ModelProfile) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4, 5])
-def test_in_company_all_compute_and_pairs_talk(tiny: ModelProfile, ranks: int) -> None:
+def test_under_load_all_compute_and_pairs_talk(tiny: ModelProfile, ranks: int) -> None:
     """Ranks 2i and 2i + 1 exchange as many bytes as a block's gradients; a last odd one only computes."""
-    schedule = in_company(alone(tiny, 4, apart=False), tiny, frozenset(b.name for b in tiny.blocks), ranks)
+    schedule = schedule_under_load(alone(tiny, 4, apart=False), tiny, frozenset(b.name for b in tiny.blocks), ranks)
     sizes = {b.name: b.numel * tiny.itemsize for b in tiny.blocks}
     for rank in range(ranks):
         units = project(schedule, rank).units
@@ -106,16 +106,16 @@ def test_in_company_all_compute_and_pairs_talk(tiny: ModelProfile, ranks: int) -
             assert any(u.kind is UnitKind.RECV and u.op.nbytes == sizes[block] for u in awaited) == bool(moved)
 
 
-def test_only_some_blocks_in_company(tiny: ModelProfile) -> None:
+def test_only_some_blocks_under_load(tiny: ModelProfile) -> None:
     name = tiny.blocks[-1].name
-    schedule = in_company(alone(tiny, 4, apart=True), tiny, frozenset([name]), 2)
+    schedule = schedule_under_load(alone(tiny, 4, apart=True), tiny, frozenset([name]), 2)
     assert {op.target for op in schedule.ops if isinstance(op, Compute)} == {name}
     first = schedule.ops[0]
     assert (first.after, first.after_previous) == ((), (f"update.{name}",))
 
 
-def test_messages_cost_the_cores_what_they_cost_in_company(tiny: ModelProfile) -> None:
-    """At rest ten messages of 1 kB take 10 x (120 us + 1,000 x 0.8 ns) of both ends; in company three times that."""
+def test_messages_cost_the_cores_what_they_cost_under_load(tiny: ModelProfile) -> None:
+    """At rest ten messages of 1 kB take 10 x (120 us + 1,000 x 0.8 ns) of both ends; under load three times that."""
     one = timed(tiny)
     at_rest_s = 10 * (120e-6 + 1000 * 800e-12)
     sections = (

@@ -14,7 +14,7 @@ from stanza_sim.execute.calibrate import network
 from stanza_sim.execute.calibrate.answers import RankCores, RankMessages, Sent
 from stanza_sim.execute.calibrate.network import calibrate_network
 from stanza_sim.execute.calibrate.tasks import CoresTask, MessagesTask
-from stanza_sim.execute.rank.job import Clock
+from stanza_sim.execute.rank.clock import ClockOffset
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.execute.start.protocol import Task, Workers
 from stanza_sim.model import zoo
@@ -94,16 +94,16 @@ class Inventors:
                 for n in some:
                     for repeat in range(repeats):
                         for direction, (src, dst) in enumerate((pair, pair[::-1])):
-                            letter = number, direction, n, repeat
+                            probe = number, direction, n, repeat
                             rate = 0.9 * pair_kind(self.cluster, src, dst).bottleneck_Bps
                             took_s = 1.2e-4 + max(0, n - 10_000) / rate
                             if self.busy > 0 and n > 1_000_000 and (repeat + direction) % 3:
                                 took_s *= 1.5
                             if rank == src:
-                                sent.append(Sent(letter, repeat + ahead_s, 2e-5))
+                                sent.append(Sent(probe, repeat + ahead_s, 2e-5))
                             elif rank == dst:
-                                arrived[letter] = repeat + ahead_s + took_s
-        clock = Clock(before=(0.0, -ahead_s), after=(self.took_s, -ahead_s))
+                                arrived[probe] = repeat + ahead_s + took_s
+        clock = ClockOffset(before=(0.0, -ahead_s), after=(self.took_s, -ahead_s))
         return RankMessages(clock=clock, realtime=task.wanted.realtime, sent=tuple(sent), arrived=arrived)
 
 

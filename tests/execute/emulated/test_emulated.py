@@ -22,7 +22,7 @@ from stanza_sim.schedule import Compute, Schedule, parse, project
 from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate.costs import costs_for
 from stanza_sim.simulate.lowering.compute_times import compute_seconds
-from stanza_sim.simulate.lowering.lower import Lowering
+from stanza_sim.simulate.lowering.lower import lower
 from tests.execute.execute_variants import VARIANTS, schedule_of
 from tests.execute.test_runs import every_kind, expected_bytes
 
@@ -189,7 +189,7 @@ def test_a_model_of_any_size_needs_no_more_than_its_longest_message(pool: Pool) 
     schedule = found.build(model, world_size=1, batch_per_worker=64, settings=found.Settings())
     cluster = load_cluster("star", nodes=2)
     costs = costs_for(cluster, model)
-    alone = compute_seconds(schedule, model, cluster, costs)
+    alone = compute_seconds(schedule, model, costs)
     stated = Emulation(seconds=alone, device=(0,), capacity=(1.0,))
     job = RunJob(
         schedule=schedule,
@@ -213,11 +213,13 @@ def test_durations_are_those_of_the_prediction(tiny: ModelProfile) -> None:
     for name in ("ps-2-cut", "stanza-2-uneven-ps"):
         _, strategy, world, chosen = next(v for v in VARIANTS if v[0] == name)
         schedule = schedule_of(tiny, strategy, world, chosen)
-        found = compute_seconds(schedule, tiny, cluster, costs)
-        folded = Lowering(schedule, tiny, cluster, fold(schedule, cluster), costs)
+        found = compute_seconds(schedule, tiny, costs)
+        folding = fold(schedule, cluster)
+        actors = lower(schedule, tiny, cluster, folding, costs).actors
         for rank in range(world):
-            ops = [op for op in schedule.for_rank(rank) if isinstance(op, Compute)]
-            assert found[rank] == {op.name: folded.compute_s(op, rank) for op in ops}
+            actor = actors[folding.class_of[rank]]
+            predicted = {u.op.name: actor.loads[u.index].work for u in actor.program.units if u.index in actor.loads}
+            assert found[rank] == predicted
 
 
 @pytest.mark.processes

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from stanza_sim.execute.rank import steal
-from stanza_sim.execute.rank.job import Clock, RankReport, RunJob, Training
+from stanza_sim.execute.rank.clock import ClockOffset
+from stanza_sim.execute.rank.job import RankReport, RunJob, Training
 from stanza_sim.execute.start.start import execute
 from stanza_sim.model.profile import ModelProfile
 from tests.execute.execute_variants import schedule_of
@@ -37,7 +38,7 @@ class Ranks:
             loss_sums=(1.0,) * 4,
             sent_bytes=0,
             received_bytes=0,
-            clock=Clock(),
+            clock=ClockOffset(),
             stolen=self.taken[self.runs],
             took_s=self.took_s,
         )

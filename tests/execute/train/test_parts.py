@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stanza_sim.base.errors import InputError, RunError
-from stanza_sim.execute.rank.job import Clock, LearningRate
-from stanza_sim.execute.rank.transport import StagedTransport, Transport
+from stanza_sim.execute.rank.clock import ClockOffset
+from stanza_sim.execute.rank.job import LearningRate
+from stanza_sim.execute.rank.transport import StagedTransport, TorchTransport
 from stanza_sim.execute.start.measure import iteration_durations
 from stanza_sim.execute.train import data
 from stanza_sim.execute.train.dropout import CounterDropout, keep_mask
@@ -130,7 +131,7 @@ def test_bad_data_is_refused(tiny: ModelProfile, name: str, said: str) -> None:
 
 
 def test_clocks_are_mapped_by_interpolation() -> None:
-    clock = Clock(before=(10.0, 1.0), after=(20.0, 2.0))
+    clock = ClockOffset(before=(10.0, 1.0), after=(20.0, 2.0))
     assert [clock.to_rank0(t) for t in (10.0, 15.0, 20.0)] == [11.0, 16.5, 22.0]
 
 
@@ -171,10 +172,12 @@ def test_staging_copies_on_the_way_out_and_when_a_message_has_landed(monkeypatch
         def wait(self) -> None:
             self.host.fill_(7)
 
-    monkeypatch.setattr(Transport, "__init__", lambda self: None)
-    monkeypatch.setattr(Transport, "send", lambda self, t, dst, channel: posted.append(t))
-    monkeypatch.setattr(Transport, "receive", lambda self, t, src, channel: Arrives(t))
-    monkeypatch.setattr(Transport, "together", lambda self, sends, receives, channel: [Arrives(t) for t, _ in receives])
+    monkeypatch.setattr(TorchTransport, "__init__", lambda self: None)
+    monkeypatch.setattr(TorchTransport, "send", lambda self, t, dst, channel: posted.append(t))
+    monkeypatch.setattr(TorchTransport, "receive", lambda self, t, src, channel: Arrives(t))
+    monkeypatch.setattr(
+        TorchTransport, "together", lambda self, sends, receives, channel: [Arrives(t) for t, _ in receives]
+    )
     staged = StagedTransport()  # type: ignore[call-arg]
     source = torch.arange(4.0)
     staged.send(source, 1, "x")

@@ -7,20 +7,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stanza_sim.schedule import Schedule
-from stanza_sim.simulate import Prediction, run
+from stanza_sim.simulate import Prediction
 from tests.schedule.random_schedules import legal_schedules
 from tests.schedule.toys import SOME, build, predict
 from tests.simulate.lowering.test_fold import CLUSTERS, MODEL, STRATEGIES
 
 pytest.importorskip("numba")
 
+# In one worker, which compiles what others then find in numba's cache: in a new checkout that takes half a minute.
+pytestmark = pytest.mark.xdist_group("compiled")
 
-def both(monkeypatch: pytest.MonkeyPatch, *arguments: object, **options: object) -> tuple[Prediction, Prediction]:
+
+def both(*arguments: object, **options: object) -> tuple[Prediction, Prediction]:
     found = []
-    for threshold in (1 << 62, 0):
-        with monkeypatch.context() as patch:
-            patch.setattr(run, "COMPILED_FROM", threshold)
-            found.append(predict(*arguments, fold_ranks=False, **options))
+    for engine in ("plain", "compiled"):
+        found.append(predict(*arguments, fold_ranks=False, engine=engine, **options))
     return found[0], found[1]
 
 
@@ -42,15 +43,15 @@ def same(plain: Prediction, arrays: Prediction) -> None:
 
 @pytest.mark.parametrize("where", list(CLUSTERS))
 @pytest.mark.parametrize("name", list(STRATEGIES))
-def test_same_as_plain(name: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_as_plain(name: str, where: str) -> None:
     strategy, options = STRATEGIES[name]
     schedule = build(strategy, MODEL, 5, **options)
-    same(*both(monkeypatch, schedule, MODEL, CLUSTERS[where](5), SOME))
+    same(*both(schedule, MODEL, CLUSTERS[where](5), SOME))
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_same_on_random_schedules(monkeypatch: pytest.MonkeyPatch, data: st.DataObject) -> None:
+def test_same_on_random_schedules(data: st.DataObject) -> None:
     schedule: Schedule = data.draw(legal_schedules(MODEL))
     where = data.draw(st.sampled_from(list(CLUSTERS)))
-    same(*both(monkeypatch, schedule, MODEL, CLUSTERS[where](schedule.world_size), SOME))
+    same(*both(schedule, MODEL, CLUSTERS[where](schedule.world_size), SOME))

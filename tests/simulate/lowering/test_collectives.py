@@ -14,7 +14,11 @@ from stanza_sim.model.profile import BlockKind, ModelProfile
 from stanza_sim.schedule import Algorithm, Carrier, Collective, Schedule, parse
 from stanza_sim.schedule.phases import Tree
 from stanza_sim.simulate import Collectives, Prediction, simulate
-from stanza_sim.simulate.lowering.collective_cost import even_ends
+from stanza_sim.simulate.lowering.collective_cost import shared_out
+from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs, Steps, even_ends
+from stanza_sim.simulate.lowering.fold import unfolded
+from stanza_sim.simulate.lowering.messages import MessageLoads
+from stanza_sim.simulate.lowering.resources import Resources
 from tests.schedule.random_schedules import legal_schedules
 from tests.schedule.toys import SOME, ZERO, Costs, block, build, cluster, toy
 
@@ -207,6 +211,25 @@ def test_even_shares(jobs: list[tuple[float, float]]) -> None:
     together = even_ends([(0.0, took) for _, took in jobs])
     assert max(together) == pytest.approx(sum(took for _, took in jobs))
     assert even_ends([(0.0, 2.0), (1.0, 0.5)]) == pytest.approx([2.5, 2.0])
+
+
+def test_the_longest_path_of_two_ranks() -> None:
+    """The example of `Steps.path`: two halves of 2 MB, each with a latency, the second with an overhead."""
+    schedule = all_reduce(one_bucket(2_000_000), 2, Algorithm.HALVING_DOUBLING)
+    on = cluster(2, nic=NIC)
+    loads = MessageLoads(Resources(on, unfolded(on)))
+    inputs = CollectiveInputs(schedule=schedule, loads=loads, cost_of=lambda _: ZERO)
+    op = replace(next(o for o in schedule.ops if isinstance(o, Collective)), nbytes=2_000_000)
+    steps = Steps(inputs, op)
+    assert steps.path(moving=True) == (pytest.approx(2.045e-3), True)
+    assert steps.path(moving=False) == (pytest.approx(45e-6), True)
+
+
+def test_a_round_of_two_collectives_is_shared_out() -> None:
+    """The example of `shared_out`: of 1 ms that no link needs, each gets its part."""
+    a, b = ("A",), ("B",)
+    assert shared_out(13.0, {a: 10.0, b: 6.0}, {a: 8.0, b: 4.0}) == {a: 8.5, b: 4.5}
+    assert shared_out(12.0, {a: 8.0, b: 4.0}, {a: 8.0, b: 4.0}) == {a: 8.0, b: 4.0}
 
 
 def test_a_carrier_is_part_of_the_schedule() -> None:

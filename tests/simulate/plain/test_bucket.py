@@ -16,7 +16,7 @@ from stanza_sim.simulate.plain.bucket import Buckets
 from stanza_sim.simulate.plain.fabric import Clock
 from stanza_sim.simulate.plain.fluid import Activity, FluidShare
 from tests.schedule.toys import SOME, Costs, build, cluster
-from tests.simulate.messages import CHAIN, MODEL, on_arrays, refused, run, with_nic
+from tests.simulate.messages import CHAIN, MODEL, refused, run, with_nic
 
 RATE = 100.0
 NBYTES = 32
@@ -80,7 +80,7 @@ def test_flows_use_up_the_credit_alike(workers: int) -> None:
     share = FluidShare([RATE])
     clock = Clock()
     buckets = Buckets([(0, Bucket(nbytes=60.0, peak_Bps=5 * RATE))], share, clock)
-    clock.now = 10.0
+    clock.env.run(until=10.0)
     flows = [Activity(work=90.0, usage=((0, 1.0),)) for _ in range(workers)]
     for flow in flows:
         share.start(flow, 10.0)
@@ -89,7 +89,7 @@ def test_flows_use_up_the_credit_alike(workers: int) -> None:
     empty_s = buckets.drain()
     assert empty_s == pytest.approx(10.0 + 60.0 / (4 * RATE))
     assert {f.rate for f in flows} == {5 * RATE / workers}
-    clock.now = empty_s
+    clock.env.run(until=empty_s)
     buckets.refill()
     share.solve(empty_s)
     assert buckets.drain() == INFINITE
@@ -121,14 +121,13 @@ def test_a_peak_at_the_rate_is_no_bucket() -> None:
     assert run(schedule, wires(Bucket(nbytes=1000.0, peak_Bps=RATE), 4), SOME) == run(schedule, wires(None, 4), SOME)
 
 
-def test_many_messages_are_shaped_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_messages_are_shaped_too() -> None:
     """Compiled code has buckets as Python has them."""
     schedule = build("parameter_server", MODEL, 4, placement="colocated", assignment="cut")
     costs = Costs(flops_s=1e-2)  # links are idle for long
     on = wires(Bucket(nbytes=1000.0), 4)
     plain = run(schedule, on, costs, fold_ranks=False)
-    on_arrays(monkeypatch)
-    found = run(schedule, on, costs, fold_ranks=False)
+    found = run(schedule, on, costs, fold_ranks=False, engine="compiled")
     assert found.iteration_s == pytest.approx(plain.iteration_s, rel=1e-9)
     assert found.iteration_s < 0.99 * run(schedule, wires(None, 4), costs, fold_ranks=False).iteration_s
     assert found.utilisation == pytest.approx(plain.utilisation, rel=1e-6)

@@ -19,7 +19,7 @@ from stanza_sim.simulate import Prediction
 from stanza_sim.simulate.lowering.fold import unfolded
 from stanza_sim.simulate.lowering.lower import lower
 from stanza_sim.simulate.plain.engine import Engine
-from stanza_sim.simulate.run import steady_window
+from stanza_sim.simulate.steady import steady_window
 from stanza_sim.timeline.spans import Span
 from tests.schedule.random_schedules import legal_schedules
 from tests.schedule.toys import SOME, ZERO, Costs, build, cluster, predict, toy

@@ -106,22 +106,20 @@ def test_folded_and_unfolded_agree(name: str, where: str) -> None:
 
 @pytest.mark.parametrize("where", ["latency and overhead", "two ranks per host"])
 @pytest.mark.parametrize("name", list(STRATEGIES))
-def test_compiled_code_wakes_lanes_alike(name: str, where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_code_wakes_lanes_alike(name: str, where: str) -> None:
     pytest.importorskip("numba")
     from tests.simulate.compiled.test_engine import both
 
     strategy, options = STRATEGIES[name]
-    both(monkeypatch, build(strategy, MODEL, 5, **options), replace(CLUSTERS[where](5), wake_s=WAKE_S))
+    both(build(strategy, MODEL, 5, **options), replace(CLUSTERS[where](5), wake_s=WAKE_S))
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_compiled_code_wakes_lanes_of_random_schedules_alike(
-    monkeypatch: pytest.MonkeyPatch, data: st.DataObject
-) -> None:
+def test_compiled_code_wakes_lanes_of_random_schedules_alike(data: st.DataObject) -> None:
     pytest.importorskip("numba")
     from tests.simulate.compiled.test_engine import both
 
     schedule: Schedule = data.draw(legal_schedules(MODEL))
     where = data.draw(st.sampled_from(list(CLUSTERS)))
-    both(monkeypatch, schedule, replace(CLUSTERS[where](schedule.world_size), wake_s=WAKE_S))
+    both(schedule, replace(CLUSTERS[where](schedule.world_size), wake_s=WAKE_S))

@@ -90,8 +90,7 @@ def test_ranks_with_equal_slices_are_folded() -> None:
 def test_a_slice_costs_its_share() -> None:
     model = three()
     seconds = [
-        compute_seconds(build("sharded_head", model, n, fc_compute="batch"), model, cluster(n), lambda rank: SOME)
-        for n in (1, 2)
+        compute_seconds(build("sharded_head", model, n, fc_compute="batch"), model, lambda rank: SOME) for n in (1, 2)
     ]
     (whole,), (half, other) = seconds
     assert whole["fwd.f1"] == pytest.approx(4 * 3844e-6)

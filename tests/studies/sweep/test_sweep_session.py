@@ -11,8 +11,9 @@ import pytest
 from stanza_sim.base import config
 from stanza_sim.base.errors import InputError
 from stanza_sim.experiment.file import load_experiment
-from stanza_sim.experiment.run import predict, run_experiment
-from stanza_sim.experiment.scenario import cluster_of, plans_of
+from stanza_sim.experiment.rows import cluster_of, plans_of
+from stanza_sim.experiment.run import run_experiment
+from stanza_sim.experiment.scenario import Conditions
 from stanza_sim.studies.sweep.crossover import Ask, bisections, in_step
 from stanza_sim.studies.sweep.points import Line, Ready, Request, predicted, ready
 from stanza_sim.studies.sweep.report import in_words, swept_json
@@ -231,8 +232,9 @@ def test_a_crossover_is_where_the_winner_changes(small):
         for rate, winner in ((one.low, one.below), (one.high, one.above)):
             loaded = load_experiment(str(small), [f"network.rate={rate * 8e-9:.9f}Gbps"])
             cluster = cluster_of(loaded)
+            conditions = Conditions(loaded=loaded, cluster=cluster)
             rates = {
-                p.strategy.title: predict(p, cluster, loaded, None).samples_per_s for p in plans_of(loaded, cluster)
+                p.strategy.title: conditions.scenario(p).predict().samples_per_s for p in plans_of(loaded, cluster)
             }
             assert max(rates, key=lambda title: rates[title]) == winner
         assert one.high / one.low < 1.006

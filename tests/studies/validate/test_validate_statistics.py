@@ -1,29 +1,35 @@
 """Figures over cases: percentiles, errors, bounds and rules."""
 
 from dataclasses import replace
+from statistics import median
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.studies.validate.records import over_repeats
-from stanza_sim.studies.validate.statistics import errors_of, judge, mixture, percentile, require_rules
+from stanza_sim.studies.validate.statistics import errors_of, judge, mixture, require_rules
 from stanza_sim.studies.validate.suite import Bounds, Rules
 from tests.studies.validate.validate_fakes import measured, predicted, result
 
 numbers = st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=60)
 
 
-@given(numbers, st.floats(0, 1))
-def test_percentiles_are_those_of_numpy(values, share):
-    assert percentile(values, share) == pytest.approx(np.quantile(values, share), abs=1e-9)
+@given(numbers)
+def test_percentiles_are_linear_between_neighbours(values):
+    """Definition 7 of Hyndman and Fan (The American Statistician 50, 1996)."""
+    sizes = sorted(map(abs, values))
+    place = 0.9 * (len(sizes) - 1)
+    low = int(place)
+    p90 = sizes[low] + (sizes[min(low + 1, len(sizes) - 1)] - sizes[low]) * (place - low)
+    assert errors_of(values).p90_pct == pytest.approx(p90, abs=1e-9)
+    assert errors_of(values).median_pct == pytest.approx(median(sizes), abs=1e-9)
 
 
-def test_percentiles_need_values():
+def test_errors_need_values():
     with pytest.raises(ValueError, match="no values"):
-        percentile([], 0.5)
+        errors_of([])
 
 
 @given(numbers)

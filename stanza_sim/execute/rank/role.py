@@ -1,4 +1,4 @@
-"""What one rank does in a run: the part that differs between training and emulating it."""
+"""What differs between a rank that trains and one that emulates training."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Protocol
 
 from torch import Tensor
 
-from stanza_sim.execute.rank.engine import Work
+from stanza_sim.execute.rank.interfaces import Work
 from stanza_sim.execute.rank.job import Array
 from stanza_sim.schedule import Schedule, Transfer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class RankResult:
     """What a run has to show beside its times."""
 
     loss_sums: tuple[float, ...] = ()
@@ -23,8 +23,8 @@ class Outcome:
     parameters: Mapping[str, Array] | None = None
 
 
-class Part(Protocol):
-    """What one rank does in a run."""
+class Role(Protocol):
+    """What one rank does in a run: it trains, or emulates that."""
 
     @property
     def work(self) -> Work[Tensor]:
@@ -39,7 +39,7 @@ class Part(Protocol):
         """Run within; gives whether real-time scheduling was granted."""
         ...
 
-    def outcome(self) -> Outcome:
+    def result(self) -> RankResult:
         """What came of it; every rank calls this after the run."""
         ...
 

@@ -1,0 +1,79 @@
+"""What the engine of a rank asks for: the work of its units, and what moves messages. No torch, and no sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from stanza_sim.schedule import Collective, Compute, Transfer
+
+In = TypeVar("In", contravariant=True)
+Out = TypeVar("Out", covariant=True)
+Beat = Callable[[], None]
+"""Called from time to time while a rank makes progress, to show that it does."""
+
+
+class Handle(Protocol):
+    """A message under way. `wait` must be called exactly once: waiting twice on a gloo message never returns."""
+
+    def wait(self) -> object:
+        """Return when the message has been sent, or received."""
+        ...
+
+
+class Transport(Protocol[In]):
+    """Moves payloads between ranks. Messages of a pair of ranks and a channel arrive in the order of their posting."""
+
+    def send(self, tensor: In, dst: int, channel: str) -> Handle:
+        """Post a message to `dst`."""
+        ...
+
+    def receive(self, tensor: In, src: int, channel: str) -> Handle:
+        """Post the receipt of a message from `src`."""
+        ...
+
+    def together(
+        self, sends: Sequence[tuple[In, int]], receives: Sequence[tuple[In, int]], channel: str
+    ) -> list[Handle]:
+        """Post sends (payload, destination) and receives (payload, source) as one group; wait for every handle."""
+        ...
+
+
+class TaggedTransport(Protocol[In]):
+    """Moves the messages of channels with credit, whose order only the sender knows. An op's name is its tag."""
+
+    def send_tagged(self, tensor: In, dst: int, op: Transfer) -> Handle:
+        """Post the message of `op` to `dst`, and before it one that carries its tag."""
+        ...
+
+    def receive_tagged(self, tensor: In, src: int, op: Transfer) -> Handle:
+        """Post the receipt of the message of `op` from `src`, which may be sent before or after others."""
+        ...
+
+    def next_tag(self, src: int, channel: str) -> str:
+        """Wait until `src` says which message it sends next on `channel`, and return the name of that message's op."""
+        ...
+
+
+class Work(Protocol[Out]):
+    """What the units of a rank do."""
+
+    def compute(self, op: Compute, iteration: int, ready_s: float) -> tuple[float, float]:
+        """Carry out a computation that could start at `ready_s`; return when it began and when it ended."""
+        ...
+
+    def collective(self, op: Collective, iteration: int) -> None:
+        """Carry out a collective."""
+        ...
+
+    def outgoing(self, op: Transfer, iteration: int, dst: int) -> Out:
+        """Return what is sent to `dst`."""
+        ...
+
+    def incoming(self, op: Transfer, iteration: int, src: int) -> Out:
+        """Return where the message from `src` goes."""
+        ...
+
+    def nbytes(self, op: Transfer, src: int, dst: int) -> int:
+        """Return the size of a message in bytes; one of 0 bytes is not sent at all."""
+        ...

@@ -1,0 +1,133 @@
+"""The contents of one rank's messages and collectives: what is sent, and where what arrives goes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from stanza_sim.execute.train.flat import FlatBundle
+from stanza_sim.execute.train.values import Generation, RankValues
+from stanza_sim.schedule import Collective, CollectiveKind, Transfer, Value, ValueKind
+from stanza_sim.schedule.progress import WINDOW
+
+
+class Reducer(Protocol):
+    """Carries out a collective on tensors."""
+
+    def collective(self, op: Collective, output: Tensor, source: Tensor) -> None:
+        """Carry out `op` from `source` to `output`, which may be one tensor."""
+        ...
+
+
+class Messages:
+    """What moves between the `values` of this rank and those of others."""
+
+    def __init__(self, values: RankValues) -> None:
+        self._values, self._schedule, self._rank = values, values.schedule, values.rank
+
+    # ---- transfers -----------------------------------------------------------------------------------------------
+
+    def outgoing(self, op: Transfer, iteration: int, dst: int) -> Tensor:
+        """The message of `op` to `dst`: a flat, contiguous tensor that stays untouched until it has been sent."""
+        g = iteration % WINDOW
+        value = op.values[0]
+        if value.kind.on_bundle:
+            return self._of_bundle(op, value, dst, g)
+        held, values = self._values, self._values.generations[g]
+        pieces = []
+        for v in op.values:
+            match v.kind:
+                case ValueKind.ACT:
+                    output = held.sliced(op, dst, held.output(v.name, op.microbatch, values))
+                    pieces.append(output.to(held.wire_dtype(op)))
+                case ValueKind.ACTGRAD:
+                    pieces.append(held.rows_for(dst, v.name, op, values).to(held.wire_dtype(op)))
+                case ValueKind.FACTORS:
+                    pieces.append(values.packed[v.name])
+                case _:
+                    pieces.append(held.labels_to_send(op.microbatch, iteration, values))
+        flats = [p.contiguous().view(-1).view(torch.uint8) for p in pieces]
+        message = flats[0] if len(flats) == 1 else torch.cat(flats)
+        values.sent[op.name, dst] = message
+        return message
+
+    def _of_bundle(self, op: Transfer, value: Value, dst: int, g: int) -> Tensor:
+        """What of a bundle is sent to `dst`."""
+        flat = self._values.bundles[value.name]
+        lo, hi = self._schedule.value_slice(op, value, self._rank, dst) or (0, flat.bundle.numel)
+        match value.kind:
+            case ValueKind.GRAD | ValueKind.PART:
+                return flat.gradients[g][lo:hi]
+            case ValueKind.SUM:
+                return flat.partial(g)[lo:hi]
+            case ValueKind.COPY:
+                return self._whole(flat)[lo:hi]
+            case _:
+                if flat.own is None:
+                    raise RuntimeError(f"rank {self._rank} does not own {value.name}")
+                return flat.own
+
+    def incoming(self, op: Transfer, iteration: int, src: int) -> Tensor:
+        """Where the message of `op` from `src` is to be received; parameters go straight into the module."""
+        g = iteration % WINDOW
+        value = op.values[0]
+        if value.kind.on_bundle:
+            flat = self._values.bundles[value.name]
+            lo, hi = self._schedule.value_slice(op, value, src, self._rank) or (0, flat.bundle.numel)
+            if value.kind in (ValueKind.PARAM, ValueKind.COPY):
+                return self._whole(flat)[lo:hi]
+            into = flat.parts[g] if value.kind is ValueKind.PART else flat.contributions[g]
+            if src not in into:
+                into[src] = flat.zeros(hi - lo)
+            return into[src]
+        received = self._values.generations[g].received
+        if (op.name, src) not in received:
+            nbytes = self._schedule.message_bytes(op, src, self._rank)
+            received[op.name, src] = torch.empty(nbytes, dtype=torch.uint8, device=self._values.device)
+        return received[op.name, src]
+
+    def _whole(self, flat: FlatBundle) -> Tensor:
+        """All parameters of a bundle that this rank must hold."""
+        if flat.whole is None:
+            raise RuntimeError(f"rank {self._rank} does not hold {flat.bundle.name}")
+        return flat.whole
+
+    # ---- collectives ---------------------------------------------------------------------------------------------
+
+    def collective(self, op: Collective, iteration: int, reducer: Reducer) -> None:
+        """Carry out the collective `op` through `reducer`."""
+        g = iteration % WINDOW
+        if not op.value.kind.on_bundle:
+            self._exchange_features(op, self._values.generations[g], reducer)
+            return
+        flat = self._values.bundles[op.value.name]
+        match op.kind:
+            case CollectiveKind.ALL_REDUCE:
+                reducer.collective(op, flat.gradients[g], flat.gradients[g])
+            case CollectiveKind.REDUCE_SCATTER:
+                reducer.collective(op, flat.sums[g], flat.gradients[g])
+            case CollectiveKind.ALL_GATHER:
+                if flat.own_padded is None:
+                    raise RuntimeError(f"rank {self._rank} does not own {op.value.name}")
+                reducer.collective(op, self._whole(flat), flat.own_padded.clone())
+            case CollectiveKind.BROADCAST:
+                reducer.collective(op, self._whole(flat), self._whole(flat))
+
+    def _exchange_features(self, op: Collective, values: Generation, reducer: Reducer) -> None:
+        """Sum partial sums of activations or their gradients, or gather the logsums of slices."""
+        spot = op.value.name, op.microbatch
+        if op.kind is CollectiveKind.ALL_GATHER:
+            mine = values.logsums[spot]
+            every = mine.new_empty(len(self._schedule.group(op.ranks)) * len(mine))
+            reducer.collective(op, every, mine)
+            values.logsums[spot] = every.view(-1, len(mine)).logsumexp(0)
+            return
+        held = values.outputs if op.value.kind is ValueKind.ACT else values.gradients
+        total = held[spot].clone(memory_format=torch.contiguous_format)
+        reducer.collective(op, total.view(-1), total.view(-1))
+        if op.value.kind is ValueKind.ACT:
+            values.sums[spot] = total
+        else:
+            values.gradients[spot] = total

@@ -1,0 +1,112 @@
+"""The executor's side of an experiment: its ranks, and what they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING
+
+from stanza_sim.base.config import Loaded
+from stanza_sim.base.errors import InputError
+from stanza_sim.base.telling import Say
+from stanza_sim.cluster import Cluster
+from stanza_sim.experiment.file import Experiment
+from stanza_sim.experiment.rows import Plan
+from stanza_sim.profiles.blocks import Profile
+from stanza_sim.schedule.progress import Issue
+from stanza_sim.simulate.costs import costs_for
+
+if TYPE_CHECKING:  # imported where something is executed
+    from stanza_sim.execute import RunJob, Workers
+
+@contextmanager
+def open_ranks(
+    loaded: Loaded[Experiment], cluster: Cluster, *, testbed: bool = False, say: Say = lambda text: None
+) -> Iterator[Workers]:
+    """The ranks of `cluster` as the experiment starts them, in a testbed that comes up for them if `testbed`.
+
+    Raises `InputError` and `RunError`.
+    """
+    from stanza_sim.execute import ComputeMode, open_workers
+
+    how, bed = loaded.value.execute, None
+    if how.compute == "emulated":
+        from stanza_sim.experiment.emulation import notes_on
+
+        for note in notes_on(cluster):
+            say(f"note: {note}")
+    if testbed:
+        from stanza_sim.testbed import Testbed
+
+        bed = Testbed(cluster)
+        for note in bed.notes:
+            say(f"note: {note}")
+    with bed or nullcontext():
+        places = None
+        if bed is not None:
+            from stanza_sim.experiment.emulation import places_in
+
+            places = places_in(bed, cluster)
+        with open_workers(
+            cluster,
+            threads_per_rank=how.threads_per_rank,
+            timeout_s=how.timeout,
+            compute=ComputeMode(how.compute),
+            places=places,
+        ) as workers:
+            yield workers
+
+
+def jobs_of(
+    loaded: Loaded[Experiment],
+    plans: Sequence[Plan],
+    cluster: Cluster,
+    known: dict[str, Profile],
+    *,
+    testbed: bool = False,
+) -> list[RunJob]:
+    """What the executor is told, by plan; `known` are the profiles by model. Raises `InputError` for what cannot run.
+
+    In a testbed ranks that only wait run under real-time scheduling, unless the experiment says whether they do.
+    """
+    from stanza_sim.execute import Backend, Emulation, LearningRate, Optimizer, RunJob, Training
+
+    experiment, training = loaded.value, loaded.value.training
+    emulations: list[Emulation | None] = [None] * len(plans)
+    if experiment.execute.compute == "emulated":
+        from stanza_sim.experiment.emulation import check_emulated, emulation_of
+
+        check_emulated(cluster, loaded)
+        how = experiment.execute
+        realtime = how.realtime if "realtime" in how.model_fields_set else testbed
+        for i, plan in enumerate(plans):
+            costs = costs_for(cluster, plan.model, experiment.precision, known.get(plan.entry.title))
+            emulations[i] = emulation_of(plan, cluster, costs, realtime=realtime)
+    elif experiment.precision != "fp32":
+        what = f"training in {experiment.precision} is not supported"
+        hint = "set precision: fp32, or emulate with --compute emulated"
+        raise InputError(what, where=loaded.source.where("precision"), hint=hint)
+    optimizer = training.optimizer
+    return [
+        RunJob(
+            schedule=plan.schedule,
+            model=plan.model,
+            training=Training(
+                iterations=training.iterations,
+                warmup=training.warmup,
+                optimizer=Optimizer(
+                    lr=optimizer.lr,
+                    momentum=optimizer.momentum,
+                    weight_decay=optimizer.weight_decay,
+                    schedule=LearningRate(**optimizer.schedule.model_dump()),
+                ),
+                data=training.data,
+                seed=experiment.seed,
+            ),
+            backend=Backend(experiment.execute.backend),
+            issue=Issue(experiment.execute.issue),
+            timeout_s=experiment.execute.timeout,
+            emulation=emulation,
+        )
+        for plan, emulation in zip(plans, emulations, strict=True)
+    ]

@@ -1,0 +1,121 @@
+"""What activities share: links, cores, devices and copy engines, each numbered when it is first asked for.
+
+Contract: `Resources` knows the cluster and its folding, and nothing of schedules. What folding makes one (NICs of hosts
+of one class, links of one orbit, cores of hosts of one class) has one key and so one resource, with the capacity of one
+of them. Numbers are given in the order of asking and never change.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.cluster.parts import Bucket
+from stanza_sim.simulate.background import BackgroundFlow
+from stanza_sim.simulate.loads import Load, Resource
+from stanza_sim.simulate.lowering.fold import Folding
+
+Key = tuple[object, ...]
+"""What tells resources apart."""
+
+
+class Resources:
+    """The resources of `cluster` under `folding`; `made` are those asked for so far, by number."""
+
+    def __init__(self, cluster: Cluster, folding: Folding) -> None:
+        self.cluster, self.folding = cluster, folding
+        self.made: list[Resource] = []
+        self._keys: dict[Key, int] = {}
+        self._one_switch = cluster.hosts_on_one_switch
+        self.on_host: dict[int, list[int]] = {}
+        """The ranks of each host that has any, ascending."""
+        for r, p in enumerate(cluster.placement):
+            self.on_host.setdefault(p.host, []).append(r)
+        self.reps = [members[0] for members in folding.classes]
+        """The rank that stands for each class."""
+        self.near = [self._near(rep) for rep in self.reps]
+        """For each class: how many ranks of each class are on the host of the rank that stands for it."""
+        hosts = (cluster.placement[rep].host for rep in reversed(self.reps))
+        self.standing_hosts = {folding.host_class_of[h]: h for h in hosts}
+        """For each class of hosts that has ranks: the host of the first rank that stands for a class there."""
+        orbits = folding.orbits
+        self.link_sizes = Counter(orbits.link_class) if orbits is not None else Counter[int]()
+        """How many links each class of links has, on a fabric with shared links."""
+
+    def _near(self, rank: int) -> Counter[int]:
+        return Counter(self.folding.class_of[r] for r in self.on_host[self.cluster.placement[rank].host])
+
+    def resource(self, key: Key, label: str, capacity: float, kind: str) -> int:
+        """The number of the resource `key`, which is made when it is first asked for."""
+        if key not in self._keys:
+            self._keys[key] = len(self.made)
+            self.made.append(Resource(label=label, capacity=capacity, kind=kind))
+        return self._keys[key]
+
+    def busiest_s(self, load: Load) -> float:
+        """Seconds for which `load` alone occupies the resource that it uses most."""
+        return max((load.work * demand / self.made[q].capacity for q, demand in load.usage), default=0.0)
+
+    # ---- links -----------------------------------------------------------------------------------------------------
+
+    def link(self, link: int) -> int:
+        """The resource of a directed link."""
+        made = self.cluster.links[link]
+        return self.resource(self._link_key(link), made.label, made.bandwidth_Bps, "link")
+
+    def known_link(self, link: int) -> int | None:
+        """The resource of a directed link if there is one already."""
+        return self._keys.get(self._link_key(link))
+
+    def _link_key(self, link: int) -> Key:
+        """What links that share a resource (those that folding makes one) have in common."""
+        if self._one_switch and link < 2 * len(self.cluster.hosts):
+            return "nic", self.folding.host_class_of[link // 2], link % 2
+        if self.folding.orbits is not None:
+            return "class", self.folding.orbits.link_class[link]
+        return "link", link
+
+    def used_links(self) -> dict[int, int]:
+        """The resource of every link of the cluster that has one by now."""
+        found = ((q, self.known_link(q)) for q in range(len(self.cluster.links)))
+        return {q: resource for q, resource in found if resource is not None}
+
+    def background(self) -> tuple[BackgroundFlow, ...]:
+        """The traffic of others on every resource that is a link: on one of those that folding made one."""
+        found: dict[int, BackgroundFlow] = {}
+        for q, resource in self.used_links().items():
+            link = self.cluster.links[q]
+            if link.background is not None and resource not in found:
+                found[resource] = BackgroundFlow(resource=resource, name=link.name, traffic=link.background)
+        return tuple(found.values())
+
+    def buckets(self) -> tuple[tuple[int, Bucket], ...]:
+        """The token bucket of every resource that is a shaped link."""
+        links = self.cluster.links
+        found = {r: bucket for q, r in self.used_links().items() if (bucket := links[q].bucket) is not None}
+        return tuple(found.items())
+
+    # ---- cores and devices -----------------------------------------------------------------------------------------
+
+    def cores(self, rank: int) -> int:
+        """The resource of the cores of the host of `rank`."""
+        host = self.cluster.placement[rank].host
+        h = self.cluster.hosts[host]
+        return self.resource(("cores", self.folding.host_class_of[host]), f"{h.name} cores", h.cores, "cores")
+
+    def device(self, rank: int) -> tuple[int, float]:
+        """The device of `rank`, and how many ranks of its class compute on that one device."""
+        place = self.cluster.placement[rank]
+        sharing = [r for r in self.on_host[place.host] if self.cluster.placement[r].device == place.device]
+        mix = tuple(sorted(self.folding.class_of[r] for r in sharing))
+        mine = mix.count(self.folding.class_of[rank])
+        key = ("device", self.folding.host_class_of[place.host], mix)
+        label = f"{self.cluster.hosts[place.host].name} {self.cluster.device_of(rank)}"
+        return self.resource(key, label, 1.0, "device"), float(mine)
+
+    def processor(self, rank: int) -> tuple[int, float]:
+        """What `rank` computes on, its host's cores or a device, and how many ranks of its class do so there."""
+        if not self.cluster.on_cores(rank):
+            return self.device(rank)
+        mine = self.folding.class_of[rank]
+        return self.cores(rank), float(self.near[mine][mine])
