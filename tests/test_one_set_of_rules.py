@@ -7,6 +7,7 @@ the plain simulator and to the executor's threads; what each starts and posts, i
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -40,7 +41,8 @@ from tests.schedule.progress_rules import Entry, Log, Recorder, check_log
 from tests.schedule.random_schedules import legal_schedules
 from tests.schedule.toys import Costs, cluster, toy
 
-EXAMPLES = max(200, settings.default.max_examples if settings.default else 0)
+EXAMPLES = 2000 if settings().max_examples >= 2000 else 200 if os.environ.get("CI") else 50
+"""Random schedules for each engine: in a nightly run, in CI, and while working."""
 EVENTS = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 MODEL = toy()
 ITERATIONS = 3

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from stanza_sim.cli import app
+from stanza_sim.cli.app import app
 from stanza_sim.schedule import parse
 
 ROOT = Path(__file__).parents[2]

@@ -31,6 +31,9 @@ garbage = pytest.mark.xfail(
 )
 
 
+pytestmark = pytest.mark.processes
+
+
 @pytest.fixture(scope="module")
 def four() -> Iterator[Pool]:
     """Ranks of these tests alone: a run that hangs ends them."""

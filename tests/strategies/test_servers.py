@@ -222,9 +222,9 @@ def test_pieces_that_would_be_too_many(key: str, small: dict[str, object], least
     with pytest.raises(
         InputError, match=f"parameter_server: {key}: model vgg16 would be cut in .* the most\n  use {least} or"
     ) as e:
-        build("parameter_server", zoo.get("vgg16"), 2, **small)
+        build("parameter_server", zoo.get("vgg16"), 4, **small)
     assert e.value.hint
-    pieces = len(build("parameter_server", zoo.get("vgg16"), 2, **{**small, key: least}).bundles)
+    pieces = len(build("parameter_server", zoo.get("vgg16"), 4, **{**small, key: least}).bundles)
     assert 99_000 < pieces <= 100_000
 
 
