@@ -30,6 +30,7 @@ from stanza_sim.schedule.progress import posting_order
 from stanza_sim.simulate.compiled import kernel
 from stanza_sim.simulate.compiled.advance import Kind
 from stanza_sim.simulate.compiled.arrays import Net, Nodes, thinned
+from stanza_sim.simulate.compiled.rows import in_order
 from stanza_sim.simulate.loads import LINK_PHI, Actor, Load
 from stanza_sim.simulate.lowering.arrays import ArrayLowered, Messages
 from stanza_sim.simulate.plain.wakeup import wakings
@@ -299,7 +300,7 @@ class _Builder:
         if count > _MOST_QUEUES:  # nearly all of them empty
             used, queue = np.unique(queue, return_inverse=True)
             count = len(used)
-        order = kernel.in_order(queue, count)
+        order = in_order(queue, count)
         begins = np.ones(m, dtype=np.bool_)
         begins[1:] = np.diff(queue[order]) != 0
         ends = np.roll(begins, -1)
@@ -389,7 +390,7 @@ class _Builder:
         source = np.concatenate([posted, self.opening + ms.dst, out, out, into, few[:, 0]])
         target = np.concatenate([first, each, leave, sent[leave], arrived[enter], few[:, 1]]).astype(np.int32)
         over = np.concatenate([np.zeros(len(source) - len(few), dtype=np.bool_), far])
-        order = kernel.in_order(source - m, size - m)
+        order = in_order(source - m, size - m)
         target, over = target[order], over[order]
         successor = np.empty((2, wide * m + len(target)), dtype=np.int32)  # in place: these are the largest arrays
         for here, there, row in ((0, size, successor[0]), (size, 0, successor[1])):
