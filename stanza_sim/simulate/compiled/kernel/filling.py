@@ -47,17 +47,18 @@ def solve(net: Net, st: State, now: float) -> None:
         n_links, n_classes, capped = _everything(net, st)
     else:
         n_links, n_classes, capped = _affected(net, st, n_links, lowest * (1.0 + TIE))
-    size = _levels(net, st, n_links)
+    level, links, base = st.level, st.links, len(net.capacity)
+    size = _levels(level, links, n_links, st.left, st.weight, st.opened)
     if whole:
-        size = _caps(st, net.limited, len(net.limited), len(net.capacity), size)
+        size = _caps(level, links, size, st.row, net.limited, len(net.limited), base)
     elif capped:
-        size = _caps(st, st.classes, n_classes, len(net.capacity), size)
+        size = _caps(level, links, size, st.row, st.classes, n_classes, base)
     for i in range(size // 2 - 1, -1, -1):
-        _sift(st.level, st.links, size, i)
+        _sift(level, links, size, i)
     if whole or scalars[WHOLE] == UNSEARCHED:
-        st.lowest[0] = st.level[st.links[0]] if size > 0 else 0.0
+        st.lowest[0] = level[links[0]] if size > 0 else 0.0
     _fill(net, st, size, n_classes, now)
-    _in_order_again(st, n_classes, whole)
+    _in_order_again(st.finish, st.block, st.classes, n_classes, whole)
 
 
 # ---- what is affected -----------------------------------------------------------------------------------------------
@@ -149,7 +150,7 @@ def _affected(net: Net, st: State, n_links: int, keep: float) -> tuple[int, int,
 
 @inlined
 def _keeps_rate(row: F64, finish: F64, link_changed: I64, c: int, keep: float, epoch: int) -> bool:
-    """Whether class c stopped at a level up to `keep`, has the flows that it had, and was stopped by no changed link."""
+    """Whether class c has the flows that it had and stopped at a level up to `keep`, not because of a changed link."""
     at = int(row[c, LIMIT])
     return row[c, RATE] <= keep * row[c, PHI] and finish[c] == finish[c] and (at < 0 or link_changed[at] != epoch)
 
@@ -200,26 +201,26 @@ def _sift(level: F64, ids: I32, size: int, i: int) -> None:
 
 
 @inlined
-def _levels(net: Net, st: State, n_links: int) -> int:
-    """Let `st.links` begin with those of its first `n_links` that rising classes use; return how many these are."""
+def _levels(level: F64, links: I32, n_links: int, left: F64, weight: F64, opened: I64) -> int:
+    """Let `links` begin with those of its first `n_links` that rising classes use; return how many these are."""
     size = 0
     for i in range(n_links):
-        q = st.links[i]
-        if st.opened[q] > 0:
-            st.level[q] = st.left[q] / st.weight[q]
-            st.links[size] = q
+        q = links[i]
+        if opened[q] > 0:
+            level[q] = left[q] / weight[q]
+            links[size] = q
             size += 1
     return size
 
 
 @inlined
-def _caps(st: State, classes: I32, count: int, base: int, size: int) -> int:
-    """Add the caps of those of the first `count` of `classes` that have flows and one; return how many levels there are."""
+def _caps(level: F64, links: I32, size: int, row: F64, classes: I32, count: int, base: int) -> int:
+    """Add the caps of the first `count` of `classes`, where they have flows and a cap; return the number of levels."""
     for i in range(count):
         c = classes[i]
-        if st.row[c, COUNT] > 0.0 and st.row[c, CAP] < np.inf:
-            st.level[base + c] = st.row[c, CAP] / st.row[c, PHI]
-            st.links[size] = base + c
+        if row[c, COUNT] > 0.0 and row[c, CAP] < np.inf:
+            level[base + c] = row[c, CAP] / row[c, PHI]
+            links[size] = base + c
             size += 1
     return size
 
@@ -290,11 +291,11 @@ def _go_on(own: F64, finish: F64, c: int, rate: float, now: float) -> None:
 
 
 @inlined
-def _in_order_again(st: State, n_classes: int, whole: bool) -> None:
+def _in_order_again(finish: F64, block: F64, classes: I32, n_classes: int, whole: bool) -> None:
     """Find the least finish of every block of which a class has another."""
-    if whole or n_classes * 4 > len(st.finish):
-        for b in range(len(st.block)):
-            reblock(st.finish, st.block, b)
+    if whole or n_classes * 4 > len(finish):
+        for b in range(len(block)):
+            reblock(finish, block, b)
     else:
         for i in range(n_classes):
-            reblock(st.finish, st.block, st.classes[i] // BLOCK)
+            reblock(finish, block, classes[i] // BLOCK)

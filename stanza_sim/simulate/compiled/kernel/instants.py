@@ -117,7 +117,7 @@ def _finish_class(nodes: Nodes, st: State, c: int, now: float, done: int) -> int
 
 @inlined
 def _less_load(net: Net, st: State, c: int, before: float) -> None:
-    """Class c, which had `before` flows, weighs less on its links, and none is left of it if it has no flow any more."""
+    """Class c, which had `before` flows, weighs less on its links, and nothing if it has no flow any more."""
     class_link, class_demand, load, users = net.class_link, net.class_demand, st.load, st.users
     link_epoch, changed, own = st.link_epoch, st.changed, st.row[c]
     gone = 1 if st.root[c] < 0 else 0
