@@ -27,7 +27,7 @@ from stanza_sim.cluster import Cluster, Nic
 from stanza_sim.execute.rank import engine as executor
 from stanza_sim.schedule import Collective, Compute, Schedule, Transfer, UnitKind, parse, program, progress, project
 from stanza_sim.schedule.progress import Issue, Key, Progress
-from stanza_sim.simulate.compiled import graph as compiled_graph
+from stanza_sim.simulate.compiled import builder as compiled_builder
 from stanza_sim.simulate.compiled.engine import CompiledEngine
 from stanza_sim.simulate.compiled.graph import graph_of
 from stanza_sim.simulate.loads import Load, Lowered
@@ -458,13 +458,15 @@ def spans_of(engine: Any) -> dict[tuple[str, int, int, str], tuple[float, float]
     return {(s.op, s.rank, s.iteration, s.side): (s.start_s, s.end_s) for s in spans if s.iteration < ITERATIONS}
 
 
-def both(schedule: Schedule, on: Cluster, costs: Costs) -> tuple[dict[Any, Any], dict[Any, Any]]:
+def both(
+    schedule: Schedule, on: Cluster, costs: Costs, issue: Issue = Issue.EAGER
+) -> tuple[dict[Any, Any], dict[Any, Any]]:
     """The spans of the plain and of the compiled engine."""
     alone = unfolded(on)
-    reading = plain.Engine(schedule, lower(schedule, MODEL, on, alone, lambda _: costs))
+    reading = plain.Engine(schedule, lower(schedule, MODEL, on, alone, lambda _: costs), issue=issue)
     reading.run(lambda ends: len(ends[0]) >= ITERATIONS + 1)
     arrays = lower_to_arrays(schedule, MODEL, on, alone, lambda _: costs)
-    quick = CompiledEngine(graph_of(schedule, arrays), arrays, ())
+    quick = CompiledEngine(graph_of(schedule, arrays, issue), arrays, ())
     quick.run(lambda ends: len(ends[0]) >= ITERATIONS + 1)
     return spans_of(reading), spans_of(quick)
 
@@ -477,7 +479,7 @@ def test_the_compiled_simulator_has_every_span_of_the_plain_one(schedule: Schedu
     rng = random.Random(seed)
     on = cluster(schedule.world_size, nic=Nic(bandwidth_Bps=rng.uniform(1e3, 1e6), overhead_s=rng.choice([0.0, 7e-4])))
     costs = Costs(flops_s=rng.uniform(1e-6, 1e-4), update_byte_s=rng.uniform(0, 1e-6))
-    reading, quick = both(schedule, on, costs)
+    reading, quick = both(schedule, on, costs, issue)
     assert reading.keys() == quick.keys()
     for key, (start_s, end_s) in reading.items():
         assert quick[key] == pytest.approx((start_s, end_s), rel=1e-9, abs=1e-12), key
@@ -552,5 +554,5 @@ def test_a_fault_in_the_compiled_engine_is_found(name: str, instead: object, mon
         )
 
     assert same()
-    monkeypatch.setattr(compiled_graph, name, instead)
+    monkeypatch.setattr(compiled_builder, name, instead)
     assert not same()

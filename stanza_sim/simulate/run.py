@@ -155,24 +155,24 @@ class Case:
         self.issue = issue
         engine = engine_of(engine)
         stepwise = collectives is Collectives.STEPS and any(isinstance(op, Collective) for op in schedule.ops)
-        # What compiled code does not know: collectives step by step, issuing in order, and folded ranks.
-        missing = "collectives step by step" if stepwise else "issuing in order" if issue is Issue.IN_ORDER else ""
+        # What compiled code does not know: collectives step by step, and folded ranks.
         if engine is EngineChoice.COMPILED:
-            if missing:
-                raise InputError(f"the compiled engine does not know {missing}", hint="leave the engine at auto")
+            if stepwise:
+                what = "the compiled engine does not carry out collectives step by step"
+                raise InputError(what, hint="leave the engine at auto")
             require_numba()
         folds = fold_ranks and not by_chance and not stepwise and engine is not EngineChoice.COMPILED
         self.folding = fold(schedule, cluster) if folds else unfolded(cluster)
         self.graph: Graph | None = None
         self.lowered: Lowered
         compiles = engine is EngineChoice.COMPILED
-        if engine is EngineChoice.AUTO and not missing and len(self.folding.classes) == cluster.world_size:
+        if engine is EngineChoice.AUTO and not stepwise and len(self.folding.classes) == cluster.world_size:
             compiles = part_count(schedule) * times >= COMPILED_FROM and find_spec("numba") is not None
         if compiles:
             from stanza_sim.simulate.compiled.graph import graph_of
 
             self.lowered = arrays = lower_to_arrays(schedule, model, cluster, self.folding, costs)
-            self.graph = graph_of(schedule, arrays)
+            self.graph = graph_of(schedule, arrays, issue)
         else:
             self.lowered = lower(schedule, model, cluster, self.folding, costs, stepwise=stepwise)
 

@@ -4,16 +4,14 @@ The kernel completes nodes and shares resources; here is what no arrow of the gr
 ready a rank posts next, and that a rank begins iteration i once i - 2 is complete. Spans are logged in arrays.
 
 numba keeps what it compiled by the file that it is in. Constants that compiled functions use stay in this file for that
-reason, and a checksum of the kernel's stands for those of the kernel.
+reason, and a checksum of all files of the kernel stands for these (see `kernel/jit.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from pathlib import Path
 from typing import NamedTuple
-from zlib import crc32
 
 import numpy as np
 
@@ -93,11 +91,10 @@ _SPAN, _READY, _POSTED = int(Kind.SPAN), int(Kind.READY), int(Kind.POSTED)
 _CHANGED, _REPORTED, _COUNT, _RATE = kernel.CHANGED, kernel.REPORTED, kernel.COUNT, kernel.RATE
 
 
-_compile = kernel.compiled(cache=False)
-_happen, _solve, _next_s, _push = kernel.happen, kernel.solve, kernel.next_s, kernel._push
+_happen, _solve, _next_s, _push = kernel.happen, kernel.solve, kernel.next_s, kernel.push
 
 
-@_compile
+@kernel.part
 def _post(nodes: Nodes, st: State, plan: Plan, go: RunState, a: int) -> bool:
     """Let rank `a`, if it may, post what goes next; return whether anything follows at once.
 
@@ -130,7 +127,7 @@ def _post(nodes: Nodes, st: State, plan: Plan, go: RunState, a: int) -> bool:
     return bool(nodes.delay[k] <= 0.0)
 
 
-@_compile
+@kernel.part
 def _begin(nodes: Nodes, st: State, plan: Plan, go: RunState, a: int, iteration: int) -> None:
     """Let rank `a` begin an iteration."""
     shift = (iteration % 2) * plan.size
@@ -139,7 +136,7 @@ def _begin(nodes: Nodes, st: State, plan: Plan, go: RunState, a: int, iteration:
     _push(st.heap_s, st.heap_k, st.scalars, go.now[0], plan.opening + a + shift)
 
 
-@_compile
+@kernel.part
 def _report(nodes: Nodes, st: State, plan: Plan, go: RunState) -> bool:
     """Do what follows from the completions that the kernel reported; return whether anything starts at once."""
     now, counts = go.now[0], go.counts
@@ -192,7 +189,7 @@ def _report(nodes: Nodes, st: State, plan: Plan, go: RunState) -> bool:
     return at_once
 
 
-@_compile
+@kernel.part
 def _refill(net: Net, st: State, plan: Plan, go: RunState) -> None:
     """Set what shaped links pass from now on; see `Buckets.refill`."""
     now = go.now[0]
@@ -212,7 +209,7 @@ def _refill(net: Net, st: State, plan: Plan, go: RunState) -> None:
                 st.scalars[_CHANGED] += 1
 
 
-@_compile
+@kernel.part
 def _drain(net: Net, st: State, plan: Plan, go: RunState) -> None:
     """Note what passes shaped links now; see `Buckets.drain`."""
     go.now[1] = np.inf
@@ -228,12 +225,10 @@ def _drain(net: Net, st: State, plan: Plan, go: RunState) -> None:
         go.now[1] = min(go.now[1], own[3])
 
 
-def _advance_of(kernel_code: int) -> _Advance:
-    """Compile what lets time pass. numba keeps compiled code by the file it is in, and by what a closure holds.
+def _advance_of(sources: int) -> _Advance:
+    """Compile what lets time pass, anew when the kernel, whose code it contains, is another."""
 
-    So `kernel_code`, a checksum, has it compiled again when the kernel, whose code it contains, is another.
-    """
-
+    @kernel.kept
     def advance(
         net: Net,
         nodes: Nodes,
@@ -244,7 +239,7 @@ def _advance_of(kernel_code: int) -> _Advance:
         until_s: float,
         steps: int,
     ) -> int:
-        _ = kernel_code
+        _ = sources
         counts, scalars = go.counts, st.scalars
         while True:
             # There must be room for all that one round can add: two iterations of each rank.
@@ -274,7 +269,7 @@ def _advance_of(kernel_code: int) -> _Advance:
             counts[INSTANTS] += 1
             go.now[0] = at
 
-    return kernel.compiled()(advance)
+    return advance
 
 
-advance = _advance_of(crc32(Path(kernel.__file__).read_bytes()))
+advance = _advance_of(kernel.SOURCES)

@@ -123,7 +123,7 @@ class CompiledEngine:
     ) -> None:
         self.graph, self.lowered, self.variation = graph, lowered, variation
         self.traffic, self.stop = background, stop
-        template, posts = graph.nodes, len(graph.post_unit)
+        template, posts, computations = graph.nodes, graph.posts, graph.computations
         self._nodes = template._replace(
             work=template.work.copy(), missing=template.missing.copy(), done_s=template.done_s.copy()
         )
@@ -135,17 +135,17 @@ class CompiledEngine:
             kind=graph.kind,
             rank=graph.rank,
             opening=graph.opening,
-            ready=graph.ready,
-            posted=graph.posted,
-            post_ptr=graph.post_ptr,
-            post_unit=graph.post_unit,
-            post_queue=graph.post_queue,
-            post_priority=graph.post_priority,
-            post_credit=graph.post_credit,
+            ready=posts.ready,
+            posted=posts.posted,
+            post_ptr=posts.ptr,
+            post_unit=posts.unit,
+            post_queue=posts.queue,
+            post_priority=posts.priority,
+            post_credit=posts.credit,
             paid_by=graph.paid_by,
-            compute_ptr=graph.compute_ptr,
-            compute_node=graph.compute_node,
-            compute_work=graph.compute_work,
+            compute_ptr=computations.ptr,
+            compute_node=computations.node,
+            compute_work=computations.work,
             spans=len(graph.endings),
             working=len(graph.working),
             shaped=np.array([s.resource for s in shaped], dtype=np.int32),
@@ -162,20 +162,20 @@ class CompiledEngine:
             finished=np.zeros(_COLUMNS, dtype=np.int64),
             busy=np.zeros(world, dtype=np.int8),
             waiting=np.zeros(world, dtype=np.int32),
-            who=np.zeros(2 * posts, dtype=np.int32),
-            when=np.zeros(2 * posts, dtype=np.int64),
-            under_way=np.zeros(int(graph.post_queue.max(initial=0)) + 1, dtype=np.int64),
-            touched=np.zeros(6 * posts, dtype=np.int32),
+            who=np.zeros(2 * len(posts.unit), dtype=np.int32),
+            when=np.zeros(2 * len(posts.unit), dtype=np.int64),
+            under_way=np.zeros(int(posts.queue.max(initial=0)) + 1, dtype=np.int64),
+            touched=np.zeros(6 * len(posts.unit), dtype=np.int32),
             log_node=np.zeros(room, dtype=np.int32),
             log_iteration=np.zeros(room, dtype=np.int32),
             log_start=np.zeros(room),
             log_end=np.zeros(room),
         )
-        computes = np.repeat(np.arange(world), np.diff(graph.compute_ptr))
+        of_rank = np.repeat(np.arange(world), np.diff(computations.ptr))
         openings = graph.opening + np.array(graph.working, dtype=np.int32)
         for iteration in (0, 1):
             shift = iteration * graph.size
-            self._nodes.work[graph.compute_node + shift] = graph.compute_work * self._go.factor[computes, iteration]
+            self._nodes.work[computations.node + shift] = computations.work * self._go.factor[of_rank, iteration]
             self._trigger(openings + shift)
         self._trigger(np.array(graph.background, dtype=np.int32))  # it never ends; while it is away, its cap is zero
         self._clock = _PhaseClock()
@@ -233,7 +233,7 @@ class CompiledEngine:
     def _stuck(self) -> str:
         """What each rank waits for: the rules are told what has happened, and tell the story."""
         actors = self.lowered.actors
-        cores = [Progress(a.program, a.messages_of) for a in actors]
+        cores = [Progress(a.program, a.messages_of, issue=self.graph.issue) for a in actors]
         for core in cores:
             core.begin()
         for node, iteration, _, end_s in self.log().rows():

@@ -1,0 +1,59 @@
+"""When flows finish: of each class a pairing heap of finish marks, and of each block of classes the least finish."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from stanza_sim.simulate.compiled.arrays import F64, I32
+from stanza_sim.simulate.compiled.kernel.jit import part
+from stanza_sim.simulate.compiled.kernel.state import BLOCK
+
+
+@part
+def meld(child: I32, sibling: I32, mark: F64, a: int, b: int) -> int:
+    """Join two pairing heaps by their roots, -1 for an empty one; return the new root."""
+    if a < 0:
+        return b
+    if b < 0:
+        return a
+    if mark[b] < mark[a] or (mark[b] == mark[a] and b < a):
+        a, b = b, a
+    sibling[b] = child[a]
+    child[a] = b
+    return a
+
+
+@part
+def pop_root(child: I32, sibling: I32, mark: F64, a: int) -> int:
+    """Remove the root `a` of a pairing heap and return the new root (two-pass melding)."""
+    first = child[a]
+    child[a] = -1
+    paired = -1
+    while first >= 0:
+        second = sibling[first]
+        sibling[first] = -1
+        rest = -1
+        if second >= 0:
+            rest = sibling[second]
+            sibling[second] = -1
+            first = meld(child, sibling, mark, first, second)
+        sibling[first] = paired
+        paired = first
+        first = rest
+    root = -1
+    while paired >= 0:
+        rest = sibling[paired]
+        sibling[paired] = -1
+        root = meld(child, sibling, mark, root, paired)
+        paired = rest
+    return root
+
+
+@part
+def reblock(finish: F64, block: F64, b: int) -> None:
+    """Find the least finish of block b anew."""
+    least = np.inf
+    for x in range(b * BLOCK, min(len(finish), (b + 1) * BLOCK)):
+        if finish[x] < least:
+            least = finish[x]
+    block[b] = least
