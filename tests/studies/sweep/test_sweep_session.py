@@ -316,6 +316,7 @@ def test_points_without_a_feasible_row_are_passed_over():
     assert driven(Axis(key="x", values=("1.0", "2.0")), lambda x: {}) == []
 
 
+@pytest.mark.processes  # dask asks `uname` for the processor
 def test_a_dask_cluster(small, tmp_path):
     distributed = pytest.importorskip("distributed")
     cluster = distributed.LocalCluster(
