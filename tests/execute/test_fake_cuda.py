@@ -41,6 +41,7 @@ def four() -> Iterator[Pool]:
         yield ranks
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("imitation", "variant"),
     [

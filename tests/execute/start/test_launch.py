@@ -103,8 +103,10 @@ def test_a_rank_that_hangs_in_a_run_is_found_and_the_others_say_what_they_wait_f
         assert time.monotonic() - begin < 20
         text = str(caught.value)
         assert "rank 1 did not" in text
-        assert re.search(r"rank 0: nothing completed for 1.5 s; iteration \d+: ", text)
-        assert re.search(r"rank 2: nothing completed for 1.5 s; iteration \d+: push\.\S+\.recv awaits messages", text)
+        assert re.search(r"rank 0: nothing completed for 1.5 s; rank 0, iteration \d+: ", text)
+        assert re.search(
+            r"rank 2: nothing completed for 1.5 s; rank 2, iteration \d+: push\.\S+\.recv awaits messages", text
+        )
         assert gone(stopped)
 
 
