@@ -30,12 +30,12 @@ from stanza_sim.schedule.progress import Issue, Key, Progress
 from stanza_sim.simulate.compiled import builder as compiled_builder
 from stanza_sim.simulate.compiled.engine import CompiledEngine
 from stanza_sim.simulate.compiled.graph import graph_of
-from stanza_sim.simulate.loads import Load, Lowered
+from stanza_sim.simulate.lowered import Activity, Lowered
 from stanza_sim.simulate.lowering.arrays import lower_to_arrays
 from stanza_sim.simulate.lowering.fold import unfolded
 from stanza_sim.simulate.lowering.lower import lower
 from stanza_sim.simulate.plain import engine as plain
-from stanza_sim.simulate.plain.clock import Clock
+from stanza_sim.simulate.plain.clock import SimClock
 from stanza_sim.simulate.plain.fabric import Listener
 from tests.schedule.progress_rules import Entry, Log, Recorder, check_log
 from tests.schedule.random_schedules import legal_schedules
@@ -177,16 +177,16 @@ class AnyFabric:
     Messages of one rank and channel leave and arrive in the order in which they are posted, as on a real connection.
     """
 
-    def __init__(self, lowered: Lowered, clock: Clock, listener: Listener, rng: random.Random, issue: Issue) -> None:
+    def __init__(self, lowered: Lowered, clock: SimClock, listener: Listener, rng: random.Random, issue: Issue) -> None:
         self.lowered, self.clock, self.listener, self.rng, self.issue = lowered, clock, listener, rng, issue
         self.last: dict[object, float] = {}
         self.accepted: dict[tuple[int, int, str], int] = {}
 
-    def begin(self, key: object, iteration: int, load: Load, then: Callable[[], None]) -> None:
+    def begin(self, key: object, iteration: int, activity: Activity, then: Callable[[], None]) -> None:
         self.clock.after(self.rng.random(), then)
 
     def post(self, a: int, i: int, u: int) -> None:
-        op = self.lowered.actors[a].program.units[u].op
+        op = self.lowered.rank_classes[a].program.units[u].op
         got = self.accepted.pop((a, i, op.name), None)
 
         def through() -> None:
@@ -197,20 +197,20 @@ class AnyFabric:
         self.in_turn((a, op.channel, "out"), through)  # type: ignore[union-attr]
 
     def open(self, a: int, i: int) -> None:
-        for u, classes in self.lowered.actors[a].arrivals.items():
+        for u, classes in self.lowered.rank_classes[a].arrivals.items():
             if classes:
                 self.arrive(a, i, u)
 
     def accept(self, a: int, i: int, u: int) -> None:
-        units = self.lowered.actors[a].program.units
+        units = self.lowered.rank_classes[a].program.units
         sends = [v for v in units if v.op is units[u].op and v.kind is UnitKind.SEND]
-        if any(self.lowered.actors[a].sends[v.index] for v in sends):
+        if any(self.lowered.rank_classes[a].sends[v.index] for v in sends):
             self.accepted[a, i, units[u].op.name] = u
         else:
             self.arrive(a, i, u)
 
     def arrive(self, a: int, i: int, u: int) -> None:
-        channel = self.lowered.actors[a].program.units[u].op.channel  # type: ignore[union-attr]
+        channel = self.lowered.rank_classes[a].program.units[u].op.channel  # type: ignore[union-attr]
         self.in_turn((a, channel, "in"), lambda: self.listener.arrived(a, i, u, 0.0))
 
     def in_turn(self, queue: object, then: Callable[[], None]) -> None:

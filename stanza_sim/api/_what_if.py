@@ -9,7 +9,7 @@ from stanza_sim.api._arguments import factor
 from stanza_sim.base.config import near
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.cluster import Cluster
-from stanza_sim.cluster.parts import Bucket, DirectedLink, Host, Nic
+from stanza_sim.cluster.hardware import DirectedLink, Host, Nic, TokenBucket
 
 FUNCTION = "what_if"
 
@@ -32,7 +32,7 @@ def _wider_link(link: DirectedLink, times: float) -> DirectedLink:
     return replace(link, bandwidth_Bps=link.bandwidth_Bps * times, bucket=_wider_bucket(link.bucket, times))
 
 
-def _wider_bucket(bucket: Bucket | None, times: float) -> Bucket | None:
+def _wider_bucket(bucket: TokenBucket | None, times: float) -> TokenBucket | None:
     return None if bucket is None else replace(bucket, peak_Bps=bucket.peak_Bps * times)
 
 

@@ -21,12 +21,12 @@ from stanza_sim.base.units import PositiveSeconds
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.experiment.scenario import Conditions
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.studies.plan.answer import planned_json, print_planned
+from stanza_sim.studies.plan.answer import plan_json, print_plan
 from stanza_sim.studies.plan.choices import changed
-from stanza_sim.studies.plan.session import Answer, Planned, check_not_launched, plan_problems, problems_of
-from stanza_sim.studies.sweep.points import Line
-from stanza_sim.studies.sweep.report import in_words, print_swept, swept_json
-from stanza_sim.studies.sweep.session import Sweep, Swept
+from stanza_sim.studies.plan.session import Answer, PlanAnswers, check_not_launched, plan_problems, problems_of
+from stanza_sim.studies.sweep.points import SweepRow
+from stanza_sim.studies.sweep.report import in_words, print_sweep, sweep_json
+from stanza_sim.studies.sweep.session import Sweep, SweepFindings
 from stanza_sim.studies.validate.records import Predicted
 from stanza_sim.studies.validate.report import Report, report_json
 
@@ -48,7 +48,7 @@ class PlanResult(Tabular):
     It prints as `stanza-sim plan` prints it: the ranking, and why the best is the best.
     """
 
-    planned: Planned
+    planned: PlanAnswers
 
     @property
     def best(self) -> Prediction:
@@ -68,12 +68,12 @@ class PlanResult(Tabular):
 
     def __str__(self) -> str:
         console = keeping_console(80)
-        print_planned(self.planned, console, top=10)
+        print_plan(self.planned, console, top=10)
         return printed(console).rstrip("\n")
 
     def to_json(self, *, top: int = 10) -> str:
         """What `stanza-sim plan --json` prints."""
-        return planned_json(self.planned, top=top)
+        return plan_json(self.planned, top=top)
 
     def _columns(self) -> Mapping[str, Sequence[object]]:
         rows = [(answer.problem.entry.title, one) for answer in self.planned.answers for one in answer.found.ranked]
@@ -175,12 +175,12 @@ def plan(
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class SweepResult(Tabular):
-    """The rows of an experiment over a grid: each a `Line` with a value for each key, figures, or a reason why not.
+    """The rows of an experiment over a grid: each a `SweepRow` with a value for each key, figures, or a reason why not.
 
     It prints as `stanza-sim sweep` prints it; `crossovers` says in words where the winner changes.
     """
 
-    swept: Swept
+    swept: SweepFindings
 
     @property
     def crossovers(self) -> tuple[str, ...]:
@@ -192,7 +192,7 @@ class SweepResult(Tabular):
         """What network profiles do not fit."""
         return tuple(self.swept.warnings)
 
-    def __iter__(self) -> Iterator[Line]:
+    def __iter__(self) -> Iterator[SweepRow]:
         return iter(self.swept.lines)
 
     def __len__(self) -> int:
@@ -205,12 +205,12 @@ class SweepResult(Tabular):
 
     def __str__(self) -> str:
         console = keeping_console(80)
-        print_swept(self.swept, console)
+        print_sweep(self.swept, console)
         return printed(console).rstrip("\n")
 
     def to_json(self) -> str:
         """What `stanza-sim sweep --json` prints."""
-        return swept_json(self.swept)
+        return sweep_json(self.swept)
 
     def _columns(self) -> Mapping[str, Sequence[object]]:
         swept = self.swept
@@ -219,7 +219,7 @@ class SweepResult(Tabular):
             axis.key: [point[i] for point, _ in lines] for i, axis in enumerate(swept.axes)
         }
         columns["feasible"] = [line.feasible for _, line in lines]
-        for field in fields(Line):
+        for field in fields(SweepRow):
             columns.setdefault(field.name, [getattr(line, field.name) for _, line in lines])
         return columns
 
@@ -349,7 +349,7 @@ def validate(
     >>> ss.validate(only=["star-2-500/vgg16-big/ring"], dry_run=True)
     <ValidationResult of emulated: 1 cases, predicted only>
     """
-    from stanza_sim.studies.validate.live import LiveBench, Plans
+    from stanza_sim.studies.validate.live import CasePlans, LiveBench
     from stanza_sim.studies.validate.session import check_rules, validate_suite
     from stanza_sim.studies.validate.suite import chosen, load_suite
 
@@ -358,7 +358,7 @@ def validate(
         given = {"execute.compute": compute, "repeats": repeats, "seed": seed}
         loaded, every = load_suite(str(suite), overrides(set, name, **given))
         cases = chosen(every, [only] if isinstance(only, str) else list(only))
-        plans = Plans(loaded, cases)
+        plans = CasePlans(loaded, cases)
         predictions = {case.name: plans.predict(case) for case in cases}
         if len(cases) == len(every):
             check_rules(loaded, predictions)

@@ -18,7 +18,7 @@ from stanza_sim.cli.progress import bars
 if TYPE_CHECKING:
     from stanza_sim.base.errors import StanzaError
     from stanza_sim.base.telling import Say, Tell
-    from stanza_sim.studies.plan.session import Planned
+    from stanza_sim.studies.plan.session import PlanAnswers
 
 DEFAULT_BUDGET_S = 100.0
 
@@ -99,17 +99,17 @@ def plan(
     with errors_for_people():
         _check(options)
         tell_once = warning_once(say)
-        planned = _search(options, tell_once)
+        plan_result = _search(options, tell_once)
         failure: StanzaError | KeyboardInterrupt | None = None
-        if options.execute and not planned.interrupted:
-            planned, failure = _executed(planned, options, tell_once)
-        _show(planned, options)
+        if options.execute and not plan_result.interrupted:
+            plan_result, failure = _executed(plan_result, options, tell_once)
+        _show(plan_result, options)
         if failure is not None:
             raise failure
-        if planned.interrupted:
+        if plan_result.interrupted:
             say("interrupted: the best plans so far")
             raise typer.Exit(INTERRUPTED)
-        _require_a_plan(planned, options.experiment)
+        _require_a_plan(plan_result, options.experiment)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +159,7 @@ def _check(options: _Options) -> None:
         check_writable(options.output)
 
 
-def _search(options: _Options, say: Say) -> Planned:
+def _search(options: _Options, say: Say) -> PlanAnswers:
     from stanza_sim.base.processes import cores
     from stanza_sim.studies.plan.session import plan_experiment
 
@@ -177,35 +177,37 @@ def _search(options: _Options, say: Say) -> Planned:
         )
 
 
-def _executed(planned: Planned, options: _Options, say: Say) -> tuple[Planned, StanzaError | KeyboardInterrupt | None]:
+def _executed(
+    plan_result: PlanAnswers, options: _Options, say: Say
+) -> tuple[PlanAnswers, StanzaError | KeyboardInterrupt | None]:
     """Run the best plans; what went wrong is returned, since what was searched for is to be printed first."""
     from stanza_sim.base.errors import StanzaError
     from stanza_sim.studies.plan.session import execute_best
 
     try:
-        return execute_best(planned, profiles=options.profiles, testbed=options.testbed, say=say), None
+        return execute_best(plan_result, profiles=options.profiles, testbed=options.testbed, say=say), None
     except (StanzaError, KeyboardInterrupt) as error:
-        return planned, error
+        return plan_result, error
 
 
-def _show(planned: Planned, options: _Options) -> None:
-    from stanza_sim.studies.plan.answer import planned_json, print_planned
+def _show(plan_result: PlanAnswers, options: _Options) -> None:
+    from stanza_sim.studies.plan.answer import plan_json, print_plan
 
     if options.output is not None:
-        _write(planned, options.output, options.top)
+        _write(plan_result, options.output, options.top)
     with printing():
         if options.as_json:
-            sys.stdout.write(planned_json(planned, top=options.top))
+            sys.stdout.write(plan_json(plan_result, top=options.top))
         else:
-            print_planned(planned, stdout(), top=options.top)
+            print_plan(plan_result, stdout(), top=options.top)
 
 
-def _require_a_plan(planned: Planned, experiment: str) -> None:
+def _require_a_plan(plan_result: PlanAnswers, experiment: str) -> None:
     """Raise `InputError` if no plan could be made for any model."""
     from stanza_sim.base.errors import InputError
 
-    without = [a for a in planned.answers if a.best is None and a.found.left_out]
-    if without and len(without) == len(planned.answers):
+    without = [a for a in plan_result.answers if a.best is None and a.found.left_out]
+    if without and len(without) == len(plan_result.answers):
         first = without[0].found.left_out[0]
         raise InputError(
             f"no plan could be made for {', '.join(a.problem.entry.title for a in without)}",
@@ -214,14 +216,14 @@ def _require_a_plan(planned: Planned, experiment: str) -> None:
         )
 
 
-def _write(planned: Planned, folder: Path, top: int) -> None:
+def _write(plan_result: PlanAnswers, folder: Path, top: int) -> None:
     """Write the answer as `result.json`, and the schedule and the spans of every best plan beside it."""
     from stanza_sim.report.folder import write_result
     from stanza_sim.report.result import Result
-    from stanza_sim.studies.plan.answer import planned_json
+    from stanza_sim.studies.plan.answer import plan_json
 
-    rows = tuple(answer.best for answer in planned.answers if answer.best is not None)
-    write_result(Result(experiment=planned.experiment, rows=rows), folder, planned_json(planned, top=top))
+    rows = tuple(answer.best for answer in plan_result.answers if answer.best is not None)
+    write_result(Result(experiment=plan_result.experiment, rows=rows), folder, plan_json(plan_result, top=top))
 
 
 def _progress() -> AbstractContextManager[Tell]:

@@ -68,24 +68,24 @@ def sweep(
     with errors_for_people():
         from stanza_sim.base.errors import InputError
         from stanza_sim.base.processes import cores
-        from stanza_sim.studies.sweep.report import print_swept, swept_json
+        from stanza_sim.studies.sweep.report import print_sweep, sweep_json
         from stanza_sim.studies.sweep.session import Sweep
 
         if scheduler is not None and jobs is not None:
             raise InputError("is for processes of this machine", where="--jobs", hint="leave it out with --scheduler")
         made = Sweep(experiment, vary=vary or [], overrides=settings or [], profiles=profile or [], output=output)
         with _progress() as tell, _kept(made):
-            swept = made.run(jobs=jobs or cores(), scheduler=scheduler, tell=tell)
-        for warning in swept.warnings:
+            sweep_result = made.run(jobs=jobs or cores(), scheduler=scheduler, tell=tell)
+        for warning in sweep_result.warnings:
             say(f"warning: {warning}")
         with printing():
             if as_json:
-                sys.stdout.write(swept_json(swept))
+                sys.stdout.write(sweep_json(sweep_result))
             else:
-                print_swept(swept, stdout())
-        if not any(line.feasible for line in swept.lines):
-            what = f"none of {len(swept.lines)} lines could be predicted"
-            raise InputError(what, where=experiment, hint=f"the first says: {next(iter(swept.reasons))}")
+                print_sweep(sweep_result, stdout())
+        if not any(line.feasible for line in sweep_result.lines):
+            what = f"none of {len(sweep_result.lines)} lines could be predicted"
+            raise InputError(what, where=experiment, hint=f"the first says: {next(iter(sweep_result.reasons))}")
 
 
 @contextmanager

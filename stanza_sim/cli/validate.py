@@ -80,7 +80,7 @@ def validate(
     with errors_for_people():
         from stanza_sim.base.processes import cores
         from stanza_sim.studies.validate import machine
-        from stanza_sim.studies.validate.live import LiveBench, Plans
+        from stanza_sim.studies.validate.live import CasePlans, LiveBench
         from stanza_sim.studies.validate.report import report_json
         from stanza_sim.studies.validate.session import (
             check_rules,
@@ -96,7 +96,7 @@ def validate(
         changes = [*(settings or []), *(f"{key}={value}" for key, value in given.items())]
         loaded, every = load_suite(suite or DEFAULT, changes)
         cases = chosen(every, only or [])
-        plans = Plans(loaded, cases)
+        plans = CasePlans(loaded, cases)
         predictions = {case.name: plans.predict(case) for case in cases}
         if len(cases) == len(every):
             check_rules(loaded, predictions)

@@ -19,11 +19,10 @@ from stanza_sim.cluster.cluster import (
     with_loopback,
 )
 from stanza_sim.cluster.device import DeviceSpec, load_device
+from stanza_sim.cluster.hardware import Staging, TokenBucket, Traffic
 from stanza_sim.cluster.load import load_cluster
-from stanza_sim.cluster.parts import Bucket, Staging, Traffic
 
 __all__ = [
-    "Bucket",
     "Cluster",
     "DeviceSpec",
     "DirectedLink",
@@ -38,6 +37,7 @@ __all__ = [
     "Routing",
     "RoutingKind",
     "Staging",
+    "TokenBucket",
     "Traffic",
     "Usage",
     "flow_key",

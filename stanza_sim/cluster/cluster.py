@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.tables import shortened
-from stanza_sim.cluster.parts import (
+from stanza_sim.cluster.hardware import (
     DirectedLink,
     Fabric,
     Host,
@@ -29,7 +29,7 @@ from stanza_sim.cluster.parts import (
     Routing,
     RoutingKind,
 )
-from stanza_sim.cluster.routing import Core, Part, Usage, flow_key
+from stanza_sim.cluster.routing import Core, RouteCore, Usage, flow_key
 from stanza_sim.cluster.wiring import Wiring
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ class Cluster:
     NIC number p, counted host by host, has the links 2p (transmit side) and 2p + 1 (receive side), unless there is
     one host only; so these are 2h and 2h + 1 where all hosts have one NIC. Links between switches, cables between
     hosts, backplanes of switches and links of devices follow. `nodes_are_ranks` says that a node in the sense of the
-    comparison at equal node count is a rank (ranks that share a host) and not a host. `wake_s` is how long a lane takes
-    to wake up for a computation that waited for a message or a collective.
+    comparison at equal node count is a rank (ranks that share a host) and not a host. `wakeup_latency_s` is how long a
+    lane takes to wake up for a computation that waited for a message or a collective.
     """
 
     name: str
@@ -88,7 +88,7 @@ class Cluster:
     fabric: Fabric
     description: str = ""
     nodes_are_ranks: bool = False
-    wake_s: float = 0.0
+    wakeup_latency_s: float = 0.0
     _found: _Found = field(default_factory=_Found, init=False, repr=False, compare=False)
 
     def __repr__(self) -> str:
@@ -170,7 +170,7 @@ class Cluster:
             return ()
         src, dst = self._port(src_host, None), self._port(dst_host, None)
         spread = self.fabric.routing.kind is RoutingKind.SPREAD
-        part = self._part(src_host, dst_host, src, dst, 0, RoutingKind.SHORTEST if spread else None)
+        part = self._route_core(src_host, dst_host, src, dst, 0, RoutingKind.SHORTEST if spread else None)
         return 2 * src, *(link for link, _ in part.usage), 2 * dst + 1
 
     def latency_s(self, src_host: int, dst_host: int) -> float:
@@ -200,7 +200,7 @@ class Cluster:
             out, into = inner[0][0], inner[1][1]
             return ((out, 1.0), (into, 1.0)), links[out].latency_s + links[into].latency_s
         src, dst = self._port(src_host, src_device), self._port(dst_host, dst_device)
-        part = self._part(src_host, dst_host, src, dst, key, None)
+        part = self._route_core(src_host, dst_host, src, dst, key, None)
         tx, rx = 2 * src, 2 * dst + 1
         latency_s = links[tx].latency_s + part.latency_s + links[rx].latency_s
         usage = ((tx, 1.0), *part.usage, (rx, 1.0))
@@ -281,14 +281,14 @@ class Cluster:
             core = self._found.core = Core(links=self.links, fabric=self.fabric, size=size)
         return core
 
-    def part_between(self, src_host: int, src_nic: int, dst_host: int, dst_nic: int) -> Part:
+    def route_core_between(self, src_host: int, src_nic: int, dst_host: int, dst_nic: int) -> RouteCore:
         """Return what a message between two NICs of different hosts uses beside the NICs' own sides (key 0)."""
         src, dst = self._port(src_host, None) + src_nic, self._port(dst_host, None) + dst_nic
-        return self._part(src_host, dst_host, src, dst, 0, None)
+        return self._route_core(src_host, dst_host, src, dst, 0, None)
 
-    def _part(
+    def _route_core(
         self, src_host: int, dst_host: int, src_port: int, dst_port: int, key: int, kind: RoutingKind | None
-    ) -> Part:
+    ) -> RouteCore:
         """Return the part of a route between a transmit and a receive side."""
         fabric = self.fabric
         if fabric.cables and not fabric.forwarding:
@@ -297,7 +297,7 @@ class Cluster:
                 cables = self._found.cables = {(a, b): links for a, b, links in fabric.cables}
             if (direct := cables.get((src_host, dst_host))) is not None:
                 latency_s = sum(self.links[link].latency_s for link in direct)
-                return Part(usage=tuple((link, 1.0) for link in direct), latency_s=latency_s)
+                return RouteCore(usage=tuple((link, 1.0) for link in direct), latency_s=latency_s)
         ports = self.ports()
         try:
             return self.core().part(

@@ -13,7 +13,7 @@ from math import prod
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.cluster.parts import Host, Nic
+from stanza_sim.cluster.hardware import Host, Nic
 from stanza_sim.cluster.sharing import make_line
 from stanza_sim.cluster.topology import (
     FabricSection,
@@ -23,7 +23,7 @@ from stanza_sim.cluster.topology import (
     StarFabric,
     TorusFabric,
 )
-from stanza_sim.cluster.wiring import Line, Wiring, port_line
+from stanza_sim.cluster.wiring import LinkDirection, Wiring, port_line
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -167,14 +167,14 @@ class Generator:
         """The raw rate of all NICs of a host."""
         return sum(nic.bandwidth_Bps for nic in self.nics)
 
-    def _shared(self, fabric: LeafSpineFabric | FatTreeFabric, raw_Bps: float) -> Line:
+    def _shared(self, fabric: LeafSpineFabric | FatTreeFabric, raw_Bps: float) -> LinkDirection:
         """Return the line of each link between switches, with its background and burst."""
         share = self.nics[0].efficiency if fabric.efficiency is None else fabric.efficiency
         return make_line(fabric, raw_Bps, fabric.latency, share)
 
-    def _line(self, raw_Bps: float, latency_s: float, efficiency: float | None) -> Line:
+    def _line(self, raw_Bps: float, latency_s: float, efficiency: float | None) -> LinkDirection:
         share = self.nics[0].efficiency if efficiency is None else efficiency
-        return Line(bandwidth_Bps=raw_Bps * share, latency_s=latency_s)
+        return LinkDirection(bandwidth_Bps=raw_Bps * share, latency_s=latency_s)
 
 
 def _empty(hosts: int) -> nx.DiGraph:
@@ -185,6 +185,6 @@ def _empty(hosts: int) -> nx.DiGraph:
     return graph
 
 
-def _join(graph: nx.DiGraph, a: str, b: str, line: Line) -> None:
+def _join(graph: nx.DiGraph, a: str, b: str, line: LinkDirection) -> None:
     graph.add_edge(a, b, line=line)
     graph.add_edge(b, a, line=line)

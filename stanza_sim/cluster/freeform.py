@@ -8,10 +8,10 @@ from itertools import pairwise
 
 from stanza_sim.base.config import Source, near
 from stanza_sim.base.errors import InputError, at
-from stanza_sim.cluster.parts import Fabric, Host, Routing, RoutingKind, Way
+from stanza_sim.cluster.hardware import Fabric, Host, Routing, RoutingKind, Way
 from stanza_sim.cluster.sharing import make_line
 from stanza_sim.cluster.topology import LatencyWays, LinkSection, PathSection, RateWays, SwitchSection, TopologySection
-from stanza_sim.cluster.wiring import Line, Wiring, port_line
+from stanza_sim.cluster.wiring import LinkDirection, Wiring, port_line
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +76,7 @@ class Joiner:
                 raise InputError(f"{self.hosts[h].name} has no NIC {link.nic}", where=where, hint=have)
             self.wiring.attach(h, nics, switch, link.nic)
 
-    def _lines(self, link: LinkSection, i: int) -> tuple[Line, Line] | None:
+    def _lines(self, link: LinkSection, i: int) -> tuple[LinkDirection, LinkDirection] | None:
         """Return what both directions of a link carry; None without a rate."""
         rate, latency = link.rate, link.latency
         if rate is None:

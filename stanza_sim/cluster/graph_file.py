@@ -30,10 +30,10 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import Rate, Seconds
 from stanza_sim.cluster.cluster import Cluster, Host, Nic, place
 from stanza_sim.cluster.freeform import check_connected
+from stanza_sim.cluster.hardware import Routing, RoutingKind
 from stanza_sim.cluster.hosts import NO_NIC, check_devices, count_cores, make_intra, make_loopback, too_many_ranks
-from stanza_sim.cluster.parts import Routing, RoutingKind
 from stanza_sim.cluster.topology import IntraSection, LoopbackSection
-from stanza_sim.cluster.wiring import Line, Wiring
+from stanza_sim.cluster.wiring import LinkDirection, Wiring
 
 _DRAWN = frozenset({"label", "x", "y", "weight"})
 
@@ -235,10 +235,14 @@ class _Reader:
         for a, b, there, back, where in self._pairs():
             if a == b:
                 raise InputError("joins a node to itself", where=where)
-            lines = tuple(Line(bandwidth_Bps=e.rate * e.efficiency, latency_s=e.latency) for e in (there, back))
+            lines = tuple(
+                LinkDirection(bandwidth_Bps=e.rate * e.efficiency, latency_s=e.latency) for e in (there, back)
+            )
             if a in host_number and b in host_number:
                 ends: tuple[int, int] = host_number[a], host_number[b]
-                joined: dict[tuple[int, int], Line] | dict[tuple[int, int], Line | None] = wiring.cables
+                joined: dict[tuple[int, int], LinkDirection] | dict[tuple[int, int], LinkDirection | None] = (
+                    wiring.cables
+                )
             elif a in switch_number and b in switch_number:
                 ends, joined = (switch_number[a], switch_number[b]), wiring.trunks
             else:

@@ -10,8 +10,8 @@ from stanza_sim.base import processes
 from stanza_sim.base.config import Kind, find
 from stanza_sim.base.errors import InputError, at
 from stanza_sim.cluster.cluster import Host, Loopback, Nic, Placement
-from stanza_sim.cluster.parts import Intra, Staging
-from stanza_sim.cluster.sharing import check_fits, make_bucket, make_traffic
+from stanza_sim.cluster.hardware import Intra, Staging
+from stanza_sim.cluster.sharing import check_fits, make_token_bucket, make_traffic
 from stanza_sim.cluster.topology import (
     IntraSection,
     LatencySides,
@@ -69,7 +69,7 @@ def make_nic(section: NicSection, rate_Bps: float | None) -> Nic:
         receive_bandwidth_Bps=back,
         receive_latency_s=late_back,
         background=make_traffic(section),
-        bucket=make_bucket(section),
+        bucket=make_token_bucket(section),
     )
 
 
@@ -93,7 +93,7 @@ def changed_nic(nic: Nic, stated: NicOverride, rate_Bps: float | None) -> Nic:
         nic = replace(nic, efficiency=stated.efficiency)
     if stated.background is not None:
         nic = replace(nic, background=make_traffic(stated))
-    if (bucket := make_bucket(stated)) is not None:
+    if (bucket := make_token_bucket(stated)) is not None:
         nic = replace(nic, bucket=bucket)
     return nic
 

@@ -10,6 +10,7 @@ from stanza_sim.base.errors import InputError, at
 from stanza_sim.cluster import fabrics
 from stanza_sim.cluster.cluster import Cluster, Host, Nic, Placement, place
 from stanza_sim.cluster.freeform import Joiner, PathReader, check_connected, known_names
+from stanza_sim.cluster.hardware import IntraKind
 from stanza_sim.cluster.hosts import (
     MOST_RANKS,
     NO_NIC,
@@ -23,7 +24,6 @@ from stanza_sim.cluster.hosts import (
     make_staging,
     too_many_ranks,
 )
-from stanza_sim.cluster.parts import IntraKind
 from stanza_sim.cluster.topology import (
     FabricSection,
     HostOverride,

@@ -32,8 +32,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from stanza_sim.cluster.parts import DirectedLink, Fabric, Host, LinkKind, RoutingKind
-from stanza_sim.cluster.routing import Core, Part
+from stanza_sim.cluster.hardware import DirectedLink, Fabric, Host, LinkKind, RoutingKind
+from stanza_sim.cluster.routing import Core, RouteCore
 
 Classes = npt.NDArray[np.int64]
 _Flow = tuple[int, int, int, int]  # place, its NIC, place, its NIC
@@ -72,7 +72,7 @@ class Network(Protocol):
         """Return (transmit side, receive side) of each NIC of `host`."""
         ...
 
-    def part_between(self, src_host: int, src_nic: int, dst_host: int, dst_nic: int) -> Part:
+    def route_core_between(self, src_host: int, src_nic: int, dst_host: int, dst_nic: int) -> RouteCore:
         """Return what a message between two NICs uses beside their own sides."""
         ...
 
@@ -207,7 +207,7 @@ class _Refinement:
             pattern = () if self.relations is None else self.relations[src, dst]
             for a in nics[src]:
                 for b in nics[dst]:
-                    part = cluster.part_between(src, a, dst, b)
+                    part = cluster.route_core_between(src, a, dst, b)
                     index = self.flows[p, a, q, b] = len(self.flows)
                     self.labels.append((a, b, part.latency_s, pattern))
                     for link, share in part.usage:

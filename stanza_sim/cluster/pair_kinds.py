@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from stanza_sim.cluster.cluster import Cluster, flow_key
-from stanza_sim.cluster.parts import LinkKind
+from stanza_sim.cluster.hardware import LinkKind
 
 _PER_LOOK = 2
 _INSIDE = (LinkKind.SEND, LinkKind.RECEIVE, LinkKind.DEVICE_OUT, LinkKind.DEVICE_IN)

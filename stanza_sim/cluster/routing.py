@@ -20,7 +20,7 @@ from math import fsum
 from zlib import crc32
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.cluster.parts import DirectedLink, Fabric, RoutingKind, Way
+from stanza_sim.cluster.hardware import DirectedLink, Fabric, RoutingKind, Way
 
 Usage = tuple[tuple[int, float], ...]
 """(link, share of the message's bytes that crosses it), each link once."""
@@ -29,14 +29,14 @@ _MASK = (1 << 64) - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class RouteCore:
     """The part of a route within the core: its links with shares, and its (largest) latency."""
 
     usage: Usage = ()
     latency_s: float = 0.0
 
 
-_NOTHING = Part()
+_NOTHING = RouteCore()
 
 
 def mix(x: int) -> int:
@@ -67,10 +67,10 @@ class Core:
     hop: dict[tuple[int, int], int] = field(init=False)
     backplane: dict[int, int] = field(init=False)
     _nearer_to: dict[tuple[int, int], list[int]] = field(default_factory=dict)
-    _part_by_way: dict[Way, Part] = field(default_factory=dict)
+    _core_by_way: dict[Way, RouteCore] = field(default_factory=dict)
     _distance: dict[int, list[int]] = field(default_factory=dict)
-    _spread: dict[tuple[tuple[int, ...], tuple[int, ...]], Part] = field(default_factory=dict)
-    _fixed: dict[tuple[tuple[int, ...], tuple[int, ...], int], Part] = field(default_factory=dict)
+    _spread: dict[tuple[tuple[int, ...], tuple[int, ...]], RouteCore] = field(default_factory=dict)
+    _fixed: dict[tuple[tuple[int, ...], tuple[int, ...], int], RouteCore] = field(default_factory=dict)
     _host_ways: dict[tuple[int, int], Way] = field(default_factory=dict)
     _switch_ways: dict[tuple[int, int], Way] = field(default_factory=dict)
 
@@ -96,7 +96,7 @@ class Core:
         ports: tuple[int, int],
         key: int,
         kind: RoutingKind | None = None,
-    ) -> Part:
+    ) -> RouteCore:
         """Return the part of a route from a port on the switches `starts` to one on `stops`.
 
         `hosts` are the numbers of the hosts, `ports` those of the NICs among all NICs; `kind` overrules the fabric's.
@@ -107,18 +107,18 @@ class Core:
         match kind or self.fabric.routing.kind:
             case RoutingKind.SPREAD:
                 if (found := self._spread.get((starts, stops))) is None:
-                    found = self._spread[starts, stops] = self._spread_part(starts, stops)
+                    found = self._spread[starts, stops] = self._spread_core(starts, stops)
                 return found
             case RoutingKind.ECMP:
                 seed = mix(self.fabric.routing.seed ^ mix(key & _MASK))
                 chance = mix(seed ^ mix(ports[0] << 32 | ports[1]))
-                return self._part_of(self._hashed(starts, stops, chance))
+                return self._route_core_of(self._hashed(starts, stops, chance))
             case RoutingKind.EXPLICIT if (way := self._stated(starts, stops, hosts)) is not None:
-                return self._part_of(way)
+                return self._route_core_of(way)
             case _:
                 fixed = (starts, stops, ports[1])
                 if (found := self._fixed.get(fixed)) is None:
-                    found = self._fixed[fixed] = self._part_of(self._shortest(starts, stops, ports[1]))
+                    found = self._fixed[fixed] = self._route_core_of(self._shortest(starts, stops, ports[1]))
                 return found
 
     def single(self, starts: tuple[int, ...], stops: tuple[int, ...]) -> bool:
@@ -200,9 +200,9 @@ class Core:
             return self._switch_ways.get((starts[0], stops[0]))
         return None
 
-    def _part_of(self, way: Way) -> Part:
+    def _route_core_of(self, way: Way) -> RouteCore:
         """Return the links of one way, backplanes included."""
-        if (found := self._part_by_way.get(way)) is None:
+        if (found := self._core_by_way.get(way)) is None:
             used: list[int] = []
             for i, v in enumerate(way):
                 if i:
@@ -210,7 +210,7 @@ class Core:
                 if (plane := self.backplane.get(v)) is not None:
                     used.append(plane)
             latency_s = fsum(self.links[k].latency_s for k in used)
-            found = self._part_by_way[way] = Part(usage=tuple((link, 1.0) for link in used), latency_s=latency_s)
+            found = self._core_by_way[way] = RouteCore(usage=tuple((link, 1.0) for link in used), latency_s=latency_s)
         return found
 
     # --- all ways ----------------------------------------------------------------------------------------------------
@@ -231,7 +231,7 @@ class Core:
             layers.append(list(dict.fromkeys(w for v in layers[-1] for w in self._nearer(v, stop))))
         return layers
 
-    def _spread_part(self, starts: tuple[int, ...], stops: tuple[int, ...]) -> Part:
+    def _spread_core(self, starts: tuple[int, ...], stops: tuple[int, ...]) -> RouteCore:
         """Return every link of every shortest way, with the share of the ways that cross it."""
         crossing: dict[int, int] = {}
         total, slowest = 0, 0.0
@@ -250,4 +250,4 @@ class Core:
                         latest[w] = max(latest.get(w, 0.0), latest[v] + self.links[link].latency_s)
             total += after[start]
             slowest = max(slowest, latest[stop])
-        return Part(usage=tuple((link, ways / total) for link, ways in crossing.items()), latency_s=slowest)
+        return RouteCore(usage=tuple((link, ways / total) for link, ways in crossing.items()), latency_s=slowest)

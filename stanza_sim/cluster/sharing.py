@@ -5,9 +5,9 @@ from __future__ import annotations
 from math import inf
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.cluster.parts import Bucket, Traffic
+from stanza_sim.cluster.hardware import TokenBucket, Traffic
 from stanza_sim.cluster.topology import Shared, TrafficSection
-from stanza_sim.cluster.wiring import Line
+from stanza_sim.cluster.wiring import LinkDirection
 
 
 def make_traffic(section: Shared) -> Traffic | None:
@@ -25,20 +25,20 @@ def make_traffic(section: Shared) -> Traffic | None:
     return Traffic(bandwidth_Bps=stated.rate, on_s=stated.on, off_s=stated.off, seed=stated.seed or 0)
 
 
-def make_bucket(section: Shared) -> Bucket | None:
+def make_token_bucket(section: Shared) -> TokenBucket | None:
     """Return the token bucket that a section states. Raises `InputError` for a peak without a burst."""
     if section.burst is None:
         if section.peak is not None:
             raise InputError("peak without burst", hint="such as burst: 64KiB, the bytes that pass at the peak rate")
         return None
-    return Bucket(nbytes=section.burst, peak_Bps=inf if section.peak is None else section.peak)
+    return TokenBucket(nbytes=section.burst, peak_Bps=inf if section.peak is None else section.peak)
 
 
-def make_line(section: Shared, raw_Bps: float, latency_s: float, efficiency: float) -> Line:
+def make_line(section: Shared, raw_Bps: float, latency_s: float, efficiency: float) -> LinkDirection:
     """Return one direction of a link. Raises `InputError` for background and bursts that do not fit its rate."""
-    background, bucket = make_traffic(section), make_bucket(section)
+    background, bucket = make_traffic(section), make_token_bucket(section)
     check_fits(raw_Bps, background, bucket)
-    return Line(
+    return LinkDirection(
         bandwidth_Bps=raw_Bps * efficiency,
         latency_s=latency_s,
         background=background and background.scaled(efficiency),
@@ -46,7 +46,7 @@ def make_line(section: Shared, raw_Bps: float, latency_s: float, efficiency: flo
     )
 
 
-def check_fits(raw_Bps: float, background: Traffic | None, bucket: Bucket | None) -> None:
+def check_fits(raw_Bps: float, background: Traffic | None, bucket: TokenBucket | None) -> None:
     """Raise `InputError` for background, or a peak, that contradicts the rate of the link."""
     if background is not None and background.bandwidth_Bps > raw_Bps:
         raise InputError("more background than the link carries", hint="it takes no more than the link's own rate")

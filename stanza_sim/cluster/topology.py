@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from stanza_sim.base.config import Count, Factor, Fraction, Section
 from stanza_sim.base.units import PositiveSeconds, Rate, Seconds, Size
-from stanza_sim.cluster.parts import IntraKind, Loopback, RoutingKind
+from stanza_sim.cluster.hardware import IntraKind, Loopback, RoutingKind
 
 
 def _form(value: object) -> str:

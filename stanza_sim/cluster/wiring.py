@@ -6,20 +6,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from stanza_sim.cluster.parts import Bucket, DirectedLink, Fabric, Host, LinkKind, Routing, Traffic
+from stanza_sim.cluster.hardware import DirectedLink, Fabric, Host, LinkKind, Routing, TokenBucket, Traffic
 
 if TYPE_CHECKING:
     import networkx as nx
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class LinkDirection:
     """One direction of a link to be: its goodput and latency, background traffic and token bucket."""
 
     bandwidth_Bps: float
     latency_s: float = 0.0
     background: Traffic | None = None
-    bucket: Bucket | None = None
+    bucket: TokenBucket | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -34,8 +34,8 @@ class Wiring:
     backplanes: dict[int, float] = field(default_factory=dict)
     attached: dict[int, list[tuple[int, ...]]] = field(default_factory=dict)
     default: tuple[int, ...] = ()
-    trunks: dict[tuple[int, int], Line] = field(default_factory=dict)
-    cables: dict[tuple[int, int], Line | None] = field(default_factory=dict)
+    trunks: dict[tuple[int, int], LinkDirection] = field(default_factory=dict)
+    cables: dict[tuple[int, int], LinkDirection | None] = field(default_factory=dict)
     forwarding: bool = False
     routing: Routing = field(default_factory=Routing)
 
@@ -122,9 +122,9 @@ class Wiring:
         return [(out_Bps, in_Bps) for out_Bps, in_Bps in sums]
 
 
-def port_line(a: Host, b: Host, latency_s: float = 0.0) -> Line:
+def port_line(a: Host, b: Host, latency_s: float = 0.0) -> LinkDirection:
     """Return the cable from `a` to `b` that carries what the slower of its two ports does."""
-    return Line(bandwidth_Bps=min(a.nic.goodput_Bps, b.nic.receive_goodput_Bps), latency_s=latency_s)
+    return LinkDirection(bandwidth_Bps=min(a.nic.goodput_Bps, b.nic.receive_goodput_Bps), latency_s=latency_s)
 
 
 def nic_links(hosts: Iterable[Host], goodputs: Sequence[tuple[float, float]] | None = None) -> list[DirectedLink]:
@@ -194,7 +194,7 @@ def _device_links(hosts: Sequence[Host], links: list[DirectedLink]) -> tuple[tup
     return tuple(numbers)
 
 
-def _directed(start: str, end: str, line: Line, kind: LinkKind) -> DirectedLink:
+def _directed(start: str, end: str, line: LinkDirection, kind: LinkKind) -> DirectedLink:
     return DirectedLink(
         name=f"{start}->{end}",
         label=f"link {start} to {end}",

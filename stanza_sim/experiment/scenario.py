@@ -21,8 +21,8 @@ from stanza_sim.schedule import Schedule
 from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate import Collectives, EngineChoice, Prediction
 from stanza_sim.simulate.costs import Costs, RankCosts, costs_for
-from stanza_sim.simulate.lowering.quick_bound import rough_bound_s
-from stanza_sim.simulate.run import Case
+from stanza_sim.simulate.lowering.quick_bound import quick_bound_s
+from stanza_sim.simulate.run import SimulationCase
 from stanza_sim.simulate.variation import JitterKind, Variation
 
 REPEATS = 20
@@ -56,14 +56,14 @@ class Scenario:
 
     def quick_bound_s(self) -> float:
         """Seconds that no order of the same work beats, from the schedule alone; a tenth of the work of `prepare`."""
-        return rough_bound_s(self.schedule, self.model, self.cluster, self.costs)
+        return quick_bound_s(self.schedule, self.model, self.cluster, self.costs)
 
-    def prepare(self) -> Case:
+    def prepare(self) -> SimulationCase:
         """Check, fold and lower the schedule: what it takes and what bounds it, before anything is simulated.
 
         Raises `ScheduleError` and `InputError`.
         """
-        return Case(
+        return SimulationCase(
             self.schedule,
             self.model,
             self.cluster,
@@ -76,7 +76,9 @@ class Scenario:
             issue=self.issue,
         )
 
-    def predict(self, prepared: Case | None = None, *, go_on: Callable[[], bool] = lambda: True) -> Prediction:
+    def predict(
+        self, prepared: SimulationCase | None = None, *, go_on: Callable[[], bool] = lambda: True
+    ) -> Prediction:
         """Simulate, with what was `prepared` if that is there already.
 
         Raises `InputError` where repeats are asked for and nothing varies, and `RunError` if after an iteration `go_on`
@@ -155,7 +157,7 @@ class Conditions:
         if profile is not None:
             cluster = with_profile(cluster, profile)
         if experiment.execute.compute == "emulated":
-            cluster = replace(cluster, wake_s=0.0)
+            cluster = replace(cluster, wakeup_latency_s=0.0)
         return cluster, costs_for(cluster, model, experiment.precision, profile)
 
     @property

@@ -30,8 +30,8 @@ from stanza_sim.base.tables import shortened
 from stanza_sim.base.units import format_rate
 from stanza_sim.base.version import __version__
 from stanza_sim.cluster.cluster import Cluster, Host, Nic, with_loopback
+from stanza_sim.cluster.hardware import DirectedLink, LinkKind, TokenBucket
 from stanza_sim.cluster.pair_kinds import PairKind, pair_kinds, raw_Bps
-from stanza_sim.cluster.parts import Bucket, DirectedLink, LinkKind
 from stanza_sim.profiles.blocks import FORMAT as PROFILE_FORMAT
 from stanza_sim.profiles.blocks import LoopbackTimes, Profile, Time, check_blocks, differing, loopback_of, profile_of
 
@@ -268,7 +268,7 @@ def with_network(cluster: Cluster, profile: NetworkProfile) -> Cluster:
         cluster = with_loopback(cluster, loopback_of(profile.loopback))
     if profile.pairs and len(cluster.hosts) > 1:
         cluster = _Applied(cluster, profile.pairs).cluster()
-    return replace(cluster, wake_s=profile.hop_s.value)
+    return replace(cluster, wakeup_latency_s=profile.hop_s.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +302,7 @@ class _Applied:
             latency_s=send_s,
             receive_latency_s=None if receive_s == send_s else receive_s,
             overhead_s=median(p.overhead_s.value for p in _nearest(self.pairs, nic.bandwidth_Bps, _sender)),
-            bucket=Bucket(nbytes=credit / efficiency, peak_Bps=peak_Bps) if credit > 0 else None,
+            bucket=TokenBucket(nbytes=credit / efficiency, peak_Bps=peak_Bps) if credit > 0 else None,
         )
 
     def link(self, q: int, hosts: Sequence[Host], beyond_s: float | None) -> DirectedLink:
@@ -350,7 +350,7 @@ class _Applied:
         ways = [self.before.route(*(self.before.placement[r].host for r in pair)) for pair in _far(self.before)]
         return max(0.0, median(beyond_s)) / max((len(way) - 2 for way in ways), default=1)
 
-    def trunk_bucket(self, link: DirectedLink, rate_Bps: float) -> Bucket | None:
+    def trunk_bucket(self, link: DirectedLink, rate_Bps: float) -> TokenBucket | None:
         """Burst credit of a link between switches: measured only where it was the bottleneck, else as stated."""
         limiting = [p for p in self.pairs if p.between_Bps is not None and _same(p.between_Bps, rate_Bps)]
         limiting = [p for p in limiting if p.kind.bottleneck_Bps < min(p.sender_Bps, p.receiver_Bps)]
@@ -358,7 +358,7 @@ class _Applied:
             return link.bucket
         credit = median(p.credit_bytes for p in limiting)
         peak_Bps = inf if link.bucket is None else link.bucket.peak_Bps
-        return Bucket(nbytes=credit, peak_Bps=peak_Bps) if credit > 0 else None
+        return TokenBucket(nbytes=credit, peak_Bps=peak_Bps) if credit > 0 else None
 
 
 def _far(cluster: Cluster) -> list[tuple[int, int]]:

@@ -39,7 +39,7 @@ from itertools import groupby, pairwise
 from stanza_sim.schedule.ops import Algorithm, Carrier, Collective, CollectiveKind
 from stanza_sim.schedule.phases import (
     Out,
-    Part,
+    Passing,
     Range,
     Step,
     Tree,
@@ -158,9 +158,9 @@ def _tree(out: Out, kind: CollectiveKind, members: Sequence[int], numel: int, ch
         case CollectiveKind.ALL_REDUCE:
             tree_through(out, 0, members, chunks, reduce=True)
         case CollectiveKind.REDUCE_SCATTER:
-            tree_through(out, 0, members, chunks, reduce=True, down=Part.WITHIN, blocks=slices)
+            tree_through(out, 0, members, chunks, reduce=True, down=Passing.WITHIN, blocks=slices)
         case CollectiveKind.ALL_GATHER:
-            tree_through(out, 0, members, chunks, reduce=False, up=Part.WITHIN, down=Part.OUTSIDE, blocks=slices)
+            tree_through(out, 0, members, chunks, reduce=False, up=Passing.WITHIN, down=Passing.OUTSIDE, blocks=slices)
         case CollectiveKind.BROADCAST:
             tree_down(out, 0, _rooted(members), chunks)
 
@@ -192,7 +192,7 @@ def _hierarchical(
     slices = even_blocks(0, numel, len(members))
     mine = [slices[a:b] for a, b in pairwise(ends)]
     reduces = kind is not CollectiveKind.ALL_GATHER
-    up = Part.ALL if reduces else Part.WITHIN
+    up = Passing.ALL if reduces else Passing.WITHIN
     pieces = [chunks if reduces else chunks_of(own[0][0], own[-1][1], chunk) for own in mine]
     at = max(
         tree_up(out, 0, run, piece, reduce=reduces, part=up, blocks=own)
@@ -208,9 +208,9 @@ def _hierarchical(
         at = ring_all_gather(out, at, leaders, of_hosts)
     for run, own in zip(inside, mine, strict=True):
         if kind is CollectiveKind.REDUCE_SCATTER:
-            tree_down(out, at, run, chunks_of(own[0][0], own[-1][1], chunk), part=Part.WITHIN, blocks=own)
+            tree_down(out, at, run, chunks_of(own[0][0], own[-1][1], chunk), part=Passing.WITHIN, blocks=own)
         else:
-            down = Part.ALL if kind is CollectiveKind.ALL_REDUCE else Part.OUTSIDE
+            down = Passing.ALL if kind is CollectiveKind.ALL_REDUCE else Passing.OUTSIDE
             tree_down(out, at, run, chunks, part=down, blocks=own)
 
 
@@ -225,9 +225,9 @@ def _by_place(out: Out, inside: Sequence[Sequence[int]], numel: int) -> None:
     at = inner
     for place, (lo, hi) in enumerate(blocks):
         across = [run[place] for run in inside]
-        parts = even_blocks(lo, hi, len(across))
-        middle = ring_reduce_scatter(out, inner, across, parts)
-        at = max(at, ring_all_gather(out, middle, across, parts))
+        ranges = even_blocks(lo, hi, len(across))
+        middle = ring_reduce_scatter(out, inner, across, ranges)
+        at = max(at, ring_all_gather(out, middle, across, ranges))
     for run in inside:
         ring_all_gather(out, at, run, blocks)
 

@@ -71,8 +71,8 @@ def linear_of(model: ModelProfile, block: str) -> Linear | None:
     return Linear(inputs, outputs)
 
 
-def cut_of(model: ModelProfile, block: str, ranks: str, parts: int, axis: Axis, where: str) -> Cut:
-    """Return how `block` is cut over the group `ranks` of `parts` ranks; raises `InputError` if it cannot be."""
+def cut_of(model: ModelProfile, block: str, ranks: str, shards: int, axis: Axis, where: str) -> Cut:
+    """Return how `block` is cut over the group `ranks` of `shards` ranks; raises `InputError` if it cannot be."""
     linear = linear_of(model, block)
     if linear is None:
         raise InputError(
@@ -81,10 +81,10 @@ def cut_of(model: ModelProfile, block: str, ranks: str, parts: int, axis: Axis, 
             hint="cut only blocks of one nn.Linear with elementwise modules after it",
         )
     cut = Cut(block=block, ranks=ranks, axis=axis, inputs=linear.inputs, outputs=linear.outputs)
-    if parts > cut.features:
+    if shards > cut.features:
         what = "output" if axis is Axis.COLUMNS else "input"
         raise InputError(
-            f"the {cut.features} {what} features of block {block} cannot be cut over {parts} ranks",
+            f"the {cut.features} {what} features of block {block} cannot be cut over {shards} ranks",
             where=where,
             hint=f"use at most {cut.features}",
         )
@@ -138,9 +138,9 @@ def summed_bytes(samples: int, features: int, itemsize: int) -> int:
     return samples * features * itemsize
 
 
-def gathered_bytes(samples: int, parts: int, itemsize: int) -> int:
-    """Bytes of an all-gather of the logsums of `parts` slices for each of `samples` samples."""
-    return samples * parts * itemsize
+def gathered_bytes(samples: int, shards: int, itemsize: int) -> int:
+    """Bytes of an all-gather of the logsums of `shards` slices for each of `samples` samples."""
+    return samples * shards * itemsize
 
 
 # ---- rules -----------------------------------------------------------------------------------------------------------

@@ -11,11 +11,11 @@ from functools import cached_property
 
 from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule.atoms import bits
 from stanza_sim.schedule.cuts import Form
 from stanza_sim.schedule.ops import Axis, Collective, CollectiveKind, Compute, Op, Phase, Transfer, Value, ValueKind
 from stanza_sim.schedule.order import order_of
 from stanza_sim.schedule.printing import print_op
+from stanza_sim.schedule.rank_cells import bits
 from stanza_sim.schedule.schedule import Schedule
 
 _WHOLE = (Form.WHOLE,)
@@ -33,7 +33,7 @@ def check_data_flow(schedule: Schedule, model: ModelProfile) -> None:
 
 
 class _DataFlow:
-    """Atoms stand for ranks: `at` is a mask of them."""
+    """Cells stand for ranks: `at` is a mask of them."""
 
     def __init__(self, schedule: Schedule, model: ModelProfile) -> None:
         self.s = schedule
@@ -41,7 +41,7 @@ class _DataFlow:
         self.blocks = {name: i for i, name in enumerate(self.names)}
         self.block_of = {t.name: i for i, b in enumerate(model.blocks) for t in b.tensors}
         self.order = order_of(schedule)
-        self.atoms = self.order.atoms
+        self.cells = self.order.cells
         self.under: dict[tuple[object, ...], list[int]] = defaultdict(list)  # ops found under that heading
 
     def run(self) -> None:
@@ -59,8 +59,8 @@ class _DataFlow:
 
     def fail(self, i: int, message: str, at: int, hint: str | None = None) -> ScheduleError:
         """The error, with a rank at which the rule is broken where it is not broken everywhere."""
-        if at not in (self.atoms.gated[i], self.atoms.completes[i]):
-            message += f" (rank {min(self.atoms.first[a] for a in bits(at))})"
+        if at not in (self.cells.gated[i], self.cells.completes[i]):
+            message += f" (rank {min(self.cells.first[a] for a in bits(at))})"
         return violation(self.s, self.s.ops[i], message, hint)
 
     def _headings(self, op: Op) -> Iterable[tuple[object, ...]]:
@@ -108,15 +108,15 @@ class _DataFlow:
     # ---- what is missing where ---------------------------------------------------------------------------------
 
     def _missing(self, i: int, at: int, *heading: object) -> int:
-        """Atoms of `at` at which no op under `heading` is complete before op `i` starts there."""
+        """Cells of `at` at which no op under `heading` is complete before op `i` starts there."""
         for j in self.under.get(heading, ()):
             if not at:
                 break
-            at &= ~self.order.before(i, j, at & self.atoms.completes[j])
+            at &= ~self.order.before(i, j, at & self.cells.completes[j])
         return at
 
     def _need(self, i: int, at: int, value: Value, microbatch: int, forms: Sequence[Form] = (Form.WHOLE,)) -> None:
-        """`value` must be at the atoms `at` before op `i`, in any of `forms`: computed there, or received."""
+        """`value` must be at the cells `at` before op `i`, in any of `forms`: computed there, or received."""
         missing = at
         for form in forms:
             missing = missing and self._missing(i, missing, form, value, microbatch)
@@ -136,8 +136,8 @@ class _DataFlow:
         for block in self._blocks_of(bundle):
             of_number = self._forward.get(block, {})
             anywhere = 0
-            for m in range(self.s.parts):
-                needed = at & of_number.get(m, 0) if self.s.parts > self.s.microbatches else at
+            for m in self.s.microbatch_ids:
+                needed = at & of_number.get(m, 0) if len(self.s.microbatch_ids) > self.s.microbatches else at
                 anywhere |= needed
                 if missing := self._missing(i, needed, "weight gradient", block, m):
                     message = f"grad({bundle}) needs the backward pass of {block}"
@@ -159,7 +159,7 @@ class _DataFlow:
     # ---- by kind of op -----------------------------------------------------------------------------------------
 
     def _compute(self, i: int, op: Compute) -> None:
-        at = self.atoms.gated[i]
+        at = self.cells.gated[i]
         match op.phase:
             case Phase.FORWARD:
                 k = self.blocks[op.target]
@@ -173,7 +173,7 @@ class _DataFlow:
                 else:
                     self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch)
                 # Who draws samples has their labels.
-                away = at & ~self.atoms.mask(self.s.data_ranks) if op.microbatch < self.s.microbatches else at
+                away = at & ~self.cells.mask(self.s.data_ranks) if op.microbatch < self.s.microbatches else at
                 self._need(i, away, Value(ValueKind.LABELS), op.microbatch)
             case Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT:
                 forms = _SLICED if self._axis(op.target) is Axis.COLUMNS else _WHOLE
@@ -198,43 +198,43 @@ class _DataFlow:
         for value in op.values:
             if value.kind in (ValueKind.ACT, ValueKind.ACTGRAD):
                 forms = _SLICED if op.slices and value.kind is ValueKind.ACTGRAD else _WHOLE
-                self._need(i, self.atoms.gated[i], value, op.microbatch, forms)
+                self._need(i, self.cells.gated[i], value, op.microbatch, forms)
             elif value.kind in (ValueKind.GRAD, ValueKind.PART):
-                self._need_gradients(i, self.atoms.gated[i], value.name)
+                self._need_gradients(i, self.cells.gated[i], value.name)
             elif value.kind is ValueKind.SUM:
-                if missing := self._missing(i, self.atoms.gated[i], "partial sum", value.name):
+                if missing := self._missing(i, self.cells.gated[i], "partial sum", value.name):
                     raise self.fail(
                         i, f"{value} is not there before it is used", missing, "name a partial op in after="
                     )
             elif value.kind is ValueKind.COPY:
-                if missing := self._missing(i, self.atoms.gated[i], "pull", value.name):
+                if missing := self._missing(i, self.cells.gated[i], "pull", value.name):
                     raise self.fail(i, f"{value} is sent by a rank that did not pull it", missing)
-                self._in_place(i, self.atoms.written(i), value.name)
+                self._in_place(i, self.cells.written(i), value.name)
             elif value.kind is ValueKind.FACTORS:
-                self._need_factors(i, self.atoms.gated[i], value.name)
+                self._need_factors(i, self.cells.gated[i], value.name)
             elif value.kind is ValueKind.PARAM:
-                self._in_place(i, self.atoms.written(i), value.name)
+                self._in_place(i, self.cells.written(i), value.name)
 
     def _collective(self, i: int, op: Collective) -> None:
-        at = self.atoms.gated[i]
+        at = self.cells.gated[i]
         if op.value.kind is ValueKind.GRAD:
             self._need_gradients(i, at, op.value.name)
         elif op.value.kind is not ValueKind.PARAM:
             form = Form.PARTIAL if op.kind is CollectiveKind.ALL_REDUCE else Form.SLICE
             self._need(i, at, op.value, op.microbatch, (form,))
         else:
-            root = 0 if op.root is None else 1 << self.atoms.of_rank(op.root)
+            root = 0 if op.root is None else 1 << self.cells.of_rank(op.root)
             self._in_place(i, at & ~root, op.value.name)
 
     # ---- parameters are written behind their readers ----------------------------------------------------------------
 
     @cached_property
     def _forward(self) -> dict[str, dict[int, int]]:
-        """For each block and micro-batch, the atoms that run its forward pass."""
+        """For each block and micro-batch, the cells that run its forward pass."""
         found: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
         for i, op in enumerate(self.s.ops):
             if isinstance(op, Compute) and op.phase is Phase.FORWARD:
-                found[op.target][op.microbatch] |= self.atoms.gated[i]
+                found[op.target][op.microbatch] |= self.cells.gated[i]
         return found
 
     @cached_property
@@ -251,7 +251,7 @@ class _DataFlow:
         readers = 0
         for block in self._blocks_of(bundle):
             for j in self._readers.get(block, ()):
-                readers |= self.atoms.gated[j]
+                readers |= self.cells.gated[j]
         early = at & readers
         early &= ~self.order.needed(i, bundle, early)
         if early:
@@ -264,14 +264,14 @@ class _DataFlow:
         self._after_readers(i, at, bundle, writing=True)
 
     def _after_readers(self, i: int, at: int, bundle: str, *, writing: bool) -> None:
-        """Op `i` writes the parameters of `bundle` at the atoms `at`: every pass that reads them must come first.
+        """Op `i` writes the parameters of `bundle` at the cells `at`: every pass that reads them must come first.
 
         `writing`: it brings them, so what counts is what is complete where they come from.
         """
         before = self.order.before_writing if writing else self.order.before
         for block in self._blocks_of(bundle):
             for j in self._readers.get(block, ()):
-                reads = self.atoms.gated[j] & at
+                reads = self.cells.gated[j] & at
                 early = reads and reads & ~before(i, j, reads)
                 if early:
                     name = self.s.ops[j].name

@@ -22,7 +22,7 @@ def check_header(schedule: Schedule, model: ModelProfile) -> None:
         _bundle(schedule, model, b, numel)
     _once(schedule)
     for tensors, parts in _families(schedule.bundles).items():
-        _parts(schedule, parts, sum(numel[t] for t in tensors))
+        _pieces(schedule, parts, sum(numel[t] for t in tensors))
     if schedule.model != model.name:
         raise _wrong(schedule, f"was made for model {schedule.model}, not {model.name}")
 
@@ -98,7 +98,7 @@ def _once(s: Schedule) -> None:
         seen.add(t)
 
 
-def _parts(s: Schedule, parts: Sequence[Bundle], numel: int) -> None:
+def _pieces(s: Schedule, parts: Sequence[Bundle], numel: int) -> None:
     """Bundles of the same tensors, of `numel` elements, have each element once."""
     if len(parts) == 1 and (parts[0].start or parts[0].numel != numel):
         b = parts[0]
@@ -110,7 +110,7 @@ def _parts(s: Schedule, parts: Sequence[Bundle], numel: int) -> None:
             what = f"bundle {b.name} has the elements {b.start} to {b.start + b.numel} of its tensors"
             before = f"bundle {last} ends" if last else "they begin"
             raise _wrong(s, f"{what}, and {before} at {end}")
-        if b.layout is Layout.CUT:
+        if b.layout is Layout.SHARDED:
             raise _wrong(s, f"bundle {b.name} is a part of its tensors, and may not be cut again")
         end, last = b.start + b.numel, b.name
     if len(parts) > 1 and end != numel:

@@ -147,8 +147,8 @@ class _Form:
             raise self.fail(op, f"{queue!r} is not a name for a {'lane' if isinstance(op, Compute) else 'channel'}")
         if op.name.endswith((".recv", ".sent")):
             raise self.fail(op, "an op's name may not end in .recv or .sent")
-        if not 0 <= op.microbatch < self.s.parts:
-            raise self.fail(op, f"there are {self.s.parts} micro-batches, counted from 0")
+        if op.microbatch not in self.s.microbatch_ids:
+            raise self.fail(op, f"there are {len(self.s.microbatch_ids)} micro-batches, counted from 0")
         for kind, names in (("after", op.after), ("after_previous", op.after_previous)):
             for text in names:
                 name, side = dependency(text)
@@ -269,13 +269,13 @@ class _Form:
         if grads != (op.value.kind is ValueKind.GRAD):
             raise self.fail(op, f"{op.kind} moves {'gradients' if grads else 'parameters'}")
         if op.kind in (CollectiveKind.REDUCE_SCATTER, CollectiveKind.ALL_GATHER) and (
-            bundle.layout is not Layout.CUT or bundle.owners != op.ranks
+            bundle.layout is not Layout.SHARDED or bundle.owners != op.ranks
         ):
             raise self.fail(op, f"{op.kind} needs a bundle that is cut over its own group")
         if op.kind is CollectiveKind.BROADCAST:
             if op.root is None or op.root not in self.s.group(op.ranks):
                 raise self.fail(op, "a broadcast needs a root in its group")
-            if op.root not in self.s.owners(bundle) or bundle.layout is Layout.CUT:
+            if op.root not in self.s.owners(bundle) or bundle.layout is Layout.SHARDED:
                 raise self.fail(op, "a broadcast's root must own the whole bundle")
         elif op.root is not None:
             raise self.fail(op, f"{op.kind} has no root")

@@ -128,7 +128,7 @@ class Layout(StrEnum):
     """
 
     REPLICATED = "replicated"
-    CUT = "cut"
+    SHARDED = "cut"
     FEATURES = "features"
 
 
@@ -179,7 +179,7 @@ class Bundle:
 
     The vector is the elements [start, start + numel) of the tensors, laid end to end: all of them, or a part, and then
     other bundles of the same `tensors` have the rest. `owners` names the group that holds optimiser state. Under
-    `Layout.CUT` the i-th owner has the slice `slice_bounds(numel, len(owners), i)`; under `Layout.REPLICATED` each
+    `Layout.SHARDED` the i-th owner has the slice `slice_bounds(numel, len(owners), i)`; under `Layout.REPLICATED` each
     owner has all of it.
     """
 
@@ -315,24 +315,24 @@ class Collective:
 Op: TypeAlias = Compute | Transfer | Collective
 
 
-def slice_bounds(numel: int, parts: int, index: int) -> tuple[int, int]:
-    """Elements [lo, hi) of slice `index` when `numel` elements are cut in `parts`.
+def slice_bounds(numel: int, pieces: int, index: int) -> tuple[int, int]:
+    """Elements [lo, hi) of slice `index` when `numel` elements are cut in `pieces`.
 
     Every slice has ceil(numel / parts) elements but for the tail, which may be short or empty (as
     `torch.chunk` cuts): all owners but the last few do the same work, and collectives need no second size.
     """
-    if not 0 <= index < parts:
-        raise InputError(f"there is no slice {index} of {parts}")
-    size = ceil(numel / parts)
+    if not 0 <= index < pieces:
+        raise InputError(f"there is no slice {index} of {pieces}")
+    size = ceil(numel / pieces)
     lo = min(index * size, numel)
     return lo, min(lo + size, numel)
 
 
-def feature_bounds(features: int, parts: int, index: int) -> tuple[int, int]:
-    """Features [lo, hi) of slice `index` when `features` are cut in `parts`: the first slices may have one more."""
-    if not 0 <= index < parts:
-        raise InputError(f"there is no slice {index} of {parts}")
-    size, more = divmod(features, parts)
+def feature_bounds(features: int, pieces: int, index: int) -> tuple[int, int]:
+    """Features [lo, hi) of slice `index` when `features` are cut in `pieces`: the first slices may have one more."""
+    if not 0 <= index < pieces:
+        raise InputError(f"there is no slice {index} of {pieces}")
+    size, more = divmod(features, pieces)
     lo = index * size + min(index, more)
     return lo, lo + size + (index < more)
 

@@ -7,12 +7,12 @@ from itertools import accumulate
 from operator import and_
 from typing import Protocol
 
-from stanza_sim.schedule.atoms import Atoms, bits
 from stanza_sim.schedule.ops import Collective, Compute, Phase, Transfer, ValueKind, dependency
+from stanza_sim.schedule.rank_cells import RankCells, bits
 from stanza_sim.schedule.schedule import Schedule
 
 MAX_FACTS = 2**14
-"""Most facts that are told apart. Each op keeps a set of facts per atom, so memory grows with the square: 2^14 facts
+"""Most facts that are told apart. Each op keeps a set of facts per cell, so memory grows with the square: 2^14 facts
 in 2^14 sets are some 30 MiB."""
 
 
@@ -21,36 +21,36 @@ _SUMMED = {Phase.REDUCE: ValueKind.GRAD, Phase.RECONSTRUCT: ValueKind.FACTORS, P
 
 
 class Order(Protocol):
-    """The order of the ops of a schedule. Masks have bit a for atom a of `atoms`; ops are named by position."""
+    """The order of the ops of a schedule. Masks have bit a for cell a of `cells`; ops are named by position."""
 
-    atoms: Atoms
+    cells: RankCells
 
     def add(self, i: int) -> None:
         """Take in op `i`; ops are added in program order, each before anything is asked about it."""
 
     def before(self, i: int, j: int, at: int) -> int:
-        """Atoms of `at` at which op `j` is complete before op `i` starts there."""
+        """Cells of `at` at which op `j` is complete before op `i` starts there."""
 
     def before_writing(self, i: int, j: int, at: int) -> int:
-        """Atoms of `at` at which op `j` is complete before what op `i` brings is written there."""
+        """Cells of `at` at which op `j` is complete before what op `i` brings is written there."""
 
     def needed(self, i: int, bundle: str, at: int) -> int:
-        """Atoms of `at` whose gradients of `bundle` a sum needed that is complete before op `i` writes there."""
+        """Cells of `at` whose gradients of `bundle` a sum needed that is complete before op `i` writes there."""
 
 
 def order_of(schedule: Schedule) -> Order:
     """The order of `schedule`, told apart per rank as far as that stays small.
 
-    Exact at every rank where that takes at most `MAX_FACTS` facts (an op complete at an atom); else with pairwise
-    transfers taken at the level of atoms, see `Atoms`; else by op only, see `OpOrder`.
+    Exact at every rank where that takes at most `MAX_FACTS` facts (an op complete at a cell); else with pairwise
+    transfers taken at the level of cells, see `RankCells`; else by op only, see `OpOrder`.
     """
     pulled = _pulled(schedule)
     for pairwise in (True, False) if schedule.world_size <= MAX_FACTS else (False,):
-        atoms = Atoms(schedule, pairwise=pairwise)
-        facts = sum(at.bit_count() for at in atoms.completes) + len(pulled) * atoms.count
+        cells = RankCells(schedule, pairwise=pairwise)
+        facts = sum(at.bit_count() for at in cells.completes) + len(pulled) * cells.count
         if facts <= MAX_FACTS:
-            return AtomOrder(schedule, atoms, pulled)
-    return OpOrder(schedule, atoms)
+            return CellOrder(schedule, cells, pulled)
+    return OpOrder(schedule, cells)
 
 
 def _pulled(schedule: Schedule) -> set[str]:
@@ -60,36 +60,36 @@ def _pulled(schedule: Schedule) -> set[str]:
     return {v.name for v in values if v.kind in (ValueKind.PARAM, ValueKind.COPY)}
 
 
-class AtomOrder:
-    """The order at every atom.
+class CellOrder:
+    """The order at every cell.
 
-    A fact is (op, atom): the op is complete there, or (bundle, atom): a sum that needed the gradients of that atom is
-    complete. For each op and atom the facts that hold before it starts there are kept as one integer. They are those
-    of its dependencies *at that atom* (bare X means X.recv where the atom receives, else X.sent, as the projection
-    has it; a dependency in which the atom takes no part adds nothing) and of the op before it in the atom's lane.
-    Arrival at an atom implies what held where its messages were sent from; a collective's completion implies what
+    A fact is (op, cell): the op is complete there, or (bundle, cell): a sum that needed the gradients of that cell is
+    complete. For each op and cell the facts that hold before it starts there are kept as one integer. They are those
+    of its dependencies *at that cell* (bare X means X.recv where the cell receives, else X.sent, as the projection
+    has it; a dependency in which the cell takes no part adds nothing) and of the op before it in the cell's lane.
+    Arrival at a cell implies what held where its messages were sent from; a collective's completion implies what
     held at each member, a broadcast's what held at the root and at the member itself.
     """
 
-    def __init__(self, schedule: Schedule, atoms: Atoms, pulled: set[str]) -> None:
-        self.atoms = atoms
+    def __init__(self, schedule: Schedule, cells: RankCells, pulled: set[str]) -> None:
+        self.cells = cells
         self._s, self._pulled = schedule, pulled
         self._bit: dict[tuple[int | str, int], int] = {}  # fact -> its bit
-        self._start: list[dict[int, int]] = []  # per op: atom -> facts before it starts there
-        self._done: list[dict[int, int]] = []  # per op: atom -> facts once it is complete there (a transfer: arrived)
-        self._writing: dict[int, dict[int, int]] = {}  # op -> atom -> facts before it writes there
+        self._start: list[dict[int, int]] = []  # per op: cell -> facts before it starts there
+        self._done: list[dict[int, int]] = []  # per op: cell -> facts once it is complete there (a transfer: arrived)
+        self._writing: dict[int, dict[int, int]] = {}  # op -> cell -> facts before it writes there
         self._lanes: dict[tuple[str, int], int] = {}
         self._pushes: dict[tuple[ValueKind, str], list[int]] = defaultdict(list)
 
-    def _fact(self, what: int | str, atom: int) -> int:
-        return 1 << self._bit.setdefault((what, atom), len(self._bit))
+    def _fact(self, what: int | str, cell: int) -> int:
+        return 1 << self._bit.setdefault((what, cell), len(self._bit))
 
     def add(self, i: int) -> None:
         """See `Order`."""
         op = self._s.ops[i]
         names = [(self._s.index(name), side) for name, side in map(dependency, op.after)]
         start: dict[int, int] = {}
-        for a in bits(self.atoms.gated[i]):
+        for a in bits(self.cells.gated[i]):
             facts = self._lanes.get((op.lane, a), 0) if isinstance(op, Compute) else 0
             for j, side in names:
                 facts |= self._met(j, side, a)
@@ -107,16 +107,16 @@ class AtomOrder:
                 done = self._collected(i, op)
         self._done.append(done)
 
-    def _met(self, j: int, side: str, atom: int) -> int:
-        """Facts that hold at `atom` once its dependency on op `j` is met; none where it takes no part in it."""
-        done = self._done[j].get(atom) if side != "sent" else None
+    def _met(self, j: int, side: str, cell: int) -> int:
+        """Facts that hold at `cell` once its dependency on op `j` is met; none where it takes no part in it."""
+        done = self._done[j].get(cell) if side != "sent" else None
         if done is None and side != "recv" and isinstance(self._s.ops[j], Transfer):
             # What was sent need not have arrived: only what was complete before it is known.
-            return self._start[j].get(atom, 0)
+            return self._start[j].get(cell, 0)
         return done or 0
 
     def _arrived(self, i: int) -> dict[int, int]:
-        links, start = self.atoms.links(i), self._start[i]
+        links, start = self.cells.links(i), self._start[i]
         if links.sources is None:
             known = _union(start, links.src)
             return {a: known | self._fact(i, a) for a in bits(links.dst)}
@@ -124,22 +124,22 @@ class AtomOrder:
 
     def _collected(self, i: int, op: Collective) -> dict[int, int]:
         start = self._start[i]
-        known = _union(start, -1 if op.root is None else 1 << self.atoms.of_rank(op.root))
+        known = _union(start, -1 if op.root is None else 1 << self.cells.of_rank(op.root))
         if op.value.kind is ValueKind.GRAD:
-            known |= self._contributions(op.value.name, self.atoms.gated[i])
+            known |= self._contributions(op.value.name, self.cells.gated[i])
         return {a: known | facts | self._fact(i, a) for a, facts in start.items()}
 
-    def _summed(self, op: Compute, atom: int, facts: int) -> int:
-        """Whose gradients a sum at `atom` needed: theirs whose pushes had arrived.
+    def _summed(self, op: Compute, cell: int, facts: int) -> int:
+        """Whose gradients a sum at `cell` needed: theirs whose pushes had arrived.
 
         Those that a partial sum needed are among the facts already, wherever it arrived.
         """
         found = 0
         if (kind := _SUMMED.get(op.phase)) is not None:
             for p in self._pushes[kind, op.target]:
-                if facts & self._fact(p, atom):
-                    links = self.atoms.links(p)
-                    src = links.src if links.sources is None else links.sources[atom]
+                if facts & self._fact(p, cell):
+                    links = self.cells.links(p)
+                    src = links.src if links.sources is None else links.sources[cell]
                     found |= self._contributions(op.target, src)
         return found
 
@@ -159,33 +159,33 @@ class AtomOrder:
         return self._hold(self._written(i), bundle, at)
 
     def _hold(self, facts: dict[int, int], what: int | str, at: int) -> int:
-        """Atoms of `at` at which the fact about `what` and that same atom is among `facts`."""
+        """Cells of `at` at which the fact about `what` and that same cell is among `facts`."""
         return sum(1 << a for a in bits(at) if facts.get(a, 0) & self._fact(what, a))
 
     def _written(self, i: int) -> dict[int, int]:
-        """Facts that hold at each atom before op `i` writes there: a message may come from any of its writers."""
+        """Facts that hold at each cell before op `i` writes there: a message may come from any of its writers."""
         if i not in self._writing:
             op, start = self._s.ops[i], self._start[i]
             match op:
                 case Transfer():
                     self._writing[i] = self._received(i, start)
                 case Collective() if op.root is not None:
-                    root = start[self.atoms.of_rank(op.root)]
+                    root = start[self.cells.of_rank(op.root)]
                     self._writing[i] = {a: facts | root for a, facts in start.items()}
                 case _:
                     self._writing[i] = start
         return self._writing[i]
 
     def _received(self, i: int, start: dict[int, int]) -> dict[int, int]:
-        links = self.atoms.links(i)
+        links = self.cells.links(i)
         if links.writers is not None:
             return {a: _common([start[s] for s in bits(src)]) for a, src in links.writers.items()}
         senders = list(start)
         every = _common(list(start.values()))
-        alone = links.src & self.atoms.single
+        alone = links.src & self.cells.single
         if not alone & links.dst:
             return dict.fromkeys(bits(links.dst), every)
-        # An atom of one rank sends itself nothing: common to all senders but itself, from both ends.
+        # A cell of one rank sends itself nothing: common to all senders but itself, from both ends.
         left = [-1, *accumulate(start.values(), and_)]
         right = [-1, *accumulate(reversed(start.values()), and_)]
         place = {s: k for k, s in enumerate(senders)}
@@ -195,7 +195,7 @@ class AtomOrder:
 
 
 def _union(facts: dict[int, int], at: int) -> int:
-    """Facts that hold at any of the atoms `at` of `facts` (-1: at any)."""
+    """Facts that hold at any of the cells `at` of `facts` (-1: at any)."""
     found = 0
     for a, known in facts.items():
         if at >> a & 1:
@@ -213,18 +213,18 @@ def _common(facts: list[int]) -> int:
 class OpOrder:
     """The order by op: op i comes after op j if it does so at some rank. For schedules of very many facts.
 
-    Weaker than `AtomOrder`: it takes a dependency to hold at every rank of an op if it holds at one. Which ranks make
+    Weaker than `CellOrder`: it takes a dependency to hold at every rank of an op if it holds at one. Which ranks make
     and hold a value is still told apart by rank.
     """
 
-    def __init__(self, schedule: Schedule, atoms: Atoms) -> None:
-        self.atoms = atoms
+    def __init__(self, schedule: Schedule, cells: RankCells) -> None:
+        self.cells = cells
         self._s = schedule
         self._closure: list[int] = []  # bit j of closure[i]: op i comes after op j in the same iteration
-        self._lanes: dict[str, dict[int, int]] = defaultdict(dict)  # lane -> atoms -> the last op there
-        self._meets: dict[tuple[str, int], list[int]] = {}  # (lane, atoms) -> those of the lane that overlap them
+        self._lanes: dict[str, dict[int, int]] = defaultdict(dict)  # lane -> cells -> the last op there
+        self._meets: dict[tuple[str, int], list[int]] = {}  # (lane, cells) -> those of the lane that overlap them
         self._pushes: dict[tuple[ValueKind, str], list[int]] = defaultdict(list)
-        self._sums: dict[str, list[tuple[int, int]]] = defaultdict(list)  # (op, atoms whose gradients it needed)
+        self._sums: dict[str, list[tuple[int, int]]] = defaultdict(list)  # (op, cells whose gradients it needed)
 
     def add(self, i: int) -> None:
         """See `Order`."""
@@ -236,7 +236,7 @@ class OpOrder:
                 known |= 1 << j
         match op:
             case Compute():
-                at, lane = self.atoms.gated[i], self._lanes[op.lane]
+                at, lane = self.cells.gated[i], self._lanes[op.lane]
                 if at not in lane:
                     lane[at] = i
                     self._meets[op.lane, at] = [mask for mask in lane if mask & at]
@@ -249,20 +249,20 @@ class OpOrder:
                     pushes = [p for p in self._pushes[kind, op.target] if known >> p & 1]
                     needed = 0
                     for p in pushes:
-                        needed |= self.atoms.gated[p]
+                        needed |= self.cells.gated[p]
                     self._sums[op.target].append((i, needed))
             case Transfer():
                 for value in op.values:
                     self._pushes[value.kind, value.name].append(i)
             case Collective() if op.value.kind is ValueKind.GRAD:
-                self._sums[op.value.name].append((i, self.atoms.gated[i]))
+                self._sums[op.value.name].append((i, self.cells.gated[i]))
             case _:
                 pass
         self._closure.append(known)
 
     def before(self, i: int, j: int, at: int) -> int:
         """See `Order`."""
-        return at & self.atoms.completes[j] if self._closure[i] >> j & 1 else 0
+        return at & self.cells.completes[j] if self._closure[i] >> j & 1 else 0
 
     def before_writing(self, i: int, j: int, at: int) -> int:
         """See `Order`."""

@@ -36,9 +36,9 @@ class Step:
 Out = list[Step]
 
 
-def even_blocks(lo: int, hi: int, parts: int) -> list[Range]:
-    """[lo, hi) in `parts` blocks, as `slice_bounds` cuts: the last ones may be short or empty."""
-    return [(lo + a, lo + b) for a, b in (slice_bounds(hi - lo, parts, i) for i in range(parts))]
+def even_blocks(lo: int, hi: int, pieces: int) -> list[Range]:
+    """[lo, hi) in `pieces` blocks, as `slice_bounds` cuts: the last ones may be short or empty."""
+    return [(lo + a, lo + b) for a, b in (slice_bounds(hi - lo, pieces, i) for i in range(pieces))]
 
 
 def chunks_of(lo: int, hi: int, chunk: int) -> list[Range]:
@@ -132,7 +132,7 @@ def scatter(out: Out, at: int, members: Sequence[int], blocks: Sequence[Range]) 
 # ---- tree ----------------------------------------------------------------------------------------------------------
 
 
-class Part(StrEnum):
+class Passing(StrEnum):
     """What of each chunk passes over an edge of a tree: all, or what is within or outside the child's subtree."""
 
     ALL = "all"
@@ -165,13 +165,13 @@ class Tree:
             open_ += [(a, b, middle, depth + 1) for a, b in ((first, middle), (middle + 1, last)) if a < b]
         return cls(root=n // 2, parent=tuple(parent), level=tuple(level), runs=tuple(runs), depth=max(level))
 
-    def edge(self, child: int, chunk: Range, part: Part, blocks: Sequence[Range]) -> list[Range]:
+    def edge(self, child: int, chunk: Range, part: Passing, blocks: Sequence[Range]) -> list[Range]:
         """What of `chunk` passes between `child` and its parent."""
-        if part is Part.ALL:
+        if part is Passing.ALL:
             return [chunk]
         first, last = self.runs[child]
         lo, hi = blocks[first][0], blocks[last - 1][1]
-        if part is Part.WITHIN:
+        if part is Passing.WITHIN:
             return [(max(chunk[0], lo), min(chunk[1], hi))]
         return [(chunk[0], min(chunk[1], lo)), (max(chunk[0], hi), chunk[1])]
 
@@ -183,7 +183,7 @@ def tree_up(
     chunks: Sequence[Range],
     *,
     reduce: bool,
-    part: Part = Part.ALL,
+    part: Passing = Passing.ALL,
     blocks: Sequence[Range] = (),
 ) -> int:
     """Chunk by chunk to the root, member n // 2: depth + chunks-1 steps."""
@@ -201,7 +201,7 @@ def tree_down(
     members: Sequence[int],
     chunks: Sequence[Range],
     *,
-    part: Part = Part.ALL,
+    part: Passing = Passing.ALL,
     blocks: Sequence[Range] = (),
 ) -> int:
     """Chunk by chunk from the root, member n // 2: depth + chunks-1 steps."""
@@ -220,8 +220,8 @@ def tree_through(
     chunks: Sequence[Range],
     *,
     reduce: bool,
-    up: Part = Part.ALL,
-    down: Part = Part.ALL,
+    up: Passing = Passing.ALL,
+    down: Passing = Passing.ALL,
     blocks: Sequence[Range] = (),
 ) -> int:
     """Up, and down again as soon as a chunk is at the root: 2 depth + chunks-1 steps."""

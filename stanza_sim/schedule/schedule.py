@@ -157,7 +157,7 @@ class Schedule:
         if owner_sends is None:
             return None
         bundle = self.bundle(value.name)
-        if bundle.layout is not Layout.CUT:
+        if bundle.layout is not Layout.SHARDED:
             return None
         owners = self.owners(bundle)
         owner = src if owner_sends else dst
@@ -186,9 +186,9 @@ class Schedule:
     # ---- samples ------------------------------------------------------------------------------------------
 
     @cached_property
-    def parts(self) -> int:
+    def microbatch_ids(self) -> range:
         """Numbers of micro-batches: the `microbatches` of a data rank, and those as which others' samples arrive."""
-        return max([self.microbatches, *(op.landing + 1 for op in self.ops if isinstance(op, Transfer))])
+        return range(max([self.microbatches, *(op.landing + 1 for op in self.ops if isinstance(op, Transfer))]))
 
     @cached_property
     def data_ranks(self) -> Ranks:

@@ -52,7 +52,7 @@ _PAIR = re.compile(r"([0-9]{1,18})>([0-9]{1,18})")
 E_ = TypeVar("E_", bound=StrEnum)
 
 
-class _Line:
+class _TextLine:
     """One line being parsed: positional words first, then key=value options, each to be taken once."""
 
     def __init__(self, text: str) -> None:
@@ -111,7 +111,7 @@ class _Line:
             raise self.error(f"{' '.join([*self.words, *self.options])!r} does not belong here")
 
 
-def _value(line: _Line, text: str) -> Value:
+def _value(line: _TextLine, text: str) -> Value:
     m = _VALUE.fullmatch(text)
     if m is None:
         hint = "write grad(b), factors(b), param(b), act(b), actgrad(b), logsum(b) or labels"
@@ -121,7 +121,7 @@ def _value(line: _Line, text: str) -> Value:
 
 def parse_op(text: str) -> Op:
     """Read one op back from its printed form; raises `ScheduleError` with the line."""
-    line = _Line(text)
+    line = _TextLine(text)
     name = line.word("the op's name")
     if not name.endswith(":") or len(name) == 1:
         raise line.error(f"{name!r} should be the op's name with a colon")
@@ -201,7 +201,7 @@ def parse(text: str) -> Schedule:
     for number, raw in enumerate(text.splitlines(), 1):
         if not raw.strip() or raw.lstrip().startswith("#"):
             continue
-        line = _Line(raw.strip())
+        line = _TextLine(raw.strip())
         first = line.words[0] if line.words else ""
         with at(f"line {number}", kind=ScheduleError):
             if first == "schedule":

@@ -16,7 +16,7 @@ from math import inf, log
 from typing import Protocol
 from zlib import crc32
 
-from stanza_sim.cluster.parts import Traffic
+from stanza_sim.cluster.hardware import Traffic
 from stanza_sim.cluster.routing import mix
 
 
@@ -29,7 +29,7 @@ class BackgroundFlow:
     traffic: Traffic
 
 
-class Clock(Protocol):
+class WakingClock(Protocol):
     """The clock of whoever simulates: `pending` says whether anything else is still to happen."""
 
     @property
@@ -47,7 +47,9 @@ class Clock(Protocol):
 class OnOff:
     """Switches the flows that come and go: `switch(k, there)` is called for flow `k` when its phase ends."""
 
-    def __init__(self, flows: Sequence[BackgroundFlow], clock: Clock, switch: Callable[[int, bool], None]) -> None:
+    def __init__(
+        self, flows: Sequence[BackgroundFlow], clock: WakingClock, switch: Callable[[int, bool], None]
+    ) -> None:
         self.flows, self.clock, self.switch = flows, clock, switch
         self._state = [mix(mix(f.traffic.seed) ^ crc32(f.name.encode())) for f in flows]
         self.there: list[bool] = []

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stanza_sim.base.errors import InputError, RunError, at
 from stanza_sim.simulate.engines import EngineChoice, engine_of, require_numba
-from stanza_sim.simulate.plain.fluid import TIE, Activity, FluidShare
+from stanza_sim.simulate.plain.fluid import TIE, FluidShare, RunningActivity
 from stanza_sim.simulate.prediction import FlowResult
 
 COMPILED_FROM = 20_000
@@ -30,23 +30,23 @@ _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
-class _Part(BaseModel):
+class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Link(_Part):
+class _Link(_Entry):
     name: _Name
     bandwidth: _Positive
     latency: _NonNegative = 0.0
 
 
-class _Route(_Part):
+class _Route(_Entry):
     src: _Name
     dst: _Name
     links: list[_Name]
 
 
-class _Flow(_Part):
+class _Flow(_Entry):
     id: _Name
     src: _Name
     dst: _Name
@@ -56,7 +56,7 @@ class _Flow(_Part):
     delay: _NonNegative = 0.0
 
 
-class _Case(BaseModel):
+class _FlowCase(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     hosts: list[_Name]
@@ -146,7 +146,7 @@ def simulate_flows(case: Mapping[str, Any], *, engine: EngineChoice | str = Engi
 
 def _check(case: Mapping[str, Any]) -> _Checked:
     try:
-        c = _Case.model_validate(dict(case))
+        c = _FlowCase.model_validate(dict(case))
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -176,7 +176,7 @@ def _check(case: Mapping[str, Any]) -> _Checked:
     )
 
 
-def _routes(c: _Case, hosts: Container[str], links: Mapping[str, int]) -> dict[tuple[str, str], tuple[int, ...]]:
+def _routes(c: _FlowCase, hosts: Container[str], links: Mapping[str, int]) -> dict[tuple[str, str], tuple[int, ...]]:
     """The links of each route, by its two ends."""
     routes: dict[tuple[str, str], tuple[int, ...]] = {}
     ends: dict[int, tuple[str | None, str | None]] = {}
@@ -323,7 +323,7 @@ def _run(c: _Checked) -> tuple[list[float], list[int]]:
         while starts and starts[0][0] <= now + TIE * now:
             i = heappop(starts)[1]
             if c.nbytes[i] > 0:
-                share.start(Activity(work=c.nbytes[i], usage=tuple((q, 1.0) for q in c.route[i]), tag=i), now)
+                share.start(RunningActivity(work=c.nbytes[i], usage=tuple((q, 1.0) for q in c.route[i]), tag=i), now)
             else:
                 complete(i, now)
         if share.dirty:

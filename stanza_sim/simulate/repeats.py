@@ -20,7 +20,7 @@ from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate.background import BackgroundFlow
 from stanza_sim.simulate.engines import EngineChoice
 from stanza_sim.simulate.prediction import Prediction, Repeats
-from stanza_sim.simulate.run import Case, Collectives, Outcome, collector_off
+from stanza_sim.simulate.run import Collectives, SimulationCase, SimulationOutcome, collector_off
 from stanza_sim.simulate.variation import Variation
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def simulate_repeats(
     if repeats < 1:
         raise InputError(f"{repeats} repeats", hint="there must be at least 1")
     with collector_off():
-        case = Case(
+        case = SimulationCase(
             schedule,
             model,
             cluster,
@@ -77,11 +77,11 @@ def simulate_repeats(
         )
 
 
-def _outcomes(case: Case, variation: Variation, repeats: int) -> list[Outcome]:
+def _outcomes(case: SimulationCase, variation: Variation, repeats: int) -> list[SimulationOutcome]:
     """Simulate `case` so often, with draws of their own: side by side where compiled code does it, on all cores."""
     stop = Event()
 
-    def one(repeat: int) -> Outcome:
+    def one(repeat: int) -> SimulationOutcome:
         drawn = replace(variation, repeat=repeat) if variation.varies else None
         traffic = [redrawn(flow, repeat) for flow in case.lowered.background]
         return case.run(drawn, traffic, stop=stop)

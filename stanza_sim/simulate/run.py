@@ -17,7 +17,7 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Schedule, Transfer, UnitKind, check
 from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate.engines import EngineChoice, engine_of, require_numba
-from stanza_sim.simulate.loads import Lowered
+from stanza_sim.simulate.lowered import Lowered
 from stanza_sim.simulate.lowering.arrays import ArrayLowered, lower_to_arrays, message_count
 from stanza_sim.simulate.lowering.bounds import bottleneck, bound_s, demands
 from stanza_sim.simulate.lowering.fold import fold, unfolded
@@ -42,6 +42,8 @@ MOST_NODES = 8_000_000
 """Simulations that run side by side have together no more nodes than this; one takes some 100 bytes."""
 WARM_UP, MEASURED = 2, 5
 """Iterations of a random simulation: those before the window, and those in it."""
+
+
 class Collectives(StrEnum):
     """How collectives are simulated: each as one activity over all links that it uses, or message by message."""
 
@@ -90,7 +92,7 @@ def simulate(
     if variation is not None and not variation.varies:
         variation = None
     by_chance = variation is not None or cluster.varies
-    case = Case(
+    case = SimulationCase(
         schedule,
         model,
         cluster,
@@ -106,7 +108,7 @@ def simulate(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class SimulationOutcome:
     """One simulation of a case: when each working rank (or class) ended each iteration, and the window that counts."""
 
     variation: Variation | None
@@ -123,7 +125,7 @@ class Outcome:
         return steady_iteration_s(self.ends, *self.window)
 
 
-class Case:
+class SimulationCase:
     """A schedule on a cluster, checked, folded and lowered once, to be simulated `times` times.
 
     See `simulate` for what it is made of. What `run` returns depends on what it is given, not on what ran before, nor
@@ -154,19 +156,19 @@ class Case:
         self.schedule, self.cluster, self.costs, self.by_chance = schedule, cluster, costs, by_chance
         self.issue = issue
         engine = engine_of(engine)
-        stepwise = collectives is Collectives.STEPS and any(isinstance(op, Collective) for op in schedule.ops)
+        simulate_steps = collectives is Collectives.STEPS and any(isinstance(op, Collective) for op in schedule.ops)
         # What compiled code does not know: collectives step by step, and folded ranks.
         if engine is EngineChoice.COMPILED:
-            if stepwise:
+            if simulate_steps:
                 what = "the compiled engine does not carry out collectives step by step"
                 raise InputError(what, hint="leave the engine at auto")
             require_numba()
-        folds = fold_ranks and not by_chance and not stepwise and engine is not EngineChoice.COMPILED
+        folds = fold_ranks and not by_chance and not simulate_steps and engine is not EngineChoice.COMPILED
         self.folding = fold(schedule, cluster) if folds else unfolded(cluster)
         self.graph: Graph | None = None
         self.lowered: Lowered
         compiles = engine is EngineChoice.COMPILED
-        if engine is EngineChoice.AUTO and not stepwise and len(self.folding.classes) == cluster.world_size:
+        if engine is EngineChoice.AUTO and not simulate_steps and len(self.folding.classes) == cluster.world_size:
             compiles = part_count(schedule) * times >= COMPILED_FROM and find_spec("numba") is not None
         if compiles:
             from stanza_sim.simulate.compiled.graph import graph_of
@@ -174,7 +176,7 @@ class Case:
             self.lowered = arrays = lower_to_arrays(schedule, model, cluster, self.folding, costs)
             self.graph = graph_of(schedule, arrays, issue)
         else:
-            self.lowered = lower(schedule, model, cluster, self.folding, costs, stepwise=stepwise)
+            self.lowered = lower(schedule, model, cluster, self.folding, costs, simulate_steps=simulate_steps)
 
     @property
     def bound_s(self) -> float:
@@ -190,7 +192,7 @@ class Case:
                 for u in a.program.units
                 if u.kind is UnitKind.RECV and u.index in a.traffic
             }
-            for a in self.lowered.actors
+            for a in self.lowered.rank_classes
         }
 
     @property
@@ -212,7 +214,7 @@ class Case:
         max_iterations: int = 40,
         stop: Event | None = None,
         go_on: Callable[[], bool] = lambda: True,
-    ) -> Outcome:
+    ) -> SimulationOutcome:
         """Simulate with these draws, and the `background` traffic instead of the cluster's.
 
         Raises `RunError` if `stop` is set, or if after an iteration `go_on` says no.
@@ -244,9 +246,7 @@ class Case:
             fast.run(enough)
             spans, now_s, events, passed = fast.log().spans, fast.now_s, fast.events, fast.background_bytes()
         else:
-            engine = Engine(
-                self.schedule, replace(lowered, background=traffic), issue=self.issue, variation=variation
-            )
+            engine = Engine(self.schedule, replace(lowered, background=traffic), issue=self.issue, variation=variation)
             engine.run(enough)
             recorded = engine.spans
             spans, now_s, events, passed = (
@@ -255,7 +255,7 @@ class Case:
                 engine.events,
                 engine.fabric.background_bytes(),
             )
-        return Outcome(
+        return SimulationOutcome(
             variation=variation,
             ends=ends,
             window=window,
@@ -265,19 +265,19 @@ class Case:
             spans=spans,
         )
 
-    def predict(self, outcome: Outcome, cost_source: str = "") -> Prediction:
+    def predict(self, outcome: SimulationOutcome, cost_source: str = "") -> Prediction:
         """Return all that is to be known of an outcome."""
         schedule, lowered, ends, by_chance = self.schedule, self.lowered, outcome.ends, self.by_chance
         first, last = outcome.window
         iteration_s = outcome.iteration_s
-        working = [a for a in lowered.actors if a.program.units]
+        working = [a for a in lowered.rank_classes if a.program.units]
         timeline = Timeline(
             spans=tuple(outcome.spans()),
             iteration_end_s={a.rank: tuple(e) for a, e in zip(working, ends, strict=True)},
-            multiplicity={a.rank: a.size for a in lowered.actors},
+            multiplicity={a.rank: a.size for a in lowered.rank_classes},
         )
         drawn = outcome.variation
-        slower = None if drawn is None else [drawn.mean(a.rank, first + 1, last) for a in lowered.actors]
+        slower = None if drawn is None else [drawn.mean(a.rank, first + 1, last) for a in lowered.rank_classes]
         busy = demands(lowered, slower)
         floor = bound_s(lowered, busy, slower)
         if by_chance:  # some of the window's work may have been done before it
@@ -302,8 +302,8 @@ class Case:
             cost_source=cost_source or self.costs(0).source,
             utilisation=utilisation,
             op_seconds=op_seconds(schedule, timeline, first, last),
-            sent_bytes={a.rank: sum(t[0] for t in a.traffic.values()) for a in lowered.actors},
-            received_bytes={a.rank: sum(t[1] for t in a.traffic.values()) for a in lowered.actors},
+            sent_bytes={a.rank: sum(t[0] for t in a.traffic.values()) for a in lowered.rank_classes},
+            received_bytes={a.rank: sum(t[1] for t in a.traffic.values()) for a in lowered.rank_classes},
             iterations=last + 1,
             steady=by_chance or steady_window(ends) is not None,
             settled=by_chance or (steady_window(ends) or even_window(ends)) is not None,

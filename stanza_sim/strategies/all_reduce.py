@@ -54,12 +54,12 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     workers = b.group("worker", range(world_size))
     forward = b.forward(model.blocks, workers)
     before = b.compute(Phase.LOSS, model.blocks[-1].name, workers, after=forward[-1:])
-    ready: dict[str, str] = {}
+    grads_ready: dict[str, str] = {}
     for block in reversed(model.blocks):
-        before = ready[block.name] = b.compute(Phase.BACKWARD, block.name, workers, after=[before])
+        before = grads_ready[block.name] = b.compute(Phase.BACKWARD, block.name, workers, after=[before])
     if not settings.overlap:
-        ready = dict.fromkeys(ready, before)
-    fresh: dict[str, list[str]] = {}
+        grads_ready = dict.fromkeys(grads_ready, before)
+    params_ready: dict[str, list[str]] = {}
     exchange_by_all_reduce(
         b,
         model.blocks,
@@ -69,11 +69,11 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
         cap_bytes=settings.bucket,
         settings=settings,
         algorithm=settings.algorithm,
-        ready=ready,
-        fresh=fresh,
+        grads_ready=grads_ready,
+        params_ready=params_ready,
         fits=settings.buffer if settings.fusion == "horovod" else None,
     )
-    b.set_fresh(fresh)
+    b.set_params_ready(params_ready)
     return b.finish()
 
 

@@ -27,15 +27,15 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     worker = b.group("worker", [0])
     forward = b.forward(model.blocks, worker)
     before = b.compute(Phase.LOSS, model.blocks[-1].name, worker, after=forward[-1:])
-    ready: dict[str, str] = {}
+    grads_ready: dict[str, str] = {}
     for block in reversed(model.blocks):
-        before = ready[block.name] = b.compute(Phase.BACKWARD, block.name, worker, after=[before])
-    fresh: dict[str, list[str]] = {}
+        before = grads_ready[block.name] = b.compute(Phase.BACKWARD, block.name, worker, after=[before])
+    params_ready: dict[str, list[str]] = {}
     for block in reversed(model.blocks):
         if block.tensors:
             bundle = b.bundle(block.name, block.tensors, worker)
-            fresh[block.name] = [b.compute(Phase.UPDATE, bundle.name, worker, after=[ready[block.name]])]
-    b.set_fresh(fresh)
+            params_ready[block.name] = [b.compute(Phase.UPDATE, bundle.name, worker, after=[grads_ready[block.name]])]
+    b.set_params_ready(params_ready)
     return b.finish()
 
 

@@ -112,10 +112,10 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     servers = b.group("server", _colocated(k, world_size, settings) if colocated else range(workers_count, world_size))
     forward = b.forward(model.blocks, workers)
     before = b.compute(Phase.LOSS, model.blocks[-1].name, workers, after=forward[-1:])
-    ready: dict[str, str] = {}
+    grads_ready: dict[str, str] = {}
     for block in reversed(model.blocks):
-        before = ready[block.name] = b.compute(Phase.BACKWARD, block.name, workers, after=[before])
-    fresh: dict[str, list[str]] = {}
+        before = grads_ready[block.name] = b.compute(Phase.BACKWARD, block.name, workers, after=[before])
+    params_ready: dict[str, list[str]] = {}
     lane = "server" if colocated or _credit(settings) else "main"
     exchange_by_servers(
         b,
@@ -123,12 +123,12 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
         workers,
         overlap=settings.overlap,
         lane=lane,
-        ready=ready,
-        fresh=fresh,
+        grads_ready=grads_ready,
+        params_ready=params_ready,
         credit=_credit(settings),
         hosts=Hosts(b, workers, settings.local) if settings.local is not None else None,
     )
-    b.set_fresh(fresh)
+    b.set_params_ready(params_ready)
     return b.finish()
 
 

@@ -104,10 +104,10 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
             where="sharded_head",
         ),
     )
-    ready = back_through_conv(b, workers, passes.returned, eager=settings.eager_backward)
+    grads_ready = back_through_conv(b, workers, passes.returned, eager=settings.eager_backward)
     if not settings.overlap:
-        ready = dict.fromkeys(ready, ready[model.conv_blocks[0].name])
-    fresh = dict(passes.fresh)
+        grads_ready = dict.fromkeys(grads_ready, grads_ready[model.conv_blocks[0].name])
+    params_ready = dict(passes.params_ready)
     exchange_by_all_reduce(
         b,
         model.conv_blocks,
@@ -117,10 +117,10 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
         cap_bytes=settings.bucket,
         settings=settings,
         algorithm=settings.algorithm,
-        ready=ready,
-        fresh=fresh,
+        grads_ready=grads_ready,
+        params_ready=params_ready,
     )
-    b.set_fresh(fresh)
+    b.set_params_ready(params_ready)
     return b.finish()
 
 

@@ -133,7 +133,7 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     conv, fc = b.group("conv_worker", conv_ranks), b.group("fc_worker", fc_ranks)
     lane = "fc" if settings.placement == "colocated" else "main"
     wire = Wire.BF16 if settings.activations == "bf16" else Wire.NATIVE
-    fresh: dict[str, list[str]] = {}
+    params_ready: dict[str, list[str]] = {}
     if settings.fc_parallel == "model":
         sliced = separate_sliced(
             b,
@@ -148,16 +148,16 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
                 where="stanza: fc_parallel",
             ),
         )
-        fresh |= sliced.fresh
+        params_ready |= sliced.params_ready
         returned = sliced.returned
     else:
         passes = separate(b, conv, fc, Separation(lane=lane, arrival=arrival, wire=wire))
-        _exchange_fc(b, model.fc_blocks, fc, settings, lane, passes.ready, fresh)
+        _exchange_fc(b, model.fc_blocks, fc, settings, lane, passes.grads_ready, params_ready)
         returned = passes.returned
 
-    ready = back_through_conv(b, conv, returned, eager=settings.eager_backward)
+    grads_ready = back_through_conv(b, conv, returned, eager=settings.eager_backward)
     if not settings.overlap:
-        ready = dict.fromkeys(ready, ready[model.conv_blocks[0].name])
+        grads_ready = dict.fromkeys(grads_ready, grads_ready[model.conv_blocks[0].name])
     if settings.conv_exchange == "all_reduce":
         exchange_by_all_reduce(
             b,
@@ -168,23 +168,25 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
             cap_bytes=settings.bucket,
             settings=settings,
             algorithm=settings.algorithm,
-            ready=ready,
-            fresh=fresh,
+            grads_ready=grads_ready,
+            params_ready=params_ready,
         )
     else:
         servers = {"fc": fc, "sharded": conv}.get(settings.conv_servers) or b.group("server", conv_ranks[:1])
-        conv_fresh: dict[str, list[str]] = {}
+        conv_params_ready: dict[str, list[str]] = {}
         exchange_by_servers(
             b,
             by_blocks(b, model.conv_blocks, servers, cut=True),
             conv,
             overlap=settings.overlap,
             lane="server",
-            ready=ready,
-            fresh=conv_fresh,
+            grads_ready=grads_ready,
+            params_ready=conv_params_ready,
         )
-        fresh |= {block.name: conv_fresh[block.name] for block in model.conv_blocks if block.name in conv_fresh}
-    b.set_fresh(fresh)
+        params_ready |= {
+            block.name: conv_params_ready[block.name] for block in model.conv_blocks if block.name in conv_params_ready
+        }
+    b.set_params_ready(params_ready)
     return b.finish()
 
 
@@ -219,8 +221,8 @@ def _exchange_fc(
     fc: str,
     settings: Settings,
     lane: str,
-    ready: dict[str, str],
-    fresh: dict[str, list[str]],
+    grads_ready: dict[str, str],
+    params_ready: dict[str, list[str]],
 ) -> None:
     """Update the FC part: alone, or after all-reducing its gradients among the FC workers."""
     if settings.fc_workers > 1:
@@ -233,16 +235,16 @@ def _exchange_fc(
             cap_bytes=settings.bucket,
             settings=settings,
             algorithm=settings.fc_algorithm,
-            ready=ready,
+            grads_ready=grads_ready,
             lane=lane,
-            fresh=fresh,
+            params_ready=params_ready,
         )
         return
     for block in reversed(blocks):
         if block.tensors:
             bundle = b.bundle(block.name, block.tensors, fc)
-            update = b.compute(Phase.UPDATE, bundle.name, fc, after=[ready[block.name]], lane=lane)
-            fresh[block.name] = [update]
+            update = b.compute(Phase.UPDATE, bundle.name, fc, after=[grads_ready[block.name]], lane=lane)
+            params_ready[block.name] = [update]
 
 
 def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_size: int) -> Iterator[Settings]:

@@ -77,23 +77,25 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     servers = b.group("server", range(world_size)) if any(block.tensors for block in served) else workers
     forward = b.forward(model.blocks, workers)
     before = b.compute(Phase.LOSS, model.blocks[-1].name, workers, after=forward[-1:])
-    ready: dict[str, str] = {}
-    fresh: dict[str, list[str]] = {}
+    grads_ready: dict[str, str] = {}
+    params_ready: dict[str, list[str]] = {}
     arrived: list[tuple[Block, Bundle, str]] = []
     for block in reversed(model.blocks):
         as_factors = block.name in by_factors
         phase = Phase.BACKWARD_INPUT if as_factors else Phase.BACKWARD
-        before = ready[block.name] = b.compute(phase, block.name, workers, after=[before])
+        before = grads_ready[block.name] = b.compute(phase, block.name, workers, after=[before])
         if as_factors:
             bundle = b.bundle(block.name, block.tensors, workers)
             arrived.append((block, bundle, _send(b, bundle, workers, before)))
             if settings.reconstruct == "beside":
-                fresh[block.name] = [_renew(b, *arrived[-1][1:], workers, "factors")]
+                params_ready[block.name] = [_renew(b, *arrived[-1][1:], workers, "factors")]
     if settings.reconstruct == "behind":
         for block, bundle, moved in arrived:
-            fresh[block.name] = [_renew(b, bundle, moved, workers, "main")]
+            params_ready[block.name] = [_renew(b, bundle, moved, workers, "main")]
     bundles = by_blocks(b, served, servers, cut=True)
-    exchange_by_servers(b, bundles, workers, overlap=True, lane="server", ready=ready, fresh=fresh)
+    exchange_by_servers(
+        b, bundles, workers, overlap=True, lane="server", grads_ready=grads_ready, params_ready=params_ready
+    )
     exchange_by_all_reduce(
         b,
         reduced,
@@ -103,10 +105,10 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
         cap_bytes=settings.bucket,
         settings=settings,
         algorithm=settings.algorithm,
-        ready=ready,
-        fresh=fresh,
+        grads_ready=grads_ready,
+        params_ready=params_ready,
     )
-    b.set_fresh(fresh)
+    b.set_params_ready(params_ready)
     return b.finish()
 
 

@@ -15,7 +15,7 @@ from stanza_sim.base.processes import cores
 from stanza_sim.cluster import Cluster
 from stanza_sim.testbed.guard import start_guard
 from stanza_sim.testbed.network import check_machine, network_of
-from stanza_sim.testbed.plan import INTERFACE, Plan, make_plan, prefix_of
+from stanza_sim.testbed.plan import INTERFACE, CommandPlan, make_plan, prefix_of
 from stanza_sim.testbed.probe import require_kernel, require_linux, require_tools
 from stanza_sim.testbed.processes import Process, ending_by_signal, processes_inside, this_process, undisturbed
 from stanza_sim.testbed.registry import HostRecord, Record, Registry, TrunkRecord, identity_of, this_boot
@@ -47,7 +47,7 @@ class Testbed:
         require_linux()
         network = network_of(cluster)
         self.name = cluster.name
-        self.plan: Plan = make_plan(network, prefix_of(cluster.name, os.getuid()))
+        self.plan: CommandPlan = make_plan(network, prefix_of(cluster.name, os.getuid()))
         self.notes: tuple[str, ...] = (*network.notes, *check_machine(network, cores()))
         self.registry = registry or Registry()
         self._source = cluster.name if source is None else source

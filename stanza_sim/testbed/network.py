@@ -15,7 +15,7 @@ from itertools import pairwise, permutations
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import format_rate, format_time
-from stanza_sim.cluster import Bucket, Cluster, RoutingKind
+from stanza_sim.cluster import Cluster, RoutingKind, TokenBucket
 
 GOODPUT_SHARE = 1448 / 1514
 """Share of a shaped rate that TCP's payload gets: of 1500 bytes of IP 52 are headers, and `tc` counts Ethernet's 14."""
@@ -59,7 +59,7 @@ class Wire:
     start: Node
     end: Node
     rate_Bps: float
-    bucket: Bucket | None
+    bucket: TokenBucket | None
     pairs: tuple[Pair, ...]
 
 
@@ -89,7 +89,7 @@ class _Trunk:
     label: str
     links: tuple[int, ...]
     rate_Bps: float
-    bucket: Bucket | None
+    bucket: TokenBucket | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -64,7 +64,7 @@ class Shaped:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class CommandPlan:
     """What a testbed will be. `namespaces[h]` and `addresses[h]` are those of host h; `switches` are the others."""
 
     prefix: str
@@ -86,7 +86,7 @@ def prefix_of(name: str, uid: int) -> str:
     return f"stz-{sha256(f'{name} of {uid}'.encode()).hexdigest()[:8]}"
 
 
-def make_plan(network: Network, prefix: str) -> Plan:
+def make_plan(network: Network, prefix: str) -> CommandPlan:
     """Return the commands that build `network` in namespaces whose names begin with `prefix`."""
     return _Planner(network=network, prefix=prefix).plan()
 
@@ -111,7 +111,7 @@ class _Planner:
     network: Network
     prefix: str
 
-    def plan(self) -> Plan:
+    def plan(self) -> CommandPlan:
         network = self.network
         hosts = [Node(switch=False, index=h) for h in range(len(network.hosts))]
         switches = [Node(switch=True, index=s) for s in range(len(network.switches))]
@@ -124,7 +124,7 @@ class _Planner:
         steps += [self._step(Tool.IP, switch, self._link_lines(switch)) for switch in switches]
         steps += [self._step(Tool.IP, node, self._network_lines(node)) for node in nodes]
         steps += [self._step(Tool.TC, node, self._shape_lines(node, shaped)) for node in nodes]
-        return Plan(
+        return CommandPlan(
             prefix=self.prefix,
             network=network,
             namespaces=tuple(map(self._name, hosts)),

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import inf, isinf
 
-from stanza_sim.cluster import Bucket
+from stanza_sim.cluster import TokenBucket
 
 QUEUE_BYTES = 8_000_000
 """Limit of every queue: more than the connections of a pair have in flight (`tcp_wmem`), so that nothing is dropped."""
@@ -52,7 +52,7 @@ class Shaper:
     packet_bytes: int
 
 
-def shaper_of(rate_Bps: float, bucket: Bucket | None = None) -> Shaper:
+def shaper_of(rate_Bps: float, bucket: TokenBucket | None = None) -> Shaper:
     """Return the shaper of a link of `rate_Bps`; `bucket` is the token bucket that the topology states for it."""
     packet_bytes, least_bytes = next((packet, burst) for most, packet, burst in _SIZES if rate_Bps <= most)
     burst_bytes, peak_bps = least_bytes, None

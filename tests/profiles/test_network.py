@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.cluster import Bucket, Cluster, LinkKind, load_cluster
+from stanza_sim.cluster import Cluster, LinkKind, TokenBucket, load_cluster
 from stanza_sim.profiles.blocks import BlockTime, LoopbackTimes, Profile, ProfiledModel, write_profile
 from stanza_sim.profiles.network import (
     Estimate,
@@ -192,14 +192,14 @@ def test_a_star_gets_what_was_measured(tmp_path: Path) -> None:
         assert host.nic.bandwidth_Bps == 25e6
         assert host.nic.efficiency == pytest.approx(0.95)
         assert host.nic.overhead_s == pytest.approx(20e-6)
-        assert host.nic.bucket == Bucket(nbytes=pytest.approx(19_000 / 0.95))
+        assert host.nic.bucket == TokenBucket(nbytes=pytest.approx(19_000 / 0.95))
         for other in range(4):
             if other != h:
                 assert after.latency_s(h, other) == pytest.approx(80e-6)
     for link in after.links:
         assert link.bandwidth_Bps == pytest.approx(0.95 * 25e6)
-        assert link.bucket == Bucket(nbytes=pytest.approx(19_000))
-    assert after.wake_s == 90e-6
+        assert link.bucket == TokenBucket(nbytes=pytest.approx(19_000))
+    assert after.wakeup_latency_s == 90e-6
     assert [link.label for link in after.links] == [link.label for link in before.links]
     assert after.placement == before.placement
     # Once more changes nothing, so a profile may be applied to what it has been applied to.
@@ -221,7 +221,7 @@ def test_each_nic_gets_the_figures_of_its_rate(tmp_path: Path) -> None:
     assert (fast.efficiency, late.efficiency) == pytest.approx((0.95, 0.90))
     assert (fast.overhead_s, late.overhead_s) == pytest.approx((20e-6, 30e-6))
     assert after.links[6].bandwidth_Bps == after.links[7].bandwidth_Bps == pytest.approx(0.9 * 12.5e6)
-    assert after.links[6].bucket == Bucket(nbytes=pytest.approx(8_000))
+    assert after.links[6].bucket == TokenBucket(nbytes=pytest.approx(8_000))
 
 
 def test_another_rate_takes_the_nearest_kind_and_a_warning(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_another_rate_takes_the_nearest_kind_and_a_warning(tmp_path: Path) -> No
     assert "no messages from a NIC of 400 Mbps to one of 400 Mbps: those of the nearest kind are used" in line
     after = with_network(faster, found)
     assert after.links[0].bandwidth_Bps == pytest.approx(0.95 * 50e6)
-    assert after.links[0].bucket == Bucket(nbytes=pytest.approx(2 * 19_000))  # as long a time as before
+    assert after.links[0].bucket == TokenBucket(nbytes=pytest.approx(2 * 19_000))  # as long a time as before
 
 
 def test_a_late_start_is_latency_and_a_burst_within_chance_is_none(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_what_switches_add_lies_between_them(tmp_path: Path, over: int) -> None:
     for link in trunks:
         if over == 4:  # it limits messages, so they say what it is like
             assert link.bandwidth_Bps == pytest.approx(0.94 * 100 * MBPS)
-            assert link.bucket == Bucket(nbytes=pytest.approx(9_000))
+            assert link.bucket == TokenBucket(nbytes=pytest.approx(9_000))
         else:  # no single message can fill it
             assert link.bandwidth_Bps == pytest.approx(400 * MBPS * 0.945)
             assert link.bucket is None
@@ -280,7 +280,7 @@ def test_one_host_gets_its_loopback_and_wake_up(tmp_path: Path) -> None:
     after = with_network(laptop, profile(loopback=loopback))
     assert after.hosts[0].loopback.bandwidth_Bps == 3e9
     assert after.hosts[0].nic == laptop.hosts[0].nic
-    assert after.wake_s == 90e-6
+    assert after.wakeup_latency_s == 90e-6
     assert with_network(laptop, profile(pair())).links == laptop.links
 
 

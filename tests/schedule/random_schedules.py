@@ -163,7 +163,7 @@ class _Draft:
         self.model = model
         self.ops: list[Op] = []
         self.backward: dict[str, list[str]] = {}
-        self.fresh: dict[str, str] = {}
+        self.params_ready: dict[str, str] = {}
         self.credits: dict[str, int] = {}  # of channels
 
     def add(self, op: Op) -> str:
@@ -243,8 +243,8 @@ class _Draft:
         ops: list[Op] = []
         for i, op in enumerate(self.ops):
             made = replace(op, after=tuple(dict.fromkeys((*op.after, *extra(i, op)))))
-            if isinstance(made, Compute) and made.phase is Phase.FORWARD and made.target in self.fresh:
-                made = replace(made, after_previous=(self.fresh[made.target],))
+            if isinstance(made, Compute) and made.phase is Phase.FORWARD and made.target in self.params_ready:
+                made = replace(made, after_previous=(self.params_ready[made.target],))
             ops.append(made)
         return replace(self.s, ops=tuple(ops))
 
@@ -276,27 +276,29 @@ def legal_schedules(draw: st.DrawFn, model: ModelProfile, max_world: int = 6) ->
         if way == "all_reduce":
             bundle = draft.bundle(b.name, "worker", Layout.REPLICATED)
             summed = draft.collective(CollectiveKind.ALL_REDUCE, grad, ready)
-            draft.fresh[b.name] = draft.on_bundle(Phase.UPDATE, bundle, "worker", draw(lane), summed)
+            draft.params_ready[b.name] = draft.on_bundle(Phase.UPDATE, bundle, "worker", draw(lane), summed)
         elif way == "scatter":
-            bundle = draft.bundle(b.name, "worker", Layout.CUT)
+            bundle = draft.bundle(b.name, "worker", Layout.SHARDED)
             summed = draft.collective(CollectiveKind.REDUCE_SCATTER, grad, ready)
             updated = draft.on_bundle(Phase.UPDATE, bundle, "worker", draw(lane), summed)
-            draft.fresh[b.name] = draft.collective(CollectiveKind.ALL_GATHER, param, (updated,))
+            draft.params_ready[b.name] = draft.collective(CollectiveKind.ALL_GATHER, param, (updated,))
         else:
             owner = 0 if way == "broadcast" else None
             ranks = {owner} if owner is not None else draw(st.sets(st.integers(0, world - 1), min_size=1, max_size=3))
             owners = draft.group(f"o.{b.name}", Ranks.of(ranks))
-            layout = Layout.CUT if len(ranks) > 1 else Layout.REPLICATED
+            layout = Layout.SHARDED if len(ranks) > 1 else Layout.REPLICATED
             bundle = draft.bundle(b.name, owners, layout)
             push = draft.move(f"push.{b.name}", "worker", owners, grad, draw(channel), draw(small), ready)
             at = draw(lane)
             summed = draft.on_bundle(Phase.REDUCE, bundle, owners, at, push)
             updated = draft.on_bundle(Phase.UPDATE, bundle, owners, at, summed)
             if way == "broadcast":
-                draft.fresh[b.name] = draft.collective(CollectiveKind.BROADCAST, param, (updated,), root=owner)
+                draft.params_ready[b.name] = draft.collective(CollectiveKind.BROADCAST, param, (updated,), root=owner)
             else:
                 pull = f"pull.{b.name}"
-                draft.fresh[b.name] = draft.move(pull, owners, "worker", param, draw(channel), draw(small), (updated,))
+                draft.params_ready[b.name] = draft.move(
+                    pull, owners, "worker", param, draw(channel), draw(small), (updated,)
+                )
     wanted = draw(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 10**6)), max_size=3))
     ops = draft.ops
     more: dict[int, tuple[str, ...]] = {}

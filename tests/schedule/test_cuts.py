@@ -115,14 +115,14 @@ def test_more_ranks_than_features() -> None:
 
 
 @given(st.integers(1, 300), st.integers(1, 40))
-def test_features_are_cut_evenly_and_without_gaps(features: int, parts: int) -> None:
-    bounds = [feature_bounds(features, parts, i) for i in range(parts)]
+def test_features_are_cut_evenly_and_without_gaps(features: int, shards: int) -> None:
+    bounds = [feature_bounds(features, shards, i) for i in range(shards)]
     assert bounds[0][0] == 0
     assert bounds[-1][1] == features
     assert all(a[1] == b[0] for a, b in pairwise(bounds))
     widths = [hi - lo for lo, hi in bounds]
     assert max(widths) - min(widths) <= 1
-    assert widths[0] == max(widths) == -(-features // parts)
+    assert widths[0] == max(widths) == -(-features // shards)
 
 
 def test_linear_layers_are_known_by_their_tensors() -> None:
@@ -137,19 +137,19 @@ def test_linear_layers_are_known_by_their_tensors() -> None:
 
 @pytest.mark.parametrize("model", ["vgg16", "alexnet"])
 @pytest.mark.parametrize("axis", list(Axis))
-@pytest.mark.parametrize("parts", [1, 3, 7])
-def test_slices_together_are_the_block(model: str, axis: Axis, parts: int) -> None:
+@pytest.mark.parametrize("shards", [1, 3, 7])
+def test_slices_together_are_the_block(model: str, axis: Axis, shards: int) -> None:
     profile: ModelProfile = zoo.get(model)
     layer = profile.fc_blocks[1]
-    cut = cut_of(profile, layer.name, "g", parts, axis, "here")
-    widths = [hi - lo for lo, hi in (feature_bounds(cut.features, parts, i) for i in range(parts))]
+    cut = cut_of(profile, layer.name, "g", shards, axis, "here")
+    widths = [hi - lo for lo, hi in (feature_bounds(cut.features, shards, i) for i in range(shards))]
     slices = [slice_block(layer, cut, width) for width in widths]
     bias = layer.tensors[1].numel
-    extra = bias * (parts - 1) if axis is Axis.ROWS else 0
+    extra = bias * (shards - 1) if axis is Axis.ROWS else 0
     assert sum(s.numel for s in slices) == layer.numel + extra
-    assert sum(s.forward_flops for s in slices) == pytest.approx(layer.forward_flops, abs=parts)
+    assert sum(s.forward_flops for s in slices) == pytest.approx(layer.forward_flops, abs=shards)
     assert {s.output_shape for s in slices} == ({(w,) for w in widths} if axis is Axis.COLUMNS else {(4096,)})
-    if parts == 1:
+    if shards == 1:
         assert slices == [layer]
 
 

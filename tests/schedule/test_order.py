@@ -28,8 +28,8 @@ from stanza_sim.schedule import (
     parse,
     project,
 )
-from stanza_sim.schedule.atoms import Atoms, bits
-from stanza_sim.schedule.order import AtomOrder, OpOrder, Order, order_of
+from stanza_sim.schedule.order import CellOrder, OpOrder, Order, order_of
+from stanza_sim.schedule.rank_cells import RankCells, bits
 from tests.schedule.toys import block, build, toy
 
 WORLD = 6
@@ -144,25 +144,25 @@ def by_rank(s: Schedule) -> ByRank:
 
 
 def _asked(s: Schedule, order: Order, truth: ByRank) -> list[tuple[bool, list[bool], bool]]:
-    """Every question at every atom: (what `order` says, the truth at each rank, whether the atom is one rank)."""
+    """Every question at every cell: (what `order` says, the truth at each rank, whether the cell is one rank)."""
     ranks: dict[int, list[int]] = {}
     for r in range(s.world_size):
-        ranks.setdefault(order.atoms.of_rank(r), []).append(r)
+        ranks.setdefault(order.cells.of_rank(r), []).append(r)
     found = []
     for i, op in enumerate(s.ops):
         order.add(i)
         params = (op.values if isinstance(op, Transfer) else () if isinstance(op, Compute) else (op.value,)) == (PARAM,)
-        starts, ends = order.atoms.gated[i], order.atoms.completes[i]
+        starts, ends = order.cells.gated[i], order.cells.completes[i]
         for a, members in ranks.items():
-            one = bool(order.atoms.single >> a & 1)
+            one = bool(order.cells.single >> a & 1)
             assert one == (len(members) == 1)
             at = 1 << a
             written = params and at & ends and any((i, r) in truth.writing for r in members)
             for j in range(i):
-                if at & starts & order.atoms.completes[j]:
+                if at & starts & order.cells.completes[j]:
                     real = [(j, r) in truth.start[i, r] for r in members]
                     found.append((bool(order.before(i, j, at)), real, one))
-                if written and at & order.atoms.completes[j]:
+                if written and at & order.cells.completes[j]:
                     real = [(j, r) in truth.writing.get((i, r), {(j, r)}) for r in members]
                     found.append((bool(order.before_writing(i, j, at)), real, one))
             if written:
@@ -203,10 +203,10 @@ def test_the_order_by_hand(name: str) -> None:
 @settings(max_examples=300, deadline=None)
 @given(tangles())
 def test_the_order_at_every_rank_is_that_of_the_projections(s: Schedule) -> None:
-    """Exact at each atom of one rank, and each atom of several has such a twin; never denied where it is true."""
+    """Exact at each cell of one rank, and each cell of several has such a twin; never denied where it is true."""
     truth = by_rank(s)
     order = order_of(s)
-    assert isinstance(order, AtomOrder)
+    assert isinstance(order, CellOrder)
     for said, real, one in _asked(s, order, truth):
         assert said or not all(real)
         assert not one or said == real[0]
@@ -216,21 +216,21 @@ def test_the_order_at_every_rank_is_that_of_the_projections(s: Schedule) -> None
 @given(tangles())
 def test_coarser_orders_only_ever_allow_more(s: Schedule) -> None:
     truth = by_rank(s)
-    atoms = Atoms(s, pairwise=False)
-    for order in (AtomOrder(s, atoms, {"w"}), OpOrder(s, atoms)):
+    cells = RankCells(s, pairwise=False)
+    for order in (CellOrder(s, cells, {"w"}), OpOrder(s, cells)):
         for said, real, _ in _asked(s, order, truth):
             assert said or not all(real)
 
 
 @given(tangles())
-def test_atoms_are_a_partition_that_cuts_no_group(s: Schedule) -> None:
+def test_rank_cells_are_a_partition_that_cuts_no_group(s: Schedule) -> None:
     for pairwise in (True, False):
-        atoms = Atoms(s, pairwise=pairwise)
-        assert {atoms.of_rank(r) for r in range(WORLD)} == set(range(atoms.count))
-        assert {r for r in range(WORLD) if r == atoms.first[atoms.of_rank(r)]} == set(atoms.first.values())
+        cells = RankCells(s, pairwise=pairwise)
+        assert {cells.of_rank(r) for r in range(WORLD)} == set(range(cells.count))
+        assert {r for r in range(WORLD) if r == cells.first[cells.of_rank(r)]} == set(cells.first.values())
         for g in s.groups:
-            inside = set(bits(atoms.mask(g.ranks)))
-            assert {r for r in range(WORLD) if atoms.of_rank(r) in inside} == set(g.ranks)
+            inside = set(bits(cells.mask(g.ranks)))
+            assert {r for r in range(WORLD) if cells.of_rank(r) in inside} == set(g.ranks)
 
 
 def _deep(blocks: int) -> ModelProfile:
@@ -253,16 +253,16 @@ def test_how_exactly_a_schedule_is_checked_depends_on_its_size(
 ) -> None:
     schedule = build("parameter_server", model, world, **settings)
     assert len(schedule.ops) == ops
-    assert isinstance(order_of(schedule), AtomOrder if exact else OpOrder)
+    assert isinstance(order_of(schedule), CellOrder if exact else OpOrder)
     check(schedule, model)
 
 
-def test_very_many_pairs_are_taken_by_atom() -> None:
+def test_very_many_pairs_are_taken_by_cell() -> None:
     """Four FC workers serve CONV workers in blocks: of twenty every rank is told apart, of four thousand groups are."""
     few, many = (build("stanza", toy(), n, fc_workers=4) for n in (20, 4004))
-    assert order_of(few).atoms.single.bit_count() == 20
+    assert order_of(few).cells.single.bit_count() == 20
     order = order_of(many)
-    assert isinstance(order, AtomOrder)
-    assert (order.atoms.count, order.atoms.single.bit_count()) == (4, 2)
+    assert isinstance(order, CellOrder)
+    assert (order.cells.count, order.cells.single.bit_count()) == (4, 2)
     check(few, toy())
     check(many, toy())

@@ -114,22 +114,22 @@ def test_which_pairs_each_pattern_has(case: tuple[Schedule, Transfer]) -> None:
 
 
 @given(st.integers(0, 200), st.integers(1, 12))
-def test_slices_cover_and_all_but_the_tail_are_equal(numel: int, parts: int) -> None:
-    bounds = [slice_bounds(numel, parts, i) for i in range(parts)]
+def test_slices_cover_and_all_but_the_tail_are_equal(numel: int, pieces: int) -> None:
+    bounds = [slice_bounds(numel, pieces, i) for i in range(pieces)]
     assert bounds[0][0] == 0
     assert bounds[-1][1] == numel
     assert all(a[1] == b[0] for a, b in pairwise(bounds))
     sizes = [hi - lo for lo, hi in bounds]
     assert sizes == sorted(sizes, reverse=True)
     assert sum(0 < s < sizes[0] for s in sizes) <= 1
-    for index in (-1, parts):
+    for index in (-1, pieces):
         with pytest.raises(InputError):
-            slice_bounds(numel, parts, index)
+            slice_bounds(numel, pieces, index)
 
 
 @given(GROUPS, GROUPS, st.integers(1, 100), st.sampled_from([ValueKind.GRAD, ValueKind.PARAM]), st.booleans())
 def test_cut_bundles_travel_in_slices(workers: Ranks, owners: Ranks, numel: int, kind: ValueKind, cut: bool) -> None:
-    layout = Layout.CUT if cut else Layout.REPLICATED
+    layout = Layout.SHARDED if cut else Layout.REPLICATED
     src, dst = (workers, owners) if kind is ValueKind.GRAD else (owners, workers)
     bundle = Bundle(name="w", tensors=("t",), numel=numel, owners="b" if kind is ValueKind.GRAD else "a", layout=layout)
     op = Transfer(name="t", src="a", dst="b", pattern=Pattern.ALL_PAIRS, values=(Value(kind, "w"),), nbytes=4 * numel)

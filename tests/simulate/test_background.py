@@ -14,8 +14,8 @@ from stanza_sim.base.errors import InputError, RunError
 from stanza_sim.cluster import Cluster, Nic, Traffic, load_cluster
 from stanza_sim.schedule import Schedule
 from stanza_sim.simulate.background import BackgroundFlow, OnOff
-from stanza_sim.simulate.plain.fabric import Clock
-from stanza_sim.simulate.plain.fluid import Activity, FluidShare
+from stanza_sim.simulate.plain.fabric import SimClock
+from stanza_sim.simulate.plain.fluid import FluidShare, RunningActivity
 from stanza_sim.simulate.repeats import simulate_repeats
 from stanza_sim.simulate.variation import Variation
 from tests.schedule.toys import SOME, ZERO, build, cluster
@@ -144,7 +144,7 @@ def flow(on_s: float, off_s: float, seed: int) -> BackgroundFlow:
 
 
 def test_phases_have_the_means_that_are_asked_for() -> None:
-    clock, seen = Clock(), []
+    clock, seen = SimClock(), []
     on_off = OnOff([flow(1.0, 3.0, 5)], clock, lambda k, there: seen.append((clock.now, there)))
     clock.after(20_000.0, lambda: None)
     on_off.arm()
@@ -161,7 +161,7 @@ def test_phases_have_the_means_that_are_asked_for() -> None:
 
 
 def test_it_does_not_keep_a_simulation_alive_that_cannot_go_on() -> None:
-    clock = Clock()
+    clock = SimClock()
     on_off = OnOff([flow(1.0, 1.0, 1)], clock, lambda k, there: None)
     on_off.arm()
     assert not clock.pending
@@ -179,8 +179,8 @@ def test_it_does_not_keep_a_simulation_alive_that_cannot_go_on() -> None:
 
 def test_an_activity_can_be_stopped() -> None:
     share = FluidShare([10.0])
-    there = Activity(work=float("inf"), usage=((0, 1.0),), cap=4.0)
-    job = Activity(work=60.0, usage=((0, 1.0),))
+    there = RunningActivity(work=float("inf"), usage=((0, 1.0),), cap=4.0)
+    job = RunningActivity(work=60.0, usage=((0, 1.0),))
     share.start(there, 0.0)
     share.start(job, 0.0)
     share.solve(0.0)

@@ -18,7 +18,7 @@ from stanza_sim.cluster import Cluster, Host, Intra, IntraKind, Loopback, Nic, l
 from stanza_sim.model.profile import BlockKind, ModelProfile
 from stanza_sim.schedule import Algorithm, Collective, CollectiveKind, Schedule, parse
 from stanza_sim.simulate import Collectives, Prediction, simulate
-from stanza_sim.simulate.loads import Load
+from stanza_sim.simulate.lowered import Activity
 from stanza_sim.simulate.lowering import collective_cost
 from stanza_sim.simulate.lowering.fold import unfolded
 from stanza_sim.simulate.lowering.lower import Lowering
@@ -228,8 +228,8 @@ def test_large_collectives_are_not_carried_out(what: str, least: int, monkeypatc
             monkeypatch.setattr(collective_cost, what, least)
             monkeypatch.setattr(collective_cost, "back_to_back_s", None)
         parts = Lowering(schedule, one_tensor(nbytes), on, unfolded(on), lambda _: ZERO)
-        load = parts.collectives.steps.priced(op).load
-        priced.append(load.delay_s + load.work / load.cap)
+        activity = parts.collectives.steps.priced(op).activity
+        priced.append(activity.delay_s + activity.work / activity.cap)
     assert priced[1] == pytest.approx(priced[0], rel=0.05)
     assert priced[1] != priced[0]
 
@@ -243,10 +243,10 @@ def test_large_collectives_are_not_carried_out(what: str, least: int, monkeypatc
 def test_an_activity_takes_what_it_is_said_to_take(demand: float, nbytes: float, over: float, waiting: float) -> None:
     on = cluster(2, nic=NIC)
     resources = Resources(on, unfolded(on))
-    load = Load(work=nbytes, usage=((resources.link(0), demand),))
-    least_s = resources.busiest_s(load)
+    activity = Activity(work=nbytes, usage=((resources.link(0), demand),))
+    least_s = resources.busiest_s(activity)
     assert least_s == pytest.approx(nbytes * demand / B)
-    found = collective_cost.taking(resources, load, over * least_s, waiting * least_s)
+    found = collective_cost.taking(resources, activity, over * least_s, waiting * least_s)
     rate = min(found.cap, B / demand)
     assert found.delay_s + nbytes / rate == pytest.approx(over * least_s, rel=1e-9)
     assert 0 <= found.delay_s <= waiting * least_s * (1 + 1e-9)

@@ -49,7 +49,7 @@ def test_mxnet_cuts_big_arrays_and_hashes_small_ones() -> None:
         else:
             expected[(key * 9973) % 3] += t.numel
     assert _elements(schedule, model) == expected
-    cut = {b.name for b in schedule.bundles if b.layout is Layout.CUT}
+    cut = {b.name for b in schedule.bundles if b.layout is Layout.SHARDED}
     assert "classifier.0.weight" in cut
     assert "features.0.weight" not in cut
     small = build("parameter_server", model, 7, servers=3, assignment="mxnet", bigarray_bound=200_000_000)
@@ -113,7 +113,7 @@ def test_bytes_are_those_of_the_closed_form(settings: dict[str, object], placeme
     at = dict.fromkeys(schedule.group("server"), 0)
     for b in schedule.bundles:
         owners = list(schedule.owners(b))
-        size = -(-b.numel // len(owners)) if b.layout is Layout.CUT else b.numel
+        size = -(-b.numel // len(owners)) if b.layout is Layout.SHARDED else b.numel
         for i, r in enumerate(owners):
             at[r] += 4 * (min((i + 1) * size, b.numel) - min(i * size, b.numel))
     workers = list(schedule.group("worker"))

@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stanza_sim.base.units import rate
-from stanza_sim.cluster import Bucket, Cluster, load_cluster
+from stanza_sim.cluster import Cluster, TokenBucket, load_cluster
 from stanza_sim.testbed.network import network_of
-from stanza_sim.testbed.plan import INTERFACE, Plan, make_plan, prefix_of
+from stanza_sim.testbed.plan import INTERFACE, CommandPlan, make_plan, prefix_of
 from stanza_sim.testbed.shaping import QUANTUM_BYTES, shape_lines, shaper_of
 from stanza_sim.testbed.steps import Tool
 from tests.testbed.testbed_clusters import leaf_spine_text, load, star_text
@@ -21,11 +21,11 @@ HERE = Path(__file__).parent
 EXPLICIT = "{kind: explicit, paths: [{from: n-0, to: n-3, via: [leaf-0, spine-0, leaf-1]}]}"
 
 
-def plan_of(cluster: Cluster) -> Plan:
+def plan_of(cluster: Cluster) -> CommandPlan:
     return make_plan(network_of(cluster), "stz-test")
 
 
-def printed(plan: Plan) -> str:
+def printed(plan: CommandPlan) -> str:
     return "".join(f"[{s.tool} in {s.namespace}]\n" + "".join(f"{line}\n" for line in s.lines) for s in plan.steps)
 
 
@@ -40,11 +40,11 @@ def test_commands(tmp_path, golden, text):
     assert printed(plan_of(load(tmp_path, text))) == (HERE / golden).read_text()
 
 
-def lines(plan: Plan, tool: Tool, namespace: str) -> list[str]:
+def lines(plan: CommandPlan, tool: Tool, namespace: str) -> list[str]:
     return [line for s in plan.steps if (s.tool, s.namespace) == (tool, namespace) for line in s.lines]
 
 
-def follow(plan: Plan, src: int, dst: int) -> list[str]:
+def follow(plan: CommandPlan, src: int, dst: int) -> list[str]:
     """Return the ports that a packet leaves by, as routers that obey the plan's commands would choose them."""
     links = {}
     for step in plan.steps:
@@ -164,8 +164,8 @@ def test_sizes_are_those_that_were_measured_to_be_best(mbit, packet, burst):
 
 
 def test_a_burst_that_the_topology_states_is_that_of_the_shaper():
-    slow = shaper_of(25e6, Bucket(nbytes=100_000))
+    slow = shaper_of(25e6, TokenBucket(nbytes=100_000))
     assert (slow.burst_bytes, slow.peak_bps) == (100_000, None)
-    peaked = shaper_of(25e6, Bucket(nbytes=100_000, peak_Bps=50e6))
+    peaked = shaper_of(25e6, TokenBucket(nbytes=100_000, peak_Bps=50e6))
     root = next(line for line in shape_lines("e0", peaked, [("1.1.1.1", "1.1.1.2")]) if "classid 1:1 " in line)
     assert "rate 200000000bit burst 100000 ceil 400000000bit cburst 1600" in root

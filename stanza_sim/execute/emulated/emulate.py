@@ -110,7 +110,7 @@ class EmulatedWork:
             count = op.nbytes // self._schedule.itemsize
             return ceil(count / len(self._schedule.group(op.ranks))), count
         bundle = self._bundles[op.value.name]
-        parts = len(self._schedule.owners(bundle)) if bundle.layout is Layout.CUT else 1
+        parts = len(self._schedule.owners(bundle)) if bundle.layout is Layout.SHARDED else 1
         part = ceil(bundle.numel / parts)
         return part, part * parts
 

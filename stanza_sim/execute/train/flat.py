@@ -93,7 +93,7 @@ class FlatBundle:
         self.bundle = bundle
         self.owner = rank in owners
         self.dtype, self.device = dtype_of(schedule.itemsize), device
-        cut = bundle.layout is Layout.CUT
+        cut = bundle.layout is Layout.SHARDED
         parts = len(owners) if cut else 1
         index = owners.index(rank) if cut and self.owner else 0
         local: dict[str, tuple[int, ...]] | None = None

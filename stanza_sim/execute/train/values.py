@@ -72,7 +72,7 @@ class RankValues:
     def _find_label_order(self) -> dict[int, Tensor | None]:
         """For each micro-batch, how to pick the labels of the last block's samples from those at hand."""
         order: dict[int, Tensor | None] = {}
-        for m in range(self.schedule.parts):
+        for m in self.schedule.microbatch_ids:
             rows = self.samples.rows.get((self.rank, self.names[-1], m))
             have = self.samples.label_rows.get((self.rank, m))
             if rows is not None and have is not None:

@@ -191,7 +191,7 @@ def _report(nodes: Nodes, st: State, plan: Plan, go: RunState) -> bool:
 
 @kernel.part
 def _refill(net: Net, st: State, plan: Plan, go: RunState) -> None:
-    """Set what shaped links pass from now on; see `Buckets.refill`."""
+    """Set what shaped links pass from now on; see `TokenBuckets.refill`."""
     now = go.now[0]
     for i in range(len(plan.shaped)):
         q, own = plan.shaped[i], go.bucket[i]
@@ -211,7 +211,7 @@ def _refill(net: Net, st: State, plan: Plan, go: RunState) -> None:
 
 @kernel.part
 def _drain(net: Net, st: State, plan: Plan, go: RunState) -> None:
-    """Note what passes shaped links now; see `Buckets.drain`."""
+    """Note what passes shaped links now; see `TokenBuckets.drain`."""
     go.now[1] = np.inf
     for i in range(len(plan.shaped)):
         q, own = plan.shaped[i], go.bucket[i]

@@ -24,7 +24,7 @@ class Net(NamedTuple):
     link_class: I32
     link_demand: F64
     limited: I32  # classes with a finite cap
-    phi: F64  # per class
+    class_weight: F64  # per class
     cap: F64  # per class, rate of one flow
 
 
@@ -52,11 +52,13 @@ class State(NamedTuple):
     child: I32  # per node
     sibling: I32
     mark: F64  # per node
-    heap_s: F64  # pending starts, those that have no lane: time
+    heap_s: F64  # pending starts, those that have no delay queue: time
     heap_k: I32  # and node
-    lane: I8  # per node: the lane of its delay, -1 if that is too rare to have one
-    lane_first: I32  # per lane: the pending start that is next, linked by `sibling`, its time in `mark`; -1 if none
-    lane_last: I32
+    delay_queue: I8  # per node: the delay queue of its delay, -1 if that is too rare to have one
+    delay_first: (
+        I32  # per delay queue: the pending start that is next, linked by `sibling`, its time in `mark`; -1 if none
+    )
+    delay_last: I32
     level: F64  # scratch per link + class: progressive filling
     load: F64  # per link: weight of all flows under way
     users: I64  # per link: classes under way

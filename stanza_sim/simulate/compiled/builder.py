@@ -12,9 +12,9 @@ from stanza_sim.schedule.progress import Issue
 from stanza_sim.schedule.progress_tables import posting_order
 from stanza_sim.simulate.compiled.advance import Kind
 from stanza_sim.simulate.compiled.arrays import F64, I32, I64
-from stanza_sim.simulate.loads import Actor, Load
+from stanza_sim.simulate.lowered import Activity, RankClass
 from stanza_sim.simulate.lowering.arrays import ArrayLowered
-from stanza_sim.simulate.plain.wakeup import wakings
+from stanza_sim.simulate.plain.wakeup import wakeup_needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,11 +56,11 @@ class Builder:
 
     def __init__(self, schedule: Schedule, lowered: ArrayLowered, issue: Issue) -> None:
         self.s, self.lowered, self.in_order = schedule, lowered, issue is Issue.IN_ORDER
-        self.world, m = len(lowered.actors), len(lowered.messages)
+        self.world, m = len(lowered.rank_classes), len(lowered.messages)
         self.posts = [
             (a, u)
-            for a, actor in enumerate(lowered.actors)
-            for u in actor.program.units
+            for a, rank_class in enumerate(lowered.rank_classes)
+            for u in rank_class.program.units
             if u.kind in (UnitKind.SEND, UnitKind.COLLECTIVE)
         ]
         self.number = {(a, u.index): p for p, (a, u) in enumerate(self.posts)}
@@ -74,7 +74,7 @@ class Builder:
         self.rank: dict[int, int] = {}
         self.delay: dict[int, float] = {}
         self.endings: dict[int, Ending] = {}
-        self.flows: dict[int, Load] = {}
+        self.flows: dict[int, Activity] = {}
         self.computes: list[tuple[int, int, float]] = []  # rank, node, work
         self.op = {name: k for k, name in enumerate(lowered.op_names)}
         self.sends: dict[tuple[int, int], tuple[int, int]] = {}  # (op, rank) -> posted, sent
@@ -114,10 +114,10 @@ class Builder:
         for op in self.s.ops:
             if isinstance(op, Collective):
                 flow = self.node()
-                self.flows[flow] = self.lowered.rings[op.name].load
+                self.flows[flow] = self.lowered.collectives[op.name].activity
                 together: list[tuple[int, int]] = []  # those that are through at once
                 for unit in members[op.name]:
-                    copies = self.lowered.actors[unit[0]].copies.get(unit[1])
+                    copies = self.lowered.rank_classes[unit[0]].copies.get(unit[1])
                     posted = self.posted + self.number[unit]
                     self.inside.append((self.copied(posted, None if copies is None else copies.out), flow))
                     if copies is None or copies.into is None:
@@ -130,30 +130,30 @@ class Builder:
                     self.inside.append((flow, through))
                     self.collected |= {(op.name, a): through for a, _ in together}
 
-    def copied(self, before: int, load: Load | None) -> int:
+    def copied(self, before: int, activity: Activity | None) -> int:
         """Return the node of a copy that comes after `before`, or `before` if there is none."""
-        if load is None:
+        if activity is None:
             return before
         copy = self.node()
-        self.flows[copy] = load
+        self.flows[copy] = activity
         self.inside.append((before, copy))
         return copy
 
-    def actor(self, a: int) -> None:
+    def rank_class(self, a: int) -> None:
         """Make the units of rank `a` and what orders them."""
-        actor = self.lowered.actors[a]
-        units = actor.program.units
+        rank_class = self.lowered.rank_classes[a]
+        units = rank_class.program.units
         if not units:
             return
         # Else all that is ready is posted at once.
-        chosen = any(cost > 0 for cost in actor.post_s.values()) or any(self.credit(actor, u) for u in units)
+        chosen = any(cost > 0 for cost in rank_class.post_s.values()) or any(self.credit(rank_class, u) for u in units)
         chosen = chosen and not self.in_order
-        ends = [self.unit(a, actor, u, chosen=chosen) for u in units]
+        ends = [self.unit(a, rank_class, u, chosen=chosen) for u in units]
         if self.in_order:
-            self.issue_in_order(a, actor)
+            self.issue_in_order(a, rank_class)
         else:
-            self.posting_order(a, actor, chosen=chosen)
-        waking = wakings(actor.program, self.lowered.wake_s)
+            self.posting_order(a, rank_class, chosen=chosen)
+        wakeup = wakeup_needs(rank_class.program, self.lowered.wakeup_latency_s)
         lanes: dict[str | Ranks, list[tuple[int, int]]] = {}
         end = self.node()
         self.kind[end], self.rank[end] = Kind.END, a
@@ -167,10 +167,10 @@ class Builder:
             if first < 0:
                 continue
             needs, needs_previous = u.needs, u.needs_previous
-            if (others := waking.get(u.index)) is not None:  # what it needs of its own lane comes before it anyway
+            if (others := wakeup.get(u.index)) is not None:  # what it needs of its own lane comes before it anyway
                 needs, needs_previous = others.needs, others.needs_previous
                 woken = self.node()
-                self.delay[woken] = self.lowered.wake_s
+                self.delay[woken] = self.lowered.wakeup_latency_s
                 self.inside.append((woken, first))
                 first = woken
             self.inside.extend((ends[v][1], first) for v in needs)
@@ -183,20 +183,22 @@ class Builder:
         for lane in lanes.values():
             self.in_turn(lane)
 
-    def posting_order(self, a: int, actor: Actor, *, chosen: bool) -> None:
+    def posting_order(self, a: int, rank_class: RankClass, *, chosen: bool) -> None:
         """Let sends wait for those that must be posted before them."""
-        sends = [u for u in actor.program.units if actor.sends.get(u.index) and not self.credit(actor, u)]
+        sends = [
+            u for u in rank_class.program.units if rank_class.sends.get(u.index) and not self.credit(rank_class, u)
+        ]
         waits = self.ready if chosen else self.posted
         for followers, arrows in zip(posting_order(sends), (self.inside, self.across), strict=True):
             for before, after in followers.items():
                 posted = self.posted + self.number[a, before]
                 arrows.extend((posted, waits + self.number[a, v]) for v in after)
 
-    def issue_in_order(self, a: int, actor: Actor) -> None:
+    def issue_in_order(self, a: int, rank_class: RankClass) -> None:
         """Let rank `a` walk the ops of each channel: it posts the messages of an op together, and waits for them."""
-        there = actor.messages_of
+        there = rank_class.messages_of
         channels: dict[str, list[list[Unit]]] = {}
-        for u in actor.program.units:
+        for u in rank_class.program.units:
             if isinstance(u.op, Transfer) and there[u.index]:
                 ops = channels.setdefault(u.op.channel, [])
                 if ops and ops[-1][0].op is u.op:
@@ -204,9 +206,9 @@ class Builder:
                 else:
                     ops.append([u])
         for ops in channels.values():
-            self.in_turn([self.issue(a, actor, units) for units in ops])
+            self.in_turn([self.issue(a, rank_class, units) for units in ops])
 
-    def issue(self, a: int, actor: Actor, units: list[Unit]) -> tuple[int, int]:
+    def issue(self, a: int, rank_class: RankClass, units: list[Unit]) -> tuple[int, int]:
         """Post the messages of one op at rank `a`; return the node that does, and the one that ends when all are."""
         issue, through = self.node(), self.node()
         self.inside.append((self.opening + a, issue))
@@ -220,15 +222,15 @@ class Builder:
                 p = self.number[a, u.index]
                 posted, sent = self.sends[key]
                 self.inside += [(self.ready + p, issue), (last, posted), (sent, through)]
-                self.delay[posted] = actor.post_s[u.index]
+                self.delay[posted] = rank_class.post_s[u.index]
                 last = posted
         return issue, through
 
-    def credit(self, actor: Actor, u: Unit) -> int:
+    def credit(self, rank_class: RankClass, u: Unit) -> int:
         """As `_credit`; a channel that goes in order has no use for it."""
-        return 0 if self.in_order else _credit(actor, u)
+        return 0 if self.in_order else _credit(rank_class, u)
 
-    def unit(self, a: int, actor: Actor, u: Unit, *, chosen: bool) -> tuple[int, int]:
+    def unit(self, a: int, rank_class: RankClass, u: Unit, *, chosen: bool) -> tuple[int, int]:
         """Make a unit; return the node that waits for what it needs (-1 if none does), and its last.
 
         `chosen`: what the rank posts next is chosen among the sends that are ready.
@@ -236,8 +238,8 @@ class Builder:
         match u.kind:
             case UnitKind.COMPUTE:
                 flow, through = self.node(), self.span(((a, u.index),))
-                self.flows[flow] = actor.loads[u.index]
-                self.computes.append((a, flow, actor.loads[u.index].work))
+                self.flows[flow] = rank_class.activities[u.index]
+                self.computes.append((a, flow, rank_class.activities[u.index].work))
                 self.inside.append((flow, through))
                 return flow, through
             case UnitKind.SEND | UnitKind.COLLECTIVE:
@@ -245,23 +247,23 @@ class Builder:
                 ready, posted = self.ready + p, self.posted + p
                 if u.kind is UnitKind.COLLECTIVE:
                     self.inside.append((ready, posted))
-                    self.delay[posted] = actor.post_s[u.index]
+                    self.delay[posted] = rank_class.post_s[u.index]
                     return ready, self.collected[u.op.name, a]
-                if not actor.sends[u.index]:
+                if not rank_class.sends[u.index]:
                     return ready, ready
                 if chosen:
                     self.rank[ready] = self.rank[posted] = a
                     self.kind[ready], self.kind[posted] = Kind.READY, Kind.POSTED
-                    self.delay[posted] = actor.post_s[u.index]
+                    self.delay[posted] = rank_class.post_s[u.index]
                 elif not self.in_order:
                     self.inside.append((ready, posted))
                 sent = self.span(((a, u.index),), "sent")
                 self.sends[self.op[u.op.name], a] = posted, sent
-                if self.credit(actor, u):
+                if self.credit(rank_class, u):
                     self.paid_by[sent] = p
                 return ready, sent
             case UnitKind.RECV:
-                if not actor.arrivals[u.index]:
+                if not rank_class.arrivals[u.index]:
                     through = self.node()
                     return through, through
                 arrived = self.span(((a, u.index),), "recv")
@@ -285,7 +287,7 @@ class Builder:
             unit=np.array([u.index for _, u in self.posts], dtype=np.int32),
             queue=np.array(queue, dtype=np.int32),
             priority=np.array([_priority(u) for _, u in self.posts], dtype=np.int64),
-            credit=np.array([self.credit(self.lowered.actors[a], u) for a, u in self.posts], dtype=np.int64),
+            credit=np.array([self.credit(self.lowered.rank_classes[a], u) for a, u in self.posts], dtype=np.int64),
         )
 
     def computations(self) -> Computations:
@@ -297,9 +299,9 @@ class Builder:
         )
 
 
-def _credit(actor: Actor, u: Unit) -> int:
+def _credit(rank_class: RankClass, u: Unit) -> int:
     """How many sends of the queue of `u` may be under way, if `u` sends any message and that is limited; else 0."""
-    return u.op.credit if isinstance(u.op, Transfer) and actor.sends.get(u.index) else 0
+    return u.op.credit if isinstance(u.op, Transfer) and rank_class.sends.get(u.index) else 0
 
 
 def _priority(u: Unit) -> int:

@@ -34,7 +34,7 @@ from stanza_sim.simulate.compiled.advance import (
 )
 from stanza_sim.simulate.compiled.graph import Graph
 from stanza_sim.simulate.lowering.arrays import ArrayLowered
-from stanza_sim.simulate.plain.bucket import EMPTY, Shape
+from stanza_sim.simulate.plain.token_bucket import EMPTY, Shape
 from stanza_sim.timeline.spans import Span
 
 if TYPE_CHECKING:
@@ -86,19 +86,19 @@ class Log:
         for node, iteration, start_s, end_s in self.rows():
             ending = self.graph.endings[node]
             for a, index in ending.units:
-                actor = self.lowered.actors[a]
-                op = actor.program.units[index].op
+                rank_class = self.lowered.rank_classes[a]
+                op = rank_class.program.units[index].op
                 match op:
                     case Compute():
                         lane, nbytes = op.lane, 0
                     case Transfer():
-                        lane, nbytes = op.channel, actor.traffic[index][0 if ending.side == "sent" else 1]
+                        lane, nbytes = op.channel, rank_class.traffic[index][0 if ending.side == "sent" else 1]
                     case Collective():
-                        lane, nbytes = op.ranks, actor.traffic[index][0]
+                        lane, nbytes = op.ranks, rank_class.traffic[index][0]
                 found.append(
                     Span(
                         op=op.name,
-                        rank=actor.rank,
+                        rank=rank_class.rank,
                         iteration=iteration,
                         lane=lane,
                         side=ending.side,
@@ -129,7 +129,7 @@ class CompiledEngine:
         )
         self._net = graph.net._replace(capacity=graph.net.capacity.copy())
         self._state = kernel.make_state(self._net, self._nodes)
-        shaped = [s for q, bucket in lowered.buckets if (s := Shape.of(q, self._net.capacity[q], bucket)).matters]
+        shaped = [s for q, bucket in lowered.token_buckets if (s := Shape.of(q, self._net.capacity[q], bucket)).matters]
         self._plan = Plan(
             size=graph.size,
             kind=graph.kind,
@@ -151,7 +151,7 @@ class CompiledEngine:
             shaped=np.array([s.resource for s in shaped], dtype=np.int32),
             shape=np.array([(s.rate_Bps, s.nbytes, s.peak_Bps, EMPTY * s.nbytes) for s in shaped]).reshape(-1, 4),
         )
-        world, room = len(lowered.actors), (_COLUMNS + 2) * len(graph.endings)
+        world, room = len(lowered.rank_classes), (_COLUMNS + 2) * len(graph.endings)
         self._go = RunState(
             now=np.array([0.0, inf]),
             bucket=np.array([(0.0, 0.0, -s.rate_Bps, inf) for s in shaped]).reshape(-1, 4),
@@ -232,14 +232,14 @@ class CompiledEngine:
 
     def _stuck(self) -> str:
         """What each rank waits for: the rules are told what has happened, and tell the story."""
-        actors = self.lowered.actors
-        cores = [Progress(a.program, a.messages_of, issue=self.graph.issue) for a in actors]
+        rank_classes = self.lowered.rank_classes
+        cores = [Progress(a.program, a.messages_of, issue=self.graph.issue) for a in rank_classes]
         for core in cores:
             core.begin()
         for node, iteration, _, end_s in self.log().rows():
             for a, index in self.graph.endings[node].units:
                 key = (iteration, index)
-                if actors[a].program.units[index].kind is UnitKind.RECV:
+                if rank_classes[a].program.units[index].kind is UnitKind.RECV:
                     cores[a].arrived(key, end_s)
                 else:
                     cores[a].complete(key, end_s)
@@ -263,9 +263,9 @@ class CompiledEngine:
     def _factors(self, first: int, columns: int) -> F64:
         """How many times as long computations of each rank take, in `columns` iterations."""
         if self.variation is None:
-            return np.ones((len(self.lowered.actors), columns))
+            return np.ones((len(self.lowered.rank_classes), columns))
         iterations = range(first, first + columns)
-        return np.array([[self.variation.factor(a.rank, i) for i in iterations] for a in self.lowered.actors])
+        return np.array([[self.variation.factor(a.rank, i) for i in iterations] for a in self.lowered.rank_classes])
 
     def _grow(self) -> None:
         """Make room for twice as much."""

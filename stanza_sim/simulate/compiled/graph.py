@@ -35,7 +35,7 @@ from stanza_sim.simulate.compiled.advance import Kind
 from stanza_sim.simulate.compiled.arrays import F64, I8, I32, I64, Net, Nodes, thinned
 from stanza_sim.simulate.compiled.builder import Builder, Computations, Ending, Posts
 from stanza_sim.simulate.compiled.rows import Arrows, in_order
-from stanza_sim.simulate.loads import LINK_PHI, Load
+from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity
 from stanza_sim.simulate.lowering.arrays import ArrayLowered, Messages
 
 _MOST_QUEUES = 10_000_000
@@ -72,7 +72,7 @@ def graph_of(schedule: Schedule, lowered: ArrayLowered, issue: Issue = Issue.EAG
     work = Builder(schedule, lowered, issue)
     work.collectives()
     for a in range(work.world):
-        work.actor(a)
+        work.rank_class(a)
     background = _background(work)
     net, classes = _network(lowered, list(work.flows.values()))
     copies = _Copies.of(lowered.messages, work.size)
@@ -90,7 +90,7 @@ def graph_of(schedule: Schedule, lowered: ArrayLowered, issue: Issue = Issue.EAG
         computations=work.computations(),
         endings=work.endings,
         background=background,
-        working=tuple(a for a, actor in enumerate(lowered.actors) if actor.program.units),
+        working=tuple(a for a, rank_class in enumerate(lowered.rank_classes) if rank_class.program.units),
         issue=issue,
     )
 
@@ -101,7 +101,7 @@ def _background(work: Builder) -> tuple[int, ...]:
     for flow in work.lowered.background:
         nodes.append(work.node())
         usage = ((flow.resource, 1.0),)
-        work.flows[nodes[-1]] = Load(work=np.inf, usage=usage, phi=LINK_PHI, cap=flow.traffic.bandwidth_Bps)
+        work.flows[nodes[-1]] = Activity(work=np.inf, usage=usage, weight=LINK_WEIGHT, cap=flow.traffic.bandwidth_Bps)
     return tuple(nodes)
 
 
@@ -139,14 +139,14 @@ def _timing(work: Builder, classes: list[int], copies: _Copies) -> _Timing:
     ms, m, size = work.lowered.messages, len(work.lowered.messages), work.size
     made = _Timing(cls=np.full(size, -1, dtype=np.int32), work=np.zeros(size), delay=np.zeros(size))
     if m:
-        delays = np.array([x.delay_s for x in ms.loads])
-        made.cls[:m], made.work[:m], made.delay[:m] = ms.load, ms.nbytes, delays[ms.load]
+        delays = np.array([x.delay_s for x in ms.activities])
+        made.cls[:m], made.work[:m], made.delay[:m] = ms.activity, ms.nbytes, delays[ms.activity]
         for index, those, at in ((ms.copy_out, copies.leave, copies.out), (ms.copy_in, copies.enter, copies.into)):
             made.cls[at], made.work[at], made.delay[at] = index[those], ms.nbytes[those], delays[index[those]]
     flows = np.array(list(work.flows), dtype=np.int64)
     made.cls[flows] = classes
-    made.work[flows] = [load.work for load in work.flows.values()]
-    made.delay[flows] = [load.delay_s for load in work.flows.values()]
+    made.work[flows] = [activity.work for activity in work.flows.values()]
+    made.delay[flows] = [activity.delay_s for activity in work.flows.values()]
     made.delay[list(work.delay)] = list(work.delay.values())
     return made
 
@@ -257,27 +257,27 @@ def _queued(ms: Messages, world: int) -> tuple[I32, npt.NDArray[np.bool_]]:
 # ---- network --------------------------------------------------------------------------------------------------------
 
 
-def _network(lowered: ArrayLowered, flows: list[Load]) -> tuple[Net, list[int]]:
+def _network(lowered: ArrayLowered, flows: list[Activity]) -> tuple[Net, list[int]]:
     """The kernel's network, classes of messages first, and the class of each of `flows`."""
     capacity = [r.capacity for r in lowered.resources]
-    loads = list(lowered.messages.loads)
+    activities = list(lowered.messages.activities)
     known: dict[tuple[object, ...], int] = {}
     classes: list[int] = []
-    for load in flows:
-        key = (load.usage, load.phi, load.cap)
+    for activity in flows:
+        key = (activity.usage, activity.weight, activity.cap)
         if key not in known:
-            known[key] = len(loads)
-            loads.append(load)
+            known[key] = len(activities)
+            activities.append(activity)
         classes.append(known[key])
     routes: list[tuple[tuple[int, float], ...]] = []
-    for load in loads:
-        if load.usage:
-            routes.append(load.usage)
+    for activity in activities:
+        if activity.usage:
+            routes.append(activity.usage)
         else:
             routes.append(((len(capacity), 1.0),))
             capacity.append(_UNLIMITED)
-    phi, cap = np.array([x.phi for x in loads]), np.array([x.cap for x in loads])
+    weight, cap = np.array([x.weight for x in activities]), np.array([x.cap for x in activities])
     bounds = np.array(capacity)
-    if not lowered.buckets:  # which change what links pass
+    if not lowered.token_buckets:  # which change what links pass
         routes = thinned(bounds, routes)
-    return kernel.make_net(bounds, routes, phi, cap), classes
+    return kernel.make_net(bounds, routes, weight, cap), classes

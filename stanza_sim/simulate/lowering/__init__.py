@@ -1,1 +1,1 @@
-"""From a schedule to what it takes: loads on resources, messages, collectives; and bounds from those alone."""
+"""From a schedule to what it takes: activities on resources, messages, collectives; and bounds from those alone."""

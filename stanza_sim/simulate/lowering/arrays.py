@@ -1,7 +1,7 @@
 """Lowering to arrays: every message of every pair of ranks as one entry, for many messages that nothing folds.
 
 Contract: as `lower`, with the same parts, for a folding in which class c is rank c; `message_arrays` stands in for
-`MessageClasses`, and prices messages by the same `MessageLoads`.
+`MessageClasses`, and prices messages by the same `MessageActivities`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import numpy.typing as npt
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Layout, Schedule, Transfer, UnitKind
-from stanza_sim.simulate.loads import LINK_PHI, Actor, Load, Lowered
+from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity, Lowered, RankClass
 from stanza_sim.simulate.lowering.fold import COMPLETE, Folding
 from stanza_sim.simulate.lowering.lower import Lowering
-from stanza_sim.simulate.lowering.messages import MessageLoads, Path
+from stanza_sim.simulate.lowering.messages import MessageActivities, Path
 
 if TYPE_CHECKING:
     from stanza_sim.simulate.costs import CostModel
@@ -30,11 +30,11 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Messages:
-    """One iteration's messages in program order: arrays of one length, but for `loads`.
+    """One iteration's messages in program order: arrays of one length, but for `activities`.
 
-    `op` is the op's place in the schedule, `src` and `dst` ranks, `channel` the number of a queue, `load` an index
-    into `loads`, whose work is not used: the work is `nbytes`. So are `copy_out` and `copy_in`, what staged devices
-    copy before and after (see `Message`), -1 for nothing; they are empty where no device is staged.
+    `op` is the op's place in the schedule, `src` and `dst` ranks, `channel` the number of a queue, `activity` an index
+    into `activities`, whose work is not used: the work is `nbytes`. So are `copy_out` and `copy_in`, what staged
+    devices copy before and after (see `Message`), -1 for nothing; they are empty where no device is staged.
     """
 
     op: I32
@@ -42,28 +42,28 @@ class Messages:
     dst: I32
     channel: I32
     nbytes: I64
-    load: I32
-    loads: tuple[Load, ...]
+    activity: I32
+    activities: tuple[Activity, ...]
     copy_out: I32
     copy_in: I32
 
     def __len__(self) -> int:
         return len(self.op)
 
-    def bytes_by_load(self) -> list[float]:
-        """Bytes of all messages of each of `loads`."""
-        total = np.bincount(self.load, weights=self.nbytes, minlength=len(self.loads))
+    def bytes_by_activity(self) -> list[float]:
+        """Bytes of all messages of each of `activities`."""
+        total = np.bincount(self.activity, weights=self.nbytes, minlength=len(self.activities))
         for copies in (self.copy_out, self.copy_in):
             there = copies >= 0
             if there.any():
-                total += np.bincount(copies[there], weights=self.nbytes[there], minlength=len(self.loads))
+                total += np.bincount(copies[there], weights=self.nbytes[there], minlength=len(self.activities))
         moved: list[float] = total.tolist()
         return moved
 
 
 @dataclass(slots=True, kw_only=True)
 class ArrayLowered(Lowered):
-    """As `Lowered`, with all messages in arrays and none in the actors; `op_names` are in program order."""
+    """As `Lowered`, with all messages in arrays and none in the rank classes; `op_names` are in program order."""
 
     messages: Messages
     op_names: tuple[str, ...]
@@ -108,15 +108,15 @@ class _Sent:
     channels: tuple[str, ...]
 
 
-def message_arrays(schedule: Schedule, loads: MessageLoads) -> Messages:
-    """Every message of an iteration of `schedule`; `loads` knows every rank as a class of its own."""
+def message_arrays(schedule: Schedule, activities: MessageActivities) -> Messages:
+    """Every message of an iteration of `schedule`; `activities` knows every rank as a class of its own."""
     sent = _sent(schedule)
-    placement = loads.cluster.placement
+    placement = activities.cluster.placement
     hosts = np.array([p.host for p in placement], dtype=np.int64)
-    made: list[Load] = []
-    load = _over_links(schedule, loads, sent, made)
-    near = load < 0
-    load[near] = _over_loopbacks(loads, hosts[sent.src[near]], sent.nbytes[near], made)
+    made: list[Activity] = []
+    activity = _over_links(schedule, activities, sent, made)
+    near = activity < 0
+    activity[near] = _over_loopbacks(activities, hosts[sent.src[near]], sent.nbytes[near], made)
     staged = near | (hosts[sent.src] != hosts[sent.dst])
     return Messages(
         op=sent.op,
@@ -124,10 +124,10 @@ def message_arrays(schedule: Schedule, loads: MessageLoads) -> Messages:
         dst=sent.dst,
         channel=sent.channel,
         nbytes=sent.nbytes,
-        load=load,
-        copy_out=_copies(loads, sent.src, "out", staged, made),
-        copy_in=_copies(loads, sent.dst, "in", staged, made),
-        loads=tuple(made),
+        activity=activity,
+        copy_out=_copies(activities, sent.src, "out", staged, made),
+        copy_in=_copies(activities, sent.dst, "in", staged, made),
+        activities=tuple(made),
     )
 
 
@@ -175,7 +175,7 @@ def _sizes(schedule: Schedule, op: Transfer, src: I32, dst: I32) -> I64:
         return np.array([schedule.message_bytes(op, a, b) for a, b in zip(src, dst, strict=True)], dtype=np.int64)
     if (owner_sends := value.kind.owner_sends) is not None:
         bundle = schedule.bundle(value.name)
-        if bundle.layout is Layout.CUT:
+        if bundle.layout is Layout.SHARDED:
             owners = np.fromiter(schedule.owners(bundle), dtype=np.int64)
             size = -(-bundle.numel // len(owners))
             bounds = np.minimum(np.arange(len(owners) + 1, dtype=np.int64) * size, bundle.numel)
@@ -186,66 +186,70 @@ def _sizes(schedule: Schedule, op: Transfer, src: I32, dst: I32) -> I64:
     return np.full(len(src), op.nbytes, dtype=np.int64)
 
 
-def _over_links(schedule: Schedule, loads: MessageLoads, sent: _Sent, made: list[Load]) -> I32:
+def _over_links(schedule: Schedule, activities: MessageActivities, sent: _Sent, made: list[Activity]) -> I32:
     """The load over links of each message, as an index into `made`, which is extended; -1 over the loopback.
 
     Messages with the same two ends use the same links, but for those whose channels are hashed.
     """
     code = sent.src.astype(np.int64) * schedule.world_size + sent.dst
-    if loads.hashed:
+    if activities.hashed:
         code = code * len(sent.channels) + sent.channel
     codes, inverse = np.unique(code, return_inverse=True)
     place = np.full(len(codes), -1, dtype=np.int32)
     known: dict[Path, int] = {}
     links: dict[int, int] = {}  # each link is a resource by itself, which is looked up once
     for k, c in enumerate(codes.tolist()):
-        ends, channel = divmod(c, len(sent.channels)) if loads.hashed else (c, 0)
+        ends, channel = divmod(c, len(sent.channels)) if activities.hashed else (c, 0)
         src, dst = divmod(ends, schedule.world_size)
-        path = loads.path(src, dst, sent.channels[channel])
+        path = activities.path(src, dst, sent.channels[channel])
         if path is None:
             continue
         if path not in known:
             known[path] = len(made)
-            made.append(_of_path(loads, path, links))
+            made.append(_of_path(activities, path, links))
         place[k] = known[path]
     found: I32 = place[inverse]
     return found
 
 
-def _of_path(loads: MessageLoads, path: Path, links: dict[int, int]) -> Load:
-    """As `MessageLoads.over_links` for one message of unfolded ranks: every link is on a path once.
+def _of_path(activities: MessageActivities, path: Path, links: dict[int, int]) -> Activity:
+    """As `MessageActivities.over_links` for one message of unfolded ranks: every link is on a path once.
 
     `links` keeps the resources of links.
     """
     usage, latency_s = path
     for q, _ in usage:
         if q not in links:
-            links[q] = loads.resources.link(q)
-    return Load(work=0.0, usage=tuple(sorted((links[q], s) for q, s in usage)), phi=LINK_PHI, delay_s=latency_s)
+            links[q] = activities.resources.link(q)
+    return Activity(
+        work=0.0, usage=tuple(sorted((links[q], s) for q, s in usage)), weight=LINK_WEIGHT, delay_s=latency_s
+    )
 
 
-def _over_loopbacks(loads: MessageLoads, host: I64, nbytes: I64, made: list[Load]) -> I64:
+def _over_loopbacks(activities: MessageActivities, host: I64, nbytes: I64, made: list[Activity]) -> I64:
     """The load of each message over the loopback of its `host`, as an index into `made`, which is extended.
 
     Their sizes matter, for a message costs cores so much a byte and so much by itself.
     """
     kinds, inverse = np.unique(np.stack([host, nbytes]), axis=1, return_inverse=True)
     found: I64 = len(made) + inverse.reshape(-1)
-    on_host = loads.resources.on_host
-    made.extend(loads.over_loopback(on_host[h][0], size, 1.0) for h, size in kinds.T.tolist())
+    on_host = activities.resources.on_host
+    made.extend(activities.over_loopback(on_host[h][0], size, 1.0) for h, size in kinds.T.tolist())
     return found
 
 
-def _copies(loads: MessageLoads, rank: I32, side: str, staged: npt.NDArray[np.bool_], made: list[Load]) -> I32:
+def _copies(
+    activities: MessageActivities, rank: I32, side: str, staged: npt.NDArray[np.bool_], made: list[Activity]
+) -> I32:
     """What each message copies at its `rank` if it is `staged`, as an index into `made`, which is extended."""
-    if all(host.staging is None for host in loads.cluster.hosts):
+    if all(host.staging is None for host in activities.cluster.hosts):
         return np.zeros(0, dtype=np.int32)
-    index = np.full(loads.cluster.world_size, -1, dtype=np.int32)
-    for a in range(loads.cluster.world_size):
-        load = loads.copy(a, 1.0, side)
-        if load is not None:
+    index = np.full(activities.cluster.world_size, -1, dtype=np.int32)
+    for a in range(activities.cluster.world_size):
+        activity = activities.copy(a, 1.0, side)
+        if activity is not None:
             index[a] = len(made)
-            made.append(load)
+            made.append(activity)
     found: I32 = np.where(staged, index[rank], -1)
     return found
 
@@ -270,9 +274,9 @@ def _of_ops(schedule: Schedule, cluster: Cluster, messages: Messages) -> dict[st
     return found
 
 
-def _actor(parts: Lowering, rank: int, of_ops: dict[str, OfOp]) -> Actor:
-    """The actor of `rank`, whose messages are in arrays."""
-    made = parts.actor(rank, with_messages=False)
+def _rank_class(parts: Lowering, rank: int, of_ops: dict[str, OfOp]) -> RankClass:
+    """The rank class of `rank`, whose messages are in arrays."""
+    made = parts.rank_class(rank, with_messages=False)
     overhead_s = parts.cluster.host_of(rank).nic.overhead_s
     sends: dict[int, int] = {}
     arrivals: dict[int, int] = {}
@@ -299,18 +303,18 @@ def lower_to_arrays(
 ) -> ArrayLowered:
     """As `lower`, for a folding in which every rank is a class of its own."""
     parts = Lowering(schedule, model, cluster, folding, cost_of)
-    messages = message_arrays(schedule, parts.loads)
+    messages = message_arrays(schedule, parts.activities)
     of_ops = _of_ops(schedule, cluster, messages)
-    actors = [_actor(parts, r, of_ops) for r in range(cluster.world_size)]
-    rings = parts.collectives.every()
+    rank_classes = [_rank_class(parts, r, of_ops) for r in range(cluster.world_size)]
+    collectives = parts.collectives.every()
     return ArrayLowered(
         resources=parts.resources.made,
-        actors=actors,
-        rings=rings,
+        rank_classes=rank_classes,
+        collectives=collectives,
         links=parts.resources.used_links(),
         background=parts.resources.background(),
-        buckets=parts.resources.buckets(),
-        wake_s=cluster.wake_s,
+        token_buckets=parts.resources.token_buckets(),
+        wakeup_latency_s=cluster.wakeup_latency_s,
         messages=messages,
         op_names=tuple(op.name for op in schedule.ops),
     )

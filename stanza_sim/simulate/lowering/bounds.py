@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.schedule import Schedule
-from stanza_sim.simulate.loads import Lowered
+from stanza_sim.simulate.lowered import Lowered
 from stanza_sim.simulate.lowering.arrays import ArrayLowered
 from stanza_sim.simulate.lowering.fold import Folding
 
@@ -21,34 +21,34 @@ def demands(lowered: Lowered, slower: Sequence[float] | None = None) -> list[flo
     """
     total = [0.0] * len(lowered.resources)
     if isinstance(lowered, ArrayLowered):
-        for load, nbytes in zip(lowered.messages.loads, lowered.messages.bytes_by_load(), strict=True):
-            for q, demand in load.usage:
+        for activity, nbytes in zip(lowered.messages.activities, lowered.messages.bytes_by_activity(), strict=True):
+            for q, demand in activity.usage:
                 total[q] += nbytes * demand
-    for k, a in enumerate(lowered.actors):
+    for k, a in enumerate(lowered.rank_classes):
         factor = 1.0 if slower is None else slower[k]
-        for load in a.loads.values():
-            for q, demand in load.usage:
-                total[q] += factor * load.work * demand
-        others = [load for ms in a.messages.values() for m in ms for load in m.loads]
-        others += [load for c in a.copies.values() for load in (c.out, c.into) if load is not None]
-        for load in others:
-            for q, demand in load.usage:
-                total[q] += load.work * demand
-    for ring in lowered.rings.values():
-        for q, demand in ring.load.usage:
-            total[q] += ring.load.work * demand
+        for activity in a.activities.values():
+            for q, demand in activity.usage:
+                total[q] += factor * activity.work * demand
+        others = [activity for ms in a.messages.values() for m in ms for activity in m.activities]
+        others += [activity for c in a.copies.values() for activity in (c.out, c.into) if activity is not None]
+        for activity in others:
+            for q, demand in activity.usage:
+                total[q] += activity.work * demand
+    for collective in lowered.collectives.values():
+        for q, demand in collective.activity.usage:
+            total[q] += collective.activity.work * demand
     return total
 
 
 def bound_s(lowered: Lowered, busy: Sequence[float], slower: Sequence[float] | None = None) -> float:
     """Seconds that no order of the same work can beat: the busiest resource, or the busiest lane of a rank."""
     bounds = [d / r.capacity for r, d in zip(lowered.resources, busy, strict=True)]
-    for k, a in enumerate(lowered.actors):
+    for k, a in enumerate(lowered.rank_classes):
         factor = 1.0 if slower is None else slower[k]
         lanes: dict[str, float] = {}
-        for u, load in a.loads.items():
+        for u, activity in a.activities.items():
             lane = getattr(a.program.units[u].op, "lane", "main")
-            lanes[lane] = lanes.get(lane, 0.0) + factor * load.work
+            lanes[lane] = lanes.get(lane, 0.0) + factor * activity.work
         bounds.extend(lanes.values())
     return max(bounds, default=0.0)
 

@@ -18,7 +18,7 @@ from math import inf
 
 from stanza_sim.schedule import Algorithm, Collective, CollectiveKind
 from stanza_sim.schedule.collectives import has_closed_form, steps_of
-from stanza_sim.simulate.loads import Load, Ring, StepProgram
+from stanza_sim.simulate.lowered import Activity, CollectiveActivity, StepProgram
 from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs, Steps
 from stanza_sim.simulate.lowering.resources import Resources
 from stanza_sim.simulate.plain.collective_sim import back_to_back_s
@@ -54,20 +54,20 @@ class StepCosts:
         self._paths: dict[Shape, _Path] = {}
         self._alone_s: dict[Shape, float] = {}
 
-    def priced(self, op: Collective, *, timed: bool = True) -> Ring:
+    def priced(self, op: Collective, *, timed: bool = True) -> CollectiveActivity:
         """`op` as one activity; without `timed` it takes no longer than its busiest resource, for steps take the time.
 
         Example: the steps take 10 ms, of which latencies and overheads alone take 2 ms, and the busiest link needs
         7 ms. The activity waits for 2 ms, then moves for 8 ms at no more than 7/8 of that link's rate.
         """
-        actors = tuple(self.inputs.group(op))
+        rank_classes = tuple(self.inputs.group(op))
         steps = Steps(self.inputs, op)
         if not steps.made:
-            return Ring(actors=actors, load=Load(work=0.0, usage=()))
-        load = steps.load()
+            return CollectiveActivity(rank_classes=rank_classes, activity=Activity(work=0.0, usage=()))
+        activity = steps.activity()
         if timed:
-            load = taking(self.inputs.resources, load, self.alone_s(op), steps.path(moving=False)[0])
-        return Ring(actors=actors, load=load)
+            activity = taking(self.inputs.resources, activity, self.alone_s(op), steps.path(moving=False)[0])
+        return CollectiveActivity(rank_classes=rank_classes, activity=activity)
 
     def program(self, op: Collective) -> StepProgram:
         """The messages of `op` one by one, and what each rank does with them."""
@@ -94,7 +94,7 @@ class StepCosts:
         if (what := _shape(op)) not in self._paths:
             steps = Steps(self.inputs, op)
             seconds, in_step = steps.path(moving=True)
-            busiest_s = self.inputs.resources.busiest_s(steps.load())
+            busiest_s = self.inputs.resources.busiest_s(steps.activity())
             self._paths[what] = _Path(seconds=seconds, in_step=in_step, busiest_s=busiest_s)
         return self._paths[what]
 
@@ -163,7 +163,7 @@ class StepCosts:
 
     def _round_s(self, programs: Sequence[StepProgram], rounds: int) -> float:
         """Seconds of one of `rounds` rounds of `programs`, which follow one another on idle links."""
-        post_s = {r: self.inputs.cluster.host_of(r).nic.overhead_s for r in programs[0].actors}
+        post_s = {r: self.inputs.cluster.host_of(r).nic.overhead_s for r in programs[0].rank_classes}
         return back_to_back_s(self.inputs.resources.made, programs, post_s, rounds=rounds)
 
 
@@ -189,10 +189,10 @@ def shared_out(together_s: float, alone: Mapping[Shape, float], busiest: Mapping
     return {what: busiest[what] + part * (seconds - busiest[what]) for what, seconds in alone.items()}
 
 
-def taking(resources: Resources, load: Load, seconds: float, delay_s: float) -> Load:
-    """`load` such that it takes `seconds` alone, of which nothing moves in the first `delay_s`.
+def taking(resources: Resources, activity: Activity, seconds: float, delay_s: float) -> Activity:
+    """`activity` such that it takes `seconds` alone, of which nothing moves in the first `delay_s`.
 
     Where latencies pass while others send over the same link, less than their sum is left beside what moves.
     """
-    delay_s = max(0.0, min(delay_s, seconds - resources.busiest_s(load)))
-    return replace(load, delay_s=delay_s, cap=load.work / (seconds - delay_s) if seconds > delay_s else inf)
+    delay_s = max(0.0, min(delay_s, seconds - resources.busiest_s(activity)))
+    return replace(activity, delay_s=delay_s, cap=activity.work / (seconds - delay_s) if seconds > delay_s else inf)

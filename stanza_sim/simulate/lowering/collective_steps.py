@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.schedule import Collective, CollectiveKind, Ranks, Schedule
 from stanza_sim.schedule.collectives import Step, steps_of
-from stanza_sim.simulate.loads import LINK_PHI, Load, StepProgram, Turn
-from stanza_sim.simulate.lowering.messages import MessageLoads, Path
+from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity, StepProgram, Turn
+from stanza_sim.simulate.lowering.messages import MessageActivities, Path
 from stanza_sim.simulate.lowering.resources import Resources
 from stanza_sim.simulate.plain.collective_sim import SETTLED
 from stanza_sim.simulate.plain.fluid import usage_of
@@ -33,18 +33,18 @@ class CollectiveInputs:
     """What collectives are priced from: the schedule that has them, loads of messages, and costs of additions."""
 
     schedule: Schedule
-    loads: MessageLoads
+    activities: MessageActivities
     cost_of: Callable[[int], CostModel]
 
     @property
     def resources(self) -> Resources:
         """What messages and additions share."""
-        return self.loads.resources
+        return self.activities.resources
 
     @property
     def cluster(self) -> Cluster:
         """Where the ranks are."""
-        return self.loads.cluster
+        return self.activities.cluster
 
     def group(self, op: Collective) -> Ranks:
         """The members of `op`."""
@@ -79,20 +79,20 @@ class Steps:
 
     def program(self) -> StepProgram:
         """The messages one by one, and what each rank does with them."""
-        loads: dict[tuple[int, int, int, bool], Load] = {}
-        messages: list[tuple[int, int, Load]] = []
+        activities: dict[tuple[int, int, int, bool], Activity] = {}
+        messages: list[tuple[int, int, Activity]] = []
         ranks = self.inputs.group(self.op)
         sends: dict[int, dict[int, list[int]]] = {r: {} for r in ranks}
         receives: dict[int, dict[int, list[int]]] = {r: {} for r in ranks}
         for m, s in enumerate(self.made):
             key = (s.src, s.dst, s.hi - s.lo, s.reduce)
-            if key not in loads:
-                loads[key] = self._message(s)
-            messages.append((s.src, s.dst, loads[key]))
+            if key not in activities:
+                activities[key] = self._message(s)
+            messages.append((s.src, s.dst, activities[key]))
             sends[s.src].setdefault(s.step, []).append(m)
             receives[s.dst].setdefault(s.step, []).append(m)
         turns = {r: self._turns(r, sends[r], receives[r]) for r in ranks}
-        return StepProgram(actors=tuple(ranks), messages=tuple(messages), turns=turns)
+        return StepProgram(rank_classes=tuple(ranks), messages=tuple(messages), turns=turns)
 
     def _turns(self, rank: int, sends: dict[int, list[int]], receives: dict[int, list[int]]) -> tuple[Turn, ...]:
         """What `rank` does in each of its steps; `sends` and `receives` are its messages by step."""
@@ -104,24 +104,28 @@ class Steps:
             mine.append(Turn(post_s=max(0.0, post_s), sends=tuple(out), receives=tuple(receives.get(step, []))))
         return tuple(mine)
 
-    def _message(self, s: Step) -> Load:
+    def _message(self, s: Step) -> Activity:
         """One message as a flow; what it costs the receiver's cores to add it goes along with it."""
         nbytes, path = self._nbytes(s), self._way(s)
         if path is None:
-            load = self.inputs.loads.over_loopback(s.src, nbytes, 1.0)
+            activity = self.inputs.activities.over_loopback(s.src, nbytes, 1.0)
         else:
-            load = self.inputs.loads.over_links(path, float(nbytes), 1.0, 1.0)
+            activity = self.inputs.activities.over_links(path, float(nbytes), 1.0, 1.0)
         core_s = self._adding_core_s(s)
         if core_s <= 0:
-            return load
-        usage = usage_of([*load.usage, (self.inputs.resources.cores(s.dst), core_s)])
-        return replace(load, usage=usage, phi=1.0 / (core_s + (1.0 / load.phi if load.phi < LINK_PHI else 0.0)))
+            return activity
+        usage = usage_of([*activity.usage, (self.inputs.resources.cores(s.dst), core_s)])
+        return replace(
+            activity,
+            usage=usage,
+            weight=1.0 / (core_s + (1.0 / activity.weight if activity.weight < LINK_WEIGHT else 0.0)),
+        )
 
     def _way(self, s: Step) -> Path | None:
         """The links of a message and its latency; None over the loopback."""
         pair = (s.src, s.dst)
         if pair not in self._paths:
-            self._paths[pair] = self.inputs.loads.path(s.src, s.dst, self.op.ranks)
+            self._paths[pair] = self.inputs.activities.path(s.src, s.dst, self.op.ranks)
         return self._paths[pair]
 
     def _nbytes(self, s: Step) -> int:
@@ -165,7 +169,7 @@ class Steps:
         self._taken = [found[k] for k in sorted(found)]
         return self._taken
 
-    def load(self) -> Load:
+    def activity(self) -> Activity:
         """All messages as one activity, which nothing but the resources limits."""
         resources = self.inputs.resources
         total: Counter[int] = Counter()
@@ -175,13 +179,13 @@ class Steps:
             cores.update(step.cores)
         amount = float(max(total.values(), default=0) or self.op.nbytes)  # one flow on its busiest link
         usage = [(resources.link(q), b / amount) for q, b in total.items()]
-        phi = LINK_PHI
+        weight = LINK_WEIGHT
         for host, core_s in cores.items():
             mine = [r for r in resources.on_host[host] if r in self.inputs.group(self.op)]
             if core_s > 0:
                 usage.append((resources.cores(mine[0]), core_s / amount))
-                phi = min(phi, len(mine) * amount / core_s)
-        return Load(work=amount, usage=usage_of(usage), phi=phi)
+                weight = min(weight, len(mine) * amount / core_s)
+        return Activity(work=amount, usage=usage_of(usage), weight=weight)
 
     # ---- the longest path ------------------------------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 
 As one activity: every link is charged the bytes that all steps move over it, and the whole takes as long as the steps
 do with nothing beside them; the latencies and overheads on their longest path come first, and nothing moves in those.
-Rings, in which all ranks do alike, have a closed form (`Collectives.ring`); for the rest see `collective_cost.py`.
-Beside other traffic it is an approximation, which the same collective step by step does not make.
+Rings, in which all ranks do alike, have a closed form (`Collectives.closed_form`); for the rest see
+`collective_cost.py`. Beside other traffic it is an approximation, which the same collective step by step does not make.
 
 Contract: `Collectives` prices the collectives of one schedule. It asks for loads of messages and costs of additions,
 and knows nothing of transfers or programs. Only rings may be folded.
@@ -20,7 +20,7 @@ from math import inf
 from stanza_sim.cluster.cluster import Usage
 from stanza_sim.schedule import Carrier, Collective, CollectiveKind
 from stanza_sim.schedule.collectives import collective_bytes, has_closed_form, traffic
-from stanza_sim.simulate.loads import LINK_PHI, Copies, Load, Ring
+from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity, CollectiveActivity, Copies
 from stanza_sim.simulate.lowering.collective_cost import StepCosts, taking
 from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs
 from stanza_sim.simulate.lowering.fold import ring_order
@@ -78,17 +78,18 @@ class _Cores:
 
 
 class Collectives:
-    """The prices of the collectives of one schedule; with `stepwise`, for which nothing is folded, with their steps."""
+    """The prices of the collectives of one schedule; with `simulate_steps`, for which nothing is folded, with their
+    steps."""
 
-    def __init__(self, inputs: CollectiveInputs, *, stepwise: bool = False) -> None:
-        self.inputs, self.stepwise = inputs, stepwise
+    def __init__(self, inputs: CollectiveInputs, *, simulate_steps: bool = False) -> None:
+        self.inputs, self.simulate_steps = inputs, simulate_steps
         self.steps = StepCosts(inputs)
         self._moved: dict[str, Mapping[int, tuple[int, int]]] = {}
 
-    def every(self) -> dict[str, Ring]:
+    def every(self) -> dict[str, CollectiveActivity]:
         """Every collective, by op name; those alike are looked up once."""
-        made: dict[tuple[object, ...], Ring] = {}
-        found: dict[str, Ring] = {}
+        made: dict[tuple[object, ...], CollectiveActivity] = {}
+        found: dict[str, CollectiveActivity] = {}
         for op in self.inputs.schedule.ops:
             if isinstance(op, Collective):
                 key = (op.kind, op.ranks, op.nbytes, op.root, op.algorithm, op.by, op.local, op.chunk)
@@ -97,10 +98,10 @@ class Collectives:
                 found[op.name] = made[key]
         return found
 
-    def collective(self, op: Collective) -> Ring:
+    def collective(self, op: Collective) -> CollectiveActivity:
         """What `op` costs: rings by their closed form, the rest from their steps."""
-        found = self.ring(op) if has_closed_form(op) else self.steps.priced(op, timed=not self.stepwise)
-        return replace(found, program=self.steps.program(op)) if self.stepwise else found
+        found = self.closed_form(op) if has_closed_form(op) else self.steps.priced(op, timed=not self.simulate_steps)
+        return replace(found, program=self.steps.program(op)) if self.simulate_steps else found
 
     # ---- bytes and copies ------------------------------------------------------------------------------------------
 
@@ -135,37 +136,37 @@ class Collectives:
             out, into = map(float, self.moved(op)[rank])
         if len(group) == 1:
             out = into = 0.0
-        copy = self.inputs.loads.copy
+        copy = self.inputs.activities.copy
         return Copies(out=copy(rank, out, "out"), into=copy(rank, into, "in"))
 
     # ---- rings -----------------------------------------------------------------------------------------------------
 
-    def ring(self, op: Collective) -> Ring:
+    def closed_form(self, op: Collective) -> CollectiveActivity:
         """The ring algorithm as one activity over all the links that its steps use.
 
         It waits for the latencies of its steps and the overheads of all but the first, then moves over all edges at
         once, as fast as the slowest loopback, link and host's cores allow.
         """
         resources = self.inputs.resources
-        actors = tuple(sorted({resources.folding.class_of[r] for r in self.inputs.group(op)}))
+        rank_classes = tuple(sorted({resources.folding.class_of[r] for r in self.inputs.group(op)}))
         data = self._round(op)
         if not data.edges or data.edge_bytes == 0:
-            return Ring(actors=actors, load=Load(work=0.0, usage=()))
+            return CollectiveActivity(rank_classes=rank_classes, activity=Activity(work=0.0, usage=()))
         edges = self._edges(op, data)
         demands = [(resources.link(q), w) for q, w in edges.on_links.items()]
         cores = self._cores(op, data, edges.inside)
         demands += [(c.resource, c.byte_s) for c in cores.values()]
-        load = Load(
+        activity = Activity(
             work=data.edge_bytes,
             usage=usage_of(demands),
-            phi=min([LINK_PHI, *(c.ranks / c.byte_s for c in cores.values())]),
+            weight=min([LINK_WEIGHT, *(c.ranks / c.byte_s for c in cores.values())]),
             cap=min(e.cap_Bps for e in edges.kinds),
             delay_s=data.steps * max(e.latency_s for e in edges.kinds)
             + (data.steps - 1) * max(e.overhead_s for e in edges.kinds),
         )
         if op.kind is not CollectiveKind.BROADCAST:
-            load = self._at_its_pace(op, load, edges.kinds, cores)
-        return Ring(actors=actors, load=load)
+            activity = self._at_its_pace(op, activity, edges.kinds, cores)
+        return CollectiveActivity(rank_classes=rank_classes, activity=activity)
 
     def _round(self, op: Collective) -> _Round:
         """Edges, steps and bytes of a ring of N ranks.
@@ -189,7 +190,7 @@ class Collectives:
         Where hosts on one switch are folded, links are counted at the standing hosts, and of edges between two others
         one of each pair of host classes is looked at, since the slowest edge may be one that no standing host has.
         """
-        resources, cluster, path = self.inputs.resources, self.inputs.cluster, self.inputs.loads.path
+        resources, cluster, path = self.inputs.resources, self.inputs.cluster, self.inputs.activities.path
         folding, place = resources.folding, cluster.placement
         standing = set(resources.standing_hosts.values())
         folded, orbits = len(folding.classes) < cluster.world_size, folding.orbits
@@ -248,15 +249,18 @@ class Collectives:
                 )
         return found
 
-    def _at_its_pace(self, op: Collective, load: Load, edges: Iterable[_Edge], cores: Mapping[int, _Cores]) -> Load:
-        """`load` such that alone it takes as long as the steps of the ring, of which each waits for the slowest edge.
+    def _at_its_pace(
+        self, op: Collective, activity: Activity, edges: Iterable[_Edge], cores: Mapping[int, _Cores]
+    ) -> Activity:
+        """`activity` such that alone it takes as long as the steps of the ring, of which each waits for the slowest
+        edge.
 
         That edge need not have both the largest latency and the least rate, and where ranks add on cores it need not
         be the same in all steps.
         """
         resources = self.inputs.resources
         n = len(self.inputs.group(op))
-        demand: dict[int | None, float] = dict(load.usage)
+        demand: dict[int | None, float] = dict(activity.usage)
 
         def step_s(edge: _Edge, adds: bool) -> float:
             byte_s = 1.0 / edge.cap_Bps
@@ -272,8 +276,8 @@ class Collectives:
         slowest = [max((step_s(e, a), e.latency_s, e.overhead_s) for e in edges) for a in adds]
         paid_s = slowest[0][2]  # for its first message each rank has paid when it joined
         seconds = (n - 1) * sum(s for s, _, _ in slowest) - paid_s
-        took = load.delay_s + max(load.work / load.cap, resources.busiest_s(load))
+        took = activity.delay_s + max(activity.work / activity.cap, resources.busiest_s(activity))
         if abs(took - seconds) <= SAME * seconds:
-            return load
+            return activity
         delay_s = (n - 1) * sum(latency_s + overhead_s for _, latency_s, overhead_s in slowest) - paid_s
-        return taking(resources, load, seconds, delay_s)
+        return taking(resources, activity, seconds, delay_s)

@@ -109,8 +109,8 @@ def _orbits(schedule: Schedule, cluster: Cluster, colour: Colours, hosts: Colour
     for h, c in zip(hosts.tolist(), colour.tolist(), strict=True):
         by_host[h] = c
     patterns: dict[tuple[object, ...], list[tuple[int, int]]] = {}
-    rings = {schedule.group(op.ranks): op for op in schedule.ops if isinstance(op, Collective)}
-    partial = bool(rings) or bool(_partner_links(schedule))
+    collective_groups = {schedule.group(op.ranks): op for op in schedule.ops if isinstance(op, Collective)}
+    partial = bool(collective_groups) or bool(_partner_links(schedule))
     if not partial:  # classes are in a group as a whole, so complete patterns cut no class of pairs
         return cluster.host_orbits(by_host)
     crossings = 0
@@ -159,7 +159,7 @@ def _role_features(schedule: Schedule) -> list[Colours]:
     features = [_mask(schedule, g.ranks) for g in schedule.groups]
     seen: set[tuple[int, str]] = set()
     for b in schedule.bundles:
-        if b.layout is Layout.CUT and (b.numel, b.owners) not in seen:
+        if b.layout is Layout.SHARDED and (b.numel, b.owners) not in seen:
             seen.add((b.numel, b.owners))
             owners = schedule.owners(b)
             sizes = np.full(schedule.world_size, -1, dtype=np.int64)
@@ -223,9 +223,9 @@ def _refine_by_hosts(colour: Colours, hosts: Colours, schedule: Schedule) -> Col
     for r, h in enumerate(hosts):
         mixes[int(h)].append(int(colour[r]))
     edges: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    rings = {schedule.group(op.ranks) for op in schedule.ops if isinstance(op, Collective)}
-    for ring in sorted(rings, key=str):
-        members = list(ring)
+    collective_groups = {schedule.group(op.ranks) for op in schedule.ops if isinstance(op, Collective)}
+    for ranks in sorted(collective_groups, key=str):
+        members = list(ranks)
         out: dict[int, int] = defaultdict(int)
         into: dict[int, int] = defaultdict(int)
         for a, b in zip(members, members[1:] + members[:1], strict=True):

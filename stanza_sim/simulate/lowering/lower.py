@@ -14,11 +14,11 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Compute, Schedule, Transfer, UnitKind, project
-from stanza_sim.simulate.loads import Actor, Copies, Load, Lowered, Message
+from stanza_sim.simulate.lowered import Activity, Copies, Lowered, Message, RankClass
 from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs
 from stanza_sim.simulate.lowering.collectives import Collectives
 from stanza_sim.simulate.lowering.fold import Folding
-from stanza_sim.simulate.lowering.messages import NEAR, MessageClasses, MessageLoads
+from stanza_sim.simulate.lowering.messages import NEAR, MessageActivities, MessageClasses
 from stanza_sim.simulate.lowering.op_costs import OpCosts
 from stanza_sim.simulate.lowering.resources import Resources
 
@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 
 
 class Lowering:
-    """The parts that lower `schedule`, and the actors that they add up to.
+    """The parts that lower `schedule`, and the rank classes that they add up to.
 
     Resources are numbered in the order in which they are asked for, so whoever wants equal numbers asks in one order:
-    messages or actors first, then collectives.
+    messages or rank classes first, then collectives.
     """
 
     def __init__(
@@ -41,27 +41,27 @@ class Lowering:
         folding: Folding,
         cost_of: Callable[[int], CostModel],
         *,
-        stepwise: bool = False,
+        simulate_steps: bool = False,
     ) -> None:
         self.schedule, self.cluster, self.folding = schedule, cluster, folding
         self.costs = OpCosts(schedule, model, cost_of)
         self.resources = Resources(cluster, folding)
-        self.loads = MessageLoads(self.resources)
-        self.messages = MessageClasses(schedule, self.loads)
-        inputs = CollectiveInputs(schedule=schedule, loads=self.loads, cost_of=cost_of)
-        self.collectives = Collectives(inputs, stepwise=stepwise)
+        self.activities = MessageActivities(self.resources)
+        self.messages = MessageClasses(schedule, self.activities)
+        inputs = CollectiveInputs(schedule=schedule, activities=self.activities, cost_of=cost_of)
+        self.collectives = Collectives(inputs, simulate_steps=simulate_steps)
 
-    def compute(self, op: Compute, rank: int) -> Load:
+    def compute(self, op: Compute, rank: int) -> Activity:
         """The activity of a computation at `rank`."""
         seconds = self.costs.compute_s(op, rank)
-        return Load(work=seconds, usage=(self.resources.processor(rank),), cap=1.0)
+        return Activity(work=seconds, usage=(self.resources.processor(rank),), cap=1.0)
 
-    def actor(self, index: int, *, with_messages: bool = True) -> Actor:
-        """The actor of class `index`; without messages, its transfers are left to the caller."""
+    def rank_class(self, index: int, *, with_messages: bool = True) -> RankClass:
+        """The rank class of class `index`; without messages, its transfers are left to the caller."""
         rep = self.resources.reps[index]
         program = project(self.schedule, rep)
         host = self.cluster.host_of(rep)
-        loads: dict[int, Load] = {}
+        activities: dict[int, Activity] = {}
         messages: dict[int, tuple[Message, ...]] = {}
         arrivals: dict[int, int] = {}
         post_s: dict[int, float] = {}
@@ -70,7 +70,7 @@ class Lowering:
         for u in program.units:
             match u.kind, u.op:
                 case UnitKind.COMPUTE, Compute() as op:
-                    loads[u.index] = self.compute(op, rep)
+                    activities[u.index] = self.compute(op, rep)
                 case ((UnitKind.SEND | UnitKind.RECV), Transfer()) if not with_messages:
                     pass
                 case UnitKind.SEND, Transfer() as op:
@@ -89,11 +89,11 @@ class Lowering:
                         copies[u.index] = self.collectives.copies(op, rep)
                 case _:
                     raise InputError(f"{u.op.name}: {u.kind} is no part of such an op")
-        return Actor(
+        return RankClass(
             rank=rep,
             size=len(self.folding.classes[index]),
             program=program,
-            loads=loads,
+            activities=activities,
             sends={u: len(m) for u, m in messages.items()},
             messages=messages,
             arrivals=arrivals,
@@ -110,22 +110,22 @@ def lower(
     folding: Folding,
     cost_of: Callable[[int], CostModel],
     *,
-    stepwise: bool = False,
+    simulate_steps: bool = False,
 ) -> Lowered:
     """Return the activities of `schedule` on `cluster`, for each class of `folding`.
 
-    `cost_of(rank)` gives the cost model of the device that a rank computes on. With `stepwise`, for which nothing may
-    be folded, collectives come with their steps.
+    `cost_of(rank)` gives the cost model of the device that a rank computes on. With `simulate_steps`, for which nothing
+    may be folded, collectives come with their steps.
     """
-    parts = Lowering(schedule, model, cluster, folding, cost_of, stepwise=stepwise)
-    actors = [parts.actor(i) for i in range(len(folding.classes))]
-    rings = parts.collectives.every()
+    parts = Lowering(schedule, model, cluster, folding, cost_of, simulate_steps=simulate_steps)
+    rank_classes = [parts.rank_class(i) for i in range(len(folding.classes))]
+    collectives = parts.collectives.every()
     return Lowered(
         resources=parts.resources.made,
-        actors=actors,
-        rings=rings,
+        rank_classes=rank_classes,
+        collectives=collectives,
         links=parts.resources.used_links(),
         background=parts.resources.background(),
-        buckets=parts.resources.buckets(),
-        wake_s=cluster.wake_s,
+        token_buckets=parts.resources.token_buckets(),
+        wakeup_latency_s=cluster.wakeup_latency_s,
     )

@@ -1,9 +1,10 @@
-"""What messages cost, and which of them are alike: loads over links and loopback, staging copies, classes of peers.
+"""What messages cost, and which of them are alike: activities over links and loopback, staging copies, classes of
+peers.
 
-Contract: `MessageLoads` turns a number of bytes between two ranks into loads on resources, whoever sends them, be it a
-transfer or a step of a collective. `MessageClasses` says which peers each class of ranks has in a transfer. Peers are
-alike if they are of one class and are reached by pairs of one kind: `NEAR` on one host, `FAR` across a switch, and from
-`FAR` + 1 on the classes of pairs of hosts on a fabric with shared links.
+Contract: `MessageActivities` turns a number of bytes between two ranks into activities on resources, whoever sends
+them, be it a transfer or a step of a collective. `MessageClasses` says which peers each class of ranks has in a
+transfer. Peers are alike if they are of one class and are reached by pairs of one kind: `NEAR` on one host, `FAR`
+across a switch, and from `FAR` + 1 on the classes of pairs of hosts on a fabric with shared links.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import Counter
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.cluster import RoutingKind, Usage, flow_key
 from stanza_sim.schedule import Ranks, Schedule, Transfer
-from stanza_sim.simulate.loads import LINK_PHI, Load, Message
+from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity, Message
 from stanza_sim.simulate.lowering.fold import COMPLETE
 from stanza_sim.simulate.lowering.resources import Resources
 from stanza_sim.simulate.plain.fluid import usage_of
@@ -27,7 +28,7 @@ Peers = dict[tuple[int, int], int]
 """How many peers there are of each (class, kind of pair)."""
 
 
-class MessageLoads:
+class MessageActivities:
     """What moving bytes between two ranks takes of `resources`."""
 
     def __init__(self, resources: Resources) -> None:
@@ -42,7 +43,7 @@ class MessageLoads:
         links, latency_s = self.cluster.usage(a.host, b.host, key, a.device, b.device)
         return (links, latency_s) if links else None
 
-    def over_links(self, path: Path, work: float, leaving: float, entering: float, flows: int = 1) -> Load:
+    def over_links(self, path: Path, work: float, leaving: float, entering: float, flows: int = 1) -> Activity:
         """A message over links, of which `leaving` alike use the sender's NIC and `entering` the receiver's.
 
         On a fabric with shared links, `flows` alike are spread evenly over the links of each class.
@@ -54,26 +55,26 @@ class MessageLoads:
             weights = [share * flows / sizes[orbits.link_class[q]] for q, share in links]
         else:
             weights[0], weights[-1] = leaving, entering
-        return Load(
+        return Activity(
             work=work,
             usage=usage_of((self.resources.link(q), w) for (q, _), w in zip(links, weights, strict=True)),
-            phi=LINK_PHI,
+            weight=LINK_WEIGHT,
             delay_s=latency_s,
         )
 
-    def over_loopback(self, rank: int, nbytes: int, flows: float) -> Load:
+    def over_loopback(self, rank: int, nbytes: int, flows: float) -> Activity:
         """A message over the loopback of the host of `rank`, of which `flows` alike move at once."""
         loop = self.cluster.host_of(rank).loopback
         core_s = loop.byte_core_s + (loop.message_core_s / nbytes if nbytes else 0.0)
-        return Load(
+        return Activity(
             work=float(nbytes),
             usage=((self.resources.cores(rank), flows * core_s),) if core_s > 0 else (),
-            phi=1.0 / core_s if core_s > 0 else LINK_PHI,
+            weight=1.0 / core_s if core_s > 0 else LINK_WEIGHT,
             cap=loop.bandwidth_Bps,
             delay_s=loop.latency_s,
         )
 
-    def copy(self, rank: int, nbytes: float, side: str, alike: int = 1) -> Load | None:
+    def copy(self, rank: int, nbytes: float, side: str, alike: int = 1) -> Activity | None:
         """A copy from a staged device to its host's memory (`out`) or back (`in`), one of `alike` at once.
 
         A sender copies the whole buffer before it posts the send, and a receiver once the whole buffer is there: that
@@ -90,41 +91,42 @@ class MessageLoads:
         label = f"{self.resources.made[device].label} staging {side}"
         copier = self.resources.resource(("staging", device, side), label, staging.bandwidth_Bps, "staging")
         usage = ((copier, sharing * alike),)
-        return Load(work=float(nbytes), usage=usage, phi=LINK_PHI, delay_s=staging.latency_s)
+        return Activity(work=float(nbytes), usage=usage, weight=LINK_WEIGHT, delay_s=staging.latency_s)
 
 
 class MessageClasses:
     """The messages of the transfers of `schedule`, those that are alike as one; a class is known by its number."""
 
-    def __init__(self, schedule: Schedule, loads: MessageLoads) -> None:
-        self.schedule, self.loads = schedule, loads
-        self.resources, self.folding = loads.resources, loads.resources.folding
+    def __init__(self, schedule: Schedule, activities: MessageActivities) -> None:
+        self.schedule, self.activities = schedule, activities
+        self.resources, self.folding = activities.resources, activities.resources.folding
         self._of_group: dict[tuple[int, str, bool], Peers] = {}
 
-    def peers(self, op: Transfer, actor: int, *, sending: bool) -> Peers:
-        """To whom the rank that stands for class `actor` sends in `op`, or from whom it receives."""
-        rep = self.resources.reps[actor]
+    def peers(self, op: Transfer, rank_class: int, *, sending: bool) -> Peers:
+        """To whom the rank that stands for class `rank_class` sends in `op`, or from whom it receives."""
+        rep = self.resources.reps[rank_class]
         mine, other = (op.src, op.dst) if sending else (op.dst, op.src)
         if rep not in self.schedule.group(mine):
             return {}
         if op.pattern in COMPLETE:
             if self.folding.orbits is not None:
-                return self._by_pairs(actor, other, sending=sending)
-            return self._by_classes(actor, other)
+                return self._by_pairs(rank_class, other, sending=sending)
+            return self._by_classes(rank_class, other)
         partners = self.schedule.destinations(op, rep) if sending else self.schedule.sources(op, rep)
         return dict(Counter(self._peer(rep, r, sending=sending) for r in partners if r != rep))
 
-    def sent(self, op: Transfer, actor: int) -> tuple[Message, ...]:
-        """The messages of `op` that class `actor` sends; one of no bytes is not sent."""
-        peers = self.peers(op, actor, sending=True)
-        every = (self._message(op, actor, c, kind, count) for (c, kind), count in sorted(peers.items()))
+    def sent(self, op: Transfer, rank_class: int) -> tuple[Message, ...]:
+        """The messages of `op` that class `rank_class` sends; one of no bytes is not sent."""
+        peers = self.peers(op, rank_class, sending=True)
+        every = (self._message(op, rank_class, c, kind, count) for (c, kind), count in sorted(peers.items()))
         return tuple(m for m in every if m.nbytes)
 
-    def received(self, op: Transfer, actor: int) -> list[int]:
-        """Bytes that the rank which stands for class `actor` receives in `op` from each class of peers, 0 included."""
+    def received(self, op: Transfer, rank_class: int) -> list[int]:
+        """Bytes that the rank which stands for class `rank_class` receives in `op` from each class of peers, 0
+        included."""
         sizes = []
-        rep = self.resources.reps[actor]
-        for (c, kind), count in self.peers(op, actor, sending=False).items():
+        rep = self.resources.reps[rank_class]
+        for (c, kind), count in self.peers(op, rank_class, sending=False).items():
             sources = self.folding.classes[c] if op.pattern in COMPLETE else self.schedule.sources(op, rep)
             for r in sources:
                 if r != rep and self._peer(rep, r, sending=False) == (c, kind):
@@ -143,25 +145,25 @@ class MessageClasses:
             kind = FAR + 1 + self.folding.orbits.pair_class(*((a, b) if sending else (b, a)))
         return self.folding.class_of[other], kind
 
-    def _by_pairs(self, actor: int, group: str, *, sending: bool) -> Peers:
+    def _by_pairs(self, rank_class: int, group: str, *, sending: bool) -> Peers:
         """All others of `group`, pair by pair: on a fabric with shared links the two hosts matter."""
-        key = (actor, group, sending)
+        key = (rank_class, group, sending)
         if key not in self._of_group:
-            rep = self.resources.reps[actor]
+            rep = self.resources.reps[rank_class]
             others = (r for r in self.schedule.group(group) if r != rep)
             self._of_group[key] = dict(Counter(self._peer(rep, r, sending=sending) for r in others))
         return self._of_group[key]
 
-    def _by_classes(self, actor: int, group: str) -> Peers:
+    def _by_classes(self, rank_class: int, group: str) -> Peers:
         """All others of `group`, class by class: a class is in a group as a whole, and a pair is near or far."""
         found: Peers = {}
         ranks = self.schedule.group(group)
         for c, members in enumerate(self.folding.classes):
             if members[0] not in ranks:
                 continue
-            near = self.resources.near[actor][c]
+            near = self.resources.near[rank_class][c]
             far = len(members) - near
-            if c == actor:
+            if c == rank_class:
                 near -= 1
             if near:
                 found[c, NEAR] = near
@@ -171,35 +173,37 @@ class MessageClasses:
 
     # ---- messages --------------------------------------------------------------------------------------------------
 
-    def _message(self, op: Transfer, actor: int, peer_class: int, kind: int, count: int) -> Message:
-        """The messages of `op` from class `actor` to `peer_class`."""
-        src = self.resources.reps[actor]
-        dst = self._a_peer(op, actor, peer_class, kind)
+    def _message(self, op: Transfer, rank_class: int, peer_class: int, kind: int, count: int) -> Message:
+        """The messages of `op` from class `rank_class` to `peer_class`."""
+        src = self.resources.reps[rank_class]
+        dst = self._a_peer(op, rank_class, peer_class, kind)
         nbytes = self.schedule.message_bytes(op, src, dst)
         near = self.resources.near
-        here, there = near[actor][actor], near[peer_class][peer_class]
-        senders = self.peers(op, peer_class, sending=False).get((actor, kind), 0)
-        path = self.loads.path(src, dst, op.channel)
+        here, there = near[rank_class][rank_class], near[peer_class][peer_class]
+        senders = self.peers(op, peer_class, sending=False).get((rank_class, kind), 0)
+        path = self.activities.path(src, dst, op.channel)
         if path is None:
-            load = self.loads.over_loopback(src, nbytes, float(here * count))
+            activity = self.activities.over_loopback(src, nbytes, float(here * count))
         else:
-            flows = len(self.folding.classes[actor]) * count
-            load = self.loads.over_links(path, float(nbytes), float(here * count), float(there * senders), flows)
+            flows = len(self.folding.classes[rank_class]) * count
+            activity = self.activities.over_links(
+                path, float(nbytes), float(here * count), float(there * senders), flows
+            )
         staged = path is None or kind != NEAR
         return Message(
-            src=actor,
+            src=rank_class,
             dst=peer_class,
             kind=kind,
             count=count,
             nbytes=nbytes,
-            load=load,
-            copy_out=self.loads.copy(src, nbytes, "out", count) if staged else None,
-            copy_in=self.loads.copy(dst, nbytes, "in", senders) if staged else None,
+            activity=activity,
+            copy_out=self.activities.copy(src, nbytes, "out", count) if staged else None,
+            copy_in=self.activities.copy(dst, nbytes, "in", senders) if staged else None,
         )
 
-    def _a_peer(self, op: Transfer, actor: int, peer_class: int, kind: int) -> int:
-        """One rank of `peer_class` to which the rank that stands for `actor` sends in `op`."""
-        rep = self.resources.reps[actor]
+    def _a_peer(self, op: Transfer, rank_class: int, peer_class: int, kind: int) -> int:
+        """One rank of `peer_class` to which the rank that stands for `rank_class` sends in `op`."""
+        rep = self.resources.reps[rank_class]
         members: Ranks = self.folding.classes[peer_class]
         candidates = members if op.pattern in COMPLETE else self.schedule.destinations(op, rep)
         for r in candidates:

@@ -88,7 +88,7 @@ class OpCosts:
         """Elements of the bundle called `name` that `rank` sums up or updates."""
         bundle = self.schedule.bundle(name)
         match bundle.layout:
-            case Layout.CUT:
+            case Layout.SHARDED:
                 owners = self.schedule.owners(bundle)
                 lo, hi = slice_bounds(bundle.numel, len(owners), owners.index(rank))
                 return hi - lo

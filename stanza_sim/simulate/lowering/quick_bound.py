@@ -27,7 +27,7 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 
-def rough_bound_s(
+def quick_bound_s(
     schedule: Schedule, model: ModelProfile, cluster: Cluster, cost_of: Callable[[int], CostModel]
 ) -> float:
     """Seconds per iteration that no order of the work of a legal `schedule` can beat, at or below the exact bound.
@@ -132,7 +132,7 @@ def _transfers(schedule: Schedule, hosts: I64, count: int) -> tuple[F64, F64]:
             both = np.array(pairs, dtype=np.int64).reshape(-1, 2)
             ends[key] = both[:, 0], both[:, 1]
         bundles = [schedule.bundle(v.name) for v in op.values if v.kind.owner_sends is not None]
-        cut = [bundle for bundle in bundles if bundle.layout is Layout.CUT]
+        cut = [bundle for bundle in bundles if bundle.layout is Layout.SHARDED]
         if op.slices or (cut and len(op.values) > 1):
             src, dst = ends[key]
             each = [schedule.message_bytes(op, int(a), int(b)) for a, b in zip(src, dst, strict=True)]

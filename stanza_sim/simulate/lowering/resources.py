@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections import Counter
 
 from stanza_sim.cluster.cluster import Cluster
-from stanza_sim.cluster.parts import Bucket
+from stanza_sim.cluster.hardware import TokenBucket
 from stanza_sim.simulate.background import BackgroundFlow
-from stanza_sim.simulate.loads import Load, Resource
+from stanza_sim.simulate.lowered import Activity, Resource
 from stanza_sim.simulate.lowering.fold import Folding
 
 Key = tuple[object, ...]
@@ -52,9 +52,9 @@ class Resources:
             self.made.append(Resource(label=label, capacity=capacity, kind=kind))
         return self._keys[key]
 
-    def busiest_s(self, load: Load) -> float:
-        """Seconds for which `load` alone occupies the resource that it uses most."""
-        return max((load.work * demand / self.made[q].capacity for q, demand in load.usage), default=0.0)
+    def busiest_s(self, activity: Activity) -> float:
+        """Seconds for which `activity` alone occupies the resource that it uses most."""
+        return max((activity.work * demand / self.made[q].capacity for q, demand in activity.usage), default=0.0)
 
     # ---- links -----------------------------------------------------------------------------------------------------
 
@@ -89,7 +89,7 @@ class Resources:
                 found[resource] = BackgroundFlow(resource=resource, name=link.name, traffic=link.background)
         return tuple(found.values())
 
-    def buckets(self) -> tuple[tuple[int, Bucket], ...]:
+    def token_buckets(self) -> tuple[tuple[int, TokenBucket], ...]:
         """The token bucket of every resource that is a shaped link."""
         links = self.cluster.links
         found = {r: bucket for q, r in self.used_links().items() if (bucket := links[q].bucket) is not None}

@@ -12,7 +12,7 @@ Steps = Generator[simpy.Event, Any, None]
 """A simpy process: yields the events that it waits for."""
 
 
-class Clock:
+class SimClock:
     """Simulated time in seconds. `events` counts what has happened."""
 
     def __init__(self) -> None:

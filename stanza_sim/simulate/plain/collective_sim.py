@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stanza_sim.simulate.loads import Load, Lowered, Resource, StepProgram
-from stanza_sim.simulate.plain.clock import Clock
+from stanza_sim.simulate.lowered import Activity, Lowered, Resource, StepProgram
+from stanza_sim.simulate.plain.clock import SimClock
 from stanza_sim.simulate.plain.fabric import Fabric, SmallFabric
 
 SETTLED = 1e-3
@@ -37,10 +37,10 @@ class _Run:
     through: int = 0
 
 
-class Stepping:
+class CollectiveSim:
     """Runs collectives step by step. A class is in one collective of a group at a time: it joins them in turn."""
 
-    def __init__(self, clock: Clock, fabric: Fabric, done: Done) -> None:
+    def __init__(self, clock: SimClock, fabric: Fabric, done: Done) -> None:
         self._clock, self._fabric, self._done = clock, fabric, done
         self._runs: dict[tuple[int, str], _Run] = {}
 
@@ -73,12 +73,12 @@ class Stepping:
         if run.posted[m] < 2:
             return
         del run.posted[m]
-        src, dst, load = run.program.messages[m]
+        src, dst, activity = run.program.messages[m]
         for a in (src, dst):
             run.start_s.setdefault(a, self._clock.now)
-        self._clock.after(load.delay_s, lambda: self._move(run, src, dst, load))
+        self._clock.after(activity.delay_s, lambda: self._move(run, src, dst, activity))
 
-    def _move(self, run: _Run, src: int, dst: int, load: Load) -> None:
+    def _move(self, run: _Run, src: int, dst: int, activity: Activity) -> None:
         def moved() -> None:
             for a in (src, dst):
                 run.left[a] -= 1
@@ -86,11 +86,11 @@ class Stepping:
                     run.at[a] = run.at.get(a, 0) + 1
                     self._enter(run, a)
 
-        self._fabric.begin((), run.iteration, load, moved)
+        self._fabric.begin((), run.iteration, activity, moved)
 
     def _finish(self, run: _Run, a: int) -> None:
         run.through += 1
-        if run.through == len(run.program.actors):
+        if run.through == len(run.program.rank_classes):
             del self._runs[run.iteration, run.name]
         self._done(a, run.iteration, run.name, run.start_s.get(a, self._clock.now))
 
@@ -128,10 +128,12 @@ class _Rounds:
         post_s: Mapping[int, float],
         rounds: int,
     ) -> None:
-        self._clock = Clock()
-        self._fabric = SmallFabric(Lowered(resources=list(resources), actors=[], rings={}), self._clock, _Silent())
-        self._stepping = Stepping(self._clock, self._fabric, self._through)
-        self._programs, self._members, self._post_s = programs, programs[0].actors, post_s
+        self._clock = SimClock()
+        self._fabric = SmallFabric(
+            Lowered(resources=list(resources), rank_classes=[], collectives={}), self._clock, _Silent()
+        )
+        self._collective_sim = CollectiveSim(self._clock, self._fabric, self._through)
+        self._programs, self._members, self._post_s = programs, programs[0].rank_classes, post_s
         self._rounds = min(rounds, MOST_ROUNDS)
         self._joining_s = max(post_s[a] for a in self._members)
         self._ends: dict[int, dict[int, float]] = {-1: dict.fromkeys(self._members, 0.0)}  # by round and member
@@ -146,7 +148,7 @@ class _Rounds:
         return self._length_s
 
     def _join(self, a: int, iteration: int, position: int) -> None:
-        self._stepping.join(a, iteration, str(position), self._programs[position])
+        self._collective_sim.join(a, iteration, str(position), self._programs[position])
 
     def _through(self, a: int, iteration: int, name: str, _: float) -> None:
         """Member `a` is through with a collective, and joins the next."""

@@ -17,11 +17,11 @@ import simpy
 from stanza_sim.base.errors import RunError
 from stanza_sim.schedule import Collective, Compute, Ranks, Schedule, Transfer, UnitKind
 from stanza_sim.schedule.progress import Instructions, Issue, Key, Progress, stuck
-from stanza_sim.simulate.loads import Actor, Load, Lowered
-from stanza_sim.simulate.plain.clock import Clock, Steps
-from stanza_sim.simulate.plain.collective_sim import Stepping
+from stanza_sim.simulate.lowered import Activity, Lowered, RankClass
+from stanza_sim.simulate.plain.clock import SimClock, Steps
+from stanza_sim.simulate.plain.collective_sim import CollectiveSim
 from stanza_sim.simulate.plain.fabric import Fabric, Listener, SmallFabric
-from stanza_sim.simulate.plain.wakeup import Others, wakings
+from stanza_sim.simulate.plain.wakeup import Others, wakeup_needs
 from stanza_sim.timeline.spans import Span
 
 if TYPE_CHECKING:
@@ -33,9 +33,9 @@ class _Rank:
     """A class of ranks: what it does, how far it is, and what its processes wait for."""
 
     index: int
-    actor: Actor
+    rank_class: RankClass
     core: Progress
-    wakings: dict[int, Others]
+    wakeup_needs: dict[int, Others]
     turns: dict[int, simpy.Store]
     """Of each computation and collective: where its lane or group is told to carry it out."""
     ends: list[float] = field(default_factory=list)
@@ -60,18 +60,18 @@ class Engine:
         *,
         issue: Issue = Issue.EAGER,
         variation: Variation | None = None,
-        fabric: Callable[[Lowered, Clock, Listener], Fabric] = SmallFabric,
+        fabric: Callable[[Lowered, SimClock, Listener], Fabric] = SmallFabric,
     ) -> None:
         self.lowered = lowered
         self.variation = variation  # makes computations take longer or shorter
         self._factor: dict[tuple[int, int], float] = {}  # (rank, iteration) -> by how much
-        self.clock = Clock()
+        self.clock = SimClock()
         self.fabric = fabric(lowered, self.clock, self)
         self.spans: list[Span] = []
         self._finished: dict[int, int] = defaultdict(int)
         self._instructions: deque[tuple[_Rank, Instructions]] = deque()
         self._until: Callable[[list[tuple[float, ...]]], bool] = lambda _: False
-        self.ranks = [self._rank(a, actor, issue) for a, actor in enumerate(lowered.actors)]
+        self.ranks = [self._rank(a, rank_class, issue) for a, rank_class in enumerate(lowered.rank_classes)]
         self._working = [r for r in self.ranks if r.core.units]
         self._members: dict[str, int] = defaultdict(int)
         for rank in self.ranks:
@@ -79,7 +79,7 @@ class Engine:
                 if u.kind is UnitKind.COLLECTIVE:
                     self._members[u.op.name] += 1
         self._meetings: dict[tuple[int, str], _Meeting] = defaultdict(_Meeting)
-        self._stepping = Stepping(self.clock, self.fabric, self._stepped)
+        self._collective_sim = CollectiveSim(self.clock, self.fabric, self._stepped)
         self._stepped_by: dict[tuple[int, int, str], simpy.Event] = {}
 
     @property
@@ -104,12 +104,12 @@ class Engine:
 
     # ---- one rank ------------------------------------------------------------------------------------------------
 
-    def _rank(self, a: int, actor: Actor, issue: Issue) -> _Rank:
-        env, units = self.clock.env, actor.program.units
-        core = Progress(actor.program, actor.messages_of, issue=issue)
+    def _rank(self, a: int, rank_class: RankClass, issue: Issue) -> _Rank:
+        env, units = self.clock.env, rank_class.program.units
+        core = Progress(rank_class.program, rank_class.messages_of, issue=issue)
         stores: dict[str | Ranks, simpy.Store] = {}
         turns: dict[int, simpy.Store] = {}
-        rank = _Rank(a, actor, core, wakings(actor.program, self.lowered.wake_s), turns)
+        rank = _Rank(a, rank_class, core, wakeup_needs(rank_class.program, self.lowered.wakeup_latency_s), turns)
         for u in units:
             if isinstance(u.op, Transfer):
                 continue
@@ -119,7 +119,7 @@ class Engine:
                 stores[name] = simpy.Store(env)
                 env.process(self._lane(rank, stores[name]) if computes else self._group(rank, stores[name]))
             turns[u.index] = stores[name]
-        if core.one_by_one or any(cost > 0 for cost in actor.post_s.values()):
+        if core.one_by_one or any(cost > 0 for cost in rank_class.post_s.values()):
             rank.poster = env.event()
             env.process(self._poster(rank))
         return rank
@@ -165,19 +165,19 @@ class Engine:
             i, u = yield turns.get()
             yield from self._wake_up(rank, i, u)
             start_s = self.clock.now
-            load = rank.actor.loads[u]
+            activity = rank.rank_class.activities[u]
             if self.variation is not None:
-                drawn = (rank.actor.rank, i)
+                drawn = (rank.rank_class.rank, i)
                 if drawn not in self._factor:
                     self._factor[drawn] = self.variation.factor(*drawn)
-                load = replace(load, work=load.work * self._factor[drawn])
-            yield self._run((rank.index, u), i, load)
+                activity = replace(activity, work=activity.work * self._factor[drawn])
+            yield self._run((rank.index, u), i, activity)
             self._span(rank, i, u, start_s, "", 0)
             self._complete(rank, (i, u))
 
     def _wake_up(self, rank: _Rank, i: int, u: int) -> Steps:
         """A lane that waited for what others did goes on a while after that."""
-        if (others := rank.wakings.get(u)) is None:
+        if (others := rank.wakeup_needs.get(u)) is None:
             return
         core = rank.core
         met = [core.done_s((i, v)) for v in others.needs]
@@ -185,20 +185,20 @@ class Engine:
             met.append(core.opened_s(i))
             if i > 0:
                 met += [core.done_s((i - 1, v)) for v in others.needs_previous]
-        yield from self._delay(max(met) + self.lowered.wake_s - self.clock.now)
+        yield from self._delay(max(met) + self.lowered.wakeup_latency_s - self.clock.now)
 
     def _group(self, rank: _Rank, turns: simpy.Store) -> Steps:
         """The collectives of a group: one after the other, each from a staged device and back to it."""
         while True:
             i, u = yield turns.get()
-            yield from self._delay(rank.actor.post_s[u])
-            copies = rank.actor.copies.get(u)
+            yield from self._delay(rank.rank_class.post_s[u])
+            copies = rank.rank_class.copies.get(u)
             if copies is not None:
                 yield from self._copy(copies.out, i)
             start_s = yield self._join(rank, i, u)
             if copies is not None:
                 yield from self._copy(copies.into, i)
-            self._span(rank, i, u, start_s, "", rank.actor.traffic[u][0])
+            self._span(rank, i, u, start_s, "", rank.rank_class.traffic[u][0])
             self._complete(rank, (i, u))
 
     def _poster(self, rank: _Rank) -> Steps:
@@ -209,7 +209,7 @@ class Engine:
                 yield rank.poster
             yield self.clock.quiet()
             if (key := rank.core.next_post()) is not None:
-                yield from self._delay(rank.actor.post_s[key[1]])
+                yield from self._delay(rank.rank_class.post_s[key[1]])
                 self.fabric.post(rank.index, *key)
 
     def _issue(self, rank: _Rank, i: int, units: tuple[int, ...]) -> Steps:
@@ -219,36 +219,36 @@ class Engine:
             if u not in sends:
                 self.fabric.accept(rank.index, i, u)
         for u in sends:
-            yield from self._delay(rank.actor.post_s[u])
+            yield from self._delay(rank.rank_class.post_s[u])
             self.fabric.post(rank.index, i, u)
 
     def _delay(self, seconds: float) -> Steps:
         if seconds > 0:
             yield self.clock.env.timeout(seconds)
 
-    def _run(self, key: tuple[str | int, ...], i: int, load: Load) -> simpy.Event:
+    def _run(self, key: tuple[str | int, ...], i: int, activity: Activity) -> simpy.Event:
         """Begin an activity; the event is its end."""
         done = self.clock.env.event()
-        self.fabric.begin(key, i, load, lambda: _over(done))
+        self.fabric.begin(key, i, activity, lambda: _over(done))
         return done
 
-    def _copy(self, load: Load | None, i: int) -> Steps:
-        if load is not None:
-            yield from self._delay(load.delay_s)
-            yield self._run((), i, load)
+    def _copy(self, activity: Activity | None, i: int) -> Steps:
+        if activity is not None:
+            yield from self._delay(activity.delay_s)
+            yield self._run((), i, activity)
 
     # ---- messages ------------------------------------------------------------------------------------------------
 
     def sent(self, a: int, i: int, u: int, start_s: float) -> None:
         """See `Listener.sent`."""
         rank = self.ranks[a]
-        self._span(rank, i, u, start_s, "sent", rank.actor.traffic[u][0])
+        self._span(rank, i, u, start_s, "sent", rank.rank_class.traffic[u][0])
         self._complete(rank, (i, u))
 
     def arrived(self, a: int, i: int, u: int, start_s: float) -> None:
         """See `Listener.arrived`."""
         rank = self.ranks[a]
-        self._span(rank, i, u, start_s, "recv", rank.actor.traffic[u][1])
+        self._span(rank, i, u, start_s, "recv", rank.rank_class.traffic[u][1])
         self._follow(rank, rank.core.arrived((i, u), self.clock.now))
 
     # ---- collectives ---------------------------------------------------------------------------------------------
@@ -256,22 +256,22 @@ class Engine:
     def _join(self, rank: _Rank, i: int, u: int) -> simpy.Event:
         """Take part in a collective; the event is its end at this rank, and its value when it began."""
         name, done = rank.core.units[u].op.name, self.clock.env.event()
-        ring = self.lowered.rings[name]
-        if ring.program is not None:
+        collective = self.lowered.collectives[name]
+        if collective.program is not None:
             self._stepped_by[rank.index, i, name] = done
-            self._stepping.join(rank.index, i, name, ring.program)
+            self._collective_sim.join(rank.index, i, name, collective.program)
             return done
         meeting = self._meetings[i, name]
         meeting.waiting.append(done)
         if len(meeting.waiting) == self._members[name]:
-            self.clock.env.process(self._collective(i, name, ring.load))
+            self.clock.env.process(self._collective(i, name, collective.activity))
         return done
 
-    def _collective(self, i: int, name: str, load: Load) -> Steps:
+    def _collective(self, i: int, name: str, activity: Activity) -> Steps:
         """A collective that all members have joined, as one activity."""
         start_s = self.clock.now
-        yield from self._delay(load.delay_s)
-        yield self._run((name,), i, load)
+        yield from self._delay(activity.delay_s)
+        yield self._run((name,), i, activity)
         for member in self._meetings.pop((i, name)).waiting:
             _over(member, start_s)
 
@@ -293,7 +293,7 @@ class Engine:
         self.spans.append(
             Span(
                 op=op.name,
-                rank=rank.actor.rank,
+                rank=rank.rank_class.rank,
                 iteration=i,
                 lane=lane,
                 side=side,

@@ -16,10 +16,10 @@ from typing import Protocol
 
 from stanza_sim.schedule import Transfer, UnitKind
 from stanza_sim.simulate.background import OnOff
-from stanza_sim.simulate.loads import LINK_PHI, Load, Lowered, Message
-from stanza_sim.simulate.plain.bucket import Buckets
-from stanza_sim.simulate.plain.clock import Clock
-from stanza_sim.simulate.plain.fluid import TIE, Activity, FluidShare
+from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity, Lowered, Message
+from stanza_sim.simulate.plain.clock import SimClock
+from stanza_sim.simulate.plain.fluid import TIE, FluidShare, RunningActivity
+from stanza_sim.simulate.plain.token_bucket import TokenBuckets
 
 Pair = tuple[int, int, int, str]
 
@@ -37,8 +37,8 @@ class Listener(Protocol):
 class Fabric(Protocol):
     """Runs activities and messages."""
 
-    def begin(self, key: tuple[str | int, ...], iteration: int, load: Load, then: Callable[[], None]) -> None:
-        """Run `load` from now on and call `then` when it is done; `key` names it, the same in every iteration."""
+    def begin(self, key: tuple[str | int, ...], iteration: int, activity: Activity, then: Callable[[], None]) -> None:
+        """Run `activity` from now on and call `then` when it is done; `key` names it, the same in every iteration."""
 
     def post(self, a: int, i: int, u: int) -> None:
         """Class `a` has posted the messages of its send `u` of iteration `i`."""
@@ -70,36 +70,37 @@ class _Queue:
 class SmallFabric:
     """A fabric in plain Python: one object per message class and per running activity."""
 
-    def __init__(self, lowered: Lowered, clock: Clock, listener: Listener) -> None:
+    def __init__(self, lowered: Lowered, clock: SimClock, listener: Listener) -> None:
         self.clock, self.listener = clock, listener
         self.share = FluidShare([r.capacity for r in lowered.resources])
-        self.actors = lowered.actors
-        self._opened = [-1] * len(self.actors)
+        self.rank_classes = lowered.rank_classes
+        self._opened = [-1] * len(self.rank_classes)
         self._accepted: set[tuple[int, int, int]] = set()  # receives that are posted by themselves
         self._sent: dict[tuple[int, int, int], int] = defaultdict(int)
         self._arrived: dict[tuple[int, int, int], int] = defaultdict(int)
         self._first_s: dict[tuple[int, int, int], float] = {}
         self._queues: dict[Pair, _Queue] = {}
         self._place: dict[tuple[int, int, int, int], tuple[Pair, int]] = {}
-        self._incoming: list[list[Pair]] = [[] for _ in self.actors]
+        self._incoming: list[list[Pair]] = [[] for _ in self.rank_classes]
         self._solving = False
         self._wake_s = -1.0
         self._traffic = [
-            Activity(work=inf, usage=((f.resource, 1.0),), phi=LINK_PHI, cap=f.traffic.bandwidth_Bps)
+            RunningActivity(work=inf, usage=((f.resource, 1.0),), weight=LINK_WEIGHT, cap=f.traffic.bandwidth_Bps)
             for f in lowered.background
         ]
-        self._buckets = Buckets(lowered.buckets, self.share, clock)
+        self._token_buckets = TokenBuckets(lowered.token_buckets, self.share, clock)
         self._empty_s = inf  # when the next bucket will be empty
         self._on_off = OnOff(lowered.background, clock, self._switch)
-        for activity, there in zip(self._traffic, self._on_off.there, strict=True):
+        for running, there in zip(self._traffic, self._on_off.there, strict=True):
             if there:
-                self.share.start(activity, 0.0)
+                self.share.start(running, 0.0)
         receives = [
-            {u.op.name: u.index for u in actor.program.units if u.kind is UnitKind.RECV} for actor in self.actors
+            {u.op.name: u.index for u in rank_class.program.units if u.kind is UnitKind.RECV}
+            for rank_class in self.rank_classes
         ]
-        for a, actor in enumerate(self.actors):
-            for index, messages in actor.messages.items():
-                op = actor.program.units[index].op
+        for a, rank_class in enumerate(self.rank_classes):
+            for index, messages in rank_class.messages.items():
+                op = rank_class.program.units[index].op
                 if not isinstance(op, Transfer):
                     continue
                 for m in messages:
@@ -113,13 +114,15 @@ class SmallFabric:
 
     # ---- activities -----------------------------------------------------------------------------------------
 
-    def begin(self, key: tuple[str | int, ...], iteration: int, load: Load, then: Callable[[], None]) -> None:
+    def begin(self, key: tuple[str | int, ...], iteration: int, activity: Activity, then: Callable[[], None]) -> None:
         """See `Fabric.begin`."""
-        if load.work <= 0:
+        if activity.work <= 0:
             then()
             return
-        activity = Activity(work=load.work, usage=load.usage, phi=load.phi, cap=load.cap, tag=then)
-        self.share.start(activity, self.clock.now)
+        running = RunningActivity(
+            work=activity.work, usage=activity.usage, weight=activity.weight, cap=activity.cap, tag=then
+        )
+        self.share.start(running, self.clock.now)
 
     def settle(self) -> None:
         """See `Fabric.settle`: everything that starts or ends at one instant is one solve."""
@@ -129,9 +132,9 @@ class SmallFabric:
 
     def _solve(self) -> None:
         self._solving = False
-        self._buckets.refill()
+        self._token_buckets.refill()
         self.share.solve(self.clock.now)
-        self._empty_s = self._buckets.drain()
+        self._empty_s = self._token_buckets.drain()
         self._set_alarm()
         self._on_off.arm()
 
@@ -156,12 +159,12 @@ class SmallFabric:
 
     def _alarm(self) -> None:
         self._wake_s = -1.0
-        for activity in self.share.finish(self.clock.now):
-            then = activity.tag
+        for running in self.share.finish(self.clock.now):
+            then = running.tag
             if callable(then):
                 then()
         if self._empty_s <= self.clock.now * (1 + TIE):
-            self._buckets.refill()
+            self._token_buckets.refill()
         self.settle()
         if not self.share.dirty:
             self._set_alarm()
@@ -170,7 +173,7 @@ class SmallFabric:
 
     def post(self, a: int, i: int, u: int) -> None:
         """See `Fabric.post`."""
-        for m in self.actors[a].messages[u]:
+        for m in self.rank_classes[a].messages[u]:
             pair, position = self._place[a, u, m.dst, m.kind]
             if m.copy_out is None:
                 self._posted(pair, i, position)
@@ -182,8 +185,8 @@ class SmallFabric:
         self._queues[pair].posted.add((i, position))
         self._advance(pair)
 
-    def _copy(self, load: Load, i: int, then: Callable[[], None]) -> None:
-        self.clock.after(load.delay_s, lambda: self.begin((), i, load, then))
+    def _copy(self, activity: Activity, i: int, then: Callable[[], None]) -> None:
+        self.clock.after(activity.delay_s, lambda: self.begin((), i, activity, then))
 
     def open(self, a: int, i: int) -> None:
         """See `Fabric.open`."""
@@ -219,7 +222,7 @@ class SmallFabric:
             queue.position += 1
             if queue.position == len(queue.order):
                 queue.iteration, queue.position = i + 1, 0
-            if self._count(self._sent, sender, len(self.actors[m.src].messages[src_unit])):
+            if self._count(self._sent, sender, len(self.rank_classes[m.src].messages[src_unit])):
                 self.listener.sent(*sender, self._first_s.pop(sender))
             if m.copy_in is None:
                 arrived()
@@ -228,11 +231,11 @@ class SmallFabric:
             self._advance(pair)
 
         def arrived() -> None:
-            if self._count(self._arrived, receiver, self.actors[m.dst].arrivals[dst_unit]):
+            if self._count(self._arrived, receiver, self.rank_classes[m.dst].arrivals[dst_unit]):
                 self._accepted.discard(receiver)
                 self.listener.arrived(*receiver, self._first_s.pop(receiver))
 
-        self.clock.after(m.load.delay_s, lambda: self.begin((), i, m.load, moved))
+        self.clock.after(m.activity.delay_s, lambda: self.begin((), i, m.activity, moved))
 
     @staticmethod
     def _count(counts: dict[tuple[int, int, int], int], key: tuple[int, int, int], wanted: int) -> bool:

@@ -1,9 +1,9 @@
 """Fluid sharing of resources: weighted max-min fairness with rate caps, recomputed only where something changed.
 
 An *activity* is anything that takes its time from shared resources: a flow, a computation, a copy, a collective.
-It has an amount of `work` and runs at `rate = phi * level` unless its `cap` is lower; on each resource it uses it
+It has an amount of `work` and runs at `rate = weight * level` unless its `cap` is lower; on each resource it uses it
 consumes `rate * demand`. Levels are raised together until a resource is full or a cap is met (progressive filling:
-Bertsekas and Gallager, Data Networks, 2nd ed., section 6.5.2), so the result is max-min fair in `rate / phi`.
+Bertsekas and Gallager, Data Networks, 2nd ed., section 6.5.2), so the result is max-min fair in `rate / weight`.
 
 `FluidShare` is the arithmetic and knows no clock of its own: the engine tells it the time.
 """
@@ -24,7 +24,7 @@ MOST_KNOWN = 200_000
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
-class Activity:
+class RunningActivity:
     """Something that consumes resources.
 
     `usage` lists (resource index, demand per unit of rate), each resource once. `remaining` is in units of
@@ -34,7 +34,7 @@ class Activity:
 
     work: float
     usage: tuple[tuple[int, float], ...]
-    phi: float = 1.0
+    weight: float = 1.0
     cap: float = inf
     tag: object = None
     remaining: float = field(default=0.0, init=False)
@@ -55,10 +55,10 @@ class FluidShare:
             if not 0 < c < inf:
                 raise InputError(f"a resource's capacity must be positive and finite, not {c}")
         self.capacities = list(capacities)
-        self._users: list[dict[Activity, float]] = [{} for _ in capacities]
+        self._users: list[dict[RunningActivity, float]] = [{} for _ in capacities]
         self._changed: dict[int, None] = {}  # resources whose users changed since the last solve
-        self._fresh: list[Activity] = []  # started since the last solve
-        self._heap: list[tuple[float, int, Activity]] = []
+        self._fresh: list[RunningActivity] = []  # started since the last solve
+        self._heap: list[tuple[float, int, RunningActivity]] = []
         self._serial = 0
         # Iterations are alike, so the same activities meet again and again: their rates are solved once.
         self._kinds: dict[tuple[tuple[tuple[int, float], ...], float, float], int] = {}
@@ -82,13 +82,13 @@ class FluidShare:
         """What all activities take of a resource, per second."""
         return sum(a.rate * demand for a, demand in self._users[resource].items())
 
-    def start(self, activity: Activity, now_s: float) -> None:
+    def start(self, activity: RunningActivity, now_s: float) -> None:
         """Add `activity`; it has rate 0 until the next `solve`."""
         self._serial += 1
         activity.serial = self._serial
         activity.remaining, activity.since_s = activity.work, now_s
         activity.rate, activity.finish_s = 0.0, inf
-        activity.kind = self._kinds.setdefault((activity.usage, activity.phi, activity.cap), len(self._kinds))
+        activity.kind = self._kinds.setdefault((activity.usage, activity.weight, activity.cap), len(self._kinds))
         for q, demand in activity.usage:
             self._users[q][activity] = demand
             self._changed[q] = None
@@ -101,10 +101,10 @@ class FluidShare:
             heappop(heap)
         return heap[0][0] if heap else inf
 
-    def finish(self, now_s: float) -> list[Activity]:
+    def finish(self, now_s: float) -> list[RunningActivity]:
         """Remove and return the activities that finish at `now_s`, in the order in which they were started."""
         limit = now_s + TIE * abs(now_s)
-        done: list[Activity] = []
+        done: list[RunningActivity] = []
         while self.next_finish_s() <= limit:
             activity = heappop(self._heap)[2]
             activity.finish_s = inf
@@ -116,7 +116,7 @@ class FluidShare:
         done.sort(key=lambda a: a.serial)
         return done
 
-    def stop(self, activity: Activity, now_s: float) -> None:
+    def stop(self, activity: RunningActivity, now_s: float) -> None:
         """Remove `activity`, which runs, whether it is done or not."""
         activity.served += activity.rate * (now_s - activity.since_s)
         activity.rate, activity.since_s, activity.finish_s = 0.0, now_s, inf
@@ -128,7 +128,7 @@ class FluidShare:
 
     def solve(self, now_s: float) -> None:
         """Give every activity that a change can affect its fair rate from `now_s` on."""
-        seen: dict[Activity, None] = dict.fromkeys(self._fresh)
+        seen: dict[RunningActivity, None] = dict.fromkeys(self._fresh)
         queue = list(self._changed)
         for a in self._fresh:
             queue.extend(q for q, _ in a.usage)
@@ -159,7 +159,7 @@ class FluidShare:
             if a.finish_s < inf:
                 heappush(self._heap, (a.finish_s, a.serial, a))
 
-    def _rates(self, activities: Sequence[Activity]) -> list[float]:
+    def _rates(self, activities: Sequence[RunningActivity]) -> list[float]:
         """`fair_rates` on this share's capacities."""
         alike = tuple([a.kind for a in activities])
         known = self._known.get(alike)
@@ -176,13 +176,13 @@ class FluidShare:
         return known[0]
 
 
-def fair_rates(activities: Sequence[Activity], capacities: Sequence[float] | dict[int, float]) -> list[float]:
+def fair_rates(activities: Sequence[RunningActivity], capacities: Sequence[float] | dict[int, float]) -> list[float]:
     """Weighted max-min fair rates of `activities` alone on `capacities`.
 
     Returns one rate per activity, in order. Raises `InputError` for an activity that nothing limits.
     """
     left: dict[int, float] = {}
-    weight: dict[int, float] = {}  # of the users that are not frozen yet
+    open_weight: dict[int, float] = {}  # of the users that are not frozen yet
     users: dict[int, list[int]] = {}
     open_users: dict[int, int] = {}
     rates = [0.0] * len(activities)
@@ -190,26 +190,26 @@ def fair_rates(activities: Sequence[Activity], capacities: Sequence[float] | dic
     for i, a in enumerate(activities):
         for q, demand in a.usage:
             if q in left:
-                weight[q] += a.phi * demand
+                open_weight[q] += a.weight * demand
                 users[q].append(i)
                 open_users[q] += 1
             else:
-                left[q], weight[q], users[q], open_users[q] = capacities[q], a.phi * demand, [i], 1
+                left[q], open_weight[q], users[q], open_users[q] = capacities[q], a.weight * demand, [i], 1
         if a.cap < inf:
-            capped.append((a.cap / a.phi, i))
+            capped.append((a.cap / a.weight, i))
         elif not a.usage:
             raise InputError("an activity needs a resource or a rate cap")
     capped.sort(reverse=True)
     frozen = bytearray(len(activities))
     waiting = len(activities)
     # A resource's level only rises while others freeze, so a heap with lazily renewed entries finds the least.
-    heap = sorted((left[q] / weight[q], q) for q in left)
+    heap = sorted((left[q] / open_weight[q], q) for q in left)
     while waiting:
         while heap:
             level, q = heap[0]
             if not open_users[q]:
                 heappop(heap)
-            elif (now := left[q] / weight[q]) > level:
+            elif (now := left[q] / open_weight[q]) > level:
                 heapreplace(heap, (now, q))
             else:
                 break
@@ -227,11 +227,11 @@ def fair_rates(activities: Sequence[Activity], capacities: Sequence[float] | dic
             a.limit = at
             frozen[i] = 1
             waiting -= 1
-            rates[i] = rate = min(a.phi * level, a.cap)
+            rates[i] = rate = min(a.weight * level, a.cap)
             for r, demand in a.usage:
                 open_users[r] -= 1
                 left[r] = max(0.0, left[r] - rate * demand)
-                weight[r] -= a.phi * demand
+                open_weight[r] -= a.weight * demand
     return rates
 
 

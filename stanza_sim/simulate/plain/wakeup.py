@@ -2,9 +2,10 @@
 
 A lane's thread goes on from one computation to the next by itself. What it waits for beyond that is brought about by
 other threads, those that receive, those of collectives and those of other lanes: to wake up for it takes
-`Cluster.wake_s`. So a computation starts at the later of two instants: the end of the one before it in its lane, and
-`wake_s` after the last of all else that it needs. (A lane that is busy at the latter and free within `wake_s` of it
-would not have slept; the difference is less than `wake_s`, and such meetings are rare.)
+`Cluster.wakeup_latency_s`. So a computation starts at the later of two instants: the end of the one before it in its
+lane, and `wakeup_latency_s` after the last of all else that it needs. (A lane that is busy at the latter and free
+within `wakeup_latency_s` of it would not have slept; the difference is less than `wakeup_latency_s`, and such meetings
+are rare.)
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ class Others:
     needs_previous: tuple[int, ...]
 
 
-def wakings(program: RankProgram, wake_s: float) -> dict[int, Others]:
+def wakeup_needs(program: RankProgram, wakeup_latency_s: float) -> dict[int, Others]:
     """Return what each computation that a lane wakes up for needs of others, by unit; nothing if that takes no time."""
-    if wake_s <= 0:
+    if wakeup_latency_s <= 0:
         return {}
     lanes = {u.index: u.op.lane for u in program.units if isinstance(u.op, Compute)}
     found: dict[int, Others] = {}

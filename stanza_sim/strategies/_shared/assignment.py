@@ -37,7 +37,7 @@ def by_blocks(b: Builder, blocks: Sequence[Block], servers: str, *, cut: bool) -
         if not block.tensors:
             continue
         if cut and k > 1:
-            bundles.append(b.bundle(block.name, block.tensors, servers, Layout.CUT))
+            bundles.append(b.bundle(block.name, block.tensors, servers, Layout.SHARDED))
             continue
         for j in sorted({where[t.name] for t in block.tensors}):
             mine = [t for t in block.tensors if where[t.name] == j]
@@ -58,7 +58,7 @@ def by_mxnet(b: Builder, blocks: Sequence[Block], servers: str, *, bigarray_boun
     bundles: list[Bundle] = []
     for key, t in _last_block_first(blocks):
         if t.numel >= bigarray_bound and k > 1:
-            bundles.append(b.bundle(t.name, [t], servers, Layout.CUT))
+            bundles.append(b.bundle(t.name, [t], servers, Layout.SHARDED))
         else:
             bundles.append(b.bundle(t.name, [t], _owner(b, servers, key * _HASH % k)))
     return bundles

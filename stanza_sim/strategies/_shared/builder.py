@@ -34,8 +34,8 @@ MIB = 1024 * 1024
 class Builder:
     """Collects groups, bundles and ops in program order; `finish` returns the schedule.
 
-    `fresh[block]` collects the ops after which a block's parameters are those of the next iteration. With `numbered`
-    the names of passes end in the number of their micro-batch.
+    `params_ready[block]` collects the ops after which a block's parameters are those of the next iteration. With
+    `numbered` the names of passes end in the number of their micro-batch.
     """
 
     def __init__(
@@ -215,11 +215,11 @@ class Builder:
             names.append(self.compute(Phase.FORWARD, b.name, ranks, after=waits, microbatch=microbatch, lane=lane))
         return names
 
-    def set_fresh(self, fresh: dict[str, list[str]]) -> None:
+    def set_params_ready(self, params_ready: dict[str, list[str]]) -> None:
         """Make each block's forward op wait for the ops of the previous iteration that renew its parameters."""
         for i, op in enumerate(self.ops):
-            if isinstance(op, Compute) and op.phase is Phase.FORWARD and fresh.get(op.target):
-                self.ops[i] = replace(op, after_previous=tuple(dict.fromkeys(fresh[op.target])))
+            if isinstance(op, Compute) and op.phase is Phase.FORWARD and params_ready.get(op.target):
+                self.ops[i] = replace(op, after_previous=tuple(dict.fromkeys(params_ready[op.target])))
 
     def priority(self, bundle: Bundle) -> int:
         """Place of the bundle's first block in forward order: what the next forward pass needs first is least."""
@@ -283,10 +283,10 @@ def fuse_to_fit(tensors: Sequence[ParamTensor], itemsize: int, most_bytes: int) 
     return [b for b in buckets if b]
 
 
-def balance(tensors: Sequence[ParamTensor], parts: int) -> dict[str, int]:
-    """Assign each tensor to one of `parts` servers: the largest first, to the least loaded (longest
+def balance(tensors: Sequence[ParamTensor], servers: int) -> dict[str, int]:
+    """Assign each tensor to one of `servers` servers: the largest first, to the least loaded (longest
     processing time first, Graham 1969); ties go to the lowest server."""
-    load = [0] * parts
+    load = [0] * servers
     where: dict[str, int] = {}
     for t in sorted(tensors, key=lambda t: -t.numel):
         j = load.index(min(load))

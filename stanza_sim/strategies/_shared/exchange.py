@@ -24,15 +24,15 @@ def exchange_by_all_reduce(
     cap_bytes: int,
     settings: CollectiveSettings,
     algorithm: Choice,
-    ready: dict[str, str],
+    grads_ready: dict[str, str],
     lane: str = "main",
-    fresh: dict[str, list[str]],
+    params_ready: dict[str, list[str]],
     fits: int | None = None,
 ) -> None:
     """All-reduce the gradients of `blocks` over `ranks` in buckets by `algorithm`, then update everywhere.
 
     Buckets are those of `fuse`, or with `fits` those of `fuse_to_fit` for a buffer of so many bytes.
-    `ready[block]` is the op after which the block's gradients are complete.
+    `grads_ready[block]` is the op after which the block's gradients are complete.
     """
     tensors = [t for block in blocks for t in block.tensors]
     made: list[tuple[Bundle, str]] = []
@@ -40,13 +40,13 @@ def exchange_by_all_reduce(
     buckets = fuse(tensors, itemsize, first_bytes, cap_bytes) if fits is None else fuse_to_fit(tensors, itemsize, fits)
     for i, bucket in enumerate(buckets):
         bundle = b.bundle(f"{prefix}{i}", list(reversed(bucket)), ranks)
-        after = dict.fromkeys(ready[block] for block in reversed(b.blocks_of(bundle)))
+        after = dict.fromkeys(grads_ready[block] for block in reversed(b.blocks_of(bundle)))
         how = settings.how(algorithm, bundle.numel * b.model.itemsize, len(b.groups[ranks].ranks))
         made.append((bundle, b.all_reduce(bundle, ranks, how, after=after)))
     for bundle, op in made:
         update = b.compute(Phase.UPDATE, bundle.name, ranks, after=[op], lane=lane)
         for block in b.blocks_of(bundle):
-            fresh.setdefault(block, []).append(update)
+            params_ready.setdefault(block, []).append(update)
 
 
 def exchange_by_servers(
@@ -56,8 +56,8 @@ def exchange_by_servers(
     *,
     overlap: bool,
     lane: str,
-    ready: dict[str, str],
-    fresh: dict[str, list[str]],
+    grads_ready: dict[str, str],
+    params_ready: dict[str, list[str]],
     credit: int = 0,
     hosts: Hosts | None = None,
 ) -> None:
@@ -65,17 +65,17 @@ def exchange_by_servers(
 
     With `overlap` a bundle is pushed as soon as the backward pass of its blocks is done and pulled as soon as it is
     updated; without, everything is pushed after the backward pass, pulled after the last update, and the next forward
-    pass waits for all of it. `ready[block]` is the op after which the gradients of a block of `bundles` are complete.
-    With `credit`, what is pushed and pulled goes by priority: see `Transfer`; owners then have a lane per block. With
-    `hosts`, gradients are added up on each host first, and only the sum is pushed; parameters are pulled by one rank of
-    each host, which passes them on.
+    pass waits for all of it. `grads_ready[block]` is the op after which the gradients of a block of `bundles` are
+    complete. With `credit`, what is pushed and pulled goes by priority: see `Transfer`; owners then have a lane per
+    block. With `hosts`, gradients are added up on each host first, and only the sum is pushed; parameters are pulled by
+    one rank of each host, which passes them on.
     """
-    last = [ready[block.name] for block in b.model.blocks if block.tensors and block.name in ready]
+    last = [grads_ready[block.name] for block in b.model.blocks if block.tensors and block.name in grads_ready]
     updates: dict[str, dict[str, str]] = {}  # owners -> updates; of parts of tensors, which are many, each lane's last
     parts = len({bundle.tensors for bundle in bundles}) < len(bundles)
     for place, bundle in enumerate(bundles):
         inward = Pattern.ALL_PAIRS if len(b.groups[bundle.owners].ranks) > 1 else Pattern.FAN_IN
-        after = dict.fromkeys(ready[name] for name in b.blocks_of(bundle)) if overlap else dict.fromkeys(last)
+        after = dict.fromkeys(grads_ready[name] for name in b.blocks_of(bundle)) if overlap else dict.fromkeys(last)
         pushers, kind = workers, ValueKind.GRAD
         if hosts is not None:
             pushers, kind = hosts.leaders(place), ValueKind.SUM
@@ -99,14 +99,14 @@ def exchange_by_servers(
         if overlap:
             pull = _pull(b, bundle, workers, [update], credit, hosts, place)
             for name in b.blocks_of(bundle):
-                fresh.setdefault(name, []).append(pull)
+                params_ready.setdefault(name, []).append(pull)
     if not overlap:
         everything = [
             _pull(b, bundle, workers, updates[bundle.owners].values(), credit, hosts, place)
             for place, bundle in reversed(list(enumerate(bundles)))
         ]
         for block in b.model.blocks:
-            fresh[block.name] = everything
+            params_ready[block.name] = everything
 
 
 def _pull(

@@ -51,7 +51,7 @@ class Slicing:
 class SlicedPasses:
     """Ops that update each FC block, and after which the CONV part's backward pass may begin, by micro-batch."""
 
-    fresh: dict[str, list[str]]
+    params_ready: dict[str, list[str]]
     returned: dict[int, list[str]]
 
 
@@ -69,8 +69,8 @@ class _Piece:
     samples: int
 
 
-def axes(model: ModelProfile, parts: int) -> list[Axis]:
-    """Along which features each block of the FC part is cut over `parts` ranks: by rows and columns in turn.
+def axes(model: ModelProfile, shards: int) -> list[Axis]:
+    """Along which features each block of the FC part is cut over `shards` ranks: by rows and columns in turn.
 
     Begins with what can be cut over so many ranks, and makes a rank of the group receive fewer floats for a sample;
     with rows if it is the same.
@@ -78,33 +78,33 @@ def axes(model: ModelProfile, parts: int) -> list[Axis]:
     layers = [linear_of(model, block.name) for block in model.fc_blocks]
     both = [Axis.ROWS, Axis.COLUMNS]
     turns = [[both[(first + i) % 2] for i, _ in enumerate(layers)] for first in (0, 1)]
-    return min(turns, key=lambda found: (not _fits(layers, found, parts), _floats(model, layers, found, parts)))
+    return min(turns, key=lambda found: (not _fits(layers, found, shards), _floats(model, layers, found, shards)))
 
 
-def _fits(layers: Sequence[Linear | None], found: Sequence[Axis], parts: int) -> bool:
+def _fits(layers: Sequence[Linear | None], found: Sequence[Axis], shards: int) -> bool:
     """Whether every rank gets a feature of every layer."""
     return all(
-        layer is not None and parts <= (layer.inputs if axis is Axis.ROWS else layer.outputs)
+        layer is not None and shards <= (layer.inputs if axis is Axis.ROWS else layer.outputs)
         for layer, axis in zip(layers, found, strict=True)
     )
 
 
-def _floats(model: ModelProfile, layers: Sequence[Linear | None], found: Sequence[Axis], parts: int) -> float:
+def _floats(model: ModelProfile, layers: Sequence[Linear | None], found: Sequence[Axis], shards: int) -> float:
     """Floats that a rank of the group receives for each sample."""
     boundary = model.conv_blocks[-1].output_numel if model.conv_blocks else 0
-    total = boundary / parts if found[0] is Axis.ROWS else float(boundary)
-    ring = (parts - 1) / parts
+    total = boundary / shards if found[0] is Axis.ROWS else float(boundary)
+    ring = (shards - 1) / shards
     for layer, axis in zip(layers, found, strict=True):
         if layer is not None:
             total += 2 * ring * (layer.outputs if axis is Axis.ROWS else layer.inputs)
-    return total + (parts - 1 if found[-1] is Axis.COLUMNS else 0)
+    return total + (shards - 1 if found[-1] is Axis.COLUMNS else 0)
 
 
-def can_be_sliced(model: ModelProfile, parts: int) -> bool:
-    """Whether the FC part of `model` can be cut over `parts` ranks."""
+def can_be_sliced(model: ModelProfile, shards: int) -> bool:
+    """Whether the FC part of `model` can be cut over `shards` ranks."""
     try:
-        for block, axis in zip(model.fc_blocks, axes(model, parts), strict=True):
-            cut_of(model, block.name, "fc_worker", parts, axis, "fc_parallel")
+        for block, axis in zip(model.fc_blocks, axes(model, shards), strict=True):
+            cut_of(model, block.name, "fc_worker", shards, axis, "fc_parallel")
     except InputError:
         return False
     return True
@@ -116,9 +116,9 @@ def separate_sliced(b: Builder, conv: str, how: Slicing) -> SlicedPasses:
     Passes over several pieces are interleaved: while one waits for an exchange, the next is computed. Raises
     `InputError` for a block that cannot be cut.
     """
-    blocks, parts = b.model.fc_blocks, len(b.groups[how.fc].ranks)
-    for block, axis in zip(blocks, axes(b.model, parts), strict=True):
-        b.cuts.append(cut_of(b.model, block.name, how.fc, parts, axis, how.where))
+    blocks, shards = b.model.fc_blocks, len(b.groups[how.fc].ranks)
+    for block, axis in zip(blocks, axes(b.model, shards), strict=True):
+        b.cuts.append(cut_of(b.model, block.name, how.fc, shards, axis, how.where))
     pieces = _pieces(b, conv, how)
     act: dict[int, str] = {}
     for m in range(b.microbatches):
@@ -137,27 +137,27 @@ def separate_sliced(b: Builder, conv: str, how: Slicing) -> SlicedPasses:
                 wire=how.wire,
                 slices=blocks[0].name if b.cuts[0].axis is Axis.ROWS else "",
             )
-    ready: dict[str, str] = {}
+    grads_ready: dict[str, str] = {}
     returned: dict[int, list[str]] = {}
-    gap = ready if len(pieces) == 1 else None
+    gap = grads_ready if len(pieces) == 1 else None
     waiting = [_passes(b, how, piece, act[piece.number], returned, gap) for piece in pieces]
     running: list[Iterator[None]] = []
     while waiting or running:  # each piece is one exchange behind the one before
         if waiting:
             running.append(waiting.pop(0))
         running = [passes for passes in running if next(passes, "end") is None]
-    fresh: dict[str, list[str]] = {}
+    params_ready: dict[str, list[str]] = {}
     for block in reversed(blocks):
-        for piece in pieces if block.name not in ready else ():
+        for piece in pieces if block.name not in grads_ready else ():
             after = [b.named(f"bwdi.{block.name}", piece.number)]
-            ready[block.name] = b.compute(
+            grads_ready[block.name] = b.compute(
                 Phase.BACKWARD_WEIGHT, block.name, how.fc, after=after, microbatch=piece.number, lane=how.lane
             )
     for block in reversed(blocks):
         bundle = b.bundle(block.name, block.tensors, how.fc, Layout.FEATURES)
-        update = b.compute(Phase.UPDATE, bundle.name, how.fc, after=[ready[block.name]], lane=how.lane)
-        fresh[block.name] = [update]
-    return SlicedPasses(fresh=fresh, returned=returned)
+        update = b.compute(Phase.UPDATE, bundle.name, how.fc, after=[grads_ready[block.name]], lane=how.lane)
+        params_ready[block.name] = [update]
+    return SlicedPasses(params_ready=params_ready, returned=returned)
 
 
 def _passes(
@@ -215,10 +215,10 @@ def _passes(
 
 def _exchange(b: Builder, how: Slicing, piece: _Piece, value: Value, features: int, after: str) -> str:
     """Add the sum of partial sums of `value`, or the gathering of logsums; return its name."""
-    parts, itemsize = len(b.groups[how.fc].ranks), b.model.itemsize
+    shards, itemsize = len(b.groups[how.fc].ranks), b.model.itemsize
     gathers = value.kind is ValueKind.LOGSUM
     if gathers:
-        nbytes = gathered_bytes(piece.samples, parts, itemsize)
+        nbytes = gathered_bytes(piece.samples, shards, itemsize)
     else:
         nbytes = summed_bytes(piece.samples, features, itemsize)
     verb = "logsum" if gathers else "sum" if value.kind is ValueKind.ACT else "sumgrad"
@@ -231,7 +231,7 @@ def _exchange(b: Builder, how: Slicing, piece: _Piece, value: Value, features: i
             ranks=how.fc,
             value=value,
             nbytes=nbytes,
-            **how.settings.how(choice, nbytes, parts),
+            **how.settings.how(choice, nbytes, shards),
             microbatch=piece.number,
             after=(after,),
         )

@@ -115,7 +115,7 @@ class Separation:
 class Passes:
     """Ops after which the FC part's gradients are complete, by block, and the CONV part's may begin, by micro-batch."""
 
-    ready: dict[str, str]
+    grads_ready: dict[str, str]
     returned: dict[int, list[str]]
 
 
@@ -151,7 +151,7 @@ def separate(b: Builder, conv: str, fc: str, how: Separation) -> Passes:
                 wire=how.wire,
             )
     returned: dict[int, list[str]] = {}
-    ready: dict[str, str] = {}
+    grads_ready: dict[str, str] = {}
     for piece in pieces:
         n = piece.number
         forward = b.forward(model.fc_blocks, piece.fc, after=[act[n]], microbatch=n, lane=how.lane)
@@ -173,10 +173,10 @@ def separate(b: Builder, conv: str, fc: str, how: Separation) -> Passes:
         returned.setdefault(piece.microbatch, []).append(sent)
     for block in reversed(model.fc_blocks):
         for piece in pieces:
-            before = ready[block.name] = b.compute(
+            before = grads_ready[block.name] = b.compute(
                 Phase.BACKWARD_WEIGHT, block.name, piece.fc, after=[before], microbatch=piece.number, lane=how.lane
             )
-    return Passes(ready=ready, returned=returned)
+    return Passes(grads_ready=grads_ready, returned=returned)
 
 
 def back_through_conv(b: Builder, conv: str, returned: dict[int, list[str]], *, eager: int) -> dict[str, str]:
@@ -184,15 +184,15 @@ def back_through_conv(b: Builder, conv: str, returned: dict[int, list[str]], *, 
 
     The first `eager` micro-batches go back one by one, the others together, block by block.
     """
-    ready: dict[str, str] = {}
+    grads_ready: dict[str, str] = {}
     waits = dict(returned)
     together = range(min(eager, b.microbatches), b.microbatches)
     for run in [*([m] for m in range(together.start)), together]:
         for block in reversed(b.model.conv_blocks):
             for m in run:
                 made = b.compute(Phase.BACKWARD, block.name, conv, after=waits[m], microbatch=m)
-                ready[block.name], waits[m] = made, [made]
-    return ready
+                grads_ready[block.name], waits[m] = made, [made]
+    return grads_ready
 
 
 def _pieces(b: Builder, conv: str, fc: str, *, arrival: bool) -> list[_Piece]:

@@ -16,8 +16,8 @@ from stanza_sim.studies.plan.assess import Score
 from stanza_sim.studies.plan.choices import LeftOut, as_yaml
 from stanza_sim.studies.plan.explain import Explanation, Range, Turn, per_thousand
 from stanza_sim.studies.plan.memory import not_judged
-from stanza_sim.studies.plan.search import Found, Stop
-from stanza_sim.studies.plan.session import Answer, Planned, row
+from stanza_sim.studies.plan.search import SearchResult, Stop
+from stanza_sim.studies.plan.session import Answer, PlanAnswers, row
 
 SAME = 1e-4
 """Plans whose samples/s differ by no more than this, relatively, are called just as fast."""
@@ -25,21 +25,23 @@ SAME = 1e-4
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def print_planned(planned: Planned, console: Console, *, top: int) -> None:
+def print_plan(plan_result: PlanAnswers, console: Console, *, top: int) -> None:
     """Print the `top` best plans of each model, what was searched, and why the best is the best."""
-    for i, answer in enumerate(planned.answers):
+    for i, answer in enumerate(plan_result.answers):
         if i:
             write_line(console, "")
         else:
             cluster, precision = answer.problem.cluster, answer.problem.loaded.value.precision
-            write_line(console, f"{planned.experiment}: {cluster.nodes} nodes of {cluster.name}, {precision}", "bold")
+            write_line(
+                console, f"{plan_result.experiment}: {cluster.nodes} nodes of {cluster.name}, {precision}", "bold"
+            )
             write_line(console, "")
         _print_answer(answer, console, top)
-    ran = [a.best for a in planned.answers if a.best is not None and a.best.measurement is not None]
+    ran = [a.best for a in plan_result.answers if a.best is not None and a.best.measurement is not None]
     if ran:
         write_line(console, "")
         write_line(console, "the best plan of each model, executed", "bold")
-        print_result(Result(experiment=planned.experiment, rows=tuple(ran)), console)
+        print_result(Result(experiment=plan_result.experiment, rows=tuple(ran)), console)
 
 
 def _print_answer(answer: Answer, console: Console, top: int) -> None:
@@ -93,7 +95,7 @@ def _sentences(answer: Answer) -> list[str]:
     return told
 
 
-def _searched(found: Found) -> str:
+def _searched(found: SearchResult) -> str:
     text = f"{found.evaluated} plans evaluated, {found.pruned} pruned by their bounds"
     text += f", {found.same} the same as another" if found.same else ""
     text += f", {len(found.left_out)} left out" if found.left_out else ""
@@ -151,18 +153,18 @@ def _range(what: str, found: Range | None, skipped: str, show: Callable[[float],
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
 
-def planned_object(planned: Planned, *, top: int) -> dict[str, Json]:
+def plan_object(plan_result: PlanAnswers, *, top: int) -> dict[str, Json]:
     """The answers as plain JSON values; sizes in bytes, rates in bytes per second, times in seconds."""
     return {
-        "experiment": planned.experiment,
-        "interrupted": planned.interrupted,
-        "plans": [_answer_object(answer, top) for answer in planned.answers],
+        "experiment": plan_result.experiment,
+        "interrupted": plan_result.interrupted,
+        "plans": [_answer_object(answer, top) for answer in plan_result.answers],
     }
 
 
-def planned_json(planned: Planned, *, top: int) -> str:
+def plan_json(plan_result: PlanAnswers, *, top: int) -> str:
     """The answers as one JSON object, equal bytes for equal answers."""
-    return json.dumps(planned_object(planned, top=top), indent=1, allow_nan=False) + "\n"
+    return json.dumps(plan_object(plan_result, top=top), indent=1, allow_nan=False) + "\n"
 
 
 def _answer_object(answer: Answer, top: int) -> dict[str, Json]:

@@ -18,7 +18,7 @@ from stanza_sim.profiles.blocks import Profile
 from stanza_sim.profiles.network import NetworkProfile
 from stanza_sim.simulate import Prediction
 from stanza_sim.simulate.costs import HALF
-from stanza_sim.simulate.run import Case, collector_off, part_count
+from stanza_sim.simulate.run import SimulationCase, collector_off, part_count
 from stanza_sim.studies.plan.choices import Choice
 from stanza_sim.studies.plan.memory import Memory, memory_of, too_much
 from stanza_sim.timeline.spans import Timeline
@@ -166,7 +166,7 @@ def weigh(problem: Problem, choice: Choice, least: float = 0.0, go_on: Callable[
     return Weighed(most_samples_per_s=most, score=score)
 
 
-def _needs(problem: Problem, plan: Plan, case: Case) -> dict[int, Memory]:
+def _needs(problem: Problem, plan: Plan, case: SimulationCase) -> dict[int, Memory]:
     half = problem.loaded.value.precision in HALF
     scale = 2 / plan.model.itemsize if half else 1.0
     return memory_of(plan.schedule, plan.model, case.received_bytes, activation_scale=scale)

@@ -15,8 +15,8 @@ from time import monotonic
 from stanza_sim.base.errors import InputError
 from stanza_sim.studies.plan.assess import Score, Variant
 from stanza_sim.studies.plan.choices import Choice
-from stanza_sim.studies.plan.crew import Crew
-from stanza_sim.studies.plan.search import Found, Limits
+from stanza_sim.studies.plan.search import Limits, SearchResult
+from stanza_sim.studies.plan.worker_pool import WorkerPool
 
 FACTOR, REACH = 4, 64
 CLOSE = 0.02
@@ -98,8 +98,8 @@ def per_thousand(one: Score) -> tuple[float, float, float]:
     return thousand * computing_s, thousand * p.exposed_comm_s, thousand * p.idle_s
 
 
-def explain(crew: Crew, index: int, found: Found, limits: Limits) -> Explanation | None:
-    """Explain the best plan of `found` for problem number `index` of `crew`; None without a plan.
+def explain(pool: WorkerPool, index: int, found: SearchResult, limits: Limits) -> Explanation | None:
+    """Explain the best plan of `found` for problem number `index` of `pool`; None without a plan.
 
     What there is no room for in `limits` is skipped, with the reason.
     """
@@ -123,7 +123,7 @@ def explain(crew: Crew, index: int, found: Found, limits: Limits) -> Explanation
         now_s, until_s = monotonic(), limits.deadline_s
         if until_s is not None:
             until_s = now_s + share * max(0.0, until_s - now_s)
-        race = _Race(crew, index, contenders, replace(limits, deadline_s=until_s))
+        race = _Race(pool, index, contenders, replace(limits, deadline_s=until_s))
         try:
             ranges[what] = look(race)
         except _Skip as skip:
@@ -137,7 +137,7 @@ def explain(crew: Crew, index: int, found: Found, limits: Limits) -> Explanation
     )
 
 
-def _rivals(found: Found) -> list[Choice]:
+def _rivals(found: SearchResult) -> list[Choice]:
     """The best plan of each other strategy that is simulated quickly enough."""
     winner = found.ranked[0].choice.strategy
     rivals: dict[str, Choice] = {}
@@ -158,9 +158,9 @@ class _NoRoom(_Skip):
 class _Race:
     """Which of the `contenders` for problem number `index` is the best, at one place after another within limits."""
 
-    def __init__(self, crew: Crew, index: int, contenders: Sequence[Choice], limits: Limits) -> None:
-        self.problem, self.contenders = crew.problems[index], contenders
-        self._crew, self._index, self._limits, self._run = crew, index, limits, 0
+    def __init__(self, pool: WorkerPool, index: int, contenders: Sequence[Choice], limits: Limits) -> None:
+        self.problem, self.contenders = pool.problems[index], contenders
+        self._pool, self._index, self._limits, self._run = pool, index, limits, 0
 
     def best(self, variant: Variant) -> Choice | None:
         """The best of them there; None if none of them can be run there. Raises `_NoRoom`."""
@@ -169,7 +169,7 @@ class _Race:
         if most is not None and self._run > most:
             raise _NoRoom("the number of evaluations is too small")
         try:
-            found = self._crew.weigh(self._index, [(choice, 0.0) for choice in self.contenders], deadline_s, variant)
+            found = self._pool.weigh(self._index, [(choice, 0.0) for choice in self.contenders], deadline_s, variant)
         except InputError:
             return None
         scores: list[Score] = []

@@ -93,7 +93,7 @@ def memory_of(
             if rank not in owners:
                 continue
             numel = bundle.numel
-            if bundle.layout is Layout.CUT:
+            if bundle.layout is Layout.SHARDED:
                 lo, hi = slice_bounds(bundle.numel, len(owners), owners.index(rank))
                 numel = hi - lo
             elif bundle.layout is Layout.FEATURES:

@@ -29,7 +29,7 @@ from time import monotonic
 
 from stanza_sim.studies.plan.assess import SURE, Score, Sketch
 from stanza_sim.studies.plan.choices import Choice, LeftOut
-from stanza_sim.studies.plan.crew import Crew
+from stanza_sim.studies.plan.worker_pool import WorkerPool
 
 SKETCHED_AT_ONCE, WEIGHED_AT_ONCE = 32, 8
 """Sizes of batches."""
@@ -60,7 +60,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
+class SearchResult:
     """What a search found: simulated plans, the best first, and how many were not simulated and why.
 
     `pruned` could not have won by their bounds, `same` build the schedule of another choice, `unreached` are those that
@@ -93,7 +93,7 @@ class Search:
 
     def __init__(
         self,
-        crew: Crew,
+        pool: WorkerPool,
         problem: int,
         choices: Sequence[Choice],
         limits: Limits,
@@ -103,7 +103,7 @@ class Search:
         tell: TellCount = lambda done, total: None,
     ) -> None:
         """`deadline`, if given, is asked for the limit of time once rows and defaults are simulated."""
-        self._crew, self._problem, self._choices, self._limits, self._tell = crew, problem, choices, limits, tell
+        self._pool, self._problem, self._choices, self._limits, self._tell = pool, problem, choices, limits, tell
         self._deadline = deadline
         self._known: dict[int, Sketch] = {}
         self._scores: dict[int, Score] = {}
@@ -149,12 +149,12 @@ class Search:
         if self._best_first(waiting) and len(first) + len(rest) < len(self._choices):
             self._stop = Stop.EVALUATIONS
 
-    def found(self) -> Found:
+    def found(self) -> SearchResult:
         """What has been found so far."""
         ranked = sorted(self._scores.values(), key=lambda one: one.order)
         pruned = len(self._pruned)
         dealt_with = len(self._scores) + pruned + self._same + len(self._out) - self._none_of
-        return Found(
+        return SearchResult(
             ranked=tuple(ranked),
             evaluated=len(self._scores),
             pruned=pruned,
@@ -169,7 +169,7 @@ class Search:
     def _sketch(self, which: Sequence[int], limits: Limits) -> list[int]:
         """Sketch choices; return those that can be built and whose schedule is new."""
         fresh: list[int] = []
-        found = self._crew.sketch(self._problem, [self._choices[i] for i in which], limits.deadline_s)
+        found = self._pool.sketch(self._problem, [self._choices[i] for i in which], limits.deadline_s)
         for i, known in zip(which, found, strict=True):
             if known is None:
                 self._stop = Stop.BUDGET
@@ -233,7 +233,7 @@ class Search:
                 return False
         batch, waiting[:] = waiting[:room], waiting[room:]
         some = [(self._choices[i], least(i)) for i in batch]
-        for i, one in zip(batch, self._crew.weigh(self._problem, some, limits.deadline_s), strict=True):
+        for i, one in zip(batch, self._pool.weigh(self._problem, some, limits.deadline_s), strict=True):
             if one is None:
                 self._stop = Stop.BUDGET
             elif one.out:

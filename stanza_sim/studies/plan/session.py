@@ -20,13 +20,12 @@ from stanza_sim.profiles.network import NetworkProfile, mismatches, read_either,
 from stanza_sim.report.result import Row
 from stanza_sim.studies.plan.assess import Problem, Score
 from stanza_sim.studies.plan.choices import choices, local_size
-from stanza_sim.studies.plan.crew import crew_of
 from stanza_sim.studies.plan.explain import Explanation, explain
-from stanza_sim.studies.plan.search import Found, Limits, Search, Stop
+from stanza_sim.studies.plan.search import Limits, Search, SearchResult, Stop
+from stanza_sim.studies.plan.worker_pool import worker_pool
 
 SEARCHING = 0.8
 """The share of a model's time that is for the search; the rest is for explaining what it found."""
-
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,13 +36,13 @@ class Answer:
     """
 
     problem: Problem
-    found: Found
+    found: SearchResult
     best: Row | None
     explanation: Explanation | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Planned:
+class PlanAnswers:
     """What one `plan` command found, by model in the order of the experiment; fewer models if it was interrupted."""
 
     experiment: str
@@ -87,7 +86,7 @@ def plan_experiment(
     jobs: int = 1,
     tell: Tell = lambda model, done, total: None,
     say: Say = lambda text: None,
-) -> Planned:
+) -> PlanAnswers:
     """Search the best plan of every model of an experiment.
 
     `budget_s` is for all models together and counts from now: each gets an equal share of what is left once its rows of
@@ -118,7 +117,7 @@ def plan_problems(
     max_evaluations: int | None = None,
     jobs: int = 1,
     tell: Tell = lambda model, done, total: None,
-) -> Planned:
+) -> PlanAnswers:
     """Search the best plan of each problem; `rows` are tried first, `end_s` is an instant of the monotonic clock.
 
     See `plan_experiment` for the rest.
@@ -134,11 +133,11 @@ def plan_problems(
         for p in problems
     ]
     answers: list[Answer] = []
-    with crew_of(problems, jobs=jobs, work=sum(len(some) for some, _ in spaces)) as crew:
+    with worker_pool(problems, jobs=jobs, work=sum(len(some) for some, _ in spaces)) as pool:
         for i, (problem, (some, out)) in enumerate(zip(problems, spaces, strict=True)):
             share = _Share(end_s, of=len(problems) - i)
             search = Search(
-                crew,
+                pool,
                 i,
                 some,
                 Limits(max_evaluations=max_evaluations),
@@ -153,14 +152,14 @@ def plan_problems(
             if not interrupted:
                 try:
                     end = Limits(deadline_s=share.end_s, max_evaluations=max_evaluations)
-                    explanation = explain(crew, i, found, end)
+                    explanation = explain(pool, i, found, end)
                 except KeyboardInterrupt:
                     interrupted, found = True, replace(found, stop=Stop.INTERRUPTED)
             best = None if found.best is None else row(problem, found.best, whole=True)
             answers.append(Answer(problem=problem, found=found, best=best, explanation=explanation))
             if interrupted:
-                return Planned(experiment=experiment, answers=tuple(answers), interrupted=True)
-    return Planned(experiment=experiment, answers=tuple(answers))
+                return PlanAnswers(experiment=experiment, answers=tuple(answers), interrupted=True)
+    return PlanAnswers(experiment=experiment, answers=tuple(answers))
 
 
 class _Share:
@@ -215,13 +214,15 @@ def _profiles_for(problem: Problem, profiles: Sequence[Path]) -> list[Path]:
     return found
 
 
-def execute_best(planned: Planned, *, profiles: Sequence[Path] = (), testbed: bool = False, say: Say) -> Planned:
+def execute_best(
+    plan_result: PlanAnswers, *, profiles: Sequence[Path] = (), testbed: bool = False, say: Say
+) -> PlanAnswers:
     """Run the best plan of each model for real; return the answers with the rows of those runs as their best.
 
     Raises `InputError` and `RunError`, as `run` does.
     """
     done: list[Answer] = []
-    for answer in planned.answers:
+    for answer in plan_result.answers:
         winner = answer.found.best
         if winner is None:
             done.append(answer)
@@ -232,4 +233,4 @@ def execute_best(planned: Planned, *, profiles: Sequence[Path] = (), testbed: bo
         mine = _profiles_for(answer.problem, profiles)
         result = run_loaded(replace(loaded, value=only), execute=True, profiles=mine, testbed=testbed, say=say)
         done.append(answer if result is None else replace(answer, best=result.rows[0]))
-    return replace(planned, answers=tuple(done))
+    return replace(plan_result, answers=tuple(done))

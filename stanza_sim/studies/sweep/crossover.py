@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from stanza_sim.studies.sweep.points import Line, best_of
+from stanza_sim.studies.sweep.points import SweepRow, best_of
 from stanza_sim.studies.sweep.vary import Axis, Point, Scale, scale_of, shown, why_no_scale
 
 CLOSE = 0.005
@@ -68,10 +68,10 @@ class Ask:
     labels: tuple[str, str] | None
 
 
-Bisection = Generator[Ask, tuple[Line, ...], list[Crossover]]
+Bisection = Generator[Ask, tuple[SweepRow, ...], list[Crossover]]
 
 
-def bisections(axes: Sequence[Axis], known: Mapping[Point, Sequence[Line]]) -> list[Bisection]:
+def bisections(axes: Sequence[Axis], known: Mapping[Point, Sequence[SweepRow]]) -> list[Bisection]:
     """A bisection for every two neighbouring points, on every axis of numbers, with different winners for a model."""
     found: list[Bisection] = []
     for number, axis in enumerate(axes):
@@ -86,7 +86,7 @@ def bisections(axes: Sequence[Axis], known: Mapping[Point, Sequence[Line]]) -> l
 
 
 def _lines(
-    number: int, axis: Axis, scale: Scale, known: Mapping[Point, Sequence[Line]]
+    number: int, axis: Axis, scale: Scale, known: Mapping[Point, Sequence[SweepRow]]
 ) -> Iterator[tuple[Place, list[tuple[str, str]]]]:
     """Yield, for each combination of the other axes and each model there, its winners: (value, label), by value."""
     ordered = sorted(axis.values, key=scale.number)
@@ -100,7 +100,7 @@ def _lines(
             yield Place(axis=number, point=point, model=model), feasible
 
 
-def unlooked(axes: Sequence[Axis], known: Mapping[Point, Sequence[Line]]) -> list[Unlooked]:
+def unlooked(axes: Sequence[Axis], known: Mapping[Point, Sequence[SweepRow]]) -> list[Unlooked]:
     """The axes, or models on them, of which no two points could be compared, with the reason."""
     found: list[Unlooked] = []
     for number, axis in enumerate(axes):
@@ -171,12 +171,12 @@ def _middle(a: float, b: float, scale: Scale) -> float:
     return middle
 
 
-def in_step(started: Iterable[Bisection]) -> Generator[list[Ask], list[tuple[Line, ...]], list[Crossover]]:
+def in_step(started: Iterable[Bisection]) -> Generator[list[Ask], list[tuple[SweepRow, ...]], list[Crossover]]:
     """Drive bisections side by side: yields what all of them want to know next, and is sent the answers in order."""
     done: dict[int, list[Crossover]] = {}
     asking: dict[int, tuple[Bisection, Ask]] = {}
 
-    def advance(i: int, bisection: Bisection, answer: tuple[Line, ...] | None) -> None:
+    def advance(i: int, bisection: Bisection, answer: tuple[SweepRow, ...] | None) -> None:
         try:
             asking[i] = bisection, next(bisection) if answer is None else bisection.send(answer)
         except StopIteration as stop:

@@ -24,7 +24,7 @@ BETWEEN = "; "
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class SweepRow:
     """One row at one point. A row that is not `feasible` has a `reason` and no figures; sizes in bytes, times in s.
 
     `warnings` is what its network profile does not fit, joined by `BETWEEN`.
@@ -76,12 +76,12 @@ class Ready:
     reason: str = ""
 
 
-def ready(request: Request) -> Ready | tuple[Line, ...]:
+def ready(request: Request) -> Ready | tuple[SweepRow, ...]:
     """Read what a request needs; where even that fails, its lines, as far as the experiment without it names them."""
     try:
         loaded = load_experiment(request.experiment, request.overrides)
     except InputError as error:
-        return (Line(model=request.model or "", label="", strategy="", reason=error.one_line),)
+        return (SweepRow(model=request.model or "", label="", strategy="", reason=error.one_line),)
     experiment = loaded.value
     try:
         cluster = cluster_of(loaded)
@@ -95,21 +95,21 @@ def ready(request: Request) -> Ready | tuple[Line, ...]:
     return Ready(request=request, loaded=loaded, cluster=cluster, models=models, known=known, network=network)
 
 
-def predicted(point: Ready) -> tuple[Line, ...]:
+def predicted(point: Ready) -> tuple[SweepRow, ...]:
     """Predict every row of a point."""
     experiment, cluster, request = point.loaded.value, point.cluster, point.request
     warnings = ""
     if cluster is not None and point.network is not None:
         warnings = BETWEEN.join(mismatches(point.network, cluster))
         cluster = with_network(cluster, point.network)
-    lines: list[Line] = []
+    lines: list[SweepRow] = []
     for entry in experiment.models:
         if request.model not in (None, entry.title):
             continue
         for row in experiment.strategies:
             if request.labels is not None and row.title not in request.labels:
                 continue
-            bare = Line(
+            bare = SweepRow(
                 model=entry.title,
                 label=row.title,
                 strategy=row.strategy,
@@ -145,13 +145,13 @@ def predicted(point: Ready) -> tuple[Line, ...]:
     return tuple(lines)
 
 
-def lines_of(request: Request) -> tuple[Line, ...]:
+def lines_of(request: Request) -> tuple[SweepRow, ...]:
     """Read and predict a point in one go, where the experiment's files are."""
     point = ready(request)
     return predicted(point) if isinstance(point, Ready) else point
 
 
-def best_of(lines: Sequence[Line], model: str) -> Line | None:
+def best_of(lines: Sequence[SweepRow], model: str) -> SweepRow | None:
     """The row of a model with most samples per second, then fewest bytes, then the first; None if none is feasible."""
     mine = [line for line in lines if line.model == model and line.samples_per_s is not None]
     return min(mine, key=lambda line: (-(line.samples_per_s or 0.0), line.sent_bytes or 0), default=None)

@@ -12,7 +12,7 @@ from stanza_sim.report.result import Json
 from stanza_sim.report.table import WIDTH, Column, fixed, print_grid, write_line
 from stanza_sim.studies.sweep.crossover import Crossover
 from stanza_sim.studies.sweep.points import best_of
-from stanza_sim.studies.sweep.session import Swept
+from stanza_sim.studies.sweep.session import SweepFindings
 from stanza_sim.studies.sweep.vary import Axis, Point, scale_of, shown
 
 MOST_LINES = 60
@@ -21,45 +21,46 @@ MOST_REASONS = 20
 """Of more reasons why lines are infeasible only so many are printed."""
 
 
-def print_swept(swept: Swept, console: Console) -> None:
+def print_sweep(sweep_result: SweepFindings, console: Console) -> None:
     """Print the winner at each point, unless there is a file that has all of it, the crossovers, and what is amiss."""
-    lines, bad = swept.lines, sum(swept.reasons.values())
-    text = f"{swept.experiment}: {len(swept.points)} points, {swept.computed} of them computed now, {len(lines)} lines"
+    lines, bad = sweep_result.lines, sum(sweep_result.reasons.values())
+    text = f"{sweep_result.experiment}: {len(sweep_result.points)} points, "
+    text += f"{sweep_result.computed} of them computed now, {len(lines)} lines"
     text += f", {bad} of them infeasible" if bad else ""
     write_line(console, text, "bold")
-    if swept.table.path is None:
-        _print_winners(swept, console)
+    if sweep_result.table.path is None:
+        _print_winners(sweep_result, console)
     else:
-        write_line(console, f"written to {swept.table.path}")
+        write_line(console, f"written to {sweep_result.table.path}")
     write_line(console, "")
-    for text in _sentences(swept):
+    for text in _sentences(sweep_result):
         _paragraph(console, text)
     if bad:
         write_line(console, "")
         write_line(console, "infeasible", "bold")
-        for reason, count in list(swept.reasons.items())[:MOST_REASONS]:
+        for reason, count in list(sweep_result.reasons.items())[:MOST_REASONS]:
             _paragraph(console, f"{count} {'line' if count == 1 else 'lines'}: {reason}")
-        if (more := len(swept.reasons) - MOST_REASONS) > 0:
-            _paragraph(console, f"and for {more} more reasons: see --json" + _or_file(swept))
+        if (more := len(sweep_result.reasons) - MOST_REASONS) > 0:
+            _paragraph(console, f"and for {more} more reasons: see --json" + _or_file(sweep_result))
 
 
-def _sentences(swept: Swept) -> list[str]:
+def _sentences(sweep_result: SweepFindings) -> list[str]:
     """The crossovers, and where none was found or could be looked for."""
-    told = [in_words(one, swept.axes) for one in swept.crossovers[:MOST_LINES]]
-    if (more := len(swept.crossovers) - MOST_LINES) > 0:
+    told = [in_words(one, sweep_result.axes) for one in sweep_result.crossovers[:MOST_LINES]]
+    if (more := len(sweep_result.crossovers) - MOST_LINES) > 0:
         told.append(f"and {more} more crossovers: see --json")
-    not_at_all = {one.key for one in swept.unlooked if not one.models}
-    looked = [axis.key for axis in swept.axes if axis.key not in not_at_all]
-    if looked and not swept.crossovers:
+    not_at_all = {one.key for one in sweep_result.unlooked if not one.models}
+    looked = [axis.key for axis in sweep_result.axes if axis.key not in not_at_all]
+    if looked and not sweep_result.crossovers:
         told.append(f"no crossover: between no two neighbouring values of {' or '.join(looked)} does the winner change")
-    for one in swept.unlooked:
+    for one in sweep_result.unlooked:
         which = f" for {', '.join(one.models)}" if one.models else ""
         told.append(f"no crossover looked for along {one.key}{which}: {one.reason}")
     return told
 
 
-def _or_file(swept: Swept) -> str:
-    return "" if swept.table.path is None else f" or {swept.table.path}"
+def _or_file(sweep_result: SweepFindings) -> str:
+    return "" if sweep_result.table.path is None else f" or {sweep_result.table.path}"
 
 
 def _paragraph(console: Console, text: str) -> None:
@@ -67,19 +68,23 @@ def _paragraph(console: Console, text: str) -> None:
         write_line(console, line)
 
 
-def _print_winners(swept: Swept, console: Console) -> None:
-    for model in dict.fromkeys(line.model for line in swept.lines if line.label):
+def _print_winners(sweep_result: SweepFindings, console: Console) -> None:
+    for model in dict.fromkeys(line.model for line in sweep_result.lines if line.label):
         write_line(console, "")
         write_line(console, model, "bold cyan")
         # A varied key may give a model another name; a point that cannot be loaded knows no names.
-        points = [p for p in swept.points if any(one.model == model or not one.label for one in swept.table.lines[p])]
-        best = [best_of(swept.table.lines[point], model) for point in points]
+        points = [
+            p
+            for p in sweep_result.points
+            if any(one.model == model or not one.label for one in sweep_result.table.lines[p])
+        ]
+        best = [best_of(sweep_result.table.lines[point], model) for point in points]
         rates = iter(fixed(one.samples_per_s or 0.0 for one in best if one is not None))
         columns = [
             Column(heading="samples/s", unit="", cells=["-" if one is None else next(rates) for one in best]),
             Column(heading="winner", unit="", cells=["none is feasible" if one is None else one.label for one in best]),
         ]
-        labels = [where(swept.axes, point) for point in points]
+        labels = [where(sweep_result.axes, point) for point in points]
         print_grid(console, labels, columns, [()] * len(labels), heading="point")
 
 
@@ -101,23 +106,23 @@ def in_words(one: Crossover, axes: tuple[Axis, ...]) -> str:
     return f"{place}: {one.below} wins up to {low} ({axis.key}), then {one.above}"
 
 
-def swept_json(swept: Swept) -> str:
+def sweep_json(sweep_result: SweepFindings) -> str:
     """The sweep as one JSON object, equal bytes for equal results; sizes in bytes, rates in bytes/s, times in s."""
-    keys = [axis.key for axis in swept.axes]
+    keys = [axis.key for axis in sweep_result.axes]
     lines: list[dict[str, Json]] = [
         {"at": dict(zip(keys, point, strict=True)), "feasible": line.feasible, **asdict(line)}
-        for point in swept.points
-        for line in swept.table.lines[point]
+        for point in sweep_result.points
+        for line in sweep_result.table.lines[point]
     ]
     data: dict[str, Json] = {
-        "experiment": swept.experiment,
-        "vary": {axis.key: list(axis.values) for axis in swept.axes},
+        "experiment": sweep_result.experiment,
+        "vary": {axis.key: list(axis.values) for axis in sweep_result.axes},
         "points": lines,
-        "crossovers": [_crossover(one, swept.axes) for one in swept.crossovers],
+        "crossovers": [_crossover(one, sweep_result.axes) for one in sweep_result.crossovers],
         "no_crossover_looked_for": [
-            {"key": one.key, "models": list(one.models), "reason": one.reason} for one in swept.unlooked
+            {"key": one.key, "models": list(one.models), "reason": one.reason} for one in sweep_result.unlooked
         ],
-        "infeasible": [{"reason": reason, "lines": count} for reason, count in swept.reasons.items()],
+        "infeasible": [{"reason": reason, "lines": count} for reason, count in sweep_result.reasons.items()],
     }
     return json.dumps(data, indent=1, allow_nan=False) + "\n"
 

@@ -17,14 +17,14 @@ from stanza_sim.experiment.rows import model_of
 from stanza_sim.profiles.network import read_either
 from stanza_sim.studies.sweep.crossover import Ask, Crossover, Unlooked, bisections, in_step, unlooked
 from stanza_sim.studies.sweep.inputs import KEYS, inputs_of
-from stanza_sim.studies.sweep.points import BETWEEN, Line, Request
+from stanza_sim.studies.sweep.points import BETWEEN, Request, SweepRow
 from stanza_sim.studies.sweep.table import Table, digest_of
 from stanza_sim.studies.sweep.vary import Axis, Point, check_values, combinations, points, read_axes
 from stanza_sim.studies.sweep.workers import Workers, dask_workers, local_workers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Swept:
+class SweepFindings:
     """What a sweep found: the table of all points, and the crossovers. `computed` points were not in its file."""
 
     experiment: str
@@ -36,7 +36,7 @@ class Swept:
     unlooked: tuple[Unlooked, ...]
 
     @property
-    def lines(self) -> list[Line]:
+    def lines(self) -> list[SweepRow]:
         """The lines of all points."""
         return [line for point in self.points for line in self.table.lines[point]]
 
@@ -79,7 +79,9 @@ class Sweep:
         self.table.open()
         self._drop_half_a_point()
 
-    def run(self, *, jobs: int, scheduler: str | None = None, tell: Tell = lambda what, done, total: None) -> Swept:
+    def run(
+        self, *, jobs: int, scheduler: str | None = None, tell: Tell = lambda what, done, total: None
+    ) -> SweepFindings:
         """Predict what is not known yet and look for crossovers.
 
         Every point is in the file as soon as it and those before it are known. Raises `InputError` and `RunError`.
@@ -98,7 +100,7 @@ class Sweep:
                 tell("points", done, len(left))
             self.table.finish(self.points)
             crossovers = self._crossovers(workers, tell)
-        return Swept(
+        return SweepFindings(
             experiment=self.name,
             axes=self.axes,
             points=tuple(self.points),

@@ -20,7 +20,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.files import check_target, write_whole
 from stanza_sim.base.version import __version__
 from stanza_sim.studies.sweep.inputs import changes
-from stanza_sim.studies.sweep.points import Line
+from stanza_sim.studies.sweep.points import SweepRow
 from stanza_sim.studies.sweep.vary import Axis, Point
 
 _WHOLE, _FRACTIONS = (
@@ -55,9 +55,9 @@ class Table:
             if axis.key in _WHOLE and (odd := [value for value in axis.values if not value.isdecimal()]):
                 hint = "give the number itself"
                 raise InputError(f"{odd[0]!r} is not a whole number", where=f"--vary {axis.key}={odd[0]}", hint=hint)
-        own = [f.name for f in fields(Line) if f.name != "reason" and f.name not in self.keys]
+        own = [f.name for f in fields(SweepRow) if f.name != "reason" and f.name not in self.keys]
         self.columns = ("sweep", *self.keys, *own[:3], "feasible", *own[3:], "inputs", "reason")
-        self.lines: dict[Point, tuple[Line, ...]] = {}
+        self.lines: dict[Point, tuple[SweepRow, ...]] = {}
 
     def open(self) -> None:
         """Read what the file holds already.
@@ -86,7 +86,7 @@ class Table:
         """The point that was written last."""
         return next(reversed(self.lines), None)
 
-    def add(self, point: Point, lines: Sequence[Line]) -> None:
+    def add(self, point: Point, lines: Sequence[SweepRow]) -> None:
         """Keep the lines of a point. Raises `InputError` where they cannot be written."""
         self.lines[point] = tuple(lines)
         if self.path is None:
@@ -127,7 +127,7 @@ class Table:
         for point in some:
             inputs = self.inputs(point)
             for line in self.lines[point]:
-                cells = {f.name: getattr(line, f.name) for f in fields(Line)}
+                cells = {f.name: getattr(line, f.name) for f in fields(SweepRow)}
                 texts = {key: "" if value is None else str(value) for key, value in cells.items()}
                 texts |= {"sweep": self.digest, "feasible": "yes" if line.feasible else "no", "inputs": inputs}
                 writer.writerow(texts | dict(zip(self.keys, point, strict=True)))
@@ -151,7 +151,7 @@ class Table:
                 ours = (reader.fieldnames or [""])[0] == "sweep"
                 what = "is of a sweep that varied other keys, or of another version"
                 raise self._foreign(what if ours else "is not a table of a sweep")
-            found: dict[Point, list[Line]] = {}
+            found: dict[Point, list[SweepRow]] = {}
             for number, cells in enumerate(reader, 2):
                 if None in cells or None in cells.values():
                     raise self._foreign(f"has a line that is no line of a sweep: number {number}")
@@ -165,10 +165,10 @@ class Table:
             raise self._foreign(f"is not a table of a sweep: {error}") from None
         self.lines = {point: tuple(lines) for point, lines in found.items()}
 
-    def _line(self, cells: Mapping[str, str], number: int) -> Line:
+    def _line(self, cells: Mapping[str, str], number: int) -> SweepRow:
         values: dict[str, str | int | float | None] = {}
         try:
-            for f in fields(Line):
+            for f in fields(SweepRow):
                 text = cells.get(f.name, "")
                 if f.name in _WHOLE:
                     values[f.name] = int(text) if text else None
@@ -178,7 +178,7 @@ class Table:
                     values[f.name] = text
         except ValueError:
             raise self._foreign(f"has a line that is no line of a sweep: number {number}") from None
-        return Line(**values)  # type: ignore[arg-type]
+        return SweepRow(**values)  # type: ignore[arg-type]
 
     def _foreign(self, what: str) -> InputError:
         return InputError(what, where=str(self.path), hint="start anew: name another file, or remove this one")

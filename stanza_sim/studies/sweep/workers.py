@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from stanza_sim.base.errors import InputError, RunError
 from stanza_sim.base.processes import processes
-from stanza_sim.studies.sweep.points import Line, Ready, Request, lines_of, predicted, ready
+from stanza_sim.studies.sweep.points import Ready, Request, SweepRow, lines_of, predicted, ready
 
 TIMEOUT_S = 5.0
 """How long a Dask scheduler may take to answer."""
@@ -28,12 +28,12 @@ class Workers:
     remote: bool = False
     name: str = "this process"
 
-    def each(self, requests: Sequence[Request]) -> Iterator[tuple[Line, ...]]:
+    def each(self, requests: Sequence[Request]) -> Iterator[tuple[SweepRow, ...]]:
         """Yield the lines of each request, in order. Raises `RunError` where a worker was lost."""
         if self.executor is None:
             yield from map(lines_of, requests)
             return
-        waiting: deque[Future[tuple[Line, ...]]] = deque()
+        waiting: deque[Future[tuple[SweepRow, ...]]] = deque()
         try:
             for request in requests:
                 if len(waiting) >= self.ahead:
@@ -49,13 +49,13 @@ class Workers:
         except OSError as error:
             raise RunError(f"{self.name}: the connection was lost: {error}") from None
 
-    def _submit(self, executor: Executor, request: Request) -> Future[tuple[Line, ...]]:
+    def _submit(self, executor: Executor, request: Request) -> Future[tuple[SweepRow, ...]]:
         if not self.remote:
             return executor.submit(lines_of, request)
         point = ready(request)
         if isinstance(point, Ready):
             return executor.submit(predicted, point)
-        done: Future[tuple[Line, ...]] = Future()
+        done: Future[tuple[SweepRow, ...]] = Future()
         done.set_result(point)
         return done
 

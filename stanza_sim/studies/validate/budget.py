@@ -15,7 +15,7 @@ from stanza_sim.studies.validate.statistics import Errors, errors_of, grouped
 _PHASES = frozenset(str(phase) for phase in Phase)
 
 
-class Part(StrEnum):
+class TimeCategory(StrEnum):
     """What a second of an iteration is charged to. `REST` is what the charges do not explain: they add up to a mean
     iteration of a rank that trains, while the error is that of a median over iterations of the slowest rank."""
 
@@ -26,13 +26,13 @@ class Part(StrEnum):
     REST = "rest"
 
 
-def part_of(kind: str) -> Part:
+def category_of(kind: str) -> TimeCategory:
     """The part that an op kind (`stanza_sim.report.compare.op_kind`, or waiting) belongs to."""
     if kind == WAITING:
-        return Part.WAITING
+        return TimeCategory.WAITING
     if kind in _PHASES:
-        return Part.COMPUTE
-    return Part.TRANSFER if kind.startswith("transfer ") else Part.COLLECTIVE
+        return TimeCategory.COMPUTE
+    return TimeCategory.TRANSFER if kind.startswith("transfer ") else TimeCategory.COLLECTIVE
 
 
 def together(seconds: Mapping[str, float], key: Callable[[str], str]) -> dict[str, float]:
@@ -43,23 +43,23 @@ def together(seconds: Mapping[str, float], key: Callable[[str], str]) -> dict[st
     return total
 
 
-def mean_parts(result: CaseResult) -> dict[str, float]:
+def mean_op_seconds(result: CaseResult) -> dict[str, float]:
     """Measured seconds by op kind, mean over repeats."""
     kinds = sorted({kind for m in result.measured for kind in m.parts})
     return {k: fsum(m.parts.get(k, 0.0) for m in result.measured) / len(result.measured) for k in kinds}
 
 
-def differences(result: CaseResult, key: Callable[[str], str] = part_of) -> dict[str, float]:
-    """Seconds predicted less measured of one case, by `key` of the op kind; with `Part.REST` they add up to
+def differences(result: CaseResult, key: Callable[[str], str] = category_of) -> dict[str, float]:
+    """Seconds predicted less measured of one case, by `key` of the op kind; with `TimeCategory.REST` they add up to
     predicted less measured iteration time."""
-    predicted, measured = together(result.predicted.parts, key), together(mean_parts(result), key)
+    predicted, measured = together(result.predicted.parts, key), together(mean_op_seconds(result), key)
     found = {k: predicted.get(k, 0.0) - measured.get(k, 0.0) for k in sorted(predicted.keys() | measured.keys())}
-    found[Part.REST] = result.predicted.iteration_s - result.measured_s - fsum(found.values())
+    found[TimeCategory.REST] = result.predicted.iteration_s - result.measured_s - fsum(found.values())
     return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class BudgetLine:
     """What a kind contributes to the errors, in percent of the measured iteration, over the cases in which it occurs.
 
     `bias_pct` is the mean of the signed contributions (negative: predicted too short), `size_pct` of the absolute ones.
@@ -74,7 +74,7 @@ class Line:
     worst_pct: float
 
 
-def lines(results: Sequence[CaseResult], key: Callable[[str], str] = part_of) -> list[Line]:
+def lines(results: Sequence[CaseResult], key: Callable[[str], str] = category_of) -> list[BudgetLine]:
     """The contribution of each kind over all cases, the largest first."""
     found: dict[str, list[tuple[float, str]]] = {}
     for result in results:
@@ -84,7 +84,7 @@ def lines(results: Sequence[CaseResult], key: Callable[[str], str] = part_of) ->
     for kind, shares in found.items():
         worst_pct, worst = max(shares, key=lambda share: abs(share[0]))
         made.append(
-            Line(
+            BudgetLine(
                 kind=kind,
                 cases=len(shares),
                 bias_pct=fsum(s for s, _ in shares) / len(shares),

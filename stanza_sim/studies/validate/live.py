@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # imported where something is executed
     from stanza_sim.profiles.network import NetworkProfile
 
 
-class Plans:
+class CasePlans:
     """The clusters of a suite's networks as their topologies state them, and the plan of each case."""
 
     def __init__(self, suite: Loaded[Suite], cases: Sequence[Case]) -> None:
@@ -102,7 +102,7 @@ class LiveBench:
     cores moves by a third within seconds; emulated ones take as long as the cost model says, so nothing is timed.
     """
 
-    def __init__(self, suite: Loaded[Suite], plans: Plans, cases: Sequence[Case], *, say: Say) -> None:
+    def __init__(self, suite: Loaded[Suite], plans: CasePlans, cases: Sequence[Case], *, say: Say) -> None:
         """Raises `InputError` for cases that cannot be run here, before anything is."""
         from stanza_sim.execute import require_torch
 

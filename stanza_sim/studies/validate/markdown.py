@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from stanza_sim.execute.rank.steal import MOST_STOLEN, TRIES
 from stanza_sim.studies.validate import budget
-from stanza_sim.studies.validate.budget import Part
+from stanza_sim.studies.validate.budget import TimeCategory
 from stanza_sim.studies.validate.report import EXPOSED_SHARE, Report, by_model, by_network, by_strategy, mixture_of
 from stanza_sim.studies.validate.statistics import Errors
 from stanza_sim.studies.validate.suite import about_network
@@ -73,10 +73,14 @@ def _budget(report: Report) -> list[str]:
     for what, key in (("strategy", by_strategy), ("network", by_network), ("model", by_model)):
         groups = budget.by_group(report.results, key)
         rows = [
-            [g.name, *_error_cells(g.errors), *(_signed(g.parts_pct[p]) if p in g.parts_pct else "" for p in Part)]
+            [
+                g.name,
+                *_error_cells(g.errors),
+                *(_signed(g.parts_pct[p]) if p in g.parts_pct else "" for p in TimeCategory),
+            ]
             for g in groups
         ]
-        lines += [*_table([what, "cases", "median", "p90", "max", "mean, signed", *Part], rows), ""]
+        lines += [*_table([what, "cases", "median", "p90", "max", "mean, signed", *TimeCategory], rows), ""]
     return lines
 
 

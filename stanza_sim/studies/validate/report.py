@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from stanza_sim.report.result import Json
 from stanza_sim.studies.validate import budget
-from stanza_sim.studies.validate.budget import Part
+from stanza_sim.studies.validate.budget import TimeCategory
 from stanza_sim.studies.validate.records import CaseResult
 from stanza_sim.studies.validate.statistics import Errors, Mixture, Verdict, errors_of, judge, mixture
 from stanza_sim.studies.validate.suite import Suite
@@ -106,7 +106,7 @@ def _errors(errors: Errors) -> dict[str, Json]:
     }
 
 
-def _line(line: budget.Line) -> dict[str, Json]:
+def _line(line: budget.BudgetLine) -> dict[str, Json]:
     return {
         "kind": line.kind,
         "cases": line.cases,
@@ -142,7 +142,7 @@ def _case(report: Report, result: CaseResult) -> dict[str, Json]:
         "measured_exposed_s": result.measured_exposed_s,
         "single_server": result.single_server,
         "predicted_parts_s": dict(p.parts),
-        "measured_parts_s": budget.mean_parts(result),
+        "measured_parts_s": budget.mean_op_seconds(result),
         "difference_s": budget.differences(result),
         "source": p.source,
         "calibration": list(report.notes.get(case.network, ())),
@@ -186,10 +186,10 @@ def report_csv(report: Report) -> str:
     """One line for each case; the differences of the parts (predicted less measured, seconds) have columns."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*_CSV, *(f"difference_{part}_s" for part in Part), "repeats_s"])
+    writer.writerow([*_CSV, *(f"difference_{part}_s" for part in TimeCategory), "repeats_s"])
     for result in report.results:
         data, found = _case(report, result), budget.differences(result)
-        parts = [_number(found.get(part, 0.0)) for part in Part]
+        parts = [_number(found.get(part, 0.0)) for part in TimeCategory]
         repeats = " ".join(_number(m.iteration_s) for m in result.measured)
         writer.writerow([*(_cell(data[key]) for key in _CSV), *parts, repeats])
     return out.getvalue()

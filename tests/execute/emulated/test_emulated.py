@@ -215,10 +215,14 @@ def test_durations_are_those_of_the_prediction(tiny: ModelProfile) -> None:
         schedule = schedule_of(tiny, strategy, world, chosen)
         found = compute_seconds(schedule, tiny, costs)
         folding = fold(schedule, cluster)
-        actors = lower(schedule, tiny, cluster, folding, costs).actors
+        rank_classes = lower(schedule, tiny, cluster, folding, costs).rank_classes
         for rank in range(world):
-            actor = actors[folding.class_of[rank]]
-            predicted = {u.op.name: actor.loads[u.index].work for u in actor.program.units if u.index in actor.loads}
+            rank_class = rank_classes[folding.class_of[rank]]
+            predicted = {
+                u.op.name: rank_class.activities[u.index].work
+                for u in rank_class.program.units
+                if u.index in rank_class.activities
+            }
             assert found[rank] == predicted
 
 

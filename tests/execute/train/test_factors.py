@@ -27,15 +27,15 @@ def served(model: ModelProfile) -> Schedule:
     """Two micro-batches; a server reconstructs the last layer and is pulled from, workers do so with the others."""
     b = Builder("served", model, 4, 6, microbatches=2, numbered=True)
     workers, server = b.group("worker", range(3)), b.group("server", [3])
-    ready: dict[str, list[str]] = {}
+    grads_ready: dict[str, list[str]] = {}
     for m in range(2):
         forward = b.forward(model.blocks, workers, microbatch=m)
         before = b.compute(Phase.LOSS, model.blocks[-1].name, workers, after=forward[-1:], microbatch=m)
         for block in reversed(model.blocks):
             phase = Phase.BACKWARD if factors_of(model, block.name) is None else Phase.BACKWARD_INPUT
             before = b.compute(phase, block.name, workers, after=[before], microbatch=m)
-            ready.setdefault(block.name, []).append(before)
-    fresh: dict[str, list[str]] = {}
+            grads_ready.setdefault(block.name, []).append(before)
+    params_ready: dict[str, list[str]] = {}
     for block in reversed(model.blocks):
         if factors_of(model, block.name) is None:
             continue
@@ -45,14 +45,20 @@ def served(model: ModelProfile) -> Schedule:
         pattern = Pattern.FAN_IN if last else Pattern.ALL_PAIRS
         value = Value(ValueKind.FACTORS, bundle.name)
         moved = b.transfer(
-            f"factors.{bundle.name}", workers, owners, pattern, [value], channel="factors", after=ready[block.name]
+            f"factors.{bundle.name}",
+            workers,
+            owners,
+            pattern,
+            [value],
+            channel="factors",
+            after=grads_ready[block.name],
         )
         made = b.compute(Phase.RECONSTRUCT, bundle.name, owners, after=[moved], lane="factors")
         renewed = b.compute(Phase.UPDATE, bundle.name, owners, after=[made], lane="factors")
         if last:
             values = [Value(ValueKind.PARAM, bundle.name)]
             renewed = b.transfer("pull", server, workers, Pattern.FAN_OUT, values, channel="pull", after=[renewed])
-        fresh[block.name] = [renewed]
+        params_ready[block.name] = [renewed]
     exchange_by_all_reduce(
         b,
         [block for block in model.blocks if factors_of(model, block.name) is None],
@@ -62,10 +68,10 @@ def served(model: ModelProfile) -> Schedule:
         cap_bytes=MIB,
         settings=CollectiveSettings(),
         algorithm=Choice.BACKEND,
-        ready={name: passes[-1] for name, passes in ready.items()},
-        fresh=fresh,
+        grads_ready={name: passes[-1] for name, passes in grads_ready.items()},
+        params_ready=params_ready,
     )
-    b.set_fresh(fresh)
+    b.set_params_ready(params_ready)
     return b.finish()
 
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stanza_sim.base.errors import RunError
-from stanza_sim.cluster import Bucket, Cluster, Intra, IntraKind, Nic, Staging, Traffic, star
+from stanza_sim.cluster import Cluster, Intra, IntraKind, Nic, Staging, TokenBucket, Traffic, star
 from stanza_sim.experiment.run import run_experiment
 from stanza_sim.schedule import Schedule, parse
 from stanza_sim.simulate import Collectives, Prediction
@@ -22,7 +22,7 @@ from stanza_sim.simulate.lowering.fold import unfolded
 from stanza_sim.simulate.lowering.lower import lower
 from stanza_sim.simulate.plain.engine import Engine
 from stanza_sim.simulate.repeats import simulate_repeats
-from stanza_sim.simulate.run import Case, Outcome
+from stanza_sim.simulate.run import SimulationCase, SimulationOutcome
 from stanza_sim.simulate.variation import JitterKind, Variation
 from tests.schedule.random_schedules import legal_schedules
 from tests.schedule.toys import SOME, ZERO, build, cluster, predict, toy
@@ -116,16 +116,16 @@ def test_staged_devices(name: str, hosts: tuple[int, ...]) -> None:
 def test_token_buckets(name: str, peak_Bps: float) -> None:
     strategy, options = STRATEGIES[name]
     traffic = Traffic(bandwidth_Bps=2e5, on_s=0.02, off_s=0.03, seed=3)
-    nic = Nic(bandwidth_Bps=1e6, overhead_s=2e-5, bucket=Bucket(nbytes=3e4, peak_Bps=peak_Bps), background=traffic)
-    other = replace(nic, bucket=Bucket(nbytes=100.0, peak_Bps=4e6), background=None)
+    nic = Nic(bandwidth_Bps=1e6, overhead_s=2e-5, bucket=TokenBucket(nbytes=3e4, peak_Bps=peak_Bps), background=traffic)
+    other = replace(nic, bucket=TokenBucket(nbytes=100.0, peak_Bps=4e6), background=None)
     both(build(strategy, MODEL, 4, **options), cluster(4, nic=nic, nics={2: other}))
 
 
 # ---- side by side ---------------------------------------------------------------------------------------------------
 
 
-def a_case(schedule: Schedule, on: Cluster, times: int = 20, engine: str = "compiled") -> Case:
-    return Case(
+def a_case(schedule: Schedule, on: Cluster, times: int = 20, engine: str = "compiled") -> SimulationCase:
+    return SimulationCase(
         schedule,
         MODEL,
         on,
@@ -166,16 +166,18 @@ def test_memory_limits_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_interrupt_ends_the_other_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "available_cores", lambda: 2)
     begun: list[int] = []
-    simulated = Case.run
+    simulated = SimulationCase.run
 
-    def run(self: Case, drawn: Variation, *arguments: object, stop: Event, **options: object) -> Outcome:
+    def run(
+        self: SimulationCase, drawn: Variation, *arguments: object, stop: Event, **options: object
+    ) -> SimulationOutcome:
         begun.append(drawn.repeat)
         if drawn.repeat == 0:
             raise KeyboardInterrupt
         assert stop.wait(60), "nobody was told to stop"
         return simulated(self, drawn, *arguments, stop=stop, **options)
 
-    monkeypatch.setattr(Case, "run", run)
+    monkeypatch.setattr(SimulationCase, "run", run)
     with pytest.raises(KeyboardInterrupt):
         simulate_repeats(
             build("all_reduce", MODEL, 3),

@@ -17,7 +17,7 @@ from stanza_sim.simulate import Collectives, Prediction, simulate
 from stanza_sim.simulate.lowering.collective_cost import shared_out
 from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs, Steps, even_ends
 from stanza_sim.simulate.lowering.fold import unfolded
-from stanza_sim.simulate.lowering.messages import MessageLoads
+from stanza_sim.simulate.lowering.messages import MessageActivities
 from stanza_sim.simulate.lowering.resources import Resources
 from tests.schedule.random_schedules import legal_schedules
 from tests.schedule.toys import SOME, ZERO, Costs, block, build, cluster, toy
@@ -217,8 +217,8 @@ def test_the_longest_path_of_two_ranks() -> None:
     """The example of `Steps.path`: two halves of 2 MB, each with a latency, the second with an overhead."""
     schedule = all_reduce(one_bucket(2_000_000), 2, Algorithm.HALVING_DOUBLING)
     on = cluster(2, nic=NIC)
-    loads = MessageLoads(Resources(on, unfolded(on)))
-    inputs = CollectiveInputs(schedule=schedule, loads=loads, cost_of=lambda _: ZERO)
+    activities = MessageActivities(Resources(on, unfolded(on)))
+    inputs = CollectiveInputs(schedule=schedule, activities=activities, cost_of=lambda _: ZERO)
     op = replace(next(o for o in schedule.ops if isinstance(o, Collective)), nbytes=2_000_000)
     steps = Steps(inputs, op)
     assert steps.path(moving=True) == (pytest.approx(2.045e-3), True)

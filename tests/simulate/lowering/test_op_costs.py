@@ -8,7 +8,7 @@ from stanza_sim.schedule import Compute, Phase
 from stanza_sim.simulate.lowering.compute_times import compute_seconds
 from stanza_sim.simulate.lowering.lower import Lowering
 from stanza_sim.simulate.lowering.op_costs import OpCosts
-from stanza_sim.simulate.lowering.quick_bound import rough_bound_s
+from stanza_sim.simulate.lowering.quick_bound import quick_bound_s
 from stanza_sim.simulate.lowering.resources import Resources
 from tests.schedule.toys import SOME, build, cluster, toy
 
@@ -34,4 +34,4 @@ def test_a_price_needs_nothing_lowered(monkeypatch: pytest.MonkeyPatch) -> None:
     assert costs.compute_s(reduce, 2) == SOME.reduce_s(owned, 2)
     seconds = compute_seconds(schedule, MODEL, lambda rank: SOME)
     assert seconds[2][update.name] == costs.compute_s(update, 2)
-    assert rough_bound_s(schedule, MODEL, cluster(4), lambda rank: SOME) > 0
+    assert quick_bound_s(schedule, MODEL, cluster(4), lambda rank: SOME) > 0

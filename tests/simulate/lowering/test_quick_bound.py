@@ -1,4 +1,4 @@
-"""The rough bound is never above the exact one, and near it where there is nothing that it leaves out."""
+"""The quick bound is never above the exact one, and near it where there is nothing that it leaves out."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from hypothesis import strategies as st
 
 from stanza_sim.cluster import Cluster
 from stanza_sim.schedule import Schedule
-from stanza_sim.simulate.lowering.quick_bound import rough_bound_s
+from stanza_sim.simulate.lowering.quick_bound import quick_bound_s
 from tests.schedule.random_schedules import legal_schedules
 from tests.schedule.toys import SOME, ZERO, build, cluster, predict
 from tests.simulate.lowering.test_fold import CLUSTERS, MODEL, STRATEGIES
 
 
-def rough(schedule: Schedule, on: Cluster) -> float:
+def quick(schedule: Schedule, on: Cluster) -> float:
     made = {h.device_speed: SOME.at_speed(h.device_speed) for h in on.hosts}
-    return rough_bound_s(schedule, MODEL, on, lambda rank: made[on.host_of(rank).device_speed])
+    return quick_bound_s(schedule, MODEL, on, lambda rank: made[on.host_of(rank).device_speed])
 
 
 def not_above(schedule: Schedule, on: Cluster) -> float:
     """Check it, and that the exact bound holds; return the rough one's share of the exact one."""
     found = predict(schedule, MODEL, on)
-    bound = rough(schedule, on)
+    bound = quick(schedule, on)
     assert 0 < bound <= found.bound_s * (1 + 1e-9)
     assert bound <= found.iteration_s * (1 + 1e-9)
     return bound / found.bound_s
@@ -54,5 +54,5 @@ def test_where_links_are_busiest_it_is_the_exact_bound(which: str) -> None:
 def test_without_a_network_there_is_computing() -> None:
     schedule = build("local", MODEL, 2)
     on = cluster(2)
-    assert rough(schedule, on) > 0
-    assert rough_bound_s(schedule, MODEL, on, lambda rank: ZERO) == 0.0
+    assert quick(schedule, on) > 0
+    assert quick_bound_s(schedule, MODEL, on, lambda rank: ZERO) == 0.0

@@ -331,11 +331,11 @@ def test_a_deadlock_is_reported_with_what_waits_for_what() -> None:
     schedule = build("parameter_server", MODEL, 3)
     on = cluster(3)
     lowered = lower(schedule, MODEL, on, unfolded(on), lambda _: SOME)
-    actor = lowered.actors[1]
+    rank_class = lowered.rank_classes[1]
     units = tuple(
-        replace(u, needs=(*u.needs, u.index + 1)) if u.op.name == "bwd.c2" else u for u in actor.program.units
+        replace(u, needs=(*u.needs, u.index + 1)) if u.op.name == "bwd.c2" else u for u in rank_class.program.units
     )
-    lowered.actors[1] = replace(actor, program=replace(actor.program, units=units))
+    lowered.rank_classes[1] = replace(rank_class, program=replace(rank_class.program, units=units))
     with pytest.raises(RunError) as e:
         Engine(schedule, lowered).run(lambda _: False)
     assert "no op can start" in str(e.value)

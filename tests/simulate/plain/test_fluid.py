@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.simulate.plain.fluid import Activity, FluidShare, fair_rates, usage_of
+from stanza_sim.simulate.plain.fluid import FluidShare, RunningActivity, fair_rates, usage_of
 
 SOME = st.floats(0.1, 10.0)
 
@@ -22,8 +22,8 @@ class Problem:
     capacities: list[float]
     users: list[tuple[tuple[tuple[int, float], ...], float, float]]
 
-    def activities(self) -> list[Activity]:
-        return [Activity(work=1.0, usage=u, phi=phi, cap=cap) for u, phi, cap in self.users]
+    def activities(self) -> list[RunningActivity]:
+        return [RunningActivity(work=1.0, usage=u, weight=weight, cap=cap) for u, weight, cap in self.users]
 
 
 @st.composite
@@ -81,11 +81,11 @@ def test_nothing_is_overloaded_and_everything_has_a_bottleneck(p: Problem) -> No
         used = _used(p, rates, q)
         assert used <= capacity * (1 + 1e-9)
         full.append(used >= capacity * (1 - 1e-9))
-    for i, (usage, phi, cap) in enumerate(p.users):
+    for i, (usage, weight, cap) in enumerate(p.users):
         assert 0 < rates[i] <= cap * (1 + 1e-12)
         if rates[i] >= cap * (1 - 1e-9):
             continue
-        level = rates[i] / phi
+        level = rates[i] / weight
         # A saturated resource on which nobody has a higher level than this activity.
         assert any(
             full[q] and all(rates[j] / f <= level * (1 + 1e-9) for j, (u, f, _) in enumerate(p.users) if q in dict(u))
@@ -96,7 +96,11 @@ def test_nothing_is_overloaded_and_everything_has_a_bottleneck(p: Problem) -> No
 def test_small_cases_by_hand() -> None:
     def rates(*users: tuple[dict[int, float], float, float], capacities: tuple[float, ...] = (6.0,)) -> list[float]:
         return fair_rates(
-            [Activity(work=1, usage=tuple(sorted(u.items())), phi=phi, cap=cap) for u, phi, cap in users], capacities
+            [
+                RunningActivity(work=1, usage=tuple(sorted(u.items())), weight=weight, cap=cap)
+                for u, weight, cap in users
+            ],
+            capacities,
         )
 
     assert rates(({0: 1.0}, 1, inf), ({0: 1.0}, 1, inf)) == pytest.approx([3, 3])
@@ -112,17 +116,20 @@ def test_small_cases_by_hand() -> None:
 
 def test_weights_of_very_different_size() -> None:
     """A flow that uses links only has a weight of 1e9, a computation one of 1: neither may starve or overflow."""
-    big, small = Activity(work=1, usage=((0, 1.0),), phi=1e9), Activity(work=1, usage=((0, 1.0),), phi=1.0)
+    big, small = (
+        RunningActivity(work=1, usage=((0, 1.0),), weight=1e9),
+        RunningActivity(work=1, usage=((0, 1.0),), weight=1.0),
+    )
     assert fair_rates([big, small], [1e9]) == pytest.approx([1e9, 1.0], rel=1e-6)
-    many = [Activity(work=1, usage=((0, 1.0), (1, 1.0)), phi=1e9) for _ in range(50)]
-    lone = Activity(work=1, usage=((1, 1.0),), phi=1e4)
+    many = [RunningActivity(work=1, usage=((0, 1.0), (1, 1.0)), weight=1e9) for _ in range(50)]
+    lone = RunningActivity(work=1, usage=((1, 1.0),), weight=1e4)
     rates = fair_rates([*many, lone], [1e6, 1e9])
     assert rates == pytest.approx([2e4] * 50 + [1e9 - 1e6], rel=1e-9)
 
 
 def test_what_nothing_limits_is_refused() -> None:
     with pytest.raises(InputError, match="needs a resource or a rate cap"):
-        fair_rates([Activity(work=1, usage=())], [1.0])
+        fair_rates([RunningActivity(work=1, usage=())], [1.0])
     for bad in (0.0, -1.0, inf):
         with pytest.raises(InputError, match="capacity must be positive"):
             FluidShare([1.0, bad])
@@ -181,7 +188,7 @@ def test_all_work_is_served_and_no_more(p: Problem, data: st.DataObject) -> None
 def test_solving_only_what_changed_is_solving_everything(p: Problem, data: st.DataObject) -> None:
     """At every moment the rates are those of a fresh solution for what runs."""
     share = FluidShare(p.capacities)
-    running: list[Activity] = []
+    running: list[RunningActivity] = []
     now = 0.0
     for activity, gap in zip(p.activities(), data.draw(st.lists(SOME, min_size=9, max_size=9)), strict=False):
         later = now + 0.1 * gap
@@ -201,7 +208,7 @@ def test_rates_that_are_known_are_forgotten_with_the_capacity() -> None:
     share = FluidShare([4.0])
 
     def two_run() -> list[tuple[float, int]]:
-        made = [Activity(work=1.0, usage=((0, 1.0),), cap=1.0), Activity(work=1.0, usage=((0, 1.0),))]
+        made = [RunningActivity(work=1.0, usage=((0, 1.0),), cap=1.0), RunningActivity(work=1.0, usage=((0, 1.0),))]
         for a in made:
             share.start(a, 0.0)
         share.solve(0.0)
@@ -219,7 +226,7 @@ def test_rates_that_are_known_are_forgotten_with_the_capacity() -> None:
 
 def test_those_that_finish_together_come_in_the_order_of_their_start() -> None:
     share = FluidShare([3.0])
-    made = [Activity(work=1.0, usage=((0, 1.0),), tag=i) for i in range(3)]
+    made = [RunningActivity(work=1.0, usage=((0, 1.0),), tag=i) for i in range(3)]
     for a in reversed(made):
         share.start(a, 0.0)
     assert share.next_finish_s() == inf  # not solved yet
@@ -231,7 +238,7 @@ def test_those_that_finish_together_come_in_the_order_of_their_start() -> None:
 
 def test_work_of_nothing_finishes_at_once() -> None:
     share = FluidShare([1.0])
-    share.start(Activity(work=0.0, usage=((0, 1.0),)), 5.0)
+    share.start(RunningActivity(work=0.0, usage=((0, 1.0),)), 5.0)
     share.solve(5.0)
     assert share.next_finish_s() == 5.0
     assert len(share.finish(5.0)) == 1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from stanza_sim.schedule import Schedule, parse, project
 from stanza_sim.simulate import Prediction, simulate
-from stanza_sim.simulate.plain.wakeup import wakings
+from stanza_sim.simulate.plain.wakeup import wakeup_needs
 from stanza_sim.timeline.spans import Span
 from tests.schedule.random_schedules import legal_schedules
 from tests.schedule.toys import SOME, build, cluster, predict, toy
@@ -45,7 +45,7 @@ def span(p: Prediction, op: str, iteration: int, side: str = "") -> Span:
 
 
 def test_a_lane_wakes_up_for_a_message_and_goes_on_by_itself() -> None:
-    p = predict(STANZA, toy(1), replace(cluster(2), wake_s=WAKE_S), SOME)
+    p = predict(STANZA, toy(1), replace(cluster(2), wakeup_latency_s=WAKE_S), SOME)
     for i in range(3):
         for message, computation in (("act", "fwd.f1"), ("actgrad", "bwd.c2")):
             assert span(p, computation, i).start_s == pytest.approx(span(p, message, i, "recv").end_s + WAKE_S)
@@ -65,7 +65,7 @@ def test_a_lane_wakes_up_for_a_message_and_goes_on_by_itself() -> None:
 def test_a_lane_that_is_busy_does_not_sleep() -> None:
     """Rank 1 computes for long after a message has come: its next computation follows at once."""
     slow = SOME.at_speed(0.001)
-    p = simulate(parse(APART), toy(1), replace(cluster(2), wake_s=WAKE_S), lambda r: slow if r else SOME)
+    p = simulate(parse(APART), toy(1), replace(cluster(2), wakeup_latency_s=WAKE_S), lambda r: slow if r else SOME)
     for i in range(3):
         assert span(p, "own", i).end_s > span(p, "act", i, "recv").end_s + WAKE_S
         assert span(p, "ff1", i).start_s == pytest.approx(span(p, "own", i).end_s)
@@ -73,14 +73,14 @@ def test_a_lane_that_is_busy_does_not_sleep() -> None:
 
 def test_a_lane_wakes_up_for_a_collective_and_for_another_lane() -> None:
     schedule = build("all_reduce", MODEL, 2, first_bucket="1kB", bucket="10kB")
-    p = predict(schedule, MODEL, replace(cluster(2), wake_s=WAKE_S), SOME, fold_ranks=False)
+    p = predict(schedule, MODEL, replace(cluster(2), wakeup_latency_s=WAKE_S), SOME, fold_ranks=False)
     for rank in range(2):
         reduced, updated = (
             next(s for s in p.timeline.spans if (s.op, s.iteration, s.rank) == (op, 1, rank))
             for op in ("ar.bucket2", "upd.bucket2")
         )
         assert updated.start_s == pytest.approx(reduced.end_s + WAKE_S)
-    lanes = predict(parse(LANES), toy(1), replace(cluster(1), wake_s=WAKE_S), SOME)
+    lanes = predict(parse(LANES), toy(1), replace(cluster(1), wakeup_latency_s=WAKE_S), SOME)
     assert span(lanes, "fpool", 0).start_s == pytest.approx(span(lanes, "fc1", 0).end_s + WAKE_S)
     assert span(lanes, "fc2", 0).start_s == pytest.approx(span(lanes, "fpool", 0).end_s + WAKE_S)
 
@@ -88,18 +88,18 @@ def test_a_lane_wakes_up_for_a_collective_and_for_another_lane() -> None:
 def test_what_counts_as_others() -> None:
     program = project(STANZA, 0)
     names = {u.index: u.op.name for u in program.units}
-    found = {names[u]: others for u, others in wakings(program, WAKE_S).items()}
+    found = {names[u]: others for u, others in wakeup_needs(program, WAKE_S).items()}
     assert found.keys() == {"bwd.c2", "upd.bucket0"}
     assert [names[u] for u in found["bwd.c2"].needs] == ["actgrad"]
     assert found["bwd.c2"].needs_previous == ()
-    assert wakings(program, 0.0) == {}
+    assert wakeup_needs(program, 0.0) == {}
 
 
 @pytest.mark.parametrize("where", ["latency and overhead", "slow NIC", "two ranks per host"])
 @pytest.mark.parametrize("name", list(STRATEGIES))
 def test_folded_and_unfolded_agree(name: str, where: str) -> None:
     strategy, options = STRATEGIES[name]
-    on = replace(CLUSTERS[where](6), wake_s=WAKE_S)
+    on = replace(CLUSTERS[where](6), wakeup_latency_s=WAKE_S)
     schedule = build(strategy, MODEL, 6, **options)
     same(predict(schedule, MODEL, on, SOME), predict(schedule, MODEL, on, SOME, fold_ranks=False))
 
@@ -111,7 +111,7 @@ def test_compiled_code_wakes_lanes_alike(name: str, where: str) -> None:
     from tests.simulate.compiled.test_engine import both
 
     strategy, options = STRATEGIES[name]
-    both(build(strategy, MODEL, 5, **options), replace(CLUSTERS[where](5), wake_s=WAKE_S))
+    both(build(strategy, MODEL, 5, **options), replace(CLUSTERS[where](5), wakeup_latency_s=WAKE_S))
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -122,4 +122,4 @@ def test_compiled_code_wakes_lanes_of_random_schedules_alike(data: st.DataObject
 
     schedule: Schedule = data.draw(legal_schedules(MODEL))
     where = data.draw(st.sampled_from(list(CLUSTERS)))
-    both(schedule, replace(CLUSTERS[where](schedule.world_size), wake_s=WAKE_S))
+    both(schedule, replace(CLUSTERS[where](schedule.world_size), wakeup_latency_s=WAKE_S))

@@ -10,7 +10,7 @@ from stanza_sim.base.errors import RunError
 from stanza_sim.cli.app import app
 from stanza_sim.schedule import parse
 from stanza_sim.studies.plan.choices import choices
-from stanza_sim.studies.plan.crew import Crew
+from stanza_sim.studies.plan.worker_pool import WorkerPool
 
 LIMIT = ("--max-evaluations", "12", "--jobs", "1")
 
@@ -21,7 +21,7 @@ def call(*args: object, **env: str):
 
 
 @pytest.fixture(scope="module")
-def planned(small_text: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+def plan_result(small_text: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
     """An experiment, the folder that a plan of it was written to, and the JSON that was printed."""
     folder = tmp_path_factory.mktemp("planned")
     experiment, out = folder / "small.yaml", folder / "out"
@@ -31,8 +31,8 @@ def planned(small_text: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return experiment, out, result.stdout
 
 
-def test_json_has_the_best_plan_as_run_prints_it(planned):
-    experiment, _, printed = planned
+def test_json_has_the_best_plan_as_run_prints_it(plan_result):
+    experiment, _, printed = plan_result
     (plan,) = json.loads(printed)["plans"]
     assert plan["model"] == "alexnet"
     assert 0 < plan["evaluated"] <= 12
@@ -47,8 +47,8 @@ def test_json_has_the_best_plan_as_run_prints_it(planned):
     assert plan["explanation"]["runner_up"]["strategy"] != plan["best"]["strategy"]
 
 
-def test_output_folder(planned):
-    _, out, printed = planned
+def test_output_folder(plan_result):
+    _, out, printed = plan_result
     assert (out / "result.json").read_text() == printed
     (schedule,) = (out / "schedules").iterdir()
     assert parse(schedule.read_text()).digest() == json.loads(printed)["plans"][0]["best"]["schedule_hash"]
@@ -113,7 +113,7 @@ def test_several_searches_by_a_launcher_are_refused(small):
 
 def test_ctrl_c_prints_the_best_so_far(small, monkeypatch):
     calls = []
-    real = Crew.weigh
+    real = WorkerPool.weigh
 
     def weighing(self, *args):
         calls.append(args)
@@ -121,7 +121,7 @@ def test_ctrl_c_prints_the_best_so_far(small, monkeypatch):
             raise KeyboardInterrupt
         return real(self, *args)
 
-    monkeypatch.setattr(Crew, "weigh", weighing)
+    monkeypatch.setattr(WorkerPool, "weigh", weighing)
     result = call("plan", small, "--json", "--jobs", 1)
     assert result.exit_code == 130
     assert "interrupted: the best plans so far" in result.stderr

@@ -7,10 +7,10 @@ import pytest
 from stanza_sim.experiment.file import load_experiment
 from stanza_sim.studies.plan.assess import weigh
 from stanza_sim.studies.plan.choices import choices
-from stanza_sim.studies.plan.crew import Crew
 from stanza_sim.studies.plan.explain import explain
 from stanza_sim.studies.plan.search import Limits, Search
 from stanza_sim.studies.plan.session import problems_of
+from stanza_sim.studies.plan.worker_pool import WorkerPool
 
 BATCH = "batch_per_worker=32"
 
@@ -19,15 +19,15 @@ def found_for(path, *overrides):
     problem = problems_of(load_experiment(str(path), [BATCH, *overrides]), [])[0]
     rows = problem.loaded.value.strategies
     some, _ = choices(problem.model, world_size=4, batch_per_worker=32, local_size=1, rows=rows, names=("all_reduce",))
-    crew = Crew([problem], None)
-    search = Search(crew, 0, some[:6], Limits())
+    pool = WorkerPool([problem], None)
+    search = Search(pool, 0, some[:6], Limits())
     search.run()
-    return crew, search.found()
+    return pool, search.found()
 
 
 def test_beyond_the_rate_at_which_it_turns_another_plan_wins(small):
-    crew, found = found_for(small)
-    why = explain(crew, 0, found, Limits())
+    pool, found = found_for(small)
+    why = explain(pool, 0, found, Limits())
     assert why is not None
     assert why.rate is not None
     turn = why.rate.above
@@ -41,8 +41,8 @@ def test_beyond_the_rate_at_which_it_turns_another_plan_wins(small):
 
 
 def test_losses_add_up_to_the_difference(small):
-    crew, found = found_for(small)
-    why = explain(crew, 0, found, Limits())
+    pool, found = found_for(small)
+    why = explain(pool, 0, found, Limits())
     assert why is not None
     assert why.loss is not None
     assert why.runner_up is not None
@@ -52,36 +52,36 @@ def test_losses_add_up_to_the_difference(small):
 
 
 def test_without_time_nothing_is_looked_at(small):
-    crew, found = found_for(small)
-    why = explain(crew, 0, found, Limits(deadline_s=0.0))
+    pool, found = found_for(small)
+    why = explain(pool, 0, found, Limits(deadline_s=0.0))
     assert why is not None
     assert (why.rate, why.batch) == (None, None)
     assert set(why.skipped.values()) == {"there was no time left"}
 
 
 def test_no_more_plans_are_looked_at_than_may_be(small, monkeypatch):
-    crew, found = found_for(small)
-    real, run = crew.weigh, []
+    pool, found = found_for(small)
+    real, run = pool.weigh, []
 
     def weighing(index, some, deadline_s, variant):
         run.append((variant.rate_Bps is None, len(some)))
         return real(index, some, deadline_s, variant)
 
-    monkeypatch.setattr(crew, "weigh", weighing)
-    why = explain(crew, 0, found, Limits(max_evaluations=5))
+    monkeypatch.setattr(pool, "weigh", weighing)
+    why = explain(pool, 0, found, Limits(max_evaluations=5))
     assert why is not None
     assert why.rate is not None
     assert why.rate.hurried
     for batches in (False, True):
         assert 0 < sum(count for batch, count in run if batch is batches) <= 5
-    why = explain(crew, 0, found, Limits(max_evaluations=1))
+    why = explain(pool, 0, found, Limits(max_evaluations=1))
     assert why is not None
     assert set(why.skipped.values()) == {"the number of evaluations is too small"}
 
 
 def test_batches_that_no_plan_can_have_end_the_range(small):
-    crew, found = found_for(small, "batch_per_worker=2000")
-    why = explain(crew, 0, found, Limits())
+    pool, found = found_for(small, "batch_per_worker=2000")
+    why = explain(pool, 0, found, Limits())
     assert why is not None
     assert why.batch is not None
     assert why.batch.full
@@ -89,11 +89,11 @@ def test_batches_that_no_plan_can_have_end_the_range(small):
 
 
 def test_without_a_rival_there_is_nothing_to_compare(small):
-    crew, found = found_for(small)
+    pool, found = found_for(small)
     winner = found.best.choice.strategy
     alone = replace(found, ranked=tuple(one for one in found.ranked if one.choice.strategy == winner))
-    why = explain(crew, 0, alone, Limits())
+    why = explain(pool, 0, alone, Limits())
     assert why is not None
     assert (why.runner_up, why.rate, why.batch) == (None, None, None)
     nothing = replace(found, ranked=())
-    assert explain(crew, 0, nothing, Limits()) is None
+    assert explain(pool, 0, nothing, Limits()) is None

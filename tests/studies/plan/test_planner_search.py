@@ -10,9 +10,9 @@ from stanza_sim.base.errors import RunError
 from stanza_sim.experiment.file import StrategyEntry, load_experiment
 from stanza_sim.studies.plan.assess import Problem, Score, sketch, weigh
 from stanza_sim.studies.plan.choices import Choice, as_yaml, choices, in_words, local_size
-from stanza_sim.studies.plan.crew import Crew, crew_of
 from stanza_sim.studies.plan.search import SKETCHED_FOR_EACH, Limits, Search, Stop
 from stanza_sim.studies.plan.session import problems_of
+from stanza_sim.studies.plan.worker_pool import WorkerPool, worker_pool
 
 OLD = ("all_reduce", "parameter_server", "stanza")
 
@@ -34,7 +34,7 @@ def choices_of(problem: Problem, names: Sequence[str], most: int = 1000) -> list
 
 
 def searched(problem: Problem, some: Sequence[Choice], limits: Limits | None = None) -> Search:
-    search = Search(Crew([problem], None), 0, some, limits or Limits())
+    search = Search(WorkerPool([problem], None), 0, some, limits or Limits())
     search.run()
     return search
 
@@ -60,10 +60,10 @@ def test_the_winner_and_the_runner_up_are_those_of_trying_everything(small, rate
 def test_nothing_that_is_pruned_could_have_won(small):
     problem = problem_of(small)
     for choice in choices_of(problem, OLD, most=12):
-        rough, exact = sketch(problem, choice), weigh(problem, choice)
+        quick, exact = sketch(problem, choice), weigh(problem, choice)
         assert exact.score is not None
         assert exact.score.prediction.samples_per_s <= exact.most_samples_per_s * (1 + 1e-9)
-        assert exact.most_samples_per_s <= rough.most_samples_per_s * (1 + 1e-9)
+        assert exact.most_samples_per_s <= quick.most_samples_per_s * (1 + 1e-9)
 
 
 def test_rows_of_the_experiment_come_first_and_keep_their_labels(small):
@@ -86,10 +86,10 @@ def test_few_evaluations_make_few_sketches(small, monkeypatch):
     problem = problem_of(small)
     some = choices_of(problem, OLD)
     looked_at = []
-    crew = Crew([problem], None)
-    real = crew.sketch
-    monkeypatch.setattr(crew, "sketch", lambda i, which, until: looked_at.extend(which) or real(i, which, until))
-    search = Search(crew, 0, some, Limits(max_evaluations=6))
+    pool = WorkerPool([problem], None)
+    real = pool.sketch
+    monkeypatch.setattr(pool, "sketch", lambda i, which, until: looked_at.extend(which) or real(i, which, until))
+    search = Search(pool, 0, some, Limits(max_evaluations=6))
     search.run()
     first = sum(choice.first for choice in some)
     assert len(looked_at) == first + SKETCHED_FOR_EACH * 6 < len(some)
@@ -98,13 +98,13 @@ def test_few_evaluations_make_few_sketches(small, monkeypatch):
 
 def test_what_is_like_a_good_plan_is_tried_before_what_is_like_a_bad_one(small, monkeypatch):
     problem = problem_of(small)
-    crew, tried = Crew([problem], None), []
-    real = crew.weigh
+    pool, tried = WorkerPool([problem], None), []
+    real = pool.weigh
     monkeypatch.setattr(
-        crew, "weigh", lambda i, batch, until: tried.append([c for c, _ in batch]) or real(i, batch, until)
+        pool, "weigh", lambda i, batch, until: tried.append([c for c, _ in batch]) or real(i, batch, until)
     )
     some = choices_of(problem, OLD)
-    search = Search(crew, 0, some, Limits(max_evaluations=20))
+    search = Search(pool, 0, some, Limits(max_evaluations=20))
     search.run()
     rates = {one.choice.label: one.prediction.samples_per_s for one in search.found().ranked}
     first = [rates[c.label] for c in some if c.first and c.label in rates]
@@ -136,8 +136,8 @@ def test_what_takes_too_long_is_given_up(small):
     with pytest.raises(RunError, match="stopped"):
         weigh(problem, choices_of(problem, OLD)[0], go_on=once)
     assert len(asked) == 2
-    crew = Crew([problem], None)
-    assert crew.weigh(0, [(c, 0.0) for c in choices_of(problem, OLD, most=2)], 0.0) == [None, None]
+    pool = WorkerPool([problem], None)
+    assert pool.weigh(0, [(c, 0.0) for c in choices_of(problem, OLD, most=2)], 0.0) == [None, None]
 
 
 def test_what_stays_below_what_is_asked_for_is_not_simulated(small):
@@ -160,8 +160,8 @@ def test_rows_are_simulated_even_without_time(small):
 
 def test_an_interruption_keeps_what_was_found(small, monkeypatch):
     problem = problem_of(small)
-    crew = Crew([problem], None)
-    real = crew.weigh
+    pool = WorkerPool([problem], None)
+    real = pool.weigh
     calls = []
 
     def weighing(*args):
@@ -170,8 +170,8 @@ def test_an_interruption_keeps_what_was_found(small, monkeypatch):
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(crew, "weigh", weighing)
-    search = Search(crew, 0, choices_of(problem, OLD), Limits())
+    monkeypatch.setattr(pool, "weigh", weighing)
+    search = Search(pool, 0, choices_of(problem, OLD), Limits())
     search.run()
     found = search.found()
     assert found.stop is Stop.INTERRUPTED
@@ -184,8 +184,8 @@ def test_two_processes_find_what_one_finds(small):
     problem = problem_of(small)
     some = choices_of(problem, ("all_reduce", "stanza"), most=16)
     alone = searched(problem, some).found()
-    with crew_of([problem], jobs=2, work=1000) as crew:
-        search = Search(crew, 0, some, Limits())
+    with worker_pool([problem], jobs=2, work=1000) as pool:
+        search = Search(pool, 0, some, Limits())
         search.run()
         assert search.found() == alone
 

@@ -15,21 +15,21 @@ from stanza_sim.experiment.rows import cluster_of, plans_of
 from stanza_sim.experiment.run import run_experiment
 from stanza_sim.experiment.scenario import Conditions
 from stanza_sim.studies.sweep.crossover import Ask, bisections, in_step
-from stanza_sim.studies.sweep.points import Line, Ready, Request, predicted, ready
-from stanza_sim.studies.sweep.report import in_words, swept_json
+from stanza_sim.studies.sweep.points import Ready, Request, SweepRow, predicted, ready
+from stanza_sim.studies.sweep.report import in_words, sweep_json
 from stanza_sim.studies.sweep.session import Sweep
 from stanza_sim.studies.sweep.vary import Axis
 
 RATES = "network.rate=1Gbps,10Gbps,100Gbps"
 
 
-def swept(path, *vary, jobs=1, **more):
+def sweep_result(path, *vary, jobs=1, **more):
     return Sweep(str(path), vary=vary, **more).run(jobs=jobs)
 
 
 def test_every_point_has_the_rows_that_run_predicts(small, tmp_path):
     out = tmp_path / "sweep.csv"
-    found = swept(small, RATES, "nodes=2,4", output=out)
+    found = sweep_result(small, RATES, "nodes=2,4", output=out)
     assert (len(found.points), found.computed) == (6, 6)
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -49,18 +49,18 @@ def test_every_point_has_the_rows_that_run_predicts(small, tmp_path):
 
 def test_a_sweep_goes_on_with_its_file(small, tmp_path):
     out, whole = tmp_path / "sweep.csv", tmp_path / "whole.csv"
-    swept(small, RATES, output=whole)
-    swept(small, "network.rate=10Gbps", output=out)
+    sweep_result(small, RATES, output=whole)
+    sweep_result(small, "network.rate=10Gbps", output=out)
     text = out.read_text()
-    found = swept(small, RATES, output=out)
+    found = sweep_result(small, RATES, output=out)
     assert found.computed == 2
     assert out.read_text() == whole.read_text()
-    assert swept(small, RATES, output=out).computed == 0
+    assert sweep_result(small, RATES, output=out).computed == 0
     assert out.read_text() == whole.read_text()
     # cut short within a line, and within a point
     for cut in (len(text) - 30, text.rfind("\n", 0, -1) + 1):
         out.write_text(text[:cut])
-        assert swept(small, RATES, output=out).computed == 3
+        assert sweep_result(small, RATES, output=out).computed == 3
         assert out.read_text() == whole.read_text()
 
 
@@ -75,7 +75,7 @@ def test_an_interrupted_sweep_keeps_its_points(small, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         sweep.run(jobs=1, tell=tell)
     assert len(out.read_text().splitlines()) == 1 + 4
-    assert swept(small, RATES, output=out).computed == 1
+    assert sweep_result(small, RATES, output=out).computed == 1
 
 
 @pytest.mark.parametrize("contents", ["hello\n", "a,b\n1,2\n", "sweep,x\nabc,1\n", "\xff", "hello"])
@@ -89,7 +89,7 @@ def test_foreign_files_are_refused(small, tmp_path, contents):
 
 def test_files_of_other_sweeps_are_refused(small, tmp_path):
     out = tmp_path / "sweep.csv"
-    swept(small, "nodes=2", output=out)
+    sweep_result(small, "nodes=2", output=out)
     for changed in ({"vary": ["seed=1"]}, {"vary": ["nodes=2"], "overrides": ["batch_per_worker=8"]}):
         with pytest.raises(InputError, match=r"of another sweep|varied other keys"):
             Sweep(str(small), output=out, **changed)
@@ -107,7 +107,7 @@ def test_a_sweep_does_not_go_on_where_a_file_changed_that_its_points_read(
     star.write_text(text)
     out = tmp_path / "sweep.csv"
     arguments = {"vary": ["cluster=star,./a.yaml"], "profiles": [network_profile], "output": out}
-    swept(small, *arguments["vary"], profiles=[network_profile], output=out)
+    sweep_result(small, *arguments["vary"], profiles=[network_profile], output=out)
     assert Sweep(str(small), **arguments).table.lines
     written = out.read_text()
     star.write_text(text + "\n# changed\n")
@@ -128,8 +128,8 @@ def test_a_sweep_does_not_go_on_where_a_model_by_import_path_changed(small, tmp_
     monkeypatch.syspath_prepend(tmp_path)
     small.write_text(small.read_text().replace("model: alexnet", "model: 'swept_tiny:tiny', input_shape: [8]"))
     out = tmp_path / "sweep.csv"
-    swept(small, "nodes=2", output=out)
-    assert swept(small, "nodes=2", output=out).computed == 0
+    sweep_result(small, "nodes=2", output=out)
+    assert sweep_result(small, "nodes=2", output=out).computed == 0
     factory.write_text(text.replace("8, 4", "8, 16"))
     sys.modules.pop("swept_tiny")
     importlib.invalidate_caches()
@@ -139,15 +139,15 @@ def test_a_sweep_does_not_go_on_where_a_model_by_import_path_changed(small, tmp_
 
 def test_numbers_have_one_spelling_also_in_the_file(small, tmp_path):
     out = tmp_path / "sweep.csv"
-    first = swept(small, "nodes=0x4,1_0", output=out)
+    first = sweep_result(small, "nodes=0x4,1_0", output=out)
     assert first.points == (("4",), ("10",))
-    again = swept(small, "nodes=4,10", output=out)
-    assert (again.computed, swept_json(again)) == (0, swept_json(first))
+    again = sweep_result(small, "nodes=4,10", output=out)
+    assert (again.computed, sweep_json(again)) == (0, sweep_json(first))
 
 
 def test_what_goes_together_is_found_out_at_each_point(small):
     kinds, spreads = "simulation.jitter.kind=lognormal,uniform", "simulation.jitter.spread=1e-1,2"
-    found = swept(small, kinds, spreads, overrides=["simulation.repeats=1"])
+    found = sweep_result(small, kinds, spreads, overrides=["simulation.repeats=1"])
     bad = {point for point in found.points if not all(line.feasible for line in found.table.lines[point])}
     assert bad == {("uniform", "2")}
     assert list(found.reasons.values()) == [1]
@@ -155,7 +155,7 @@ def test_what_goes_together_is_found_out_at_each_point(small):
 
 
 def test_what_is_set_may_need_what_is_varied(small):
-    found = swept(
+    found = sweep_result(
         small,
         "simulation.jitter.spread=0.1,0.2",
         "nodes=2",
@@ -179,42 +179,45 @@ def test_a_wrong_value_among_many_is_refused_soon(small, monkeypatch):
 
 def test_lines_say_what_their_network_profile_does_not_fit(small, tmp_path, network_profile):
     out = tmp_path / "sweep.csv"
-    first = swept(small, "network.rate=200Mbps,10Gbps", profiles=[network_profile], output=out)
+    first = sweep_result(small, "network.rate=200Mbps,10Gbps", profiles=[network_profile], output=out)
     busy, kind = first.warnings
     assert "busy machine" in busy
     assert "no messages from a NIC of 10 Gbps" in kind
     assert [kind in line.warnings for line in first.lines] == [False, False, True, True]
     assert all("network: calibrated with single messages" in line.cost_source for line in first.lines)
-    assert swept(small, "network.rate=200Mbps,10Gbps", profiles=[network_profile], output=out).warnings == [busy, kind]
+    assert sweep_result(small, "network.rate=200Mbps,10Gbps", profiles=[network_profile], output=out).warnings == [
+        busy,
+        kind,
+    ]
 
 
 def test_axes_without_anything_between_their_values_say_so(small):
     def reasons(*vary):
-        return {(one.key, one.models): one.reason for one in swept(small, *vary).unlooked}
+        return {(one.key, one.models): one.reason for one in sweep_result(small, *vary).unlooked}
 
     assert reasons("network.rate=1Gbps,10Gbps") == {}
     assert reasons("cluster=star,ec2-p3-10", "nodes=2,4") == {("cluster", ()): "star is no number"}
     assert reasons("nodes=4") == {("nodes", ()): "it has one value only"}
     renamed = {("models.0.scale.bytes", ()): "it gives the model another name at each value"}
     assert reasons("models.0.scale.bytes=1e-2,1") == renamed
-    none = swept(small, "nodes=1,2", overrides=["strategies=[{strategy: stanza, settings: {fc_workers: 1}}]"])
+    none = sweep_result(small, "nodes=1,2", overrides=["strategies=[{strategy: stanza, settings: {fc_workers: 1}}]"])
     assert [one.reason for one in none.unlooked] == ["no rows can be built at two of its values"]
 
 
 def test_what_cannot_be_built_at_a_point_gets_a_line(small, tmp_path):
     out = tmp_path / "sweep.csv"
-    found = swept(small, "nodes=1,4", output=out)
+    found = sweep_result(small, "nodes=1,4", output=out)
     bad, good = found.table.lines[("1",)], found.table.lines[("4",)]
     assert [line.feasible for line in bad] == [True, False]
     assert "1 FC workers of 1 nodes" in bad[1].reason
     assert all(line.feasible for line in good)
     assert ",no," in out.read_text()
-    assert swept(small, "nodes=1,4", output=out).computed == 0
+    assert sweep_result(small, "nodes=1,4", output=out).computed == 0
 
 
 @pytest.mark.processes
 def test_two_processes_find_what_one_finds(small):
-    assert swept_json(swept(small, RATES, jobs=2)) == swept_json(swept(small, RATES, jobs=1))
+    assert sweep_json(sweep_result(small, RATES, jobs=2)) == sweep_json(sweep_result(small, RATES, jobs=1))
 
 
 def test_a_point_can_be_sent_to_another_machine(small):
@@ -226,7 +229,7 @@ def test_a_point_can_be_sent_to_another_machine(small):
 
 
 def test_a_crossover_is_where_the_winner_changes(small):
-    found = swept(small, "network.rate=1Gbps,400Gbps")
+    found = sweep_result(small, "network.rate=1Gbps,400Gbps")
     assert found.crossovers
     for one in found.crossovers:
         for rate, winner in ((one.low, one.below), (one.high, one.above)):
@@ -241,14 +244,14 @@ def test_a_crossover_is_where_the_winner_changes(small):
         assert f"{one.below} wins up to" in in_words(one, found.axes)
 
 
-def line(label: str, rate: float) -> Line:
-    return Line(model="m", label=label, strategy=label, samples_per_s=rate, sent_bytes=0)
+def line(label: str, rate: float) -> SweepRow:
+    return SweepRow(model="m", label=label, strategy=label, samples_per_s=rate, sent_bytes=0)
 
 
 def driven(axis: Axis, speed) -> list:
     """Crossovers of rows whose samples/s at x are `speed(x)`, a mapping; nothing is simulated."""
 
-    def lines(x: float, ask: Ask | None = None) -> tuple[Line, ...]:
+    def lines(x: float, ask: Ask | None = None) -> tuple[SweepRow, ...]:
         return tuple(
             line(label, rate)
             for label, rate in speed(x).items()
@@ -326,4 +329,4 @@ def test_a_dask_cluster(small, tmp_path):
         found = Sweep(str(small), vary=[RATES]).run(jobs=1, scheduler=cluster.scheduler_address)
     finally:
         cluster.close()
-    assert swept_json(found) == swept_json(swept(small, RATES))
+    assert sweep_json(found) == sweep_json(sweep_result(small, RATES))

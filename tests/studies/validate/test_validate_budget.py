@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from stanza_sim.report.compare import WAITING, op_kind
 from stanza_sim.schedule import CollectiveKind, Phase, parse
-from stanza_sim.studies.validate.budget import Part, by_group, differences, lines, mean_parts, part_of
+from stanza_sim.studies.validate.budget import TimeCategory, by_group, category_of, differences, lines, mean_op_seconds
 from tests.studies.validate.validate_fakes import measured, predicted, result
 
 KINDS = [*map(str, Phase), "transfer push", "transfer pull", *map(str, CollectiveKind), WAITING]
@@ -21,7 +21,7 @@ def some_result(draw):
     return result(predicted(draw(times), **draw(seconds)), *made)
 
 
-@given(some_result(), st.sampled_from([part_of, str]))
+@given(some_result(), st.sampled_from([category_of, str]))
 def test_contributions_add_up_to_the_error(found, key):
     total = sum(differences(found, key).values())
     assert total == pytest.approx(found.predicted.iteration_s - found.measured_s, abs=1e-9)
@@ -45,12 +45,12 @@ bwd: backward l @worker after=loss
 ar: all_reduce grad(b) @worker nbytes=40 algorithm=ring after=bwd
 upd: update b @worker after=ar
 """
-    found = [part_of(op_kind(op)) for op in parse(text).ops]
-    assert found == [Part.COMPUTE] * 3 + [Part.COLLECTIVE, Part.COMPUTE]
-    assert {part_of(str(phase)) for phase in Phase} == {Part.COMPUTE}
-    assert {part_of(str(kind)) for kind in CollectiveKind} == {Part.COLLECTIVE}
-    assert part_of("transfer act") is Part.TRANSFER
-    assert part_of(WAITING) is Part.WAITING
+    found = [category_of(op_kind(op)) for op in parse(text).ops]
+    assert found == [TimeCategory.COMPUTE] * 3 + [TimeCategory.COLLECTIVE, TimeCategory.COMPUTE]
+    assert {category_of(str(phase)) for phase in Phase} == {TimeCategory.COMPUTE}
+    assert {category_of(str(kind)) for kind in CollectiveKind} == {TimeCategory.COLLECTIVE}
+    assert category_of("transfer act") is TimeCategory.TRANSFER
+    assert category_of(WAITING) is TimeCategory.WAITING
 
 
 def test_a_budget_by_hand():
@@ -61,8 +61,13 @@ def test_a_budget_by_hand():
         measured(0.107, **{"forward": 0.05, push: 0.038, WAITING: 0.018}),
         measured(0.107, **{"forward": 0.05, push: 0.042, WAITING: 0.014}),
     )
-    assert mean_parts(found) == pytest.approx({"forward": 0.05, push: 0.04, WAITING: 0.016})
-    expected = {Part.COMPUTE: 0.0, Part.TRANSFER: -0.01, Part.WAITING: 0.004, Part.REST: -0.001}
+    assert mean_op_seconds(found) == pytest.approx({"forward": 0.05, push: 0.04, WAITING: 0.016})
+    expected = {
+        TimeCategory.COMPUTE: 0.0,
+        TimeCategory.TRANSFER: -0.01,
+        TimeCategory.WAITING: 0.004,
+        TimeCategory.REST: -0.001,
+    }
     assert differences(found) == pytest.approx(expected)
     # Of another case of twice the length, twice all of it in the other direction: shares cancel.
     other = result(
@@ -71,12 +76,12 @@ def test_a_budget_by_hand():
         name="slow/vgg/ps",
     )
     made = {line.kind: line for line in lines([found, other])}
-    assert next(iter(made)) == Part.TRANSFER, "the largest comes first"
+    assert next(iter(made)) == TimeCategory.TRANSFER, "the largest comes first"
     assert made["transfer"].size_pct == pytest.approx((1000 / 107 + 10) / 2)
     assert made["transfer"].bias_pct == pytest.approx((10 - 1000 / 107) / 2)
     assert (made["transfer"].worst, made["transfer"].worst_pct) == ("slow/vgg/ps", pytest.approx(10))
     assert made["compute"].size_pct == pytest.approx(0)
     groups = by_group([found, other], lambda r: r.case.strategy)
     assert [g.name for g in groups] == ["ring", "ps"]
-    assert groups[0].parts_pct[Part.TRANSFER] == pytest.approx(-1000 / 107)
+    assert groups[0].parts_pct[TimeCategory.TRANSFER] == pytest.approx(-1000 / 107)
     assert groups[1].errors.max_pct == pytest.approx(7)

@@ -4,7 +4,7 @@ import pytest
 
 from stanza_sim.base import config
 from stanza_sim.base.errors import InputError
-from stanza_sim.studies.validate.live import Plans
+from stanza_sim.studies.validate.live import CasePlans
 from stanza_sim.studies.validate.report import EXPOSED_SHARE
 from stanza_sim.studies.validate.session import check_rules
 from stanza_sim.studies.validate.statistics import mixture
@@ -68,7 +68,7 @@ def test_a_case_that_cannot_be_is_named(write_suite):
     )
     loaded, cases = load_suite(str(path))
     with pytest.raises(InputError, match=r"case fast/alex/ps: .*4 dedicated servers leave 0 workers of 4 nodes"):
-        Plans(loaded, cases)
+        CasePlans(loaded, cases)
 
 
 def test_the_digest_is_that_of_the_cases(write_suite):
@@ -86,7 +86,7 @@ def test_timed_iterations_fill_the_time():
 def test_the_rules_of_a_suite_are_checked(write_suite):
     with_rules = ("repeats: 2", "rules: {single_server_cases: 0.3}")
     loaded, cases = load_suite(str(write_suite(with_rules)))
-    plans = Plans(loaded, cases)
+    plans = CasePlans(loaded, cases)
     predictions = {c.name: plans.predict(c) for c in cases}
     assert mixture(predictions, 0.3).single_server == 2
     with pytest.raises(InputError, match=r"small\.yaml:3: rules: 2 of 5 cases have a single parameter server"):
@@ -112,7 +112,7 @@ def test_the_default_suite_is_what_the_issue_asks_for():
         (suite.models, {c.model for c in cases}),
     ):
         assert set(named) == used
-    plans = Plans(loaded, cases)
+    plans = CasePlans(loaded, cases)
     predictions = {c.name: plans.predict(c) for c in cases}
     assert min(p.iteration_s for p in predictions.values()) > 0.05
     assert max(p.iteration_s for p in predictions.values()) < 1.5
@@ -127,4 +127,4 @@ def test_every_shipped_suite_can_be_planned(name):
     loaded, cases = load_suite(name)
     assert loaded.value.name == name
     if all(m.input_shape is None for m in loaded.value.models.values()):  # others are extracted with torch
-        Plans(loaded, cases)
+        CasePlans(loaded, cases)

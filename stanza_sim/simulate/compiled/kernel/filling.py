@@ -22,12 +22,12 @@ from stanza_sim.simulate.compiled.kernel.state import (
     EPOCH,
     FIRST,
     LIMIT,
-    PHI,
     RATE,
     SERVED,
     SINCE,
     SOLVES,
     TIE,
+    WEIGHT,
     WHOLE,
 )
 
@@ -125,7 +125,7 @@ def _affected(net: Net, st: State, n_links: int, keep: float) -> tuple[int, int,
             if n == 0.0:
                 continue
             consumes = n * link_demand[x]
-            total += consumes * row[c, PHI]
+            total += consumes * row[c, WEIGHT]
             if class_epoch[c] != epoch:
                 if _keeps_rate(row, finish, link_changed, c, keep, epoch):
                     kept += consumes * row[c, RATE]
@@ -140,7 +140,7 @@ def _affected(net: Net, st: State, n_links: int, keep: float) -> tuple[int, int,
                     class_link, class_ptr[c], class_ptr[c + 1], link_epoch, full_at, links, n_links, keep, epoch
                 )
             users += 1
-            rising_weight += consumes * row[c, PHI]
+            rising_weight += consumes * row[c, WEIGHT]
         left[q], weight[q], opened[q] = max(0.0, capacity[q] - kept), rising_weight, users
         load[q] = total  # the sum anew, so that rounding does not add up
     if n_classes * 2 > st.scalars[ACTIVE] and n_classes > BLOCK:
@@ -152,7 +152,7 @@ def _affected(net: Net, st: State, n_links: int, keep: float) -> tuple[int, int,
 def _keeps_rate(row: F64, finish: F64, link_changed: I64, c: int, keep: float, epoch: int) -> bool:
     """Whether class c has the flows that it had and stopped at a level up to `keep`, not because of a changed link."""
     at = int(row[c, LIMIT])
-    return row[c, RATE] <= keep * row[c, PHI] and finish[c] == finish[c] and (at < 0 or link_changed[at] != epoch)
+    return row[c, RATE] <= keep * row[c, WEIGHT] and finish[c] == finish[c] and (at < 0 or link_changed[at] != epoch)
 
 
 @inlined
@@ -219,7 +219,7 @@ def _caps(level: F64, links: I32, size: int, row: F64, classes: I32, count: int,
     for i in range(count):
         c = classes[i]
         if row[c, COUNT] > 0.0 and row[c, CAP] < np.inf:
-            level[base + c] = row[c, CAP] / row[c, PHI]
+            level[base + c] = row[c, CAP] / row[c, WEIGHT]
             links[size] = base + c
             size += 1
     return size
@@ -263,15 +263,15 @@ def _fill(net: Net, st: State, size: int, waiting: int, now: float) -> None:
             if q < base:
                 full_at[q] = here
             own = row[c]
-            n, phi = own[COUNT], own[PHI]
-            rate = min(phi * here, own[CAP])
+            n, class_weight = own[COUNT], own[WEIGHT]
+            rate = min(class_weight * here, own[CAP])
             own[LIMIT] = q if q < base else -1
             for y in range(class_ptr[c], class_ptr[c + 1]):
                 r = class_link[y]
                 demand = n * class_demand[y]
                 opened[r] -= 1
                 left[r] = max(0.0, left[r] - rate * demand)
-                weight[r] -= phi * demand
+                weight[r] -= class_weight * demand
             _go_on(own, finish, c, rate, now)
 
 

@@ -13,18 +13,18 @@ from stanza_sim.simulate.compiled.kernel.state import (
     BLOCK,
     CHANGED,
     COUNT,
+    DELAY_QUEUES,
     EVENTS,
     FIRST,
     HEAP,
-    LANES,
     LEFT,
     LIMIT,
-    PHI,
     RATE,
     REPORTED,
     SERVED,
     SINCE,
     TIE,
+    WEIGHT,
 )
 
 
@@ -37,8 +37,8 @@ def next_s(st: State) -> float:
             least = st.block[b]
     if st.scalars[HEAP] > 0 and st.heap_s[0] < least:
         least = st.heap_s[0]
-    for w in range(LANES):
-        k = st.lane_first[w]
+    for w in range(DELAY_QUEUES):
+        k = st.delay_first[w]
         if k >= 0 and st.mark[k] < least:
             least = st.mark[k]
     return least
@@ -122,7 +122,7 @@ def _less_load(net: Net, st: State, c: int, before: float) -> None:
     link_epoch, changed, own = st.link_epoch, st.changed, st.row[c]
     gone = 1 if st.root[c] < 0 else 0
     st.scalars[ACTIVE] -= gone
-    ended = (before - own[COUNT]) * own[PHI]
+    ended = (before - own[COUNT]) * own[WEIGHT]
     for y in range(net.class_ptr[c], net.class_ptr[c + 1]):
         q = class_link[y]
         load[q] -= ended * class_demand[y]
@@ -149,21 +149,21 @@ def _begin(cls: I32, work: F64, queue: I32, starting: I32, k: int, done: int, be
 def _due(nodes: Nodes, st: State, until: float, done: int, began: int) -> tuple[int, int]:
     """Begin the nodes whose starts were pending until now."""
     cls, work, queue, starting = nodes.cls, nodes.work, st.queue, st.starting
-    heap_s, heap_k, scalars, lane_first, mark, sibling = (
+    heap_s, heap_k, scalars, delay_first, mark, sibling = (
         st.heap_s,
         st.heap_k,
         st.scalars,
-        st.lane_first,
+        st.delay_first,
         st.mark,
         st.sibling,
     )
     while scalars[HEAP] > 0 and heap_s[0] <= until:
         k = pop(heap_s, heap_k, scalars)
         done, began = _begin(cls, work, queue, starting, k, done, began)
-    for w in range(LANES):
-        while lane_first[w] >= 0 and mark[lane_first[w]] <= until:
-            k = lane_first[w]
-            lane_first[w] = sibling[k]
+    for w in range(DELAY_QUEUES):
+        while delay_first[w] >= 0 and mark[delay_first[w]] <= until:
+            k = delay_first[w]
+            delay_first[w] = sibling[k]
             done, began = _begin(cls, work, queue, starting, k, done, began)
     return done, began
 
@@ -174,7 +174,14 @@ def _propagate(nodes: Nodes, st: State, now: float, done: int, began: int) -> in
     cls, work, delay, missing, full = nodes.cls, nodes.work, nodes.delay, nodes.missing, nodes.full
     done_s, report, successor_ptr, successor = nodes.done_s, nodes.report, nodes.successor_ptr, nodes.successor
     heap_s, heap_k, scalars, queue, starting = st.heap_s, st.heap_k, st.scalars, st.queue, st.starting
-    lane, first, last, mark, sibling, first_s = st.lane, st.lane_first, st.lane_last, st.mark, st.sibling, st.first_s
+    delay_queue, first, last, mark, sibling, first_s = (
+        st.delay_queue,
+        st.delay_first,
+        st.delay_last,
+        st.mark,
+        st.sibling,
+        st.first_s,
+    )
     timed = len(done_s) > 0
     while done > 0:
         done -= 1
@@ -196,7 +203,7 @@ def _propagate(nodes: Nodes, st: State, now: float, done: int, began: int) -> in
                 for y in range(successor_ptr[j], successor_ptr[j + 1]):
                     first_s[successor[y]] = min(first_s[successor[y]], now)
             if delay[j] > 0.0:
-                await_start(heap_s, heap_k, scalars, lane, first, last, mark, sibling, now + delay[j], j)
+                await_start(heap_s, heap_k, scalars, delay_queue, first, last, mark, sibling, now + delay[j], j)
             else:
                 done, began = _begin(cls, work, queue, starting, j, done, began)
     return began
@@ -239,6 +246,6 @@ def _start_flows(net: Net, nodes: Nodes, st: State, now: float, began: int) -> N
         scalars[ACTIVE] += new
         for y in range(class_ptr[c], class_ptr[c + 1]):
             q = class_link[y]
-            load[q] += own[PHI] * class_demand[y]
+            load[q] += own[WEIGHT] * class_demand[y]
             users[q] += new
             _touch(link_epoch, changed, scalars, q)

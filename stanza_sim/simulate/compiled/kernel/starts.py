@@ -31,7 +31,7 @@ def await_start(
     heap_s: F64,
     heap_k: I32,
     scalars: I64,
-    lane: I8,
+    delay_queue: I8,
     first: I32,
     last: I32,
     mark: F64,
@@ -39,8 +39,8 @@ def await_start(
     at: float,
     k: int,
 ) -> None:
-    """Node k starts at `at`, which within its lane is no earlier than any before."""
-    w = lane[k]
+    """Node k starts at `at`, which within its delay queue is no earlier than any before."""
+    w = delay_queue[k]
     if w < 0:
         push(heap_s, heap_k, scalars, at, k)
         return
@@ -80,4 +80,6 @@ def pop(heap_s: F64, heap_k: I32, scalars: I64) -> int:
 @part
 def begin_at(st: State, at: float, k: int) -> None:
     """Node k starts at `at`."""
-    await_start(st.heap_s, st.heap_k, st.scalars, st.lane, st.lane_first, st.lane_last, st.mark, st.sibling, at, k)
+    await_start(
+        st.heap_s, st.heap_k, st.scalars, st.delay_queue, st.delay_first, st.delay_last, st.mark, st.sibling, at, k
+    )

@@ -10,13 +10,13 @@ TIE = 1e-12
 """Relative tolerance: instants, and levels, that differ by less are one."""
 BLOCK = 64
 """Classes per entry of the second level of the search for the next finish."""
-LANES = 16
+DELAY_QUEUES = 16
 """So many delays, those that are common, have a queue of their own."""
 
 HEAP, EPOCH, CHANGED, EVENTS, LEFT, SOLVES, REPORTED, ACTIVE, WHOLE = range(9)
 """Places in `State.scalars`: pending starts, number of the solve, changed links, completions, nodes not complete,
 solves, reports not taken, classes under way, and how many more solves that can affect all take all."""
-COUNT, RATE, SERVED, SINCE, FIRST, PHI, CAP, LIMIT = range(8)
+COUNT, RATE, SERVED, SINCE, FIRST, WEIGHT, CAP, LIMIT = range(8)
 """Columns of `State.row`, one cache line for each class: flows under way, rate of one flow, virtual clock (the work
 that each flow has been served), when it was taken, the least finish mark, weight, cap of one flow's rate, and the link
 that limits it (-1 for its cap)."""
@@ -38,15 +38,15 @@ def make_nodes(cls: I32, work: F64, delay: F64, missing: I32, successor_ptr: I64
     )
 
 
-def make_net(capacity: F64, routes: list[tuple[tuple[int, float], ...]], phi: F64, cap: F64) -> Net:
+def make_net(capacity: F64, routes: list[tuple[tuple[int, float], ...]], class_weight: F64, cap: F64) -> Net:
     """Build `Net` from each class's list of (link, demand)."""
     counts = np.array([len(r) for r in routes], dtype=np.int64)
     links = np.array([q for r in routes for q, _ in r], dtype=np.int32)
     demands = np.array([d for r in routes for _, d in r], dtype=np.float64)
-    return net_of(capacity, counts, links, demands, phi, cap)
+    return net_of(capacity, counts, links, demands, class_weight, cap)
 
 
-def net_of(capacity: F64, counts: I64, links: I32, demands: F64, phi: F64, cap: F64) -> Net:
+def net_of(capacity: F64, counts: I64, links: I32, demands: F64, class_weight: F64, cap: F64) -> Net:
     """Build `Net` from compressed rows: class c uses the next `counts[c]` entries of `links`."""
     class_ptr = np.zeros(len(counts) + 1, dtype=np.int64)
     np.cumsum(counts, out=class_ptr[1:])
@@ -63,16 +63,16 @@ def net_of(capacity: F64, counts: I64, links: I32, demands: F64, phi: F64, cap: 
         link_class=owner[order],
         link_demand=np.ascontiguousarray(demands[order], dtype=np.float64),
         limited=np.nonzero(np.isfinite(cap))[0].astype(np.int32),
-        phi=np.ascontiguousarray(phi, dtype=np.float64),
+        class_weight=np.ascontiguousarray(class_weight, dtype=np.float64),
         cap=np.ascontiguousarray(cap, dtype=np.float64),
     )
 
 
 def make_state(net: Net, nodes: Nodes) -> State:
     """Fresh state for `nodes` on `net`."""
-    classes, links, n = len(net.phi), len(net.capacity), len(nodes.cls)
+    classes, links, n = len(net.class_weight), len(net.capacity), len(nodes.cls)
     row = np.zeros((classes, 8))
-    row[:, PHI], row[:, CAP], row[:, LIMIT] = net.phi, net.cap, -1
+    row[:, WEIGHT], row[:, CAP], row[:, LIMIT] = net.class_weight, net.cap, -1
     return State(
         row=row,
         finish=np.full(classes, np.inf),
@@ -83,9 +83,9 @@ def make_state(net: Net, nodes: Nodes) -> State:
         mark=np.zeros(n),
         heap_s=np.zeros(n + 1),
         heap_k=np.zeros(n + 1, dtype=np.int32),
-        lane=_lanes(nodes.delay),
-        lane_first=np.full(LANES, -1, dtype=np.int32),
-        lane_last=np.full(LANES, -1, dtype=np.int32),
+        delay_queue=_delay_queues(nodes.delay),
+        delay_first=np.full(DELAY_QUEUES, -1, dtype=np.int32),
+        delay_last=np.full(DELAY_QUEUES, -1, dtype=np.int32),
         level=np.zeros(links + classes),
         load=np.zeros(links),
         users=np.zeros(links, dtype=np.int64),
@@ -110,14 +110,14 @@ def make_state(net: Net, nodes: Nodes) -> State:
     )
 
 
-def _lanes(delay: F64) -> I8:
-    """The lane of each node: one for each of the commonest delays, -1 for the others.
+def _delay_queues(delay: F64) -> I8:
+    """The delay queue of each node: one for each of the commonest delays, -1 for the others.
 
     Starts of one delay come in the order in which they were asked for, so they need no heap.
     """
     values, counts = np.unique(delay[:: max(1, len(delay) // 4096)], return_counts=True)
-    common = np.sort(values[np.argsort(-counts, kind="stable")[:LANES]])
-    lane = np.full(len(delay), -1, dtype=np.int8)
+    common = np.sort(values[np.argsort(-counts, kind="stable")[:DELAY_QUEUES]])
+    delay_queue = np.full(len(delay), -1, dtype=np.int8)
     for k, value in enumerate(common.tolist()):
-        lane[delay == value] = k
-    return lane
+        delay_queue[delay == value] = k
+    return delay_queue

@@ -1,15 +1,16 @@
-"""What a lowered schedule consists of: resources, loads on them, messages, and the programs of classes of ranks."""
+"""What a lowered schedule consists of: resources, activities on them, messages, and the programs of classes of
+ranks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from math import inf
 
-from stanza_sim.cluster.parts import Bucket
+from stanza_sim.cluster.hardware import TokenBucket
 from stanza_sim.schedule import RankProgram
 from stanza_sim.simulate.background import BackgroundFlow
 
-LINK_PHI = 1e9
+LINK_WEIGHT = 1e9
 """Weight of a flow that uses links only: that of a flow which costs a core one nanosecond per byte."""
 
 
@@ -23,12 +24,12 @@ class Resource:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Load:
-    """An activity to be: `work` at no more than `cap` per second, over `usage`, after `delay_s`."""
+class Activity:
+    """What takes time from resources: `work` at no more than `cap` per second, over `usage`, after `delay_s`."""
 
     work: float
     usage: tuple[tuple[int, float], ...]
-    phi: float = 1.0
+    weight: float = 1.0
     cap: float = inf
     delay_s: float = 0.0
 
@@ -39,7 +40,7 @@ class Message:
 
     `kind` tells apart the pairs of ranks between the two classes: `NEAR` on one host, `FAR` across a switch, and from
     `FAR` + 1 on the classes of pairs of hosts on a fabric with shared links. Where devices are staged, `copy_out` runs
-    from the posting on and before all else, and `copy_in` after all else (see `MessageLoads.copy`).
+    from the posting on and before all else, and `copy_in` after all else (see `MessageActivities.copy`).
     """
 
     src: int
@@ -47,29 +48,29 @@ class Message:
     kind: int
     count: int
     nbytes: int
-    load: Load
-    copy_out: Load | None = None
-    copy_in: Load | None = None
+    activity: Activity
+    copy_out: Activity | None = None
+    copy_in: Activity | None = None
 
     @property
-    def loads(self) -> tuple[Load, ...]:
+    def activities(self) -> tuple[Activity, ...]:
         """All that it takes."""
-        return tuple(load for load in (self.copy_out, self.load, self.copy_in) if load is not None)
+        return tuple(activity for activity in (self.copy_out, self.activity, self.copy_in) if activity is not None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copies:
     """What a member of a collective copies from its device before, and to it afterwards."""
 
-    out: Load | None
-    into: Load | None
+    out: Activity | None
+    into: Activity | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Actor:
+class RankClass:
     """A class of ranks and the program of the rank that stands for it.
 
-    For each unit: `loads` (a computation's), `sends` (how many message classes a send has), `messages` (those),
+    For each unit: `activities` (a computation's), `sends` (how many message classes a send has), `messages` (those),
     `arrivals` (how many message classes a receive waits for), `post_s` (how long posting all its messages takes, after
     which they start), `traffic` (bytes that the rank sends, bytes that it receives), and `copies` (of a collective,
     where devices are staged).
@@ -78,7 +79,7 @@ class Actor:
     rank: int
     size: int
     program: RankProgram
-    loads: dict[int, Load]
+    activities: dict[int, Activity]
     sends: dict[int, int]
     messages: dict[int, tuple[Message, ...]]
     arrivals: dict[int, int]
@@ -105,32 +106,33 @@ class Turn:
 class StepProgram:
     """A collective message by message: (source, destination, load) of each, and the turns of each class in order."""
 
-    actors: tuple[int, ...]
-    messages: tuple[tuple[int, int, Load], ...]
+    rank_classes: tuple[int, ...]
+    messages: tuple[tuple[int, int, Activity], ...]
     turns: dict[int, tuple[Turn, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Ring:
+class CollectiveActivity:
     """A collective: its member classes, what it costs once all have joined, and its steps where those are to be run."""
 
-    actors: tuple[int, ...]
-    load: Load
+    rank_classes: tuple[int, ...]
+    activity: Activity
     program: StepProgram | None = None
 
 
 @dataclass(slots=True, kw_only=True)
 class Lowered:
-    """Everything that the engine needs. `rings` is keyed by op name; `links` are the resources of the cluster's links.
+    """Everything that the engine needs. `collectives` is keyed by op name; `links` are the resources of the cluster's
+    links.
 
-    `background` is the traffic of others on those resources, `buckets` are those of shaped links. `wake_s` is the
-    cluster's.
+    `background` is the traffic of others on those resources, `token_buckets` are those of shaped links.
+    `wakeup_latency_s` is the cluster's.
     """
 
     resources: list[Resource]
-    actors: list[Actor]
-    rings: dict[str, Ring]
+    rank_classes: list[RankClass]
+    collectives: dict[str, CollectiveActivity]
     links: dict[int, int] = field(default_factory=dict)
     background: tuple[BackgroundFlow, ...] = ()
-    buckets: tuple[tuple[int, Bucket], ...] = ()
-    wake_s: float = 0.0
+    token_buckets: tuple[tuple[int, TokenBucket], ...] = ()
+    wakeup_latency_s: float = 0.0

@@ -1,10 +1,10 @@
 """Token buckets: links that a shaper holds to a rate, but for the first bytes after an idle time.
 
-A bucket holds at most `Bucket.nbytes` of credit. It fills at the link's rate r and empties as fast as bytes pass, so
-while there is credit the link passes `Bucket.peak_Bps`, and without any it passes r. As a fluid: with credit c and
-bytes passing at u, dc/dt = r - u; c lasts c / (u - r) where u > r, which is one more event of the simulation, exact as
-all others are. Flows share the peak as they share the rate, max-min fairly, and so use up the credit alike. One message
-of n bytes alone takes (n - c) / r where nothing limits the peak (and nothing for n <= c).
+A bucket holds at most `TokenBucket.nbytes` of credit. It fills at the link's rate r and empties as fast as bytes pass,
+so while there is credit the link passes `TokenBucket.peak_Bps`, and without any it passes r. As a fluid: with credit c
+and bytes passing at u, dc/dt = r - u; c lasts c / (u - r) where u > r, which is one more event of the simulation, exact
+as all others are. Flows share the peak as they share the rate, max-min fairly, and so use up the credit alike. One
+message of n bytes alone takes (n - c) / r where nothing limits the peak (and nothing for n <= c).
 
 Domain of validity: shapers that queue what exceeds the rate (as `tc tbf` does) and not those that drop it, and messages
 much longer than a packet. A bucket is empty when the simulation begins, since what counts is the steady state: credit
@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from math import inf
 from typing import TYPE_CHECKING
 
-from stanza_sim.cluster.parts import Bucket
+from stanza_sim.cluster.hardware import TokenBucket
 from stanza_sim.simulate.plain.fluid import TIE, FluidShare
 
 if TYPE_CHECKING:
-    from stanza_sim.simulate.plain.clock import Clock
+    from stanza_sim.simulate.plain.clock import SimClock
 
 UNLIMITED = 1e6
 """A peak without a limit is so many times the link's rate."""
@@ -41,7 +41,7 @@ class Shape:
     peak_Bps: float
 
     @staticmethod
-    def of(resource: int, rate_Bps: float, bucket: Bucket) -> Shape:
+    def of(resource: int, rate_Bps: float, bucket: TokenBucket) -> Shape:
         """The shape of a resource of this rate."""
         peak_Bps = min(bucket.peak_Bps, UNLIMITED * rate_Bps)
         return Shape(resource=resource, rate_Bps=rate_Bps, nbytes=bucket.nbytes, peak_Bps=peak_Bps)
@@ -63,13 +63,13 @@ class _Shaped:
     empty_s: float = inf
 
 
-class Buckets:
+class TokenBuckets:
     """The buckets of the links of a fabric. `refill` goes before every solve, `drain` after it."""
 
-    def __init__(self, buckets: Iterable[tuple[int, Bucket]], share: FluidShare, clock: Clock) -> None:
+    def __init__(self, token_buckets: Iterable[tuple[int, TokenBucket]], share: FluidShare, clock: SimClock) -> None:
         self.share, self.clock = share, clock
         self._shaped = []
-        for resource, bucket in buckets:
+        for resource, bucket in token_buckets:
             shape = Shape.of(resource, share.capacities[resource], bucket)
             if shape.matters:
                 self._shaped.append(_Shaped(shape, drain_Bps=-shape.rate_Bps))

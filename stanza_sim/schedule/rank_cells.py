@@ -25,7 +25,7 @@ def bits(mask: int) -> Iterator[int]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Links:
-    """Which atoms send to which in a transfer; masks have bit a for atom a.
+    """Which cells send to which in a transfer; masks have bit a for cell a.
 
     `sources` and `writers`, by destination, are None where every source sends to every destination. A writer is a
     source that sends a message; a local pair writes nothing.
@@ -37,55 +37,55 @@ class Links:
     writers: Mapping[int, int] | None = None
 
 
-class Atoms:
-    """A partition of the ranks of `schedule`: ranks of one atom are in exactly the same groups and roots.
+class RankCells:
+    """A partition of the ranks of `schedule`: ranks of one cell are in exactly the same groups and roots.
 
-    An atom of several ranks is split into its first rank and the others: what the first knows of the others is
+    A cell of several ranks is split into its first rank and the others: what the first knows of the others is
     then told apart from what it knows of itself, and as any of them could have been the first, a rule that holds
     for the first holds for all. Where a transfer does not send from every source to every destination, ranks are
-    not alike; with `pairwise` every rank of such a transfer is an atom. Without, such transfers are taken at the
-    level of atoms: leniently, as if each rank of an atom met its own partners only.
+    not alike; with `pairwise` every rank of such a transfer is a cell. Without, such transfers are taken at the
+    level of cells: leniently, as if each rank of a cell met its own partners only.
     """
 
     def __init__(self, schedule: Schedule, *, pairwise: bool) -> None:
         self._schedule = schedule
         ends = [_ends(schedule, op) for op in schedule.ops]
         spans = _split(_refine(schedule.world_size, *_told_apart(schedule, ends, pairwise=pairwise)))
-        self.first = {atom: start for start, _, atom in reversed(spans)}
-        """The lowest rank of each atom."""
+        self.first = {cell: start for start, _, cell in reversed(spans)}
+        """The lowest rank of each cell."""
         self.count = len(self.first)
         self.single = _single(spans)
-        """Mask of the atoms that are one rank."""
+        """Mask of the cells that are one rank."""
         self._starts = [start for start, _, _ in spans]
-        self._atoms = [atom for _, _, atom in spans]
+        self._cells = [cell for _, _, cell in spans]
         self._masks: dict[Ranks, int] = {}
         self._links: dict[tuple[object, ...], Links] = {}
         self.gated = [self.mask(src) for src, _ in ends]
-        """For each op, the atoms at which its dependencies gate it."""
+        """For each op, the cells at which its dependencies gate it."""
         self.completes = [self.mask(dst) for _, dst in ends]
-        """For each op, the atoms at which it makes or brings what it is there for."""
+        """For each op, the cells at which it makes or brings what it is there for."""
 
     def of_rank(self, rank: int) -> int:
-        """The atom that `rank` is in."""
-        return self._atoms[bisect_right(self._starts, rank) - 1]
+        """The cell that `rank` is in."""
+        return self._cells[bisect_right(self._starts, rank) - 1]
 
     def mask(self, ranks: Ranks) -> int:
-        """The atoms that make up `ranks`, which must be a union of atoms, e.g. of groups."""
+        """The cells that make up `ranks`, which must be a union of cells, e.g. of groups."""
         if ranks not in self._masks:
             found = {
-                atom
+                cell
                 for start, stop in ranks.spans
-                for atom in self._atoms[bisect_right(self._starts, start) - 1 : bisect_right(self._starts, stop - 1)]
+                for cell in self._cells[bisect_right(self._starts, start) - 1 : bisect_right(self._starts, stop - 1)]
             }
-            self._masks[ranks] = sum(1 << atom for atom in found)
+            self._masks[ranks] = sum(1 << cell for cell in found)
         return self._masks[ranks]
 
     def group(self, name: str) -> int:
-        """The atoms of the group `name`."""
+        """The cells of the group `name`."""
         return self.mask(self._schedule.group(name))
 
     def links(self, i: int) -> Links:
-        """Which atoms send to which in op `i`, a transfer."""
+        """Which cells send to which in op `i`, a transfer."""
         op, src, dst = self._schedule.ops[i], self.gated[i], self.completes[i]
         if not isinstance(op, Transfer) or _complete(op, *_ends(self._schedule, op)):
             return Links(src=src, dst=dst)
@@ -102,7 +102,7 @@ class Atoms:
         return self._links[key]
 
     def written(self, i: int) -> int:
-        """Atoms at which op `i`, a transfer, writes something: those that receive more than from themselves."""
+        """Cells at which op `i`, a transfer, writes something: those that receive more than from themselves."""
         links = self.links(i)
         if links.writers is not None:
             return sum(1 << a for a, src in links.writers.items() if src)
@@ -173,7 +173,7 @@ def _refine(world_size: int, alike: Sequence[Ranks], alone: Set[int]) -> list[li
 
 
 def _split(parts: Iterable[Sequence[Span]]) -> list[tuple[int, int, int]]:
-    """(First rank, rank behind the last, atom) of every span, in order: of each part its first rank, and the others."""
+    """(First rank, rank behind the last, cell) of every span, in order: of each part its first rank, and the others."""
     spans: list[tuple[int, int, int]] = []
     count = 0
     for (start, stop), *more in parts:
@@ -187,8 +187,8 @@ def _split(parts: Iterable[Sequence[Span]]) -> list[tuple[int, int, int]]:
 
 
 def _single(spans: Iterable[tuple[int, int, int]]) -> int:
-    """The mask of the atoms that are one rank."""
+    """The mask of the cells that are one rank."""
     size: Counter[int] = Counter()
-    for start, stop, atom in spans:
-        size[atom] += stop - start
-    return sum(1 << atom for atom, ranks in size.items() if ranks == 1)
+    for start, stop, cell in spans:
+        size[cell] += stop - start
+    return sum(1 << cell for cell, ranks in size.items() if ranks == 1)

@@ -20,15 +20,15 @@ WORTH_IT = 60
 """From so many choices on it pays to start other processes, which takes each about a second."""
 GRACE_S = 1.0
 """What is under way when time is up may take so much longer; then it is given up."""
-SWEPT_EVERY = 16
+COLLECTED_EVERY = 16
 """After so many tasks a process frees what cycles of objects hold, which Python does too seldom by itself here."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(slots=True)
-class _Desk:
-    """What a process of the crew works on; every process is told once."""
+class _WorkerState:
+    """What a process of the pool works on; every process is told once."""
 
     problems: tuple[Problem, ...] = ()
     done: int = 0
@@ -43,30 +43,30 @@ class _Desk:
         return self.varied[index, variant]
 
 
-_desk = _Desk()
+_state = _WorkerState()
 
 
 def _adopt(problems: tuple[Problem, ...]) -> None:
-    _desk.problems = problems
+    _state.problems = problems
     gc.collect()
     gc.freeze()  # what is there now stays, and need not be looked through again
 
 
-def _swept(result: _T) -> _T:
-    _desk.done += 1
-    if _desk.done % SWEPT_EVERY == 0:
+def _collected(result: _T) -> _T:
+    _state.done += 1
+    if _state.done % COLLECTED_EVERY == 0:
         gc.collect()
     return result
 
 
 def _sketch(problem: int, choice: Choice, deadline_s: float | None) -> Sketch | None:
-    return None if _past(deadline_s) else _swept(sketch(_desk.problems[problem], choice))
+    return None if _past(deadline_s) else _collected(sketch(_state.problems[problem], choice))
 
 
 def _weigh(problem: int, choice: Choice, least: float, deadline_s: float | None, variant: Variant) -> Weighed | None:
     if _past(deadline_s):
         return None
-    return _swept(_weighed(_desk.problem(problem, variant), choice, least, deadline_s))
+    return _collected(_weighed(_state.problem(problem, variant), choice, least, deadline_s))
 
 
 def _weighed(problem: Problem, choice: Choice, least: float, deadline_s: float | None) -> Weighed | None:
@@ -83,7 +83,7 @@ def _past(deadline_s: float | None) -> bool:
     return deadline_s is not None and monotonic() >= deadline_s
 
 
-class Crew:
+class WorkerPool:
     """Looks at choices for `problems`, in other processes if there is an executor.
 
     Results come in the order of the choices, None for those that were not finished by `deadline_s` (of the monotonic
@@ -92,10 +92,10 @@ class Crew:
 
     def __init__(self, problems: Sequence[Problem], executor: Executor | None) -> None:
         self.problems, self._executor = tuple(problems), executor
-        self._here = _Desk(self.problems)
+        self._here = _WorkerState(self.problems)
 
     def sketch(self, problem: int, some: Sequence[Choice], deadline_s: float | None) -> list[Sketch | None]:
-        """Rough bounds of choices."""
+        """Quick bounds of choices."""
         if self._executor is None:
             return [None if _past(deadline_s) else sketch(self.problems[problem], choice) for choice in some]
         submit = self._executor.submit
@@ -134,10 +134,10 @@ class Crew:
 
 
 @contextmanager
-def crew_of(problems: Sequence[Problem], *, jobs: int, work: int) -> Iterator[Crew]:
-    """A crew of `jobs` processes, or of this one if there is little `work` (choices in all)."""
+def worker_pool(problems: Sequence[Problem], *, jobs: int, work: int) -> Iterator[WorkerPool]:
+    """A pool of `jobs` processes, or of this one if there is little `work` (choices in all)."""
     if jobs < 2 or work < WORTH_IT:
-        yield Crew(problems, None)
+        yield WorkerPool(problems, None)
         return
     with processes(jobs, _adopt, (tuple(problems),)) as executor:
-        yield Crew(problems, executor)
+        yield WorkerPool(problems, executor)

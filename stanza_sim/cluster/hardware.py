@@ -39,8 +39,8 @@ class Traffic:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Bucket:
-    """The token bucket of a shaped link: see `stanza_sim.simulate.plain.bucket`.
+class TokenBucket:
+    """The token bucket of a shaped link: see `stanza_sim.simulate.plain.token_bucket`.
 
     `nbytes` pass at `peak_Bps` after the link was idle for long; infinity means that nothing but other links limits
     them.
@@ -49,9 +49,9 @@ class Bucket:
     nbytes: float
     peak_Bps: float = inf
 
-    def scaled(self, efficiency: float) -> Bucket:
+    def scaled(self, efficiency: float) -> TokenBucket:
         """Return it as goodput."""
-        return Bucket(nbytes=self.nbytes * efficiency, peak_Bps=self.peak_Bps * efficiency)
+        return TokenBucket(nbytes=self.nbytes * efficiency, peak_Bps=self.peak_Bps * efficiency)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +69,7 @@ class DirectedLink:
     kind: LinkKind = LinkKind.TRUNK
     host: int | None = None
     background: Traffic | None = None
-    bucket: Bucket | None = None
+    bucket: TokenBucket | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ class Nic:
     receive_bandwidth_Bps: float | None = None
     receive_latency_s: float | None = None
     background: Traffic | None = None
-    bucket: Bucket | None = None
+    bucket: TokenBucket | None = None
 
     @property
     def goodput_Bps(self) -> float:
