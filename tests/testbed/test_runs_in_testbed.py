@@ -31,18 +31,13 @@ execute: {{compute: emulated}}
 """
 
 
-BRIEFLY = "import stanza_sim.execute.single as single; from stanza_sim.cli import main; single.BUDGET_S = 0.5; main()"
-"""The command line, with a calibration that is short and rough."""
-
-
 class Run:
-    """A run in a testbed of its own name; calibrated `briefly` where its figures do not matter."""
+    """A run in a testbed of its own name."""
 
-    def __init__(self, folder: Path, *args: str, cache: Path | None = None, briefly: bool = False) -> None:
+    def __init__(self, folder: Path, *args: str, cache: Path | None = None) -> None:
         self.bed = Testbed(load(folder, star_text(name=f"run-{folder.name}"[:40], hosts=3, rate="200Mbps")))
         (folder / "experiment.yaml").write_text(EXPERIMENT.format(topology=folder / "topology.yaml"))
-        program = ["-c", BRIEFLY] if briefly else ["-m", "stanza_sim"]
-        command = [sys.executable, *program, "run", "experiment.yaml", "--execute", "--testbed", *args]
+        command = [sys.executable, "-m", "stanza_sim", "run", "experiment.yaml", "--execute", "--testbed", *args]
         env = os.environ | {
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",
@@ -154,7 +149,7 @@ def full_disk(tmp_path):
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, full_disk):
-    run = Run(tmp_path, "-o", str(full_disk / "out"), cache=full_disk / "cache", briefly=True)
+    run = Run(tmp_path, "-o", str(full_disk / "out"), cache=full_disk / "cache")
     out, err = run.process.communicate(timeout=110)
     assert (run.process.returncode, out) == (2, "")
     assert "No space left on device" in err

@@ -30,8 +30,6 @@ strategies: {ring: all_reduce, shards: {strategy: parameter_server, settings: {p
 networks: {star: ./star.yaml}
 cases: [{network: star, model: alex, strategy: [ring, shards]}]
 """
-BRIEFLY = "import stanza_sim.execute.single as single; from stanza_sim.cli import main; single.BUDGET_S = 1.5; main()"
-"""The command line, with a calibration of a fifth of the usual time."""
 
 
 @pytest.fixture
@@ -42,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", BRIEFLY, "validate", "tiny.yaml", "-o", "out", *more]
+    command = [sys.executable, "-m", "stanza_sim", "validate", "tiny.yaml", "-o", "out", *more]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE
     # Where SIGINT comes ignored, as in a job of a shell, Python would not raise KeyboardInterrupt.
