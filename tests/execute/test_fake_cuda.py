@@ -23,15 +23,17 @@ deadlock = pytest.mark.xfail(
     reason="finding 2: a receive is posted when its iteration opens, and NCCL's wait then holds up the default stream, "
     "so forward computations queue behind it and the push never leaves",
 )
+race = pytest.mark.xfail(
+    raises=RunError,
+    strict=False,
+    reason="finding 2 again, but whether a receive's wait comes before the work that it holds up depends on timing",
+)
 garbage = pytest.mark.xfail(
     raises=AssertionError,
     strict=True,
     reason="finding 3: a staged collective does not see that its output is its source where they are two views of one "
     "tensor, so an all-reduce sums uninitialised memory",
 )
-
-
-pytestmark = pytest.mark.processes
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def four() -> Iterator[Pool]:
     ("imitation", "variant"),
     [
         (Imitation.STREAM, "all-reduce"),
-        (Imitation.STREAM, "colocated-cut"),
+        pytest.param(Imitation.STREAM, "colocated-cut", marks=race),
         (Imitation.OWN, "ps-1"),
         (Imitation.OWN, "stanza-1"),
         (Imitation.STAGED, "ps-1"),
