@@ -23,7 +23,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from stanza_sim.base.errors import RunError
-from stanza_sim.cluster import Cluster, Nic
+from stanza_sim.cluster import Cluster, Nic, Staging
 from stanza_sim.execute.rank import engine as executor
 from stanza_sim.schedule import Collective, Compute, Schedule, Transfer, UnitKind, parse, program, progress, project
 from stanza_sim.schedule.progress import Issue, Key, Progress
@@ -32,7 +32,7 @@ from stanza_sim.simulate.compiled.engine import CompiledEngine
 from stanza_sim.simulate.compiled.graph import graph_of
 from stanza_sim.simulate.lowered import Activity, Lowered
 from stanza_sim.simulate.lowering.arrays import lower_to_arrays
-from stanza_sim.simulate.lowering.fold import unfolded
+from stanza_sim.simulate.lowering.fold import fold, unfolded
 from stanza_sim.simulate.lowering.lower import lower
 from stanza_sim.simulate.plain import engine as plain
 from stanza_sim.simulate.plain.clock import SimClock
@@ -471,18 +471,46 @@ def both(
     return spans_of(reading), spans_of(quick)
 
 
+def any_network(schedule: Schedule, rng: random.Random) -> tuple[Cluster, Costs]:
+    """A star of drawn rates and overheads, on which the devices of all, of some or of no hosts are staged."""
+    rate_Bps, latency_s, overhead_s = rng.uniform(1e3, 1e6), rng.choice([0.0, 1e-4]), rng.choice([0.0, 7e-4])
+    on = cluster(schedule.world_size, nic=Nic(bandwidth_Bps=rate_Bps, latency_s=latency_s, overhead_s=overhead_s))
+    staging = Staging(bandwidth_Bps=rng.uniform(1e4, 1e6), latency_s=2e-4)
+    share = rng.choice([0.0, 0.0, 0.5, 1.0])
+    hosts = tuple(replace(h, staging=staging) if rng.random() < share else h for h in on.hosts)
+    return replace(on, hosts=hosts), Costs(flops_s=rng.uniform(1e-6, 1e-4), update_byte_s=rng.uniform(0, 1e-6))
+
+
+def same_spans(found: dict[Any, Any], wanted: dict[Any, Any]) -> None:
+    assert found.keys() == wanted.keys()
+    for key, span in wanted.items():
+        assert found[key] == pytest.approx(span, rel=1e-9, abs=1e-12), key
+
+
 @pytest.mark.skipif(find_spec("numba") is None, reason="needs numba")
 @kept
 @EVENTS
 @given(schedule=legal_schedules(MODEL), seed=st.integers(0, 2**16), issue=ISSUES)
 def test_the_compiled_simulator_has_every_span_of_the_plain_one(schedule: Schedule, seed: int, issue: Issue) -> None:
-    rng = random.Random(seed)
-    on = cluster(schedule.world_size, nic=Nic(bandwidth_Bps=rng.uniform(1e3, 1e6), overhead_s=rng.choice([0.0, 7e-4])))
-    costs = Costs(flops_s=rng.uniform(1e-6, 1e-4), update_byte_s=rng.uniform(0, 1e-6))
-    reading, quick = both(schedule, on, costs, issue)
-    assert reading.keys() == quick.keys()
-    for key, (start_s, end_s) in reading.items():
-        assert quick[key] == pytest.approx((start_s, end_s), rel=1e-9, abs=1e-12), key
+    reading, quick = both(schedule, *any_network(schedule, random.Random(seed)), issue)
+    same_spans(quick, reading)
+
+
+@kept
+@EVENTS
+@given(schedule=legal_schedules(MODEL), seed=st.integers(0, 2**16), issue=ISSUES)
+def test_a_folded_simulation_has_the_spans_of_those_that_stand_for_the_others(
+    schedule: Schedule, seed: int, issue: Issue
+) -> None:
+    on, costs = any_network(schedule, random.Random(seed))
+    found = []
+    for folding in (fold(schedule, on), unfolded(on)):
+        engine = plain.Engine(schedule, lower(schedule, MODEL, on, folding, lambda _: costs), issue=issue)
+        engine.run(lambda ends: len(ends[0]) >= ITERATIONS + 1)
+        found.append(spans_of(engine))
+    stand = {members[0] for members in fold(schedule, on).classes}
+    folded, whole = found
+    same_spans(folded, {key: span for key, span in whole.items() if key[1] in stand})
 
 
 # ---- faults are found -----------------------------------------------------------------------------------------------

@@ -349,29 +349,20 @@ def validate(
     >>> ss.validate(only=["star-2-500/vgg16-big/ring"], dry_run=True)
     <ValidationResult of emulated: 1 cases, predicted only>
     """
-    from stanza_sim.studies.validate.live import CasePlans, LiveBench
-    from stanza_sim.studies.validate.session import check_rules, validate_suite
-    from stanza_sim.studies.validate.suite import chosen, load_suite
+    from stanza_sim.studies.validate.chosen import predicted_suite
 
     name = "validate"
     with placed(name):
         given = {"execute.compute": compute, "repeats": repeats, "seed": seed}
-        loaded, every = load_suite(str(suite), overrides(set, name, **given))
-        cases = chosen(every, [only] if isinstance(only, str) else list(only))
-        plans = CasePlans(loaded, cases)
-        predictions = {case.name: plans.predict(case) for case in cases}
-        if len(cases) == len(every):
-            check_rules(loaded, predictions)
+        found = predicted_suite(str(suite), overrides(set, name, **given), [only] if isinstance(only, str) else only)
+        title = found.loaded.value.name
         if dry_run:
-            return ValidationResult(suite=loaded.value.name, predictions=predictions)
-        report = validate_suite(
-            loaded.value,
-            cases,
-            LiveBench(loaded, plans, cases, say=say),
-            Path(output or f"validation-{loaded.value.name}"),
+            return ValidationResult(suite=title, predictions=found.predictions)
+        report = found.measured(
+            Path(output or f"validation-{title}"),
             command=f"stanza_sim.validate({str(suite)!r})",
             resume=resume,
-            chosen=len(cases) < len(every),
             tell=lambda text, step, total: say(f"[{step}/{total}] {text}"),
+            say=say,
         )
-        return ValidationResult(suite=loaded.value.name, predictions=predictions, report=report)
+        return ValidationResult(suite=title, predictions=found.predictions, report=report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING
@@ -15,14 +16,14 @@ MOST_ROWS = 60
 """Of a longer table, HTML shows so many rows."""
 
 
-class Tabular:
+class Tabular(ABC):
     """What has rows and columns. A subclass says which, in `_columns`."""
 
     __slots__ = ()
 
+    @abstractmethod
     def _columns(self) -> Mapping[str, Sequence[object]]:
         """The values of each column, by its heading; all of one length."""
-        raise NotImplementedError
 
     def to_frame(self) -> pd.DataFrame:
         """The table as a frame of pandas; times in seconds, sizes in bytes. Raises `InputError` without pandas."""

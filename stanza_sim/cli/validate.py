@@ -80,50 +80,30 @@ def validate(
     with errors_for_people():
         from stanza_sim.base.processes import cores
         from stanza_sim.studies.validate import machine
-        from stanza_sim.studies.validate.live import CasePlans, LiveBench
+        from stanza_sim.studies.validate.chosen import predicted_suite
         from stanza_sim.studies.validate.report import report_json
-        from stanza_sim.studies.validate.session import (
-            check_rules,
-            predictions_json,
-            print_predictions,
-            print_report,
-            validate_suite,
-        )
-        from stanza_sim.studies.validate.suite import DEFAULT, chosen, load_suite
+        from stanza_sim.studies.validate.session import predictions_json, print_predictions, print_report
+        from stanza_sim.studies.validate.suite import DEFAULT
 
         given = {"execute.compute": compute, "repeats": repeats, "seed": seed}
         given = {key: value for key, value in given.items() if value is not None}
         changes = [*(settings or []), *(f"{key}={value}" for key, value in given.items())]
-        loaded, every = load_suite(suite or DEFAULT, changes)
-        cases = chosen(every, only or [])
-        plans = CasePlans(loaded, cases)
-        predictions = {case.name: plans.predict(case) for case in cases}
-        if len(cases) == len(every):
-            check_rules(loaded, predictions)
+        found = predicted_suite(suite or DEFAULT, changes, only or [])
         if dry_run:
             with printing():
                 if as_json:
-                    sys.stdout.write(predictions_json(predictions))
+                    sys.stdout.write(predictions_json(found.predictions))
                 else:
-                    print_predictions(cases, predictions, stdout())
+                    print_predictions(found.cases, found.predictions, stdout())
             return
         if (load := machine.load()) > machine.BUSY * cores():
             say(
                 f"warning: other programs are running here (load average {load:.1f}); measurements need an idle machine"
             )
-        folder = output or Path(f"validation-{loaded.value.name}")
+        folder = output or Path(f"validation-{found.loaded.value.name}")
         with _progress() as (tell, remark), _kept(folder):
-            bench = LiveBench(loaded, plans, cases, say=remark)
-            report = validate_suite(
-                loaded.value,
-                cases,
-                bench,
-                folder,
-                command=_command(suite, only or [], settings or [], given),
-                resume=resume,
-                chosen=len(cases) < len(every),
-                tell=tell,
-            )
+            command = _command(suite, only or [], settings or [], given)
+            report = found.measured(folder, command=command, resume=resume, tell=tell, say=remark)
         with printing():
             if as_json:
                 sys.stdout.write(report_json(report))
