@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from stanza_sim.base.errors import RunError
 from stanza_sim.cli.app import app
-from stanza_sim.studies.validate import live
+from stanza_sim.studies.validate import chosen
 from tests.studies.validate.validate_fakes import FakeBench
 
 ROOT = Path(__file__).parents[3]
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 def bench(monkeypatch) -> FakeBench:
     """Takes the place of the real one; predicts 100 ms for every case and measures the same."""
     made = FakeBench()
-    monkeypatch.setattr(live, "LiveBench", lambda suite, plans, cases, *, say: made)
+    monkeypatch.setattr(chosen, "LiveBench", lambda suite, plans, cases, *, say: made)
     return made
 
 
