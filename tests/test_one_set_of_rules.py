@@ -98,6 +98,13 @@ y: transfer act(pool) a->b one-to-one nbytes=20 priority=5 credit=1 after=f
 z: transfer act(c2) a->b one-to-one nbytes=24 priority=1 credit=1 after=g
 """
 """With credit, the executor had chosen what goes next before it could be posted, the simulator when it was."""
+UNEVEN_SLICES = """
+schedule s model=toy world=3 batch=1
+group w 0-2
+f: forward c1 @w
+ar: all_reduce grad(w.f2) @w nbytes=128 algorithm=ring by=steps after=f
+"""
+"""Of 32 elements three ranks have 11, 11 and 10: staged, they copy unlike many bytes, and were folded into one."""
 KEPT = [parse(t) for t in (LATER_SEND_FIRST, FAN_OUT, COLLECTIVE_BESIDE_SEND, UPDATE_AFTER_SEND, CREDIT_AND_PRIORITY)]
 """Schedules on which simulator and executor differed, each in one of the rules."""
 
@@ -496,6 +503,7 @@ def test_the_compiled_simulator_has_every_span_of_the_plain_one(schedule: Schedu
     same_spans(quick, reading)
 
 
+@example(schedule=parse(UNEVEN_SLICES), seed=0, issue=Issue.EAGER)
 @kept
 @EVENTS
 @given(schedule=legal_schedules(MODEL), seed=st.integers(0, 2**16), issue=ISSUES)

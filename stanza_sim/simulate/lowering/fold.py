@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from stanza_sim.cluster.cluster import Cluster
-from stanza_sim.schedule import Collective, CollectiveKind, Layout, Pattern, Ranks, Schedule, Transfer
-from stanza_sim.schedule.collectives import has_closed_form
+from stanza_sim.schedule import Carrier, Collective, CollectiveKind, Layout, Pattern, Ranks, Schedule, Transfer
+from stanza_sim.schedule.collectives import has_closed_form, traffic
 from stanza_sim.schedule.samples import data_rank_counts
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def fold(schedule: Schedule, cluster: Cluster) -> Folding:
         kinds.setdefault((h.cores, h.nic, h.devices, h.device_speed, h.loopback, h.staging), len(kinds))
         for h in cluster.hosts
     ]
-    for feature in (np.array(host_kind)[hosts], _device_features(cluster), *_role_features(schedule)):
+    for feature in (np.array(host_kind)[hosts], _device_features(cluster), *_role_features(schedule), *_copied_features(schedule, cluster)):
         colour = _refine(colour, feature)
     many_per_host = len(np.unique(hosts)) < n
     links = _partner_links(schedule)
@@ -180,6 +180,23 @@ def _role_features(schedule: Schedule) -> list[Colours]:
             chain = ring_order(schedule, op)  # its ends differ from the rest
             features += [_mask(schedule, Ranks.of([chain[0]])), _mask(schedule, Ranks.of([chain[-1]]))]
     return features
+
+
+def _copied_features(schedule: Schedule, cluster: Cluster) -> list[Colours]:
+    """What each rank moves, and a staged device copies, in collectives that go step by step: slices may differ."""
+    if all(host.staging is None for host in cluster.hosts):
+        return []
+    found: dict[tuple[object, ...], list[Colours]] = {}
+    for op in schedule.ops:
+        if isinstance(op, Collective) and op.by is Carrier.STEPS:
+            key = (op.kind, op.ranks, op.nbytes, op.root, op.algorithm, op.local, op.chunk)
+            if key not in found:
+                moved = traffic(op, schedule.group(op.ranks), schedule.itemsize)
+                sides = np.full((2, schedule.world_size), -1, dtype=np.int64)
+                for rank, both in moved.items():
+                    sides[:, rank] = both
+                found[key] = list(sides)
+    return [side for sides in found.values() for side in sides]
 
 
 def ring_order(schedule: Schedule, op: Collective) -> list[int]:
