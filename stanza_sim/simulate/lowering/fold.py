@@ -74,7 +74,9 @@ def fold(schedule: Schedule, cluster: Cluster) -> Folding:
         kinds.setdefault((h.cores, h.nic, h.devices, h.device_speed, h.loopback, h.staging), len(kinds))
         for h in cluster.hosts
     ]
-    for feature in (np.array(host_kind)[hosts], _device_features(cluster), *_role_features(schedule), *_copied_features(schedule, cluster)):
+    features = [np.array(host_kind)[hosts], _device_features(cluster)]
+    features += [*_role_features(schedule), *_copied_features(schedule, cluster)]
+    for feature in features:
         colour = _refine(colour, feature)
     many_per_host = len(np.unique(hosts)) < n
     links = _partner_links(schedule)
