@@ -1,9 +1,9 @@
 """Reads a cluster from a graph: GraphML, or node-link JSON whose edges are called `links` or `edges`.
 
 Every node has `kind: host` or `kind: switch`; a host has `cores` and, if it likes, `devices` (a list or, in GraphML, a
-text such as `V100,V100`), `device_speed`, `intra` and `loopback` as in YAML (the last two in JSON only), a switch
-`backplane`. A node is called what its `name` says, or else its id. Every edge has `rate`, and may have `latency`
-and `efficiency`; values are texts with units, as in YAML. An edge between a host and a switch is one NIC of the host
+text such as `V100,V100`), `device_speed`, `device_spread`, `intra` and `loopback` as in YAML (the last two in JSON
+only), a switch `backplane`. A node is called what its `name` says, or else its id. Every edge has `rate`, and may have
+`latency` and `efficiency`; values are texts with units, as in YAML. An edge between a host and a switch is one NIC of the host
 and may have `overhead`; an edge between two switches is a trunk, between two hosts a cable. An undirected edge is
 alike in both directions; in a directed graph each edge is one direction, and none may be without its opposite.
 The graph itself may have `name`, `description`, `routing`, `seed` (of ECMP), `forwarding` and `ranks_per_host`.
@@ -32,7 +32,7 @@ from stanza_sim.cluster.cluster import Cluster, Host, Nic, place
 from stanza_sim.cluster.freeform import check_connected
 from stanza_sim.cluster.hardware import Routing, RoutingKind
 from stanza_sim.cluster.hosts import NO_NIC, check_devices, count_cores, make_intra, make_loopback, too_many_ranks
-from stanza_sim.cluster.topology import IntraSection, LoopbackSection
+from stanza_sim.cluster.topology import IntraSection, LoopbackSection, Spread
 from stanza_sim.cluster.wiring import LinkDirection, Wiring
 
 _DRAWN = frozenset({"label", "x", "y", "weight"})
@@ -61,6 +61,7 @@ class HostNode(Section):
     cores: Count | Literal["this-machine"]
     devices: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     device_speed: Factor = 1.0
+    device_spread: Spread = 0.0
     intra: IntraSection | None = None
     loopback: LoopbackSection = LoopbackSection()
 
@@ -303,6 +304,7 @@ class _Reader:
             more_nics=tuple(nics[1:]),
             devices=check_devices(section.devices, self.path, where),
             device_speed=section.device_speed,
+            device_spread=section.device_spread,
             loopback=make_loopback(section.loopback),
             intra=make_intra(section.intra),
         )

@@ -30,24 +30,35 @@ __all__ = [
 
 
 class Costs:
-    """The cost model of each rank, by its device and its host's speed. Call it with a rank."""
+    """The cost model of each rank, by its device and its host's speed. Call it with a rank.
+
+    Devices whose speeds differ by chance (`Host.device_spread`) all compute as fast as the slowest is expected to.
+    """
 
     def __init__(self, cluster: Cluster, make: Callable[[str, float], CostModel]) -> None:
-        self._cluster = cluster
         self._models: dict[tuple[str, float], CostModel] = {}
-        for rank in range(cluster.world_size):
-            key = (cluster.device_of(rank), cluster.host_of(rank).device_speed)
+        self._of_rank: list[CostModel] = []
+        together = sum(place.device is not None for place in cluster.placement)
+        paces = [host.pace(together) for host in cluster.hosts]
+        for rank, place in enumerate(cluster.placement):
+            host = cluster.hosts[place.host]
+            key = cluster.device_of(rank), host.device_speed if place.device is None else paces[place.host]
             if key not in self._models:
                 self._models[key] = make(*key)
+            self._of_rank.append(self._models[key])
+        spreads = {host.device_spread for host in cluster.hosts if host.devices and host.device_spread}
+        self._note = (
+            f"; the slowest of {together} devices, whose speeds spread by {max(spreads):.1%}" if spreads else ""
+        )
 
     def __call__(self, rank: int) -> CostModel:
         """Return the cost model of the device that `rank` computes on."""
-        return self._models[self._cluster.device_of(rank), self._cluster.host_of(rank).device_speed]
+        return self._of_rank[rank]
 
     @property
     def source(self) -> str:
         """The sources of all devices, each once."""
-        return "; ".join(dict.fromkeys(model.source for model in self._models.values()))
+        return "; ".join(dict.fromkeys(model.source for model in self._models.values())) + self._note
 
 
 def is_of_device(profile: Profile, device: DeviceSpec) -> bool:

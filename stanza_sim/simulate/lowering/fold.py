@@ -71,7 +71,9 @@ def fold(schedule: Schedule, cluster: Cluster) -> Folding:
     kinds: dict[object, int] = {}
     colour: Colours = np.zeros(n, dtype=np.int64)
     host_kind = [
-        kinds.setdefault((h.cores, h.nic, h.devices, h.device_speed, h.loopback, h.staging), len(kinds))
+        kinds.setdefault(
+            (h.cores, h.nic, h.devices, h.device_speed, h.device_spread, h.loopback, h.staging), len(kinds)
+        )
         for h in cluster.hosts
     ]
     features = [np.array(host_kind)[hosts], _device_features(cluster)]
