@@ -3,9 +3,9 @@
 Every node has `kind: host` or `kind: switch`; a host has `cores` and, if it likes, `devices` (a list or, in GraphML, a
 text such as `V100,V100`), `device_speed`, `device_spread`, `intra` and `loopback` as in YAML (the last two in JSON
 only), a switch `backplane`. A node is called what its `name` says, or else its id. Every edge has `rate`, and may have
-`latency` and `efficiency`; values are texts with units, as in YAML. An edge between a host and a switch is one NIC of the host
-and may have `overhead`; an edge between two switches is a trunk, between two hosts a cable. An undirected edge is
-alike in both directions; in a directed graph each edge is one direction, and none may be without its opposite.
+`latency` and `efficiency`; values are texts with units, as in YAML. An edge between a host and a switch is one NIC of
+the host and may have `overhead`; an edge between two switches is a trunk, between two hosts a cable. An undirected edge
+is alike in both directions; in a directed graph each edge is one direction, and none may be without its opposite.
 The graph itself may have `name`, `description`, `routing`, `seed` (of ECMP), `forwarding` and `ranks_per_host`.
 Attributes that drawing programs add to nodes and edges (`label`, `x`, `y`, `weight`, an edge's `id` and `key`) are
 allowed, and have no effect. Reading is by networkx.
