@@ -78,7 +78,18 @@ class Shared(Section):
     peak: Rate | None = None
 
 
-class NicSection(Shared):
+class TransportKeys(Section):
+    """What a NIC may state of its transport; see `stanza_sim.cluster.Transport`. What it states overrides `preset`."""
+
+    preset: str | None = Field(None, min_length=1)
+    stream_rate: Rate | None = None
+    process_rate: Rate | None = None
+    process_inside: bool | None = None
+    message_core: Seconds | None = None
+    byte_core: Seconds | None = None
+
+
+class NicSection(Shared, TransportKeys):
     """`nic:` of a host group, or an entry of its `nics:`."""
 
     rate: SidesRate = Field(description="write the raw rate of the port, such as `rate: 10Gbps`")
@@ -131,7 +142,7 @@ class StagingSection(Section):
     latency: Seconds = 0.0
 
 
-class NicOverride(Shared):
+class NicOverride(Shared, TransportKeys):
     """`nic:` of a single host under `overrides:`, for all its NICs; what it leaves out stays."""
 
     rate: SidesRate | None = None

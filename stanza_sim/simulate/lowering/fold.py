@@ -78,6 +78,7 @@ def fold(schedule: Schedule, cluster: Cluster) -> Folding:
     ]
     features = [np.array(host_kind)[hosts], _device_features(cluster)]
     features += [*_role_features(schedule), *_copied_features(schedule, cluster)]
+    features += _crossing_features(schedule, cluster)
     for feature in features:
         colour = _refine(colour, feature)
     many_per_host = len(np.unique(hosts)) < n
@@ -201,6 +202,22 @@ def _copied_features(schedule: Schedule, cluster: Cluster) -> list[Colours]:
                     sides[:, rank] = both
                 found[key] = list(sides)
     return [side for sides in found.values() for side in sides]
+
+
+def _crossing_features(schedule: Schedule, cluster: Cluster) -> list[Colours]:
+    """Whether each rank's edges in every ring go to other hosts, where its process is limited."""
+    if all(nic.transport.process_Bps is None for host in cluster.hosts for nic in host.nics):
+        return []
+    found: dict[object, Colours] = {}
+    for op in schedule.ops:
+        if isinstance(op, Collective) and (op.ranks, op.root) not in found:
+            feature = found[op.ranks, op.root] = np.zeros(schedule.world_size, dtype=np.int64)
+            order = ring_order(schedule, op)
+            for a, b in zip(order, order[1:] + order[:1], strict=True):
+                if not cluster.same_host(a, b):
+                    feature[a] += 1
+                    feature[b] += 2
+    return list(found.values())
 
 
 def ring_order(schedule: Schedule, op: Collective) -> list[int]:
