@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -90,7 +92,7 @@ def strategy_of(row: TrainingRow, causes: Causes) -> tuple[str, dict[str, object
     if name.startswith(("tf_ps", "mxnet_kv")):
         return "parameter_server", {**colocated, "servers": row.gpus}
     if name.startswith("tf_distributed"):
-        sums = local if "replicated" in name else {}
+        sums = local if "replicated" in name or not local else {**local, "share_pulls": False}
         return "parameter_server", {**colocated, "servers": min(row.servers or row.hosts, row.gpus), **sums}
     if name.startswith("mxnet_dist"):
         if row.hosts == 1:
@@ -111,7 +113,9 @@ def _topology(row: TrainingRow, device: str, causes: Causes, losses: Losses) -> 
     if row.hosts > 1:
         if not row.nic_gbps:
             raise InputError("nic_gbps is not stated", hint="several hosts need the rate of their NICs")
-        host["nic"] = {"rate": f"{row.nic_gbps:g}Gbps", "efficiency": 0.95, "latency": "20us", "overhead": "10us"}
+        host["nic"] = {"preset": _transport(row), "rate": f"{row.nic_gbps:g}Gbps"}
+        if not causes.transports:
+            host["nic"] |= {"preset": "rdma", "rate": f"{row.nic_gbps:g}Gbps"}
     else:
         host["nic"] = {"rate": "10Gbps"}
     if row.gpus_per_host > 1:
@@ -119,6 +123,18 @@ def _topology(row: TrainingRow, device: str, causes: Causes, losses: Losses) -> 
     if causes.spread:
         host["device_spread"] = losses.device_spread
     return {"name": "published", "hosts": [host], "switches": [{"name": "switch"}]}
+
+
+def _transport(row: TrainingRow) -> str:
+    """The preset of a row's transport: its framework's, else that of the wire."""
+    if row.strategy.startswith("tf_distributed"):
+        return "grpc"
+    if row.strategy.endswith("mpi"):
+        return "mpi"
+    if row.transport == "rdma":
+        return "rdma"
+    said = " ".join((row.source, row.place, row.notes)).lower()
+    return "tcp-ec2" if re.search(r"ec2|aws|overlay", said) else "tcp"
 
 
 def _intra(row: TrainingRow, device: str) -> dict[str, object]:
