@@ -22,6 +22,7 @@ from stanza_sim.cluster.device import DeviceSpec, ModelEfficiency, load_device
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.profiles.blocks import BlockTime, Profile, require
+from stanza_sim.simulate.server_costs import ServerCosts
 
 FORWARD_PASSES = 2
 """Memory passes over the outputs of a block's operations in forward: each is written, then read by the next."""
@@ -329,15 +330,27 @@ class Costs:
 
     def __init__(self, cluster: Cluster, make: Callable[[str, float], CostModel]) -> None:
         self._cluster = cluster
-        self._models: dict[tuple[str, float], CostModel] = {}
+        self._models: dict[tuple[str, float, float | None, bool], CostModel] = {}
         for rank in range(cluster.world_size):
-            key = (cluster.device_of(rank), cluster.host_of(rank).device_speed)
-            if key not in self._models:
-                self._models[key] = make(*key)
+            if (key := self._key(rank)) in self._models:
+                continue
+            device, speed, reduce_Bps, serves = key
+            model = None if serves else make(device, speed)
+            if reduce_Bps is not None:
+                self._models[key] = ServerCosts(cluster.host_of(rank), reduce_Bps, model)
+            elif model is not None:
+                self._models[key] = model
 
     def __call__(self, rank: int) -> CostModel:
         """Return the cost model of the device that `rank` computes on."""
-        return self._models[self._cluster.device_of(rank), self._cluster.host_of(rank).device_speed]
+        return self._models[self._key(rank)]
+
+    def _key(self, rank: int) -> tuple[str, float, float | None, bool]:
+        """Device, speed, rate of sums where it is stated for the cores, and whether that is all that `rank` does."""
+        host, on_cores = self._cluster.host_of(rank), self._cluster.on_cores(rank)
+        reduce_Bps = host.reduce_Bps if on_cores else None
+        serves = on_cores and bool(host.devices) and reduce_Bps is not None
+        return self._cluster.device_of(rank), host.device_speed, reduce_Bps, serves
 
     @property
     def source(self) -> str:
