@@ -1,15 +1,14 @@
 """Reads a cluster from a graph: GraphML, or node-link JSON whose edges are called `links` or `edges`.
 
 Every node has `kind: host` or `kind: switch`; a host has `cores` and, if it likes, `devices` (a list or, in GraphML, a
-text such as `V100,V100`), `device_speed`, `reduce_rate`, `intra`, `losses` and `loopback` as in YAML (the last three in
-JSON only), a switch
-`backplane`. A node is called what its `name` says, or else its id. Every edge has `rate`, and may have `latency`
-and `efficiency`; values are texts with units, as in YAML. An edge between a host and a switch is one NIC of the host
-and may have `overhead` and what a NIC states of its transport (`preset`, `stream_rate` and so on, in a directed graph
-at the edge from the host); an edge between two switches is a trunk, between two hosts a cable. An undirected edge is
-alike in both directions; in a directed graph each edge is one direction, and none may be without its opposite.
-The graph itself may have `name`, `description`, `routing`, `seed` (of ECMP), `forwarding`, `ranks_per_host` and
-`cpu_ranks_per_host`.
+text such as `V100,V100`), `device_speed`, `device_spread`, `reduce_rate`, `intra`, `losses` and `loopback` as in
+YAML (the last three in JSON only), a switch `backplane`. A node is called what its `name` says, or else its id. Every
+edge has `rate`, may have `latency` and `efficiency`; values are texts with units, as in YAML. An edge between a host
+and a switch is one NIC of the host and may have `overhead` and what a NIC states of its transport (`preset`,
+`stream_rate` and so on; in a directed graph at the edge from the host); one between two switches is a trunk, between
+two hosts a cable. An undirected edge is alike in both directions; in a directed graph each edge is one direction, and
+none may be without its opposite. The graph itself may have `name`, `description`, `routing`, `seed` (of ECMP),
+`forwarding`, `ranks_per_host` and `cpu_ranks_per_host`.
 Attributes that drawing programs add to nodes and edges (`label`, `x`, `y`, `weight`, an edge's `id` and `key`) are
 allowed, and have no effect. Reading is by networkx.
 """
@@ -43,7 +42,7 @@ from stanza_sim.cluster.hosts import (
     make_losses,
     too_many_ranks,
 )
-from stanza_sim.cluster.topology import IntraSection, LoopbackSection, LossesSection, TransportKeys
+from stanza_sim.cluster.topology import IntraSection, LoopbackSection, LossesSection, Spread, TransportKeys
 from stanza_sim.cluster.transports import make_transport, preset_of
 from stanza_sim.cluster.wiring import LinkDirection, Wiring
 
@@ -74,6 +73,7 @@ class HostNode(Section):
     cores: Count | Literal["this-machine"]
     devices: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     device_speed: Factor = 1.0
+    device_spread: Spread = 0.0
     intra: IntraSection | None = None
     reduce_rate: Rate | None = None
     losses: LossesSection = LossesSection()
@@ -322,6 +322,7 @@ class _Reader:
             more_nics=tuple(nics[1:]),
             devices=check_devices(section.devices, self.path, where),
             device_speed=section.device_speed,
+            device_spread=section.device_spread,
             loopback=make_loopback(section.loopback),
             intra=intra,
             reduce_Bps=section.reduce_rate,

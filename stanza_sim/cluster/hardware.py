@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf
+from statistics import NormalDist
 
 
 class LinkKind(StrEnum):
@@ -232,9 +233,10 @@ class Host:
 
     `device_speed` scales how fast its devices (or cores) compute: 0.5 is half as fast as the device's data say.
     `more_nics` are NICs beside `nic`; `intra` joins the devices, which otherwise talk over the loopback. With `staging`
-    what devices send and receive is copied through the host's memory. `reduce_Bps` is at how many bytes per second a
-    rank on its cores adds up contributions and updates parameters; ranks on the cores of a host with devices do
-    nothing else. `losses` are what a full host loses.
+    what devices send and receive is copied through the host's memory. `device_spread` is the standard deviation of the
+    speed of devices of one kind, relative to their mean; see `pace`. `reduce_Bps` is at how many bytes per second a
+    rank on its cores adds up contributions and updates parameters; ranks on the cores of a host with devices do nothing
+    else. `losses` are what a full host loses.
     """
 
     name: str
@@ -242,6 +244,7 @@ class Host:
     nic: Nic
     devices: tuple[str, ...] = ()
     device_speed: float = 1.0
+    device_spread: float = 0.0
     loopback: Loopback = field(default_factory=Loopback)
     more_nics: tuple[Nic, ...] = ()
     intra: Intra | None = None
@@ -253,6 +256,19 @@ class Host:
     def nics(self) -> tuple[Nic, ...]:
         """All NICs."""
         return (self.nic, *self.more_nics)
+
+    def pace(self, together: int) -> float:
+        """Return how fast a device computes, relative to its data, in a job of `together` devices that wait for each
+        other.
+
+        The slowest sets the pace of all: of n, it is as many standard deviations below the mean as the expected maximum
+        of n normal draws, for which Blom's approximation is taken (Statistical Estimates and Transformed
+        Beta-Variables, 1958). Measured spreads: Sinha et al., Not All GPUs Are Created Equal, SC 2022.
+        """
+        if not self.device_spread or together < 2:
+            return self.device_speed
+        slowest = NormalDist().inv_cdf((together - 0.375) / (together + 0.25))
+        return self.device_speed / (1 + self.device_spread * slowest)
 
     def nic_of(self, device: int | None) -> int:
         """Return the number of the NIC that `device` uses: its share of them in order; the first for the cores."""

@@ -13,6 +13,9 @@ from stanza_sim.base.config import Count, Factor, Fraction, Section
 from stanza_sim.base.units import PositiveSeconds, Rate, Seconds, Size
 from stanza_sim.cluster.hardware import IntraKind, Loopback, RoutingKind
 
+Spread = Annotated[float, Field(strict=True, ge=0, le=0.5)]
+"""A standard deviation, relative to the mean."""
+
 
 def _form(value: object) -> str:
     """Tell a quantity that is one text from one by direction, so that what is wrong with either can be said."""
@@ -151,6 +154,7 @@ class HostSection(Section):
     cores: Count | Literal["this-machine"]
     devices: tuple[str, ...] = ()
     device_speed: Factor = 1.0
+    device_spread: Spread = 0.0
     nic: NicSection | None = None
     nics: Count | Annotated[tuple[NicSection, ...], Field(min_length=1)] | None = None
     intra: IntraSection | None = None

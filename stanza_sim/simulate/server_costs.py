@@ -7,47 +7,19 @@ devices does nothing else.
 
 from __future__ import annotations
 
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import format_bytes
 from stanza_sim.cluster.hardware import Host
 from stanza_sim.model.profile import Block
-
-
-class Passes(Protocol):
-    """What passes and losses cost on the cores; `costs.CostModel` says more."""
-
-    @property
-    def source(self) -> str:
-        """Where the numbers come from."""
-        ...
-
-    def forward_s(self, block: Block, samples: int) -> float:
-        """Seconds."""
-        ...
-
-    def backward_s(self, block: Block, samples: int) -> float:
-        """Seconds."""
-        ...
-
-    def backward_input_s(self, block: Block, samples: int) -> float:
-        """Seconds."""
-        ...
-
-    def backward_weight_s(self, block: Block, samples: int) -> float:
-        """Seconds."""
-        ...
-
-    def loss_s(self, block: Block, samples: int) -> float:
-        """Seconds."""
-        ...
+from stanza_sim.simulate.cost_model import CostModel
 
 
 class ServerCosts:
     """Sums and updates at `reduce_Bps`; the rest as `passes` says, or an `InputError` without them."""
 
-    def __init__(self, host: Host, reduce_Bps: float, passes: Passes | None) -> None:
+    def __init__(self, host: Host, reduce_Bps: float, passes: CostModel | None) -> None:
         self._host, self._reduce_Bps, self._passes = host, reduce_Bps, passes
 
     @property
@@ -65,23 +37,23 @@ class ServerCosts:
         return nbytes / self._reduce_Bps
 
     def forward_s(self, block: Block, samples: int) -> float:
-        """See `Passes`."""
+        """See `CostModel`."""
         return self._refuse(block) if self._passes is None else self._passes.forward_s(block, samples)
 
     def backward_s(self, block: Block, samples: int) -> float:
-        """See `Passes`."""
+        """See `CostModel`."""
         return self._refuse(block) if self._passes is None else self._passes.backward_s(block, samples)
 
     def backward_input_s(self, block: Block, samples: int) -> float:
-        """See `Passes`."""
+        """See `CostModel`."""
         return self._refuse(block) if self._passes is None else self._passes.backward_input_s(block, samples)
 
     def backward_weight_s(self, block: Block, samples: int) -> float:
-        """See `Passes`."""
+        """See `CostModel`."""
         return self._refuse(block) if self._passes is None else self._passes.backward_weight_s(block, samples)
 
     def loss_s(self, block: Block, samples: int) -> float:
-        """See `Passes`."""
+        """See `CostModel`."""
         return self._refuse(block) if self._passes is None else self._passes.loss_s(block, samples)
 
     def _refuse(self, block: Block) -> NoReturn:
