@@ -126,7 +126,8 @@ def _about_tree(tree: PcieTree) -> str:
         ("host memory", tree.memory_Bps),
     ]
     under = ", ".join(" ".join(map(str, devices)) for devices in tree.switches)
-    parts = [f"switches over devices {under}" if under else "no switches", f"{tree.sockets} sockets"]
+    parts = [f"switches over devices {under}" if under else "no switches"]
+    parts += [f"{tree.sockets} sockets"] if tree.sockets > 1 else []
     parts += [f"{what} {limit_Bps / 1e9:g} GB/s" for what, limit_Bps in limits if limit_Bps is not None]
     return "; ".join(parts)
 
