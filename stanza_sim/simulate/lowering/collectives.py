@@ -25,6 +25,7 @@ from stanza_sim.simulate.lowering.collective_cost import StepCosts, taking
 from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs
 from stanza_sim.simulate.lowering.endpoints import Ends
 from stanza_sim.simulate.lowering.fold import ring_order
+from stanza_sim.simulate.lowering.losses import with_share, with_shares_of_steps
 from stanza_sim.simulate.plain.fluid import usage_of
 
 SAME = 1e-9
@@ -102,7 +103,11 @@ class Collectives:
     def collective(self, op: Collective) -> CollectiveActivity:
         """What `op` costs: rings by their closed form, the rest from their steps."""
         found = self.closed_form(op) if has_closed_form(op) else self.steps.priced(op, timed=not self.simulate_steps)
-        return replace(found, program=self.steps.program(op)) if self.simulate_steps else found
+        resources, group = self.inputs.resources, self.inputs.group(op)
+        if not self.simulate_steps:
+            return replace(found, activity=with_share(resources, found.activity, group))
+        program = with_shares_of_steps(resources, self.steps.program(op), found.activity, group)
+        return replace(found, activity=with_share(resources, found.activity, group), program=program)
 
     # ---- bytes and copies ------------------------------------------------------------------------------------------
 
