@@ -160,7 +160,8 @@ class Host:
     `device_speed` scales how fast its devices (or cores) compute: 0.5 is half as fast as the device's data say.
     `more_nics` are NICs beside `nic`; `intra` joins the devices, which otherwise talk over the loopback. With `staging`
     what devices send and receive is copied through the host's memory. `device_spread` is the standard deviation of the
-    speed of devices of one kind, relative to their mean; see `pace`.
+    speed of devices of one kind, relative to their mean; see `pace`. `nccl` is the path of what NCCL reaches there, if
+    that is stated; see `stanza_sim.cluster.nccl`.
     """
 
     name: str
@@ -173,6 +174,7 @@ class Host:
     more_nics: tuple[Nic, ...] = ()
     intra: Intra | None = None
     staging: Staging | None = None
+    nccl: str | None = None
 
     @property
     def nics(self) -> tuple[Nic, ...]:

@@ -11,6 +11,7 @@ from stanza_sim.base.config import Kind, find
 from stanza_sim.base.errors import InputError, at
 from stanza_sim.cluster.cluster import Host, Loopback, Nic, Placement
 from stanza_sim.cluster.hardware import Intra, Staging
+from stanza_sim.cluster.nccl import load_nccl, nccl_path
 from stanza_sim.cluster.sharing import check_fits, make_token_bucket, make_traffic
 from stanza_sim.cluster.topology import (
     IntraSection,
@@ -120,6 +121,18 @@ def check_devices(devices: tuple[str, ...], beside: Path, where: str) -> tuple[s
         is_path = "/" in device or device.endswith((".yaml", ".yml"))
         names[device] = str(path.resolve()) if is_path else device
     return tuple(names[device] for device in devices)
+
+
+def check_nccl(stated: str | None, devices: tuple[str, ...], beside: Path, where: str) -> str | None:
+    """Return the path of the platform file that a topology states; raise `InputError` (at `where`) for a wrong one."""
+    if stated is None:
+        return None
+    if not devices:
+        raise InputError("nccl is for devices, and there is none", where=where, hint="list devices, or leave nccl out")
+    with at(where):
+        path = nccl_path(stated, beside=beside)
+    load_nccl(path)
+    return str(path.resolve())
 
 
 def too_many_ranks(placement: Iterable[Placement], hosts: Sequence[Host], where: str) -> None:

@@ -16,6 +16,7 @@ from stanza_sim.cluster.hosts import (
     NO_NIC,
     changed_nic,
     check_devices,
+    check_nccl,
     check_nic,
     count_cores,
     make_intra,
@@ -192,6 +193,7 @@ class Builder:
             names = [group.name] if counts[i] is None else [f"{group.name}-{k}" for k in range(len(members))]
             cores, loopback, intra = count_cores(group.cores), make_loopback(group.loopback), make_intra(group.intra)
             staging = make_staging(group.staging)
+            nccl = check_nccl(group.nccl, devices, self.path, self._at(i, "nccl"))
             hosts.extend(
                 Host(
                     name=name,
@@ -204,6 +206,7 @@ class Builder:
                     more_nics=nics[1:],
                     intra=intra,
                     staging=staging,
+                    nccl=nccl,
                 )
                 for name in names
             )

@@ -1,0 +1,1 @@
+"""Predictions held against what others published of real GPU clusters."""
