@@ -1,4 +1,4 @@
-"""Where a topology, an experiment, a device, an NCCL platform or a validation suite lies, and what a misspelt name was meant to be."""
+"""Where topologies, experiments, devices, NCCL platforms and validation suites lie, and what a misspelt name meant."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _named(folder: Path, kind: Kind, name: str) -> Path:
 
 
 def available(kind: Kind | str) -> list[str]:
-    """Return the sorted names that `find` knows of a kind (`topologies`, `experiments`, `devices`, `nccl` or `suites`)."""
+    """Return the sorted names that `find` knows of a kind, such as `topologies` or `devices` (see `Kind`)."""
     pattern = "*/experiment.yaml" if kind == Kind.EXPERIMENTS else "*.yaml"
     files = [path for folder in _folders(Kind(kind)) for path in folder.glob(pattern)]
     return sorted({path.parent.name if kind == Kind.EXPERIMENTS else path.stem for path in files})

@@ -193,7 +193,7 @@ class Builder:
             names = [group.name] if counts[i] is None else [f"{group.name}-{k}" for k in range(len(members))]
             cores, loopback, intra = count_cores(group.cores), make_loopback(group.loopback), make_intra(group.intra)
             staging = make_staging(group.staging)
-            nccl = check_nccl(group.nccl, devices, self.path, self._at(i, "nccl"))
+            nccl = check_nccl(group.nccl, devices, self.path, self._at(i, "nccl"), staged=staging is not None)
             hosts.extend(
                 Host(
                     name=name,

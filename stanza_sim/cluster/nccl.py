@@ -55,9 +55,10 @@ class NcclPlatform:
 
     `inside_share` and `across_share` are what NCCL's rings reach of the links that they fill inside a host and across
     hosts. `inside_Bps` and `across_Bps`, where they were measured, cap the bus rate inside a host and that of all NICs
-    of a host together. An all-reduce passes each byte through a device's memory once more than the links carry it: at
-    `memory_Bps` where that was measured, else at `memory_share` of the memory's bandwidth. `overhead_s` is what a collective takes beside NCCL's own latencies, all of it
-    from a few times `ramp_bytes` on; `launch_s` is the least time of a collective, for each GPU that one process
+    of a host together. An all-reduce passes each byte
+    through a device's memory once more than the links carry it: at `memory_Bps` where that was measured, else at
+    `memory_share` of the memory's bandwidth. `overhead_s` is what a collective takes beside NCCL's own latencies, all
+    of it from a few times `ramp_bytes` on; `launch_s` is the least time of a collective, for each GPU that one process
     drives. `ll128` says where that protocol is used; `channels` (none: not limited) times `tree_channel_Bps` (on one,
     two and more hosts) or `ll128_channel_Bps` cap trees and LL128.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.errors import InputError
@@ -12,6 +13,7 @@ from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs
 from stanza_sim.simulate.lowering.collectives import Collectives
 from stanza_sim.simulate.lowering.fold import unfolded
 from stanza_sim.simulate.lowering.messages import MessageActivities
+from stanza_sim.simulate.lowering.nccl import Layout
 from stanza_sim.simulate.lowering.resources import Resources
 
 if TYPE_CHECKING:
@@ -43,6 +45,14 @@ class OneCollective:
         self._collectives = Collectives(
             CollectiveInputs(schedule=schedule, activities=activities, cost_of=_no_costs), simulate_steps=False
         )
+
+    @property
+    def layout(self) -> Layout | None:
+        """The ranks as NCCL sees them; None where their collectives are not NCCL's."""
+        op = self.op(CollectiveKind.ALL_REDUCE, 1)
+        if not self._collectives.nccl.carries(op):
+            return None
+        return replace(self._collectives.nccl.rings(op).layout, gpus_per_process=self.gpus_per_process)
 
     def op(self, kind: CollectiveKind, nbytes: int) -> Collective:
         """The collective of `nbytes` in all; a broadcast is from the first of the ranks."""

@@ -2,8 +2,9 @@
 
 As one activity: every link is charged the bytes that all steps move over it, and the whole takes as long as the steps
 do with nothing beside them; the latencies and overheads on their longest path come first, and nothing moves in those.
-Rings, in which all ranks do alike, have a closed form (`Collectives.closed_form`); for the rest see
-`collective_cost.py`. What NCCL carries out is priced by its own tuning model (`nccl_rings.py`). Beside other traffic it is an approximation, which the same collective step by step does not make.
+What NCCL carries out takes what its own tuning model says (`nccl_rings.py`). Rings, in which all ranks do alike, have a
+closed form (`Collectives.closed_form`); for the rest see `collective_cost.py`. Beside other traffic it is an
+approximation, which the same collective step by step does not make.
 
 Contract: `Collectives` prices the collectives of one schedule. It asks for loads of messages and costs of additions,
 and knows nothing of transfers or programs. Only rings may be folded.

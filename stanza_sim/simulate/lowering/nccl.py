@@ -15,10 +15,10 @@ host a ring's hops across take a tree's. The correction is NCCL's table of facto
 cluster adds what its network takes of a message: the latency of the way, and the sender's overhead.
 
 Here and there this is not NCCL's formula. The depth of a tree of hosts is rounded up, as it is built. A broadcast takes
-all hops of a chain. What fits no held-in measurement is left out: the cap on LL (`llMaxBw`), the plateau factor of rings
-(1.4), and the least latency of a step beside a network (`netOverhead`). And three terms are measured, not NCCL's: the
-overhead, reached as exp(-S / ramp) dies out; the pass through memory (half of it for kinds that do half of an
-all-reduce); and the launch floor.
+all hops of a chain. What does not help with the measurements of the suite `published` is left out: the cap on LL
+(`llMaxBw`), the plateau factor of rings (1.4), and the least latency of a step beside a network (`netOverhead`). Three
+terms are measured, not NCCL's: the overhead, reached as exp(-S / ramp) dies out; the pass through memory (half of it
+for kinds that do half of an all-reduce); and the launch floor.
 
 Contract: pure. `price` knows nothing of clusters or schedules.
 """
