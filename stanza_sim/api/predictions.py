@@ -167,8 +167,8 @@ def predict(
     cost model with seconds for each phase of a block. `jitter` ({"kind": "lognormal", "spread": 0.1}) and `straggler`
     ({"probability": 0.01, "slowdown": 3}) let computations vary by chance, from `seed`; the answer is then the median
     of `repeats`. `issue` is how messages are issued ("in_order": as with NCCL). Collectives between devices are NCCL's
-    unless `backend` is "gloo". A schedule that `build_schedule` did not build needs its `model`. Raises `InputError` for what is wrong or does not fit, `ScheduleError` for an illegal
-    schedule.
+    unless `backend` is "gloo". A schedule that `build_schedule` did not build needs its `model`. Raises `InputError`
+    for what is wrong or does not fit, `ScheduleError` for an illegal schedule.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.schedule import Collective, CollectiveKind, Group, Ranks, Schedule, Value, ValueKind
+from stanza_sim.simulate.lowered import Activity
 from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs
 from stanza_sim.simulate.lowering.collectives import Collectives
 from stanza_sim.simulate.lowering.fold import unfolded
 from stanza_sim.simulate.lowering.messages import MessageActivities
-from stanza_sim.simulate.lowering.nccl import Layout
+from stanza_sim.simulate.lowering.nccl import Layout, Price
 from stanza_sim.simulate.lowering.resources import Resources
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ class OneCollective:
             bundles=(),
             ops=(),
         )
-        activities = MessageActivities(Resources(cluster, unfolded(cluster)))
+        self.resources = Resources(cluster, unfolded(cluster))
+        activities = MessageActivities(self.resources)
         self._collectives = Collectives(
             CollectiveInputs(schedule=schedule, activities=activities, cost_of=_no_costs), simulate_steps=False
         )
@@ -60,23 +62,29 @@ class OneCollective:
         value = Value(kind=ValueKind.GRAD, name="none")
         return Collective(name="op", kind=kind, ranks="all", value=value, nbytes=nbytes, root=root)
 
-    def seconds(self, kind: CollectiveKind, nbytes: int) -> float:
-        """Seconds from when all have joined to when all have the result."""
+    def activity(self, kind: CollectiveKind, nbytes: int) -> Activity:
+        """What it takes of the cluster's links."""
         op = self.op(kind, nbytes)
         if self._collectives.nccl.carries(op):
-            activity = self._collectives.nccl.activity(op, gpus_per_process=self.gpus_per_process)
-        else:
-            activity = self._collectives.collective(op).activity
-        busiest_s = self._collectives.inputs.resources.busiest_s(activity)
-        return activity.delay_s + max(activity.work / activity.cap, busiest_s)
+            return self._collectives.nccl.activity(op, gpus_per_process=self.gpus_per_process)
+        return self._collectives.collective(op).activity
+
+    def price(self, kind: CollectiveKind, nbytes: int) -> Price | None:
+        """What NCCL's tuning model says it takes; None where the collective is not NCCL's."""
+        op = self.op(kind, nbytes)
+        if not self._collectives.nccl.carries(op):
+            return None
+        return self._collectives.nccl.price(op, gpus_per_process=self.gpus_per_process)
+
+    def seconds(self, kind: CollectiveKind, nbytes: int) -> float:
+        """Seconds from when all have joined to when all have the result."""
+        activity = self.activity(kind, nbytes)
+        return activity.delay_s + max(activity.work / activity.cap, self.resources.busiest_s(activity))
 
     def how(self, kind: CollectiveKind, nbytes: int) -> str:
         """How NCCL would carry it out, such as `ring, ll128`; the empty text where the collective is not NCCL's."""
-        op = self.op(kind, nbytes)
-        if not self._collectives.nccl.carries(op):
-            return ""
-        price = self._collectives.nccl.price(op, gpus_per_process=self.gpus_per_process)
-        return f"{price.algorithm}, {price.protocol}"
+        price = self.price(kind, nbytes)
+        return "" if price is None else f"{price.algorithm}, {price.protocol}"
 
 
 def _no_costs(rank: int) -> CostModel:
