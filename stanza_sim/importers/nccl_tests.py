@@ -98,39 +98,31 @@ def _text(path: Path) -> str:
 # ---- logs ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Columns:
-    """Where a line of times has what: the header says so, or the number of its columns."""
+NOW = ("size", "count", "type", "redop", "root", "time", "algbw", "busbw")
+BEFORE = ("size", "count", "type", "redop", "time", "algbw", "busbw")
+"""Columns of newer and of older versions, of the part out of place; one or two more follow, and those in place."""
 
-    names: tuple[str, ...] = ()
 
-    def learn(self, line: str) -> None:
+def _columns(lines: Sequence[str], sizes: Sequence[str]) -> tuple[str, ...]:
+    """The columns of a log: as its header says or, where that is not there, by how many its lines have."""
+    for line in lines:
         names = tuple(line.lstrip("# ").split())
-        if names[:2] == ("size", "count") and "time" in names:
-            self.names = names
-
-    def place(self, name: str, words: Sequence[str]) -> int | None:
-        if self.names:
-            return self.names.index(name) if name in self.names else None
-        full = ("size", "count", "type", "redop", "root", "time", "algbw", "busbw")
-        older = ("size", "count", "type", "redop", "time", "algbw", "busbw")
-        names = full if len(words) > 5 and _number(words[5]) is not None and len(words) in (9, 10, 13) else older
-        return names.index(name) if name in names else None
+        if line.lstrip().startswith("#") and names[:2] == ("size", "count") and "time" in names:
+            return names
+    return BEFORE if all(len(line.split()) in (8, 12) for line in sizes[:-1] or sizes) else NOW
 
 
 def _log(path: Path, text: str, hosts: int | None, gpus_per_host: int | None) -> NcclLog:
     """Read one log."""
-    columns = _Columns()
     where: dict[int, tuple[str, str]] = {}
     devices: Counter[str] = Counter()
     program, driven = "", 0
-    lines = text.splitlines()
-    sizes = [i for i, line in enumerate(lines) if _SIZE.match(_PREFIX.sub("", line))]
+    lines = [_PREFIX.sub("", line) for line in text.splitlines()]
+    sizes = [i for i, line in enumerate(lines) if _SIZE.match(line)]
+    columns = _columns(lines, [lines[i] for i in sizes])
     raw: list[tuple[int, int, float, str, str, float | None]] = []
-    for i, whole in enumerate(lines):
-        line = _PREFIX.sub("", whole)
+    for i, line in enumerate(lines):
         if line.lstrip().startswith("#"):
-            columns.learn(line)
             if rank := _RANK.match(line.lstrip()):
                 where[int(rank[1])] = (rank[3], rank[2])
                 devices[rank[5].strip()] += 1
@@ -138,9 +130,8 @@ def _log(path: Path, text: str, hosts: int | None, gpus_per_host: int | None) ->
                 driven = int(threads[1]) * int(threads[2])
             if "Collective test starting" in line and (named := _PROGRAM.search(line)):
                 program = named[1]
-        elif i in sizes:
-            last = i == sizes[-1]
-            made = _times(columns, line.split(), f"{path}:{i + 1}", last=last)
+        elif _SIZE.match(line):
+            made = _times(columns, line.split(), f"{path}:{i + 1}", last=i == sizes[-1])
             if made is not None:
                 raw.append((i, *made))
     if not raw:
@@ -166,23 +157,20 @@ def _log(path: Path, text: str, hosts: int | None, gpus_per_host: int | None) ->
 
 
 def _times(
-    columns: _Columns, words: Sequence[str], where: str, *, last: bool
+    columns: Sequence[str], words: Sequence[str], where: str, *, last: bool
 ) -> tuple[int, float, str, str, float | None] | None:
     """What a line says: bytes, microseconds, redop, root, and bus over algorithm bandwidth; None if it is cut short."""
-    at = columns.place("time", words)
-    if at is None or len(words) <= at:
-        if last:
-            return None
+    at = columns.index("time")
+    if last and len(words) <= at + 1:  # the time, if there is one, may have lost digits
+        return None
+    if len(words) <= at:
         raise InputError("a line of times ends too soon", where=where, hint=_SIZE_HINT)
     time_us = _number(words[at])
     if time_us is None or time_us < 0:
-        if last and len(words) == at + 1:
-            return None
         raise InputError(f"{words[at]!r} is no time in microseconds", where=where, hint=_SIZE_HINT)
     said = {}
     for name in ("redop", "root"):
-        place = columns.place(name, words)
-        said[name] = words[place] if place is not None and place < len(words) else ""
+        said[name] = words[columns.index(name)] if name in columns[:at] else ""
     algbw, busbw = (_number(w) for w in (*words[at + 1 : at + 3], "", "")[:2])
     ratio = busbw / algbw if algbw and busbw is not None else None
     return int(words[0]), time_us, said["redop"], said["root"], ratio

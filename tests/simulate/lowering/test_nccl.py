@@ -73,11 +73,11 @@ def test_a_small_all_reduce_inside_a_host_has_flags_in_every_word() -> None:
 def test_an_all_reduce_across_hosts() -> None:
     """16 GPUs on two hosts: of 30 steps, 2 go across. LL128 of a ring: 14 + 28 x 1.9 + 2 x 4 us, 0.92 of 100 GB/s."""
     layout = replace(SIXTEEN, hop_s=3 * US)
-    ring = 14 * US + 28 * 1.9 * US + 2 * (4 + 3) * US + 1.875 * 64 * MIB / 92e9
-    assert only(BARE, layout, AR, 64 * MIB) == (pytest.approx(ring), "ring ll128")
-    # The tree, at 4 MiB: 14 + 2 (7 x 1.25 + 8.5) us, half of 0.92 x 0.9375 x 0.8 of 100 GB/s.
-    tree = 14 * US + 2 * (7 * 1.25 + 8.5 + 3) * US + 2 * 4 * MIB / (0.92 * 0.9375 * 0.8 * 100e9)
-    assert only(BARE, layout, AR, 4 * MIB) == (pytest.approx(tree), "tree ll128")
+    ring = 14 * US + 28 * 1.9 * US + 2 * (4 + 3) * US + 1.875 * 16 * MIB / 92e9
+    assert only(BARE, layout, AR, 16 * MIB) == (pytest.approx(ring), "ring ll128")
+    # The tree of 8 hosts, at 4 MiB: 14 + 2 (7 x 1.25 + 3 x 8.5) us, half of 0.92 x 0.9375 x 0.8 of 100 GB/s.
+    tree = 14 * US + 2 * (7 * 1.25 + 3 * (8.5 + 3)) * US + 2 * 4 * MIB / (0.92 * 0.9375 * 0.8 * 100e9)
+    assert only(BARE, replace(layout, ranks=64, hosts=8), AR, 4 * MIB) == (pytest.approx(tree), "tree ll128")
 
 
 def test_a_tree_of_hosts_is_as_deep_as_it_is_built() -> None:
@@ -112,8 +112,8 @@ def test_a_broadcast_is_a_chain() -> None:
     )
 
 
-def test_what_was_measured_beside_ncclls_own_terms() -> None:
-    """The overhead is there in full for large messages; the memory's pass is that of the bytes, for half a kind half."""
+def test_what_was_measured_beside_nccls_own_terms() -> None:
+    """The overhead is there in full for large messages; the pass through memory takes the bytes' time."""
     layout = replace(EIGHT, memory_Bps=1000e9)
     platform = replace(BARE, overhead_s=40 * US, ramp_bytes=100e3, memory_share=0.5)
     for nbytes in (1e3, 1e5, 1e9):
@@ -201,14 +201,14 @@ def test_each_nic_of_a_host_carries_its_share(kind: CollectiveKind) -> None:
     alone = OneCollective(hosts(2, 8, nics=4), range(16))
     activity = alone.activity(kind, 8_000_000)
     sides = [demand for q, demand in activity.usage if "NIC" in alone.resources.made[q].label]
-    assert len(sides) == 16
+    assert len(sides) == (14 if kind is BC else 16)  # the edge into the root is none
     edge = {AR: 15 / 8, BC: 1.0}.get(kind, 15 / 16)
     assert activity.work == pytest.approx(edge * 8e6)
-    assert sides == pytest.approx([1 / 4] * 16, abs=0.25 if kind is BC else 1e-9)
+    assert sides == pytest.approx([1 / 4] * len(sides))
     devices = [demand for q, demand in activity.usage if "nvlink" in alone.resources.made[q].label]
-    assert len(devices) == 32
+    assert len(devices) == (30 if kind is BC else 32)
     assert max(devices) <= 1 + 1e-9
-    assert sum(devices) == pytest.approx(2 * 14, abs=1 if kind is BC else 1e-9)
+    assert sum(devices) == pytest.approx(2 * (14 - (0.75 if kind is BC else 0)))
 
 
 def test_the_nics_of_a_host_together_make_it_faster() -> None:
@@ -306,13 +306,13 @@ def test_gloo_is_priced_as_before() -> None:
     assert seconds(cores) == seconds(replace(cores, uses_nccl=False)) == gloo
 
 
-def test_what_a_schedule_carries_out_by_steps_is_not_ncclls() -> None:
+def test_what_a_schedule_carries_out_by_steps_is_not_nccls() -> None:
     on = hosts(4, 1, intra=None)
     by_steps = {"algorithm": Algorithm.RING}
     assert seconds(on, **by_steps) == seconds(replace(on, uses_nccl=False), **by_steps)
 
 
-def test_devices_that_nothing_joins_are_not_ncclls() -> None:
+def test_devices_that_nothing_joins_are_not_nccls() -> None:
     """Ranks on one host whose devices talk over the loopback: nothing is known of NCCL there."""
     on = hosts(2, 4, intra=None)
     assert seconds(on) == seconds(replace(on, uses_nccl=False))
