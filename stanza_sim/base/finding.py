@@ -1,4 +1,4 @@
-"""Where topologies, experiments, devices, NCCL platforms and validation suites lie, and what a misspelt name meant."""
+"""Where topologies, experiments, devices, transports and the like lie, and what a misspelt name was meant to be."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Kind(StrEnum):
     DEVICES = "devices"
     SUITES = "suites"
     NCCL = "nccl"
+    TRANSPORTS = "transports"
 
     @property
     def noun(self) -> str:
@@ -43,7 +44,7 @@ class Kind(StrEnum):
 
 def _folders(kind: Kind) -> list[Path]:
     """Return where `kind` is looked for, nearest first: here, the source checkout, the package."""
-    if kind in (Kind.DEVICES, Kind.NCCL):
+    if kind in (Kind.DEVICES, Kind.NCCL, Kind.TRANSPORTS):
         return [Path(kind.value), _PACKAGE / "data" / kind.value]
     if kind is Kind.SUITES:  # they lie where their results are kept, among the experiments
         return [folder / "validation" for folder in _folders(Kind.EXPERIMENTS)]
@@ -74,7 +75,7 @@ def _is_file(path: Path, *, folder: bool = False) -> bool:
 
 
 def find(kind: Kind | str, name_or_path: str | Path, *, beside: Path | None = None) -> Path:
-    """Return the file of a topology, experiment, device, NCCL platform or validation suite.
+    """Return the file of a topology, an experiment, a device or whatever `kind` names.
 
     A text with a slash or ending in `.yaml` is a path (also tried relative to the folder of `beside`, the file that
     mentions it); a folder that holds an `experiment.yaml` is a path to that experiment. Anything else is a name,

@@ -24,6 +24,7 @@ from stanza_sim.schedule import Carrier, Collective, CollectiveKind
 from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity
 from stanza_sim.simulate.lowering.collective_cost import taking
 from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs
+from stanza_sim.simulate.lowering.endpoints import Ends
 from stanza_sim.simulate.lowering.nccl import Layout, Price, price
 from stanza_sim.simulate.plain.fluid import usage_of
 
@@ -32,10 +33,29 @@ ACROSS = (LinkKind.SEND, LinkKind.RECEIVE, LinkKind.TRUNK, LinkKind.CABLE, LinkK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Filled:
+    """What rings use for each byte that crosses an edge of the ring, and what their edges across hosts take.
+
+    `on_links` are shares by link. `ends` are demands on what messages between hosts pass or cost at their two ends,
+    processes and cores; an edge moves no more than `cap_Bps`, and the network adds `hop_s` to its hop.
+    """
+
+    on_links: Mapping[int, float]
+    ends: Sequence[tuple[int, float]] = ()
+    cap_Bps: float = inf
+    hop_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rings:
-    """The rings of a group: bytes on each resource for each byte that crosses an edge of the ring, and its layout."""
+    """The rings of a group: bytes on each resource for each byte that crosses an edge of the ring, and its layout.
+
+    `cap_Bps` is what all rings together move at most, by the streams between hosts.
+    """
 
     usage: tuple[tuple[int, float], ...]
+    cap_Bps: float
+    weight: float
     layout: Layout
     platforms: tuple[NcclPlatform, ...]
 
@@ -43,15 +63,12 @@ class Rings:
 class NcclRings:
     """The collectives of one schedule that NCCL carries out.
 
-    `folded_links` gives what a ring with one rank a host uses of the links, where hosts may be folded: (link, share)
-    and the seconds that the network adds to a hop.
+    `single_ring` gives what a ring with one rank a host fills, where hosts may be folded.
     """
 
-    def __init__(
-        self, inputs: CollectiveInputs, folded_links: Callable[[Collective], tuple[Mapping[int, float], float]]
-    ) -> None:
-        self.inputs, self._folded_links = inputs, folded_links
-        self._rings: dict[tuple[str, int | None], Rings] = {}
+    def __init__(self, inputs: CollectiveInputs, single_ring: Callable[[Collective], Filled]) -> None:
+        self.inputs, self._single_ring = inputs, single_ring
+        self._rings: dict[tuple[object, ...], Rings] = {}
         self._carried: dict[str, bool] = {}
 
     def carries(self, op: Collective) -> bool:
@@ -83,19 +100,19 @@ class NcclRings:
         """`op` as one activity, which alone takes its price, or what its links need if that is more."""
         rings, found = self.rings(op), self.price(op, gpus_per_process=gpus_per_process)
         n = rings.layout.ranks
-        work = float(op.nbytes)
-        if op.kind is not CollectiveKind.BROADCAST:
-            work *= (2 if op.kind is CollectiveKind.ALL_REDUCE else 1) * ((n - 1) / n)
-        activity = Activity(work=work, usage=rings.usage, weight=LINK_WEIGHT)
+        work = _edge_bytes(op, n)
+        activity = Activity(work=work, usage=rings.usage, weight=rings.weight)
         resources = self.inputs.resources
-        seconds = max(found.seconds, found.latency_s + resources.busiest_s(activity))
+        seconds = max(found.seconds, found.latency_s + max(work / rings.cap_Bps, resources.busiest_s(activity)))
         return taking(resources, activity, seconds, found.latency_s)
 
     # ---- rings -----------------------------------------------------------------------------------------------------
 
     def rings(self, op: Collective) -> Rings:
         """The rings of the group of `op`; of a broadcast, chains that begin at its root."""
-        key = (op.ranks, op.root if op.kind is CollectiveKind.BROADCAST else None)
+        key: tuple[object, ...] = (op.ranks, op.root if op.kind is CollectiveKind.BROADCAST else None)
+        if self.inputs.activities.endpoints.count_sizes:
+            key = (*key, op.kind, op.nbytes)
         if key not in self._rings:
             self._rings[key] = self._found(op)
         return self._rings[key]
@@ -103,33 +120,43 @@ class NcclRings:
     def _found(self, op: Collective) -> Rings:
         cluster, resources = self.inputs.cluster, self.inputs.resources
         hosts = self._hosts(op)
-        if all(len(ranks) == 1 for ranks in hosts.values()):
-            on_links, hop_s = self._folded_links(op)
-        else:
-            on_links, hop_s = self._on_links(op, hosts)
-        across = {resources.link(q) for q in on_links if cluster.links[q].kind in ACROSS}
-        usage = usage_of((resources.link(q), share) for q, share in on_links.items())
-        bus = {True: inf, False: inf}
+        single = all(len(ranks) == 1 for ranks in hosts.values())
+        filled = self._single_ring(op) if single else self._filled(op, hosts)
+        across = {resources.link(q) for q in filled.on_links if cluster.links[q].kind in ACROSS}
+        on_links = [(resources.link(q), share) for q, share in filled.on_links.items()]
+        usage = usage_of([*on_links, *filled.ends])
+        inside_Bps, across_Bps = inf, filled.cap_Bps
         for q, share in usage:
-            bus[q in across] = min(bus[q in across], resources.made[q].capacity / share)
+            rate_Bps = resources.made[q].capacity / share
+            if q in across or resources.made[q].kind != "link":
+                across_Bps = min(across_Bps, rate_Bps)
+            else:
+                inside_Bps = min(inside_Bps, rate_Bps)
+        on_cores = [demand / resources.made[q].capacity for q, demand in usage if resources.made[q].kind == "cores"]
         with_members = [cluster.hosts[h] for h in hosts]
         nics = (len(_nics(cluster, ranks)) / len(cluster.hosts[h].nics) for h, ranks in hosts.items())
         devices = dict.fromkeys(cluster.device_of(r) for ranks in hosts.values() for r in ranks)
         layout = Layout(
             ranks=len(self.inputs.group(op)),
             hosts=len(hosts),
-            inside_Bps=bus[False],
-            across_Bps=bus[True],
+            inside_Bps=inside_Bps,
+            across_Bps=across_Bps,
             memory_Bps=min(load_device(name).memory_bandwidth_Bps for name in devices),
             nics_share=min(nics),
-            hop_s=hop_s,
+            hop_s=filled.hop_s,
             nvlink=all(
                 len(ranks) == 1 or ((intra := cluster.hosts[h].intra) is not None and intra.kind is IntraKind.NVLINK)
                 for h, ranks in hosts.items()
             ),
         )
         platforms = tuple({p.name: p for p in map(platform_on, dict.fromkeys(with_members))}.values())
-        return Rings(usage=usage, layout=layout, platforms=platforms)
+        return Rings(
+            usage=usage,
+            cap_Bps=filled.cap_Bps,
+            weight=min(LINK_WEIGHT, 1.0 / max(on_cores)) if on_cores else LINK_WEIGHT,
+            layout=layout,
+            platforms=platforms,
+        )
 
     def _hosts(self, op: Collective) -> dict[int, list[int]]:
         """The members of `op` on each host, by device; hosts in the order of their first members."""
@@ -139,12 +166,16 @@ class NcclRings:
             hosts[placement[r].host].append(r)
         return {h: sorted(ranks, key=lambda r: placement[r].device or 0) for h, ranks in hosts.items()}
 
-    def _on_links(self, op: Collective, hosts: Mapping[int, Sequence[int]]) -> tuple[Mapping[int, float], float]:
-        """What the rings use of each link, for each byte that crosses an edge, and what the network adds to a hop."""
+    def _filled(self, op: Collective, hosts: Mapping[int, Sequence[int]]) -> Filled:
+        """What the rings of a group fill, edge by edge. Nothing is folded."""
         cluster, path = self.inputs.cluster, self.inputs.activities.path
+        endpoints = self.inputs.activities.endpoints
         made = list(rings_of(cluster, hosts))
         on_links: dict[int, float] = defaultdict(float)
-        hop_s = 0.0
+        ends: list[tuple[int, float]] = []
+        cap_Bps, hop_s, n = inf, 0.0, len(made[0])
+        steps = n - 1 if op.kind is not CollectiveKind.ALL_REDUCE else 2 * (n - 1)
+        message = _edge_bytes(op, n) / steps / len(made)
         for ring in made:
             for a, b in pairwise((*ring, ring[0])):
                 if op.kind is CollectiveKind.BROADCAST and b == op.root:
@@ -152,9 +183,22 @@ class NcclRings:
                 usage, latency_s = path(a, b, op.ranks) or ((), 0.0)
                 for q, share in usage:
                     on_links[q] += share / len(made)
-                if not cluster.same_host(a, b):
-                    hop_s = max(hop_s, latency_s + cluster.host_of(a).nic.overhead_s)
-        return on_links, hop_s
+                if cluster.same_host(a, b):
+                    continue
+                hop_s = max(hop_s, latency_s + cluster.host_of(a).nic.overhead_s)
+                if endpoints.matter:
+                    alike = Ends(src=a, dst=b)
+                    cap_Bps = min(cap_Bps, len(made) * endpoints.cap_Bps(a, b, message))
+                    taken = [*endpoints.through_processes(alike), *endpoints.on_cores(alike, message)]
+                    ends += [(q, demand / len(made)) for q, demand in taken]
+        return Filled(on_links=on_links, ends=ends, cap_Bps=cap_Bps, hop_s=hop_s)
+
+
+def _edge_bytes(op: Collective, n: int) -> float:
+    """Bytes that cross each edge of a ring of `n` ranks, all rings together."""
+    if op.kind is CollectiveKind.BROADCAST:
+        return float(op.nbytes)
+    return (2 if op.kind is CollectiveKind.ALL_REDUCE else 1) * (op.nbytes * ((n - 1) / n))
 
 
 def _nics(cluster: Cluster, ranks: Sequence[int]) -> dict[int, int]:
