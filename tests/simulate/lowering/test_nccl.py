@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stanza_sim.cluster import Cluster, Host, Intra, IntraKind, Nic, Staging, load_cluster, star
+from stanza_sim.cluster.hardware import Losses, Transport
 from stanza_sim.cluster.nccl import NcclPlatform, Protocol, load_nccl
 from stanza_sim.schedule import Algorithm, CollectiveKind
 from stanza_sim.simulate import Collectives, simulate
@@ -367,3 +368,61 @@ def test_moved_bytes_are_those_of_the_closed_form() -> None:
 
 def test_algorithms_have_names() -> None:
     assert [*NcclAlgorithm] == ["ring", "tree"]
+
+
+# ---- ends ----------------------------------------------------------------------------------------------------------
+
+
+def over_tcp(on: Cluster, transport: Transport) -> Cluster:
+    made = [
+        replace(
+            h,
+            nic=replace(h.nic, transport=transport),
+            more_nics=tuple(replace(nic, transport=transport) for nic in h.more_nics),
+        )
+        for h in on.hosts
+    ]
+    return star(made)
+
+
+@pytest.mark.parametrize(("devices", "nics", "streams"), [(1, 1, 1), (4, 1, 1), (4, 4, 4)])
+def test_each_ring_has_a_stream_of_its_own(devices: int, nics: int, streams: int) -> None:
+    on = over_tcp(hosts(2, devices, nics=nics), Transport(stream_Bps=1e9))
+    alone = OneCollective(on, range(2 * devices))
+    assert alone.layout is not None
+    assert alone.layout.across_Bps == pytest.approx(streams * 1e9)
+    n = 2 * devices
+    seconds = alone.seconds(AR, 1 << 30)
+    assert seconds == pytest.approx(2 * (n - 1) / n * 2**30 / (streams * A100.across_share * 1e9), rel=0.1)
+
+
+def test_what_messages_cost_cores_and_processes_limits_it() -> None:
+    on = hosts(2, 4, nics=1)
+    cores = OneCollective(over_tcp(on, Transport(byte_core_s=1e-9)), range(8))
+    assert any(cores.resources.made[q].kind == "cores" for q, _ in cores.activity(AR, MIB).usage)
+    # One ring: a byte of an edge is sent once and received once at each host; one core moves 1 GB/s.
+    assert cores.layout is not None
+    assert cores.layout.across_Bps == pytest.approx(1e9)
+    process = OneCollective(over_tcp(on, Transport(process_Bps=2e9)), range(8))
+    assert process.layout is not None
+    assert process.layout.across_Bps == pytest.approx(2e9)
+    assert process.layout.inside_Bps == OneCollective(on, range(8)).layout.inside_Bps  # type: ignore[union-attr]
+
+
+def test_messages_that_cost_cores_count_by_their_size() -> None:
+    on = over_tcp(hosts(2, 1, intra=None), Transport(message_core_s=1e-3))
+    alone = OneCollective(on, range(2))
+    small, large = (alone.activity(AR, n) for n in (1000, 10**6))
+    core = next(q for q, _ in small.usage if alone.resources.made[q].kind == "cores")
+    assert dict(small.usage)[core] == pytest.approx(1000 * dict(large.usage)[core])
+
+
+def test_it_takes_its_share_of_the_devices() -> None:
+    on = hosts(2, 4, nics=4)
+    lossy = star([replace(h, losses=Losses(collective_share=0.1)) for h in on.hosts])
+    model = one_bucket(24 * MIB)
+    schedule = build("all_reduce", model, 8, overlap=False, first_bucket="1GB")
+    for cluster, devices in ((on, 0), (lossy, 8)):
+        parts = Lowering(schedule, model, cluster, unfolded(cluster), lambda _: ZERO)
+        activity = parts.collectives.every()[next(op.name for op in schedule.ops if hasattr(op, "by"))].activity
+        assert sum(parts.resources.made[q].kind == "device" for q, _ in activity.usage) == devices
