@@ -98,7 +98,7 @@ def test_without_a_tree_a_switch_never_limits(tmp_path: Path) -> None:
     ],
 )
 def test_a_ring_goes_at_the_rate_of_its_slowest_link(tmp_path: Path, keys: str, rate_Bps: float) -> None:
-    schedule = build("all_reduce", MODEL, 8, overlap=False)
+    schedule = build("all_reduce", MODEL, 8, overlap=False, algorithm="ring")
     found = predict(schedule, MODEL, loaded(tmp_path, keys), ZERO)
     assert found.iteration_s == pytest.approx(2 * 7 / 8 * MODEL.nbytes / rate_Bps, rel=1e-3)
     assert found.bound_s == pytest.approx(found.iteration_s, rel=1e-3)

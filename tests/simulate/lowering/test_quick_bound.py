@@ -67,7 +67,7 @@ def test_of_hosts_with_trees(which: str) -> None:
     intra = Intra(kind=IntraKind.PCIE, bandwidth_Bps=1e6, tree=tree)
     hosts = cluster(2, ranks_per_host=4).hosts
     for count in (1, 2):
-        on = star(replace(host, intra=intra) for host in hosts[:count])
+        on = star(replace(host, devices=("K80",) * 4, intra=intra) for host in hosts[:count])
         not_above(build(name, MODEL, 4 * count, **given_settings), on)
 
 
