@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from stanza_sim import strategies
 from stanza_sim.base import config
 from stanza_sim.base.errors import InputError
@@ -127,17 +129,22 @@ def way_of(row: TrainingRow, causes: Causes) -> Way:
         on_cpu = causes.cpu_servers and servers <= row.hosts
         where = {"servers": servers} if on_cpu else colocated
         kept = servers if on_cpu else 0
+        if "replicated" not in name:
+            sums = {**sums, "pull": "step"}
         return Way(
             strategy="parameter_server", settings={**where, **sums}, cpu_servers=kept, transport="grpc", barrier=True
         )
     if name == "tf_ps_cpu" and causes.cpu_servers:
-        return Way(strategy="parameter_server", settings={"servers": row.hosts}, cpu_servers=row.hosts, barrier=True)
+        settings: dict[str, object] = {"servers": row.hosts, "pull": "step"}
+        return Way(strategy="parameter_server", settings=settings, cpu_servers=row.hosts, barrier=True)
     if name.startswith(("tf_ps", "mxnet_kv")) or (name.startswith("mxnet_dist") and row.hosts == 1):
-        return Way(strategy="parameter_server", settings={**colocated, "servers": row.gpus}, barrier=tensorflow)
+        steps = {"pull": "step"} if tensorflow else {}
+        where = {**colocated, "servers": row.gpus}
+        return Way(strategy="parameter_server", settings={**where, **steps}, barrier=tensorflow)
     if name.startswith("mxnet_dist"):
         return Way(strategy="parameter_server", settings={**colocated, "assignment": "mxnet", **local})
     if name.startswith("byteps"):
-        settings = {"assignment": "byteps", **local}
+        pieces: dict[str, object] = {"assignment": "byteps", **local}
         if "cpu_servers" in name:
             return Way(strategy="parameter_server", settings={**settings, "servers": servers}, server_hosts=servers)
         return Way(strategy="parameter_server", settings={**colocated, **settings})
@@ -205,6 +212,6 @@ def _intra(row: TrainingRow, device: str, causes: Causes) -> dict[str, object]:
     return {**flat, **tree, "sockets": sockets, **({"socket_rate": SOCKET_RATE} if sockets > 1 else {})}
 
 
-def schedule_settings(setup: Setup) -> object:
+def schedule_settings(setup: Setup) -> BaseModel:
     """The settings as the strategy's own type. Raises `InputError`."""
     return strategies.get(setup.strategy).Settings.model_validate(dict(setup.settings))

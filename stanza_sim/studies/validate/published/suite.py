@@ -99,6 +99,6 @@ def file_of(loaded: Loaded[PublishedSuite], what: Literal["rows", "nccl", "singl
     stated: str | None = getattr(loaded.value, what)
     path = given or (loaded.path.parent / stated if stated is not None else DATA / f"{what}.csv")
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise InputError(what, where=str(path), hint="name a CSV file, see stanza_sim/data/published/README.md")
+        wrong = "is a folder" if path.is_dir() else "no such file"
+        raise InputError(wrong, where=str(path), hint="name a CSV file, see stanza_sim/data/published/README.md")
     return path
