@@ -158,7 +158,7 @@ class Conditions:
             cluster = with_profile(cluster, profile)
         if experiment.execute.compute == "emulated":
             cluster = replace(cluster, wakeup_latency_s=0.0)
-        return cluster, costs_for(cluster, model, experiment.precision, profile)
+        return cluster, costs_for(cluster, model, experiment.precision, profile, launch=experiment.launch)
 
     @property
     def network_note(self) -> str:

@@ -16,7 +16,7 @@ FORMAT = "stanza-sim-work/1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleWork:
-    """What a training step of a module takes, by kind of op; `numel` are its parameters, `output_numel` outputs a sample."""
+    """What a training step of a module takes, by kind of op, its parameters, and the outputs of a sample."""
 
     numel: int
     output_numel: int

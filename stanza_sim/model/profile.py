@@ -12,6 +12,7 @@ from enum import StrEnum
 from math import prod
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.op_kinds import OpKind
 from stanza_sim.base.tables import shortened
 
 
@@ -33,26 +34,6 @@ class ParamTensor:
     def numel(self) -> int:
         """Number of elements."""
         return prod(self.shape)
-
-
-class OpKind(StrEnum):
-    """What sets how fast an op runs: a product of a certain shape, or passes over memory."""
-
-    CONV_1X1 = "conv1x1"
-    CONV_3X3 = "conv3x3"
-    CONV = "conv"
-    """Dense convolutions of other sizes."""
-    GROUPED = "grouped"
-    """Convolutions in groups of several channels."""
-    DEPTHWISE = "depthwise"
-    """Convolutions of one channel each."""
-    LINEAR = "linear"
-    ATTENTION = "attention"
-    """Products of two activations."""
-    NORM = "norm"
-    ELEMENTWISE = "elementwise"
-    """Activations, pooling, sums, copies, softmax: whatever reads and writes and multiplies no matrices."""
-    EMBEDDING = "embedding"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

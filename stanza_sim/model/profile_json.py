@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from hashlib import sha256
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.model.profile import Block, BlockKind, ModelProfile, OpKind, OpWork, ParamTensor, PassWork, Throughput
+from stanza_sim.base.op_kinds import OpKind
+from stanza_sim.model.profile import Block, BlockKind, ModelProfile, OpWork, ParamTensor, PassWork, Throughput
 
 FORMAT = "stanza-sim-model/1"
 _WORK = ("forward_flops", "backward_input_flops", "backward_weight_flops", "bytes_touched", "kernels")

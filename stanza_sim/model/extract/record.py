@@ -23,7 +23,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from stanza_sim.model.profile import OpKind, OpWork, PassWork
+from stanza_sim.base.op_kinds import OpKind
+from stanza_sim.model.profile import OpWork, PassWork
 
 _aten = torch.ops.aten
 _CONVOLUTIONS = (_aten.convolution, _aten.convolution_backward)
