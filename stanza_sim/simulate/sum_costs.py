@@ -269,6 +269,6 @@ def _trust(constants: WorkConstants, model: str) -> str:
 
 
 def in_words(known: Residuals) -> str:
-    """Return residuals as they stand in a line under a table."""
+    """Return residuals, of models left out of the fit, as they stand in a line under a table."""
     many = f"{known.models} models" if known.models != 1 else "1 model"
-    return f"median error {known.median:.0%} on {many} left out"
+    return f"median error {known.median:.0%} on {many}"

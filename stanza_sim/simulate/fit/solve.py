@@ -36,6 +36,8 @@ BACKWARD_SHARE = 0.25
 """What a kernel of backward costs the host, over one of forward: autograd runs it from C++. Chosen likewise."""
 FIRST = {"A": np.log(1.2), "B": np.log(2.0), "C": np.log(100e-6), "winograd": np.log(0.7)}
 SPREADS = {"A": 1.0, "B": 1.0, "C": 0.5, "winograd": 0.4, "u": 0.15, "v": 0.15, "da": 0.2, "db": 0.2, "dc": 0.3}
+LOOSE = {OpKind.GROUPED: 0.4, OpKind.DEPTHWISE: 0.4, OpKind.CONV: 0.3}
+"""Spreads of `u` for products that libraries have no uniform kernels for: they may be far from the others."""
 SOFT = 2.0
 """Residuals beyond so many `NOISE` count less than their squares."""
 
@@ -112,7 +114,9 @@ class Problem:
 
     def spread(self) -> Array:
         """How far each number may be from what is known before."""
-        return np.concatenate([np.full(n, self.spreads[name]) for name, n in self._sizes.items()])
+        each = {name: np.full(n, self.spreads[name]) for name, n in self._sizes.items()}
+        each["u"] = np.array([LOOSE.get(kind, self.spreads["u"]) for kind in PRODUCTS])
+        return np.concatenate(list(each.values()))
 
     def parts(self, x: Array) -> dict[str, Array]:
         """The numbers by name."""

@@ -50,9 +50,9 @@ def predict_single(row: Mapping[str, str]) -> float:
 
 
 def device_of(gpu: str) -> DeviceSpec:
-    """Return the device of a published name of a GPU (`NVIDIA GeForce RTX 3090`, `A100-SXM4-40GB`). Raises `InputError`.
+    """Return the device of a published name of a GPU, such as `NVIDIA GeForce RTX 3090` or `A100-SXM4-40GB`.
 
-    The longest name wins where several stand in it.
+    The longest name wins where several stand in it. Raises `InputError` where none does.
     """
     plain = re.sub(r"[\s_-]+", "", gpu).lower()
     known = {name: load_device(name) for name in config.available(config.Kind.DEVICES)}
