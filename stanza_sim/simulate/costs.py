@@ -15,6 +15,7 @@ from stanza_sim.profiles.blocks import Profile, require
 from stanza_sim.simulate.cost_model import CostModel, RankCosts
 from stanza_sim.simulate.measured_costs import MeasuredCosts
 from stanza_sim.simulate.roofline import HALF, UPDATE_PASSES, RooflineCosts, measured_name
+from stanza_sim.simulate.server_costs import ServerCosts
 from stanza_sim.simulate.sum_costs import Launch, SumCosts, launch_of
 from stanza_sim.simulate.throughput import ScaledCosts, check_throughput, with_given_throughput
 
@@ -36,24 +37,42 @@ __all__ = [
 
 
 class Costs:
-    """The cost model of each rank, by its device and its host's speed. Call it with a rank."""
+    """The cost model of each rank, by its device and its host's speed. Call it with a rank.
+
+    Devices whose speeds differ by chance (`Host.device_spread`) all compute as fast as the slowest is expected to.
+    """
 
     def __init__(self, cluster: Cluster, make: Callable[[str, float], CostModel]) -> None:
-        self._cluster = cluster
-        self._models: dict[tuple[str, float], CostModel] = {}
-        for rank in range(cluster.world_size):
-            key = (cluster.device_of(rank), cluster.host_of(rank).device_speed)
+        self._models: dict[object, CostModel] = {}
+        self._of_rank: list[CostModel] = []
+        together = sum(place.device is not None for place in cluster.placement)
+        paces = [host.pace(together) for host in cluster.hosts]
+        for rank, place in enumerate(cluster.placement):
+            host = cluster.hosts[place.host]
+            device, on_cores = cluster.device_of(rank), place.device is None
+            speed = host.device_speed if on_cores else paces[place.host]
+            reduce_Bps = host.reduce_Bps if on_cores else None
+            serves = reduce_Bps is not None and bool(host.devices)
+            key = device, speed, reduce_Bps, serves
             if key not in self._models:
-                self._models[key] = make(*key)
+                if reduce_Bps is None:
+                    self._models[key] = make(device, speed)
+                else:
+                    self._models[key] = ServerCosts(host, reduce_Bps, None if serves else make(device, speed))
+            self._of_rank.append(self._models[key])
+        spreads = {host.device_spread for host in cluster.hosts if host.devices and host.device_spread}
+        self._note = (
+            f"; the slowest of {together} devices, whose speeds spread by {max(spreads):.1%}" if spreads else ""
+        )
 
     def __call__(self, rank: int) -> CostModel:
         """Return the cost model of the device that `rank` computes on."""
-        return self._models[self._cluster.device_of(rank), self._cluster.host_of(rank).device_speed]
+        return self._of_rank[rank]
 
     @property
     def source(self) -> str:
         """The sources of all devices, each once."""
-        return "; ".join(dict.fromkeys(model.source for model in self._models.values()))
+        return "; ".join(dict.fromkeys(model.source for model in self._models.values())) + self._note
 
 
 def is_of_device(profile: Profile, device: DeviceSpec) -> bool:
