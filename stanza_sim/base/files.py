@@ -53,3 +53,10 @@ def check_target(path: Path) -> None:
     if (path.exists() and not path.is_file()) or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else "is no file" if path.exists() else "lies in no folder that exists"
         raise InputError(what, where=str(path), hint="name a file in a folder that exists")
+
+
+def cache_folder() -> Path:
+    """Return the folder of this program in the user's cache (XDG Base Directory Specification, 0.8)."""
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(stated) if os.path.isabs(stated) else Path.home() / ".cache"
+    return base / "stanza-sim"
