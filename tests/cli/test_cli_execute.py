@@ -175,6 +175,18 @@ def test_ctrl_c_leaves_nothing_behind(tiny, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.yaml"]
 
 
+def test_losses_cannot_be_emulated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hosts = "hosts: [{name: n, count: 2, cores: 8, devices: [V100], nic: {rate: 10Gbps}, losses: {barrier: true}}]"
+    (tmp_path / "lossy.yaml").write_text(f"name: t\n{hosts}\nswitches: [{{name: s}}]\n")
+    args = ["run", "ec2_v100", "--set", "cluster=lossy.yaml", "--set", "nodes=2", "--set", "models=[alexnet]"]
+    result = CliRunner().invoke(
+        app, [*args, "--execute", "--compute", "emulated"], env={"COLUMNS": "200", "RANK": None}
+    )
+    assert result.exit_code == 2
+    assert "what is lost at n-0 cannot be emulated" in result.stderr
+
+
 ON_GPUS = ("--set", "cluster=multi-gpu", "--set", "nodes=2", "--set", "models=[alexnet]")
 
 
