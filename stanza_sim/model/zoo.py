@@ -115,12 +115,18 @@ def with_classes(profile: ModelProfile, classes: Scalar) -> ModelProfile:
 
 
 def _of_classes(work: OpWork, before: int, classes: int, itemsize: int) -> OpWork:
-    """The work of a head with another number of outputs: what is touched of a sample has a part for its features."""
+    """The work of a head with another number of outputs: of the bytes, a part is for its features and for constants."""
+
+    def nbytes(amount: int) -> int:
+        passes, rest = divmod(amount, before * itemsize)
+        return passes * classes * itemsize + rest
 
     def of(work: PassWork) -> PassWork:
-        passes, rest = divmod(work.sample_nbytes, before * itemsize)
         return replace(
-            work.times(classes / before, 0, classes / before), sample_nbytes=passes * classes * itemsize + rest
+            work,
+            flops=work.flops // before * classes,
+            sample_nbytes=nbytes(work.sample_nbytes),
+            fixed_nbytes=nbytes(work.fixed_nbytes),
         )
 
     forward, inputs, weights = (of(one) for one in work.passes)
