@@ -108,18 +108,18 @@ def with_classes(profile: ModelProfile, classes: Scalar) -> ModelProfile:
         backward_weight_flops=of_all(head.backward_weight_flops),
         bytes_touched=of_all(head.bytes_touched),
         output_shape=(classes,),
-        work=tuple(_of_classes(work, profile.num_classes, classes, profile.itemsize) for work in head.work),
+        work=tuple(_of_classes(work, profile.num_classes, classes) for work in head.work),
     )
     kwargs = tuple(dict(profile.factory_kwargs, classes=classes).items())
     return replace(profile, blocks=(*profile.blocks[:-1], head), num_classes=classes, factory_kwargs=kwargs)
 
 
-def _of_classes(work: OpWork, before: int, classes: int, itemsize: int) -> OpWork:
+def _of_classes(work: OpWork, before: int, classes: int) -> OpWork:
     """The work of a head with another number of outputs: of the bytes, a part is for its features and for constants."""
 
     def nbytes(amount: int) -> int:
-        passes, rest = divmod(amount, before * itemsize)
-        return passes * classes * itemsize + rest
+        each, rest = divmod(amount, before)
+        return each * classes + rest
 
     def of(work: PassWork) -> PassWork:
         return replace(
