@@ -1,18 +1,21 @@
-"""Blocks timed under load: all ranks of a host compute while messages pass between pairs of them.
+"""Blocks timed under load: all ranks of a host compute while messages pass between them.
 
 Alone a block finds its data in the caches that it has just left, and a message wakes threads that nothing else keeps
 from running. In a run they disturb each other, so what both cost the cores is measured while they do. This is not any
-strategy's schedule: ranks 2i and 2i + 1 send each other as many bytes as a block has gradients, once they have it, and
-update the block when the other's have come.
+strategy's schedule: once a rank has a block's gradients, it sends as many bytes as they have, in equal parts, to all
+other ranks, and it updates the block when theirs have come. Messages come in volleys in most schedules, and one of a
+volley costs the cores half of what a lone one does, which wakes threads for itself alone.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field, replace
 
 import torch
 
+from stanza_sim.base.processes import cores
 from stanza_sim.execute.calibrate.answers import MessageCores, Times
 from stanza_sim.execute.rank.clock import now
 from stanza_sim.execute.rank.context import Context, transport_for
@@ -20,6 +23,7 @@ from stanza_sim.execute.rank.engine import Engine
 from stanza_sim.execute.rank.exchange import gather_all, meet
 from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Backend
+from stanza_sim.execute.rank.steal import idle_s
 from stanza_sim.execute.train.passes import Passes
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import (
@@ -60,31 +64,31 @@ def schedule_under_load(
         ops.append(replace(op, ranks="all", after=before, after_previous=updates))
     for op in computed:
         if op.phase in (Phase.BACKWARD, Phase.BACKWARD_WEIGHT) and op.target in sizes:
-            there = Transfer(
-                name=f"even.{op.target}",
-                src="even",
-                dst="odd",
-                pattern=Pattern.ONE_TO_ONE,
+            exchange = Transfer(
+                name=f"exchange.{op.target}",
+                src="all",
+                dst="all",
+                pattern=Pattern.ALL_PAIRS,
                 values=(Value(ValueKind.ACT, op.target),),
-                nbytes=sizes[op.target],
+                nbytes=sizes[op.target] // max(world_size - 1, 1),
                 channel=CHANNEL,
                 after=(op.name,),
             )
-            back = replace(there, name=f"odd.{op.target}", src="odd", dst="even")
-            arrived = tuple(f"{t.name}.recv" for t in (there, back))
             update = Compute(
-                name=f"update.{op.target}", ranks="all", phase=Phase.UPDATE, target=op.target, after=(op.name, *arrived)
+                name=f"update.{op.target}",
+                ranks="all",
+                phase=Phase.UPDATE,
+                target=op.target,
+                after=(op.name, f"{exchange.name}.recv"),
             )
-            ops += [there, back, update]
-    paired = world_size - world_size % 2
-    groups = {"all": range(world_size), "even": range(0, paired, 2), "odd": range(1, paired, 2)}
+            ops += [exchange, update]
     return Schedule(
         name="under_load",
         model=model.name,
         world_size=world_size,
         batch_per_worker=computations.batch_per_worker,
         itemsize=model.itemsize,
-        groups=tuple(Group(name=name, ranks=Ranks.of(ranks)) for name, ranks in groups.items()),
+        groups=(Group(name="all", ranks=Ranks.of(range(world_size))),),
         bundles=(),
         ops=tuple(ops),
     )
@@ -138,11 +142,13 @@ class _Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimesUnderLoad:
-    """What one rank found: core seconds of computations, bytes per second of updates, what messages cost its cores."""
+    """What one rank found: core seconds of computations, bytes per second of updates, what messages cost its cores,
+    and for how long a core had nothing to do in an iteration (see `SectionTimes`)."""
 
     times: Times
     update_Bps: float | None
     messages: MessageCores
+    rest_s: float
 
 
 def time_under_load(
@@ -167,30 +173,35 @@ def time_under_load(
     program = project(schedule, context.rank)
     buffers: dict[str, torch.Tensor] = {}
 
-    def run(first: int, iterations: int) -> tuple[_Work, float, float]:
+    def run(first: int, iterations: int) -> tuple[_Work, float, float, float]:
         work = _Work(passes, first, buffers)
         transport = transport_for(context, Backend.GLOO, schedule, groups)
         engine = Engine(program, iterations, work, transport, start=context.start_thread)
         meet(context.rank, context.world_size)
-        begin_s, before_s = now(), time.process_time()
+        begin_s, before_s, idle_before_s = now(), time.process_time(), idle_s()
         engine.run(timeout_s=TIMEOUT_S, beat=beat)
-        found = work, now() - begin_s, time.process_time() - before_s
+        found = work, now() - begin_s, time.process_time() - before_s, idle_s() - idle_before_s
         meet(context.rank, context.world_size)
         return found
 
-    _, took_s, _ = run(0, TRIED)
+    _, took_s, _, _ = run(0, TRIED)
     longest_s = max(gather_all(took_s, context.rank, context.world_size))
     iterations = min(max(least, int(seconds * TRIED / longest_s)), most - TRIED)
-    work, _, core_s = run(TRIED, iterations)
+    work, took_s, core_s, unused_s = run(TRIED, iterations)
+    everything = os.cpu_count() or 1
+    computing = min(cores(), context.local_size)
+    rest_s = max(unused_s - (everything - computing) * took_s, 0.0) / computing / iterations
     sizes = {b.name: b.numel * model.itemsize for b in model.blocks}
-    moved = [sizes[op.target] for op in schedule.ops if isinstance(op, Compute) and op.phase is Phase.UPDATE]
-    ends = 2 * iterations if context.rank < len(schedule.group("even")) + len(schedule.group("odd")) else 0
+    updated = sum(sizes[op.target] for op in schedule.ops if isinstance(op, Compute) and op.phase is Phase.UPDATE)
+    sent = [op for op in schedule.ops if isinstance(op, Transfer)]
+    ends = 2 * iterations * (context.world_size - 1)  # what a rank sends, and what it receives
     return TimesUnderLoad(
         times=work.found,
-        update_Bps=iterations * sum(moved) / work.update_s if work.update_s else None,
+        update_Bps=iterations * updated / work.update_s if work.update_s else None,
         messages=MessageCores(
             core_s=core_s - work.core_s - work.computed * op_overhead_s,
-            ends=ends * len(moved),
-            nbytes=ends * sum(moved),
+            ends=ends * len(sent),
+            nbytes=ends * sum(op.nbytes for op in sent),
         ),
+        rest_s=rest_s,
     )
