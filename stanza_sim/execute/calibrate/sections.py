@@ -14,7 +14,7 @@ import torch
 
 from stanza_sim.base.processes import cores
 from stanza_sim.execute.calibrate.answers import MessageCores, Section, SectionsWanted, SectionTimes, Times
-from stanza_sim.execute.calibrate.under_load import time_under_load
+from stanza_sim.execute.calibrate.under_load import overhead_under_load, time_under_load
 from stanza_sim.execute.rank.clock import now
 from stanza_sim.execute.rank.context import Context
 from stanza_sim.execute.rank.exchange import meet
@@ -107,6 +107,22 @@ def sections_of(samples: Mapping[str, tuple[int, ...]]) -> tuple[Section, ...]:
     )
 
 
+def timed_under_load(timer: Timer, context: Context) -> bool:
+    """Whether blocks are timed while messages pass: where ranks are one thread each, and share the cores of a host."""
+    return timer.own and 1 < context.world_size == context.local_size
+
+
+def time_overhead(model: ModelProfile, section: Section, seed: int, context: Context, beat: Beat) -> float | None:
+    """Core seconds that the engine adds to a computation of `section`, on cores that all ranks share; else None."""
+    context.start_thread()
+    if not timed_under_load(Timer(context), context):
+        return None
+    _, held, bundles = build(alone(model, 1, apart=False), model, 0, seed, context.device)
+    schedule = alone(model, section.samples, apart=section.apart)
+    passes = _filled(model, seed, schedule, context, held, bundles)
+    return overhead_under_load(passes, schedule, model, section.blocks, context, beat=beat)
+
+
 def time_again(wanted: SectionsWanted, context: Context, beat: Beat) -> SectionTimes:
     """Time sections of blocks, on cores that all ranks share under load; every rank calls this at once."""
     context.start_thread()
@@ -116,7 +132,7 @@ def time_again(wanted: SectionsWanted, context: Context, beat: Beat) -> SectionT
     updates: list[float] = []
     rests: list[float] = []
     model = wanted.model
-    together = timer.own and 1 < context.world_size == context.local_size
+    together = timed_under_load(timer, context)
     _, held, bundles = build(alone(model, 1, apart=False), model, 0, wanted.seed, context.device)
     for section in wanted.sections:
         schedule = alone(model, section.samples, apart=section.apart)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stanza_sim.base.processes import cores
 from stanza_sim.execute.calibrate.answers import ProbeTimes, RankTimes, SectionsWanted, Wanted
-from stanza_sim.execute.calibrate.sections import Timer, sections_of, time_again
+from stanza_sim.execute.calibrate.sections import Timer, sections_of, time_again, time_overhead
 from stanza_sim.execute.rank.clock import now
 from stanza_sim.execute.rank.context import Context, issue_for, transport_for
 from stanza_sim.execute.rank.engine import Engine
@@ -52,11 +52,11 @@ VECTOR_REPEATS = 15
 def time_all(wanted: Wanted, context: Context, beat: Beat) -> RankTimes:
     """Time blocks, reduction, update, the engine's overhead and single messages; every rank calls this at once."""
     context.start_thread()
-    overhead = _time_engine(context)
-    model = wanted.model
-    sections = SectionsWanted(
-        model=model, sections=sections_of(wanted.samples), seconds=SECTION_S, op_overhead_s=overhead, seed=wanted.seed
-    )
+    model, parts = wanted.model, sections_of(wanted.samples)
+    overhead = time_overhead(model, parts[0], wanted.seed, context, beat)
+    if overhead is None:
+        overhead = _time_engine(context)
+    sections = SectionsWanted(model=model, sections=parts, seconds=SECTION_S, op_overhead_s=overhead, seed=wanted.seed)
     found = time_again(sections, context, beat)
     numel = max(b.numel for b in model.blocks)
     rates = time_vectors(numel, dtype_of(model.itemsize), max(wanted.contributions, 2), context)

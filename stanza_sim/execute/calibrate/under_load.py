@@ -46,14 +46,15 @@ TIMEOUT_S = 600.0
 """One computation may take this long."""
 TRIED = 2
 """Iterations that tell how long one takes."""
+OVERHEAD_ITERATIONS = 4
 
 
 def schedule_under_load(
-    computations: Schedule, model: ModelProfile, blocks: frozenset[str], world_size: int
+    computations: Schedule, model: ModelProfile, blocks: frozenset[str], world_size: int, *, exchanging: bool = True
 ) -> Schedule:
-    """Those of `computations`, all of one rank, that are of `blocks`, on all ranks, with messages and updates.
+    """Those of `computations`, all of one rank, that are of `blocks`, on all ranks, with updates and with messages.
 
-    It trains nothing and is not legal: what arrives is not used.
+    It trains nothing and is not legal: what arrives is not used. Unless `exchanging` there are no messages.
     """
     computed = [op for op in computations.ops if isinstance(op, Compute) and op.target in blocks]
     sizes = {b.name: b.numel * model.itemsize for b in model.blocks if b.numel}
@@ -70,7 +71,7 @@ def schedule_under_load(
                 dst="all",
                 pattern=Pattern.ALL_PAIRS,
                 values=(Value(ValueKind.ACT, op.target),),
-                nbytes=sizes[op.target] // max(world_size - 1, 1),
+                nbytes=max(sizes[op.target] // max(world_size - 1, 1), 1),
                 channel=CHANNEL,
                 after=(op.name,),
             )
@@ -79,9 +80,9 @@ def schedule_under_load(
                 ranks="all",
                 phase=Phase.UPDATE,
                 target=op.target,
-                after=(op.name, f"{exchange.name}.recv"),
+                after=(op.name, f"{exchange.name}.recv") if exchanging else (op.name,),
             )
-            ops += [exchange, update]
+            ops += [exchange, update] if exchanging else [update]
     return Schedule(
         name="under_load",
         model=model.name,
@@ -151,6 +152,60 @@ class TimesUnderLoad:
     rest_s: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ran:
+    """What a run came to: its wall time, this process's core time, and the core seconds that the machine was idle."""
+
+    work: _Work
+    took_s: float
+    core_s: float
+    idle_s: float
+
+
+class _Runner:
+    """Runs `schedule` on this rank again and again, with the same buffers; every rank calls it at once."""
+
+    def __init__(self, schedule: Schedule, passes: Passes, context: Context, beat: Beat) -> None:
+        self._schedule, self._passes, self._context, self._beat = schedule, passes, context, beat
+        self._groups = context.groups.prepare(schedule, Backend.GLOO)
+        self._program = project(schedule, context.rank)
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def __call__(self, first: int, iterations: int) -> _Ran:
+        """Run iterations `first`, `first` + 1 and so on of the passes."""
+        context = self._context
+        work = _Work(self._passes, first, self._buffers)
+        transport = transport_for(context, Backend.GLOO, self._schedule, self._groups)
+        engine = Engine(self._program, iterations, work, transport, start=context.start_thread)
+        meet(context.rank, context.world_size)
+        begin_s, core_before_s, idle_before_s = now(), time.process_time(), idle_s()
+        engine.run(timeout_s=TIMEOUT_S, beat=self._beat)
+        found = _Ran(
+            work=work,
+            took_s=now() - begin_s,
+            core_s=time.process_time() - core_before_s,
+            idle_s=idle_s() - idle_before_s,
+        )
+        meet(context.rank, context.world_size)
+        return found
+
+
+def overhead_under_load(
+    passes: Passes, computations: Schedule, model: ModelProfile, blocks: frozenset[str], context: Context, *, beat: Beat
+) -> float:
+    """Core seconds that the engine adds to a computation of `blocks` while all ranks compute, without any messages.
+
+    It is five to ten times what it adds to a computation that does nothing, whose data and code are in the caches.
+    Every rank calls this at once.
+    """
+    run = _Runner(
+        schedule_under_load(computations, model, blocks, context.world_size, exchanging=False), passes, context, beat
+    )
+    run(0, TRIED)
+    found = run(TRIED, OVERHEAD_ITERATIONS)
+    return max((found.core_s - found.work.core_s) / found.work.computed, 0.0)
+
+
 def time_under_load(
     passes: Passes,
     computations: Schedule,
@@ -169,28 +224,14 @@ def time_under_load(
     Every rank calls this at once, on one host, with gloo. `beat` is called while there is progress.
     """
     schedule = schedule_under_load(computations, model, blocks, context.world_size)
-    groups = context.groups.prepare(schedule, Backend.GLOO)
-    program = project(schedule, context.rank)
-    buffers: dict[str, torch.Tensor] = {}
-
-    def run(first: int, iterations: int) -> tuple[_Work, float, float, float]:
-        work = _Work(passes, first, buffers)
-        transport = transport_for(context, Backend.GLOO, schedule, groups)
-        engine = Engine(program, iterations, work, transport, start=context.start_thread)
-        meet(context.rank, context.world_size)
-        begin_s, before_s, idle_before_s = now(), time.process_time(), idle_s()
-        engine.run(timeout_s=TIMEOUT_S, beat=beat)
-        found = work, now() - begin_s, time.process_time() - before_s, idle_s() - idle_before_s
-        meet(context.rank, context.world_size)
-        return found
-
-    _, took_s, _, _ = run(0, TRIED)
-    longest_s = max(gather_all(took_s, context.rank, context.world_size))
+    run = _Runner(schedule, passes, context, beat)
+    longest_s = max(gather_all(run(0, TRIED).took_s, context.rank, context.world_size))
     iterations = min(max(least, int(seconds * TRIED / longest_s)), most - TRIED)
-    work, took_s, core_s, unused_s = run(TRIED, iterations)
+    found = run(TRIED, iterations)
+    work = found.work
     everything = os.cpu_count() or 1
     computing = min(cores(), context.local_size)
-    rest_s = max(unused_s - (everything - computing) * took_s, 0.0) / computing / iterations
+    rest_s = max(found.idle_s - (everything - computing) * found.took_s, 0.0) / computing / iterations
     sizes = {b.name: b.numel * model.itemsize for b in model.blocks}
     updated = sum(sizes[op.target] for op in schedule.ops if isinstance(op, Compute) and op.phase is Phase.UPDATE)
     sent = [op for op in schedule.ops if isinstance(op, Transfer)]
@@ -199,7 +240,7 @@ def time_under_load(
         times=work.found,
         update_Bps=iterations * updated / work.update_s if work.update_s else None,
         messages=MessageCores(
-            core_s=core_s - work.core_s - work.computed * op_overhead_s,
+            core_s=found.core_s - work.core_s - work.computed * op_overhead_s,
             ends=ends * len(sent),
             nbytes=ends * sum(op.nbytes for op in sent),
         ),

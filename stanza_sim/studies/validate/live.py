@@ -127,23 +127,27 @@ class LiveBench:
 
     def calibrate(self, network: str, cases: Sequence[Case]) -> str:
         """See `Bench`."""
-        from stanza_sim.execute import Backend
-        from stanza_sim.execute.calibrate.network import calibrate_network
-        from stanza_sim.profiles.network import with_network
-
-        stated, how = self._plans.clusters[network], self._suite.value.execute
-        backend = Backend(how.backend)
         with self._ranks(network) as workers:
             begin = time.monotonic()
-            found = calibrate_network(
-                workers, stated, testbed=_in_testbed(stated), realtime=self._realtime(cases[0]), backend=backend
-            )
+            found = self._calibrate(cases[0], workers)
             if not self._emulated:
                 for case in cases:
                     self._profile(case, workers)
             took_s = time.monotonic() - begin
-        self._clusters[network] = with_network(stated, found)
         return f"{_in_words(found)} ({took_s:.0f} s)"
+
+    def _calibrate(self, case: Case, workers: Workers) -> NetworkProfile:
+        """Calibrate the network of a case, on which `workers` are."""
+        from stanza_sim.execute import Backend
+        from stanza_sim.execute.calibrate.network import calibrate_network
+        from stanza_sim.profiles.network import with_network
+
+        stated, backend = self._plans.clusters[case.network], Backend(self._suite.value.execute.backend)
+        found = calibrate_network(
+            workers, stated, testbed=_in_testbed(stated), realtime=self._realtime(case), backend=backend
+        )
+        self._clusters[case.network] = with_network(stated, found)
+        return found
 
     def _profile(self, case: Case, workers: Workers) -> Profile:
         """The block times of a case's model, at all samples that cases of its network need; timed if not known yet."""
@@ -194,6 +198,8 @@ class LiveBench:
             from stanza_sim.experiment.retiming import Retimer
 
             title = plan.entry.title
+            if case.network not in self._clusters:  # a journal that is continued has predictions, and no calibration
+                self._calibrate(case, workers)
             retimer = Retimer(workers, [plan], {title: self._profile(case, workers)}, seed=self._suite.value.seed)
             (measurement,) = execute([job], workers, between=retimer.between)
             timed = retimer.timed(0)

@@ -111,19 +111,15 @@ def _cases(report: Report) -> list[str]:
         )
     heading = ["case", "predicted, ms", "measured, ms", "spread, %", "error, %", "of communication, %"]
     repeats = max(len(r.measured) for r in report.results)
-    compared = f"Measured: median over {repeats} repeats"
+    compared, about_machine = f"Measured: median over {repeats} repeats", ""
     if timed_anew:
-        compared = (
-            f"Of {repeats} repeats, each predicted from block times taken right before and after it, the one whose "
-        )
-        compared += (
-            "error is the median one is compared. Machine: how much longer blocks took after a repeat than before "
-        )
-        compared += "it, where that changed most"
+        compared = f"Measured: the one of {repeats} repeats whose error is the median one"
+        about_machine = " Machine: how much longer blocks took right after a repeat than right before it, where that "
+        about_machine += "changed most."
     return [
         "## Cases",
         f"{compared}; spread: greatest less least of them over the median. Exposed: share of the iteration in which "
-        "ranks wait for what is moving, predicted and measured.",
+        f"ranks wait for what is moving, predicted and measured.{about_machine}",
         "",
         *_table([*heading, "exposed, %", "measured, %", *(["machine, %"] if timed_anew else [])], rows),
         "",

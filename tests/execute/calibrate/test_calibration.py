@@ -103,6 +103,16 @@ def test_under_load_all_compute_and_all_talk(tiny: ModelProfile, ranks: int) -> 
                 assert any(u.kind is UnitKind.RECV and u.op.nbytes == part for u in awaited)
 
 
+def test_the_overhead_of_computations_is_that_without_messages(tiny: ModelProfile) -> None:
+    everything = frozenset(b.name for b in tiny.blocks)
+    computations = alone(tiny, 4, apart=True)
+    quiet = schedule_under_load(computations, tiny, everything, 3, exchanging=False)
+    talking = schedule_under_load(computations, tiny, everything, 3)
+    assert all(isinstance(op, Compute) for op in quiet.ops)
+    names = [op.name for op in talking.ops if isinstance(op, Compute)]
+    assert [op.name for op in quiet.ops] == names
+
+
 def test_blocks_add_up_to_the_median_pass() -> None:
     """What is slow once in three times, each time elsewhere, is in no block's median and in every pass."""
     slow = {0: [2.0, 1.0, 1.0], 1: [1.0, 2.0, 1.0], 2: [1.0, 1.0, 2.0]}
