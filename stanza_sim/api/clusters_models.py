@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
 from stanza_sim.api._arguments import arguments, checked, placed
 from stanza_sim.base import config
-from stanza_sim.base.config import Count, Section
+from stanza_sim.base.config import Count, Factor, Section
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import Rate
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.device import DeviceSpec
-from stanza_sim.model.profile import ModelProfile
+from stanza_sim.cluster.hosts import with_nccl
+from stanza_sim.model.profile import ModelProfile, Throughput
 from stanza_sim.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -30,21 +34,32 @@ class _ClusterArguments(Section):
     rate: Rate | None = None
 
 
+class _Throughput(Section):
+    samples_per_s: Factor
+    batch: Count
+
+
 class _ModelArguments(Section):
     name: str | None = None
     input_shape: tuple[Count, ...] | None = None
     factory_kwargs: dict[str, Scalar] | None = None
     boundary: str | int | None = None
+    throughput: dict[str, _Throughput] = Field(default_factory=dict)
 
 
 def load_cluster(
-    cluster: str | Path | Mapping[str, object], *, nodes: int | None = None, rate: str | float | None = None
+    cluster: str | Path | Mapping[str, object],
+    *,
+    nodes: int | None = None,
+    rate: str | float | None = None,
+    nccl: str | Path | None = None,
 ) -> Cluster:
     """Return a cluster: a topology by name, by the path of its file, or as a mapping of what its file would say.
 
     `nodes` is the number of nodes and `rate` the rate of every NIC ("25Gbps", or bytes per second), where the topology
-    is to have others. Raises `InputError` for a topology that is not there or is wrong, and for values that it cannot
-    take.
+    is to have others. `nccl` is what NCCL reaches there: the name of a platform, or the path of a file that
+    `stanza-sim import nccl-tests` wrote. Raises `InputError` for a topology that is not there or is wrong, and for
+    values that it cannot take.
 
     >>> import stanza_sim as ss
     >>> ss.load_cluster("star", nodes=4, rate="10Gbps")
@@ -61,11 +76,15 @@ def load_cluster(
         if isinstance(cluster, Mapping):
             source = arguments("load_cluster")
             topology = config.validate(dict(cluster), TopologySection, source)
-            return load.Builder(topology=topology, source=source, path=Path("topology.yaml")).build(
-                given.nodes, given.rate
-            )
-        _text(cluster, "load_cluster", "cluster", "should be a name, a path or a mapping")
-        return load.load_cluster(cluster, nodes=given.nodes, rate_Bps=given.rate)
+            builder = load.Builder(topology=topology, source=source, path=Path("topology.yaml"))
+            found = builder.build(given.nodes, given.rate)
+        else:
+            _text(cluster, "load_cluster", "cluster", "should be a name, a path or a mapping")
+            found = load.load_cluster(cluster, nodes=given.nodes, rate_Bps=given.rate)
+        if nccl is None:
+            return found
+        _text(nccl, "load_cluster", "nccl", "should be a name or a path")
+        return with_nccl(found, nccl)
 
 
 def load_model(
@@ -75,16 +94,22 @@ def load_model(
     input_shape: tuple[int, ...] | None = None,
     factory_kwargs: Mapping[str, Scalar] | None = None,
     boundary: int | str | None = None,
+    throughput: Mapping[str, Mapping[str, float]] | None = None,
 ) -> ModelProfile:
     """Return a model: a shipped table by name, or what `package.module:factory` builds, an `nn.Module` (needs torch).
 
     For a factory `input_shape`, the shape of one sample, is needed. `boundary` is the block at which the FC part
-    begins, by name or index; it is found where it is left out. Raises `InputError` for what is not there and for what
-    cannot be a chain of blocks.
+    begins, by name or index; it is found where it is left out. `throughput` is what single devices are known
+    to train, by their names: costs on such a device are scaled to it. Raises `InputError` for what is not there and for
+    what cannot be a chain of blocks.
 
     >>> import stanza_sim as ss
     >>> ss.load_model("alexnet")
     <ModelProfile alexnet: 8 blocks, 61,100,840 parameters>
+    >>> model = ss.load_model("resnet50", throughput={"V100": {"samples_per_s": 340, "batch": 64}})
+    >>> cluster = ss.load_cluster("ec2-p3-10", nodes=1)
+    >>> round(ss.predict(ss.build_schedule("local", model, cluster, batch_per_worker=64), cluster).samples_per_s)
+    340
     """
     from stanza_sim.model import zoo
 
@@ -93,15 +118,23 @@ def load_model(
         given = checked(
             "load_model",
             _ModelArguments,
-            {"name": name, "input_shape": input_shape, "factory_kwargs": factory_kwargs, "boundary": boundary},
+            {
+                "name": name,
+                "input_shape": input_shape,
+                "factory_kwargs": factory_kwargs,
+                "boundary": boundary,
+                "throughput": throughput,
+            },
         )
-        return zoo.load_model(
+        profile = zoo.load_model(
             str(model),
             name=given.name,
             input_shape=given.input_shape,
             factory_kwargs=given.factory_kwargs,
             boundary=given.boundary,
         )
+        known = (Throughput(device=device, **dict(stated)) for device, stated in given.throughput.items())
+        return replace(profile, throughput=tuple(known))
 
 
 def load_device(name: str | Path) -> DeviceSpec:

@@ -40,6 +40,9 @@ class Network(Section):
     """Changes to the cluster's network."""
 
     rate: Rate | None = Field(None, description="Rate of every NIC.")
+    nccl: str | None = Field(
+        None, min_length=1, description="What NCCL reaches on all hosts: name of a platform, or path of its file."
+    )
 
 
 class Scale(Section):
@@ -54,6 +57,13 @@ class Scale(Section):
         return "".join(f"-{key}{value:g}" for key, value in both if value != 1).replace("+", "")
 
 
+class Throughput(Section):
+    """What one device is known to train of a model, updates included."""
+
+    samples_per_s: Factor = Field(description="Samples per second of one device.")
+    batch: Batch = Field(description="Samples per step at which they were measured.")
+
+
 class ModelEntry(Section):
     """A model of the zoo by name, or a torch module by the import path of its factory."""
 
@@ -64,6 +74,11 @@ class ModelEntry(Section):
     factory_kwargs: dict[str, Scalar] = Field(default_factory=dict, description="Arguments of the factory.")
     boundary: str | int | None = Field(None, description="Block at which the FC part begins; default: found.")
     scale: Scale = Field(Scale(), description="Makes it a model of the same shape that can be emulated, not trained.")
+
+    throughput: dict[str, Throughput] = Field(
+        default_factory=dict,
+        description="Known throughput of one device, by its name; times are scaled to it.",
+    )
 
     @property
     def title(self) -> str:
@@ -280,6 +295,9 @@ class Experiment(Section):
             if twice := [t for t in dict.fromkeys(titles) if titles.count(t) > 1]:
                 key = "name" if what == "models" else "label"
                 raise _wrong(f"two {what} are called {twice[0]!r}", f"give each its own `{key}`")
+        if self.network.nccl is not None and (self.execute.compute == "emulated" or self.execute.backend == "gloo"):
+            what = "emulated compute" if self.execute.compute == "emulated" else "backend gloo"
+            raise _wrong(f"network.nccl has no use: {what} does not use NCCL", "leave network.nccl out")
         return self
 
     def batch_of(self, entry: ModelEntry) -> int:

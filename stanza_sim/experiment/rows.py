@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stanza_sim import strategies
@@ -12,12 +12,14 @@ from stanza_sim.base import config
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError, ScheduleError, at
 from stanza_sim.cluster import Cluster, load_cluster
+from stanza_sim.cluster.hosts import with_nccl
 from stanza_sim.experiment.file import Experiment, ModelEntry, StrategyEntry
-from stanza_sim.model.profile import ModelProfile, scaled
+from stanza_sim.model.profile import ModelProfile, Throughput, scaled
 from stanza_sim.model.zoo import load_model
 from stanza_sim.profiles.blocks import Profile, differences, require
 from stanza_sim.profiles.network import NetworkProfile, read_either
 from stanza_sim.schedule import Schedule
+from stanza_sim.simulate.throughput import check_throughput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +48,11 @@ def cluster_of(loaded: Loaded[Experiment]) -> Cluster:
         path = config.find("topologies", experiment.cluster, beside=loaded.path)
     changed = [source.where(*key) for key in (("nodes",), ("network", "rate")) if key[0] in experiment.model_fields_set]
     with _placed(changed[0] if changed else source.where("cluster")):
-        return load_cluster(path, nodes=experiment.nodes, rate_Bps=experiment.network.rate)
+        cluster = load_cluster(path, nodes=experiment.nodes, rate_Bps=experiment.network.rate)
+    if experiment.network.nccl is None:
+        return cluster
+    with _placed(source.where("network", "nccl")):
+        return with_nccl(cluster, experiment.network.nccl, beside=loaded.path)
 
 
 def plans_of(
@@ -69,6 +75,8 @@ def plans_of(
     plans: list[Plan] = []
     for i, entry in models:
         profile = model_of(loaded, i)
+        with _placed(source.where("models", i)):
+            check_throughput(profile, cluster)
         for j, row in chosen:
             with _placed(source.where("strategies", j)):
                 plans.append(plan_for(loaded, cluster, entry, profile, row))
@@ -86,6 +94,8 @@ def model_of(loaded: Loaded[Experiment], index: int) -> ModelProfile:
             factory_kwargs=entry.factory_kwargs,
             boundary=entry.boundary,
         )
+        given = (Throughput(device=name, **dict(known)) for name, known in entry.throughput.items())
+        profile = replace(profile, throughput=tuple(given))
         return scaled(profile, nbytes=entry.scale.bytes, compute=entry.scale.compute)
 
 

@@ -2,8 +2,9 @@
 
 As one activity: every link is charged the bytes that all steps move over it, and the whole takes as long as the steps
 do with nothing beside them; the latencies and overheads on their longest path come first, and nothing moves in those.
-Rings, in which all ranks do alike, have a closed form (`Collectives.closed_form`); for the rest see
-`collective_cost.py`. Beside other traffic it is an approximation, which the same collective step by step does not make.
+What NCCL carries out takes what its own tuning model says (`nccl_rings.py`). Rings, in which all ranks do alike, have a
+closed form (`Collectives.closed_form`); for the rest see `collective_cost.py`. Beside other traffic it is an
+approximation, which the same collective step by step does not make.
 
 Contract: `Collectives` prices the collectives of one schedule. It asks for loads of messages and costs of additions,
 and knows nothing of transfers or programs. Only rings may be folded.
@@ -23,7 +24,10 @@ from stanza_sim.schedule.collectives import collective_bytes, has_closed_form, t
 from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity, CollectiveActivity, Copies
 from stanza_sim.simulate.lowering.collective_cost import StepCosts, taking
 from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs
+from stanza_sim.simulate.lowering.endpoints import Ends
 from stanza_sim.simulate.lowering.fold import ring_order
+from stanza_sim.simulate.lowering.losses import with_share, with_shares_of_steps
+from stanza_sim.simulate.lowering.nccl_rings import Filled, NcclRings
 from stanza_sim.simulate.plain.fluid import usage_of
 
 SAME = 1e-9
@@ -84,6 +88,7 @@ class Collectives:
     def __init__(self, inputs: CollectiveInputs, *, simulate_steps: bool = False) -> None:
         self.inputs, self.simulate_steps = inputs, simulate_steps
         self.steps = StepCosts(inputs)
+        self.nccl = NcclRings(inputs, self._single_ring)
         self._moved: dict[str, Mapping[int, tuple[int, int]]] = {}
 
     def every(self) -> dict[str, CollectiveActivity]:
@@ -99,9 +104,21 @@ class Collectives:
         return found
 
     def collective(self, op: Collective) -> CollectiveActivity:
-        """What `op` costs: rings by their closed form, the rest from their steps."""
-        found = self.closed_form(op) if has_closed_form(op) else self.steps.priced(op, timed=not self.simulate_steps)
-        return replace(found, program=self.steps.program(op)) if self.simulate_steps else found
+        """What `op` costs: NCCL's by its tuning model, rings by their closed form, the rest from their steps.
+
+        Step by step, a collective of NCCL is carried out as the ring that `closed_form` says.
+        """
+        if not self.simulate_steps and self.nccl.carries(op):
+            found = CollectiveActivity(rank_classes=self._members(op), activity=self.nccl.activity(op))
+        else:
+            found = (
+                self.closed_form(op) if has_closed_form(op) else self.steps.priced(op, timed=not self.simulate_steps)
+            )
+        resources, group = self.inputs.resources, self.inputs.group(op)
+        if not self.simulate_steps:
+            return replace(found, activity=with_share(resources, found.activity, group))
+        program = with_shares_of_steps(resources, self.steps.program(op), found.activity, group)
+        return replace(found, activity=with_share(resources, found.activity, group), program=program)
 
     # ---- bytes and copies ------------------------------------------------------------------------------------------
 
@@ -147,8 +164,7 @@ class Collectives:
         It waits for the latencies of its steps and the overheads of all but the first, then moves over all edges at
         once, as fast as the slowest loopback, link and host's cores allow.
         """
-        resources = self.inputs.resources
-        rank_classes = tuple(sorted({resources.folding.class_of[r] for r in self.inputs.group(op)}))
+        resources, rank_classes = self.inputs.resources, self._members(op)
         data = self._round(op)
         if not data.edges or data.edge_bytes == 0:
             return CollectiveActivity(rank_classes=rank_classes, activity=Activity(work=0.0, usage=()))
@@ -156,6 +172,7 @@ class Collectives:
         demands = [(resources.link(q), w) for q, w in edges.on_links.items()]
         cores = self._cores(op, data, edges.inside)
         demands += [(c.resource, c.byte_s) for c in cores.values()]
+        demands += self._processes(data)
         activity = Activity(
             work=data.edge_bytes,
             usage=usage_of(demands),
@@ -167,6 +184,22 @@ class Collectives:
         if op.kind is not CollectiveKind.BROADCAST:
             activity = self._at_its_pace(op, activity, edges.kinds, cores)
         return CollectiveActivity(rank_classes=rank_classes, activity=activity)
+
+    def _members(self, op: Collective) -> tuple[int, ...]:
+        """The classes of the members of `op`."""
+        class_of = self.inputs.resources.folding.class_of
+        return tuple(sorted({class_of[r] for r in self.inputs.group(op)}))
+
+    def _single_ring(self, op: Collective) -> Filled:
+        """What a ring over hosts of one rank each fills."""
+        data = self._round(op)
+        edges, cores = self._edges(op, data), self._cores(op, data, {})
+        return Filled(
+            on_links=edges.on_links,
+            ends=[*((c.resource, c.byte_s) for c in cores.values()), *self._processes(data)],
+            cap_Bps=min(e.cap_Bps for e in edges.kinds),
+            hop_s=max(e.latency_s + e.overhead_s for e in edges.kinds),
+        )
 
     def _round(self, op: Collective) -> _Round:
         """Edges, steps and bytes of a ring of N ranks.
@@ -204,7 +237,7 @@ class Collectives:
             if ha == hb and path(a, b, op.ranks) is None:
                 inside[ha] += 1
                 loop = cluster.hosts[ha].loopback
-                latency_s, cap_Bps = loop.latency_s, loop.bandwidth_Bps
+                latency_s, cap_Bps = loop.latency_s, min(loop.bandwidth_Bps, self._cap_Bps(a, b, data))
                 kinds.add(_Edge(host=there, latency_s=latency_s, overhead_s=0.0, cap_Bps=cap_Bps, usage=()))
                 continue
             alike = (folding.host_class_of[ha], folding.host_class_of[hb])
@@ -213,7 +246,8 @@ class Collectives:
             met.add(alike)
             usage, latency_s = path(a, b, op.ranks) or ((), 0.0)
             overhead_s = cluster.hosts[ha].nic.overhead_s if ha != hb else 0.0
-            kinds.add(_Edge(host=there, latency_s=latency_s, overhead_s=overhead_s, cap_Bps=inf, usage=usage))
+            cap_Bps = self._cap_Bps(a, b, data)
+            kinds.add(_Edge(host=there, latency_s=latency_s, overhead_s=overhead_s, cap_Bps=cap_Bps, usage=usage))
             for q, share in usage:
                 if orbits is not None:
                     on_links[q] += share / resources.link_sizes[orbits.link_class[q]]
@@ -221,12 +255,31 @@ class Collectives:
                     on_links[q] += share
         return _Edges(kinds=kinds, on_links=on_links, inside=inside)
 
+    def _cap_Bps(self, a: int, b: int, data: _Round) -> float:
+        """What the two ends of an edge let pass, which nothing else of this ring shares."""
+        endpoints = self.inputs.activities.endpoints
+        if not endpoints.matter:
+            return inf
+        processes = [self.inputs.resources.made[q].capacity for q, _ in endpoints.through_processes(Ends(src=a, dst=b))]
+        return min([endpoints.cap_Bps(a, b, data.edge_bytes / data.steps), *processes])
+
+    def _processes(self, data: _Round) -> list[tuple[int, float]]:
+        """The processes that the edges of a ring pass: of each class, that of the rank that stands for it."""
+        endpoints, reps = self.inputs.activities.endpoints, set(self.inputs.resources.reps)
+        if not endpoints.matter:
+            return []
+        passed = [
+            endpoints.through_processes(Ends(src=a, dst=b, sends=a in reps, receives=b in reps)) for a, b in data.edges
+        ]
+        return [process for edge in passed for process in edge]
+
     def _cores(self, op: Collective, data: _Round, inside: Mapping[int, int]) -> dict[int, _Cores]:
         """What messages over the loopback and additions take of the cores of each standing host; none that take none.
 
         `inside` counts the edges over the loopback of each host.
         """
         resources, group = self.inputs.resources, self.inputs.group(op)
+        between = self._between(data)
         n, reducing = len(group), op.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER)
         found: dict[int, _Cores] = {}
         for host in set(resources.standing_hosts.values()):
@@ -234,7 +287,7 @@ class Collectives:
             loop = self.inputs.cluster.hosts[host].loopback
             byte_s = near_s = inside.get(host, 0) * (
                 loop.byte_core_s + loop.message_core_s * data.steps / data.edge_bytes
-            )
+            ) + between.get(host, 0.0)
             if reducing:
                 for r in ranks:
                     byte_s += self.inputs.adding_core_s(r, int(op.nbytes * (n - 1) / n)) / data.edge_bytes
@@ -247,6 +300,16 @@ class Collectives:
                     messages_s=near_s * busy_s / data.steps,
                     additions_s=(byte_s - near_s) * busy_s / (n - 1),
                 )
+        return found
+
+    def _between(self, data: _Round) -> Mapping[int, float]:
+        """Core-seconds at each host for each byte that crosses an edge: of messages from and to other hosts."""
+        endpoints, place = self.inputs.activities.endpoints, self.inputs.cluster.placement
+        found: dict[int, float] = defaultdict(float)
+        for a, b in data.edges if endpoints.matter else ():
+            if place[a].host != place[b].host:
+                for rank in (a, b):
+                    found[place[rank].host] += endpoints.byte_core_s(rank, data.edge_bytes / data.steps)
         return found
 
     def _at_its_pace(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stanza_sim.cluster import Cluster, Host, Loopback, Nic, Placement, star
+from stanza_sim.cluster import Cluster, Host, Loopback, Nic, Placement, Transport, star
 from stanza_sim.schedule import Schedule, parse
 from stanza_sim.simulate import Prediction, simulate
 from stanza_sim.simulate.lowering.fold import fold
@@ -19,6 +19,8 @@ from tests.schedule.toys import FREE, SOME, build, cluster, predict, toy
 MODEL = toy(200)
 SLOW = Nic(bandwidth_Bps=3e5, latency_s=4e-4, overhead_s=2e-4)
 FAST = Nic(bandwidth_Bps=1e6, latency_s=5e-5, overhead_s=3e-5)
+SHORT = Transport(stream_Bps=2.5e5, process_Bps=4e5)
+COSTLY = Transport(process_Bps=5e5, process_inside=True, message_core_s=5e-5, byte_core_s=1e-6)
 BUSY = Loopback(bandwidth_Bps=5e6, latency_s=2e-5, message_core_s=1e-4, byte_core_s=2e-7)
 
 STRATEGIES: dict[str, tuple[str, dict[str, object]]] = {
@@ -84,6 +86,17 @@ CLUSTERS: dict[str, Callable[[int], Cluster]] = {
     "round robin over two hosts, on cores": lambda n: cluster(
         2, nic=FAST, loopback=BUSY, on_cores=True, placement=[r % 2 for r in range(n)]
     ),
+    "short streams": lambda n: cluster(n, nic=replace(FAST, transport=SHORT)),
+    "costly processes, two ranks per host": lambda n: cluster(
+        -(-n // 2), nic=replace(FAST, transport=COSTLY), loopback=BUSY, placement=[r // 2 for r in range(n)]
+    ),
+    "costly processes, round robin over three hosts, on cores": lambda n: cluster(
+        min(n, 3),
+        nic=replace(FAST, transport=COSTLY),
+        loopback=BUSY,
+        on_cores=True,
+        placement=[r % 3 for r in range(n)],
+    ),
     "one host's cores": lambda n: cluster(1, ranks_per_host=n, on_cores=True, loopback=BUSY),
 }
 
@@ -147,7 +160,7 @@ def clusters(draw: st.DrawFn, ranks: int) -> Cluster:
             ),
             device_speed=draw(st.sampled_from([0.5, 1.0])),
             loopback=draw(st.sampled_from([FREE, BUSY])),
-            devices=draw(st.sampled_from([(), ("gpu",) * ranks])),
+            devices=draw(st.sampled_from([(), ("V100",) * ranks])),
         )
         for _ in range(2)
     ]
@@ -158,7 +171,7 @@ def clusters(draw: st.DrawFn, ranks: int) -> Cluster:
         h = draw(st.integers(0, hosts - 1))
         places.append(Placement(host=h, device=used[h] if made[h].devices else None))
         used[h] += 1
-    return replace(star(made, ranks_per_host=1), placement=tuple(places))
+    return replace(star(made, ranks_per_host=1), placement=tuple(places), uses_nccl=draw(st.booleans()))
 
 
 @st.composite
@@ -197,7 +210,7 @@ def test_devices_of_two_kinds_on_one_host() -> None:
 
 def test_ranks_that_share_a_device() -> None:
     """Ranks 0 and 1 share a device with each other, rank 2 shares one with the server."""
-    host = Host(name="h", cores=8, nic=FAST, devices=("gpu", "gpu"), loopback=FREE)
+    host = Host(name="h", cores=8, nic=FAST, devices=("V100", "V100"), loopback=FREE)
     on = replace(star([host]), placement=tuple(Placement(host=0, device=d) for d in (0, 0, 1, 1)))
     schedule = build("parameter_server", MODEL, 4)
     same(predict(schedule, MODEL, on), predict(schedule, MODEL, on, fold_ranks=False))
