@@ -17,7 +17,7 @@ from stanza_sim.profiles.blocks import Profile
 from stanza_sim.schedule import Compute, Phase, Schedule
 from stanza_sim.schedule.factors import factor_transfers, joined_samples, require_factors
 
-AGAIN_S = 0.4
+AGAIN_S, LEAST_AGAIN = 0.4, 2
 """Seconds spent on each section where a profile is there already: long enough for medians, short beside a run."""
 
 
@@ -50,7 +50,12 @@ def time_again(
 ) -> Sequence[SectionTimes]:
     """Time `sections` of `model` on all ranks of `workers` at once: what `known` says of them as it is now."""
     wanted = SectionsWanted(
-        model=model, sections=tuple(sections), seconds=AGAIN_S, op_overhead_s=known.op_overhead_s, seed=seed
+        model=model,
+        sections=tuple(sections),
+        seconds=AGAIN_S,
+        least=LEAST_AGAIN,
+        op_overhead_s=known.op_overhead_s,
+        seed=seed,
     )
     return workers.run(SectionsTask(wanted))
 

@@ -55,11 +55,15 @@ class Section:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SectionsWanted:
-    """Sections to be timed, for about `seconds` each; `op_overhead_s` is what the engine adds to a computation."""
+    """Sections to be timed, for about `seconds` and at least `least` times each.
+
+    `op_overhead_s` is what the engine adds to a computation.
+    """
 
     model: ModelProfile
     sections: tuple[Section, ...]
     seconds: float
+    least: int
     op_overhead_s: float
     seed: int = 1
 

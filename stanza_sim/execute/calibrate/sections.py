@@ -30,7 +30,7 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Bundle, Compute, Group, Op, Phase, Ranks, Schedule
 from stanza_sim.schedule.progress import WINDOW
 
-LEAST_CYCLES, MOST_CYCLES, DROPPED = 4, 60, 2
+MOST_CYCLES, DROPPED = 60, 2
 
 
 class Timer:
@@ -145,7 +145,7 @@ def time_again(wanted: SectionsWanted, context: Context, beat: Beat) -> SectionT
                 section.blocks,
                 context,
                 seconds=wanted.seconds,
-                least=LEAST_CYCLES,
+                least=wanted.least,
                 most=MOST_CYCLES,
                 op_overhead_s=wanted.op_overhead_s,
                 beat=beat,
@@ -156,7 +156,7 @@ def time_again(wanted: SectionsWanted, context: Context, beat: Beat) -> SectionT
             messages.append(found.messages)
             rests.append(found.rest_s)
         else:
-            _time_blocks(schedule, passes, section.blocks, context, timer, times, wanted.seconds)
+            _time_blocks(schedule, passes, section.blocks, context, timer, times, wanted)
         beat()
     return SectionTimes(
         blocks=times,
@@ -205,9 +205,9 @@ def _time_blocks(
     context: Context,
     timer: Timer,
     times: Times,
-    section_s: float,
+    wanted: SectionsWanted,
 ) -> None:
-    """Time `blocks`, in their order again and again, without any messages, for about `section_s`."""
+    """Time `blocks`, in their order again and again, without any messages."""
     again = [op for op in schedule.ops if isinstance(op, Compute) and op.target in blocks]
     count = schedule.batch_per_worker
     meet(context.rank, context.world_size)
@@ -217,6 +217,6 @@ def _time_blocks(
             seconds = timer(lambda op=op, i=i: passes.compute(op, i))  # type: ignore[misc]
             if i >= DROPPED + WINDOW:
                 times.setdefault((op.target, count, op.phase), []).append(seconds)
-        if i >= DROPPED + WINDOW + LEAST_CYCLES and now() - begin > section_s:
+        if i >= DROPPED + WINDOW + wanted.least and now() - begin > wanted.seconds:
             break
     meet(context.rank, context.world_size)

@@ -37,8 +37,8 @@ from stanza_sim.schedule import (
     project,
 )
 
-SECTION_S = 0.5
-"""Wall time spent on each pair of sample count and way of backward pass."""
+SECTION_S, LEAST_CYCLES = 0.5, 4
+"""Wall time spent on each pair of sample count and way of backward pass, and how often it is timed at least."""
 SMALL_BYTES, LARGE_BYTES = 1024, 4 * 1024 * 1024
 SMALL_EXCHANGES, LARGE_EXCHANGES = 150, 12
 PROBE_ROUNDS = 5
@@ -56,7 +56,9 @@ def time_all(wanted: Wanted, context: Context, beat: Beat) -> RankTimes:
     overhead = time_overhead(model, parts[0], wanted.seed, context, beat)
     if overhead is None:
         overhead = _time_engine(context)
-    sections = SectionsWanted(model=model, sections=parts, seconds=SECTION_S, op_overhead_s=overhead, seed=wanted.seed)
+    sections = SectionsWanted(
+        model=model, sections=parts, seconds=SECTION_S, least=LEAST_CYCLES, op_overhead_s=overhead, seed=wanted.seed
+    )
     found = time_again(sections, context, beat)
     numel = max(b.numel for b in model.blocks)
     rates = time_vectors(numel, dtype_of(model.itemsize), max(wanted.contributions, 2), context)
