@@ -47,6 +47,8 @@ TIMEOUT_S = 600.0
 TRIED = 2
 """Iterations that tell how long one takes."""
 OVERHEAD_ITERATIONS = 4
+MOST_REST_S = 4e-3
+"""A tick of a kernel at 250 Hz, in which the longest time slices of Linux's scheduler end (`CONFIG_HZ`)."""
 
 
 def schedule_under_load(
@@ -206,6 +208,16 @@ def overhead_under_load(
     return max((found.core_s - found.work.core_s) / found.work.computed, 0.0)
 
 
+def rest_s(idle_s: float, took_s: float, iterations: int, *, cores_in_all: int, computing: int) -> float:
+    """For how long a core that ranks compute on rests in an iteration in which all of them meet once.
+
+    Of a machine's `cores_in_all`, all but those `computing` rest anyway; together they rested for `idle_s` core seconds
+    in `took_s`. What is longer than `MOST_REST_S` is no wait for a core but for data, which has a price of its own.
+    """
+    rested_s = idle_s - (cores_in_all - computing) * took_s
+    return min(max(rested_s / computing / iterations, 0.0), MOST_REST_S)
+
+
 def time_under_load(
     passes: Passes,
     computations: Schedule,
@@ -229,9 +241,6 @@ def time_under_load(
     iterations = min(max(least, int(seconds * TRIED / longest_s)), most - TRIED)
     found = run(TRIED, iterations)
     work = found.work
-    everything = os.cpu_count() or 1
-    computing = min(cores(), context.local_size)
-    rest_s = max(found.idle_s - (everything - computing) * found.took_s, 0.0) / computing / iterations
     sizes = {b.name: b.numel * model.itemsize for b in model.blocks}
     updated = sum(sizes[op.target] for op in schedule.ops if isinstance(op, Compute) and op.phase is Phase.UPDATE)
     sent = [op for op in schedule.ops if isinstance(op, Transfer)]
@@ -244,5 +253,11 @@ def time_under_load(
             ends=ends * len(sent),
             nbytes=ends * sum(op.nbytes for op in sent),
         ),
-        rest_s=rest_s,
+        rest_s=rest_s(
+            found.idle_s,
+            found.took_s,
+            iterations,
+            cores_in_all=os.cpu_count() or 1,
+            computing=min(cores(), context.local_size),
+        ),
     )

@@ -9,7 +9,7 @@ import pytest
 from stanza_sim.execute.calibrate.answers import MessageCores, RankTimes, Wanted
 from stanza_sim.execute.calibrate.calibration import calibrate, merge_times, profile_of, sample_counts
 from stanza_sim.execute.calibrate.sections import alone
-from stanza_sim.execute.calibrate.under_load import schedule_under_load
+from stanza_sim.execute.calibrate.under_load import rest_s, schedule_under_load
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.profiles.blocks import differences
@@ -125,6 +125,17 @@ def test_blocks_add_up_to_the_median_pass() -> None:
     assert sum(found[f"b{k}", 4, p] for k in slow for p in (Phase.FORWARD, Phase.BACKWARD)) == pytest.approx(7)
     assert found["b0", 4, Phase.BACKWARD_INPUT] == pytest.approx(0.5 * 7 / 6)
     assert found["b0", 8, Phase.FORWARD] == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize(
+    ("idle_s", "cores_in_all", "computing", "rests"),
+    [(0.02, 2, 2, 1e-3), (6.02, 8, 2, 1e-3), (5.9, 8, 2, 0.0), (0.0, 2, 2, 0.0), (1.0, 2, 2, 4e-3)],
+)
+def test_cores_rest_beside_those_that_nobody_uses(
+    idle_s: float, cores_in_all: int, computing: int, rests: float
+) -> None:
+    """In ten iterations of 0.1 s each; what is too long for a wait for a core is not counted."""
+    assert rest_s(idle_s, 1.0, 10, cores_in_all=cores_in_all, computing=computing) == pytest.approx(rests)
 
 
 def test_the_wake_up_is_what_cores_rest_when_ranks_meet(tiny: ModelProfile) -> None:
