@@ -177,9 +177,8 @@ def print_cluster(cluster: Cluster, console: Console) -> None:
         rate = f"{loop.bandwidth_Bps / 1e9:g} GB/s, latency {format_time(loop.latency_s)}"
         facts.append(("inside a host", f"{rate}, {costs}"))
     if first.devices and first.staging is None and cluster.world_size > 1:
-        facts.append(
-            ("NCCL", f"platform {platform_on(first).name}{'' if first.nccl else ', by what joins the devices'}")
-        )
+        why = "" if first.nccl else ", by what joins the devices"
+        facts.append(("NCCL", f"platform {platform_on(first).name}{why}"))
     if first.reduce_Bps is not None:
         facts.append(("servers on cores", f"sums and updates at {first.reduce_Bps / 1e9:g} GB/s"))
     if lost := _about_losses(first.losses):
