@@ -151,6 +151,15 @@ def test_a_server_on_the_cores_against_a_formula(tmp_path: Path) -> None:
     assert costs.update_s(10**9) == pytest.approx(1 / 5)
 
 
+def test_servers_on_cores_folded_are_as_unfolded(tmp_path: Path) -> None:
+    hosts = "hosts: [{name: n, count: 3, cores: 8, devices: [K80, K80], nic: {rate: 10Gbps}, reduce_rate: 5GB/s}]"
+    on = load_text(tmp_path, f"name: t\n{hosts}\nswitches: [{{name: s}}]\ncpu_ranks_per_host: 1\n")
+    schedule = build("parameter_server", MODEL, 9, servers=3, assignment="cut")
+    folded = predict(schedule, MODEL, on)
+    assert len(folded.sent_bytes) < 9
+    same(folded, predict(schedule, MODEL, on, fold_ranks=False))
+
+
 def test_nvlink_hosts_state_a_host_link(tmp_path: Path) -> None:
     def on(host_link: str) -> Cluster:
         intra = f"{{kind: nvlink, rate: 100GB/s{host_link}}}"
