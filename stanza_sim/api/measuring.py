@@ -58,6 +58,7 @@ def measure(
     seed: int = 1,
     compute: Literal["real", "emulated"] = "real",
     testbed: bool = False,
+    dilate: float = 1.0,
     backend: Literal["auto", "gloo", "nccl"] = "auto",
     issue: Literal["auto", "eager", "in_order"] = "auto",
     threads_per_rank: int = 1,
@@ -70,7 +71,8 @@ def measure(
     Ranks are processes of this machine, those of the launcher that started this process (torchrun, Slurm), or with
     `testbed` they run in an emulated network (root). They train on `data` ("synthetic", "digits", or the import path
     of a Dataset); with `compute="emulated"` each computation is a wait of its predicted time instead. `iterations`
-    include `warmup`, which is not timed. `optimizer` is as in a file, such as {"lr": 0.02}. `timeout` is how long a
+    include `warmup`, which is not timed. With `dilate` (emulated, in a testbed) links are so many times slower and
+    computations as much longer, and measured times are divided by it; see `stanza-sim run --dilate`. `optimizer` is as in a file, such as {"lr": 0.02}. `timeout` is how long a
     rank may stay silent, in seconds or as "60s". Raises `InputError` for what does not fit this machine, and `RunError`
     if a rank fails.
 
@@ -93,6 +95,7 @@ def measure(
             "issue": issue,
             "threads_per_rank": threads_per_rank,
             "timeout": timeout,
+            "dilate": dilate,
         }
         keys = {
             "seed": seed,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stanza_sim.cli.console import errors_for_people, printing, say, stdout
-from stanza_sim.cli.options import AsJsonOfTables
+from stanza_sim.cli.options import AsJsonOfTables, Dilate
 from stanza_sim.cli.progress import terminal
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ EXAMPLES = """Examples:\n
 [bold]sudo stanza-sim validate -o results[/]\n
 [bold]sudo stanza-sim validate --resume -o results[/]\n
 [bold]sudo stanza-sim validate --only star-4-500 --repeats 5[/]\n
+[bold]sudo stanza-sim validate --only star-4-500 --dilate 4[/]\n
 [bold]stanza-sim validate real[/]
 """
 
@@ -43,6 +44,7 @@ def validate(
             show_default=False,
         ),
     ] = None,
+    dilate: Dilate = None,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="WORD", help="Only cases with this in their name.", show_default=False),
@@ -85,7 +87,7 @@ def validate(
         from stanza_sim.studies.validate.session import predictions_json, print_predictions, print_report
         from stanza_sim.studies.validate.suite import DEFAULT
 
-        given = {"execute.compute": compute, "repeats": repeats, "seed": seed}
+        given = {"execute.compute": compute, "execute.dilate": dilate, "repeats": repeats, "seed": seed}
         given = {key: value for key, value in given.items() if value is not None}
         changes = [*(settings or []), *(f"{key}={value}" for key, value in given.items())]
         found = predicted_suite(suite or DEFAULT, changes, only or [])

@@ -16,6 +16,7 @@ from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_time
 from stanza_sim.base.version import __version__
 from stanza_sim.cluster import Cluster, with_loopback
+from stanza_sim.cluster.dilation import dilated, perceived
 from stanza_sim.execute.rank.steal import MOST_STOLEN
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
@@ -33,7 +34,7 @@ from stanza_sim.report.result import Result, Row
 from stanza_sim.simulate import Prediction
 
 if TYPE_CHECKING:  # imported where something is executed
-    from stanza_sim.execute import Measurement, Workers
+    from stanza_sim.execute import Measurement, RunJob, Workers
 
 PROGRESS_S = 5.0
 """Seconds between two lines on how far predictions are."""
@@ -148,6 +149,7 @@ def _executed(
     """Calibrate what is not known, predict every row, then run it; see `run_loaded`."""
     from stanza_sim.execute import Backend
     from stanza_sim.execute import execute as run_jobs
+    from stanza_sim.experiment.emulation import dilated_run_notes
     from stanza_sim.experiment.network_cache import network_for
 
     experiment = loaded.value
@@ -155,6 +157,8 @@ def _executed(
     in_realtime = any(job.emulation is not None and job.emulation.realtime for job in jobs)
     backend = Backend(experiment.execute.backend)
     with open_ranks(loaded, cluster, testbed=testbed, say=say) as workers:
+        stated, dilation = cluster, experiment.execute.dilate
+        cluster = dilated(stated, dilation)
         network = network_for(
             workers, cluster, given=network, testbed=testbed, realtime=in_realtime, backend=backend, say=say
         )
@@ -164,13 +168,26 @@ def _executed(
             _complete(known, workers, experiment, plans, save_profile, say)
         elif network is None or network.loopback is None:
             cluster = _with_measured_loopback(cluster, known, plans, workers, say)
+        cluster = perceived(cluster, dilation)
         conditions = Conditions(loaded=loaded, cluster=cluster, network=network, executed=True)
         predictions = _predicted(conditions, plans, known) if workers.is_main else []
-        measurements = run_jobs(jobs, workers, done=lambda i, m: say(_progress(i, plans, m)))
+        undilated: Sequence[Prediction | None] = [None] * len(predictions)
+        if dilation != 1 and workers.is_main:
+            undilated = _predicted(Conditions(loaded=loaded, cluster=stated), plans, known)
+            for note in dilated_run_notes(stated, cluster, jobs, predictions):
+                say(f"note: {note}")
+        measurements = run_jobs(
+            jobs,
+            workers,
+            done=lambda i, m: say(_progress(i, plans, m)),
+            moving=lambda i, ended: say(_on_its_way(i, ended, plans[i], jobs[i])),
+        )
         wanted = [job.emulation is not None and job.emulation.realtime for job in jobs]
         if any(w and not m.realtime for w, m in zip(wanted, measurements, strict=True)):
             say("warning: real-time scheduling is not permitted here: other programs put off ranks that only wait")
-        return _result(experiment, cluster, plans, predictions, measurements) if workers.is_main else None
+        if not workers.is_main:
+            return None
+        return _result(experiment, cluster, plans, predictions, measurements, undilated)
 
 
 def _with_measured_loopback(
@@ -240,6 +257,12 @@ def _complete(
             write_profile(known[title], Path(str(save_profile).replace("{model}", title)))
 
 
+def _on_its_way(index: int, ended: int, plan: Plan, job: RunJob) -> str:
+    """How far a run is that takes long."""
+    what = f"{plan.entry.title}, {plan.strategy.title}"
+    return f"running {index + 1}: {what}: {ended} of {job.training.iterations} iterations done"
+
+
 def _progress(index: int, plans: Sequence[Plan], measurement: Measurement) -> str:
     plan = plans[index]
     took = format_time(measurement.iteration_s)
@@ -256,10 +279,12 @@ def _result(
     plans: Sequence[Plan],
     predictions: Sequence[Prediction],
     measurements: Sequence[Measurement | None],
+    undilated: Sequence[Prediction | None] | None = None,
 ) -> Result:
+    stated = [None] * len(plans) if undilated is None else undilated
     rows = [
-        row_of(experiment, cluster, plan, prediction, measurement)
-        for plan, prediction, measurement in zip(plans, predictions, measurements, strict=True)
+        row_of(experiment, cluster, plan, prediction, measurement, one)
+        for plan, prediction, measurement, one in zip(plans, predictions, measurements, stated, strict=True)
     ]
     return Result(experiment=experiment.name, rows=tuple(rows))
 
@@ -270,6 +295,7 @@ def row_of(
     plan: Plan,
     prediction: Prediction,
     measurement: Measurement | None = None,
+    undilated: Prediction | None = None,
 ) -> Row:
     """The row of a report for one plan."""
     return Row(
@@ -285,4 +311,5 @@ def row_of(
         schedule=plan.schedule,
         prediction=prediction,
         measurement=measurement,
+        undilated=undilated,
     )

@@ -13,6 +13,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_rate, format_time
 from stanza_sim.cluster import Cluster
+from stanza_sim.cluster.dilation import dilated
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
 from stanza_sim.experiment.rows import Plan, cluster_of, plans_of
 from stanza_sim.experiment.scenario import Conditions
@@ -129,14 +130,18 @@ class LiveBench:
         from stanza_sim.execute import Backend
         from stanza_sim.execute.calibrate.calibration import calibrate
         from stanza_sim.execute.calibrate.network import calibrate_network
-        from stanza_sim.profiles.network import with_network
+        from stanza_sim.experiment.emulation import on_testbed
 
         stated, how = self._plans.clusters[network], self._suite.value.execute
         backend = Backend(how.backend)
         with self._ranks(network) as workers:
             begin = time.monotonic()
             found = calibrate_network(
-                workers, stated, testbed=_in_testbed(stated), realtime=self._realtime(cases[0]), backend=backend
+                workers,
+                dilated(stated, how.dilate),
+                testbed=_in_testbed(stated),
+                realtime=self._realtime(cases[0]),
+                backend=backend,
             )
             if not self._emulated:
                 seed = self._suite.value.seed
@@ -145,7 +150,7 @@ class LiveBench:
                     profile = calibrate(workers, plans[0].model, schedules, backend=backend, seed=seed)
                     self._profiles[network, title] = profile
             took_s = time.monotonic() - begin
-        self._clusters[network] = with_network(stated, found)
+        self._clusters[network] = on_testbed(stated, found, how.dilate)
         return f"{_in_words(found)} ({took_s:.0f} s)"
 
     def predict(self, case: Case) -> Predicted:
@@ -176,7 +181,8 @@ class LiveBench:
                 self._workers, plan.model, [plan.schedule], backend=Backend(how.execute.backend), seed=how.seed
             )
             anew = self._plans.predict(case, self._clusters[case.network], profile)
-        iterations = timed_iterations(self._suite.value.timing, (anew or predicted).iteration_s)
+        take_s = (anew or predicted).iteration_s * self._suite.value.execute.dilate
+        iterations = timed_iterations(self._suite.value.timing, take_s)
         (measurement,) = execute([self._job(case, iterations)], self._workers)
         if self._realtime(case) and not measurement.realtime:
             self._once("warning: real-time scheduling is not permitted here: ranks were scheduled as all processes are")
