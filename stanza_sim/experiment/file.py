@@ -178,7 +178,9 @@ def _dilation(value: object) -> object:
 class Execute(Section):
     """How `--execute` starts the ranks."""
 
-    timeout: PositiveSeconds = Field(60.0, description="How long a rank may stay silent before the run has failed.")
+    timeout: PositiveSeconds = Field(
+        60.0, description="How long a rank may stay silent before the run has failed; multiplied by `dilate`."
+    )
     threads_per_rank: Count = Field(1, description="Threads of each rank's computation on a CPU.")
     backend: Literal["auto", "gloo", "nccl"] = Field("auto", description="auto: nccl with one GPU a rank, else gloo.")
     issue: Literal["auto", "eager", "in_order"] = Field(

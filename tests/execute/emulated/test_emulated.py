@@ -203,6 +203,36 @@ def test_a_model_of_any_size_needs_no_more_than_its_longest_message(pool: Pool) 
     assert measured.iteration_s == pytest.approx(sum(alone[0].values()), rel=0.05)
 
 
+def test_what_is_dilated_takes_longer_and_is_reported_as_stated(pool: Pool, tiny: ModelProfile) -> None:
+    """Five times as long by our clock, and every reported time a fifth of what the ranks saw."""
+    schedule = parse(CHAIN)
+    stated = Emulation(seconds=({"f": 0.02}, {"g": 0.03}), device=(0, 1), capacity=(1.0, 1.0), dilation=5.0)
+    job = job_of(tiny, schedule, emulation=stated)
+    reports = [r for r in pool.run(RunTask(job)) if r is not None]
+    measured = merge(job, reports)
+    undivided = merge(replace(job, emulation=replace(stated, dilation=1.0)), reports)
+    assert (measured.dilation, undivided.dilation) == (5.0, 1.0)
+    assert undivided.iteration_s >= 0.25 - 1e-9
+    for key in ("iteration_s", "iteration_s_min", "iteration_s_max"):
+        assert getattr(measured, key) == pytest.approx(getattr(undivided, key) / 5)
+    assert measured.samples_per_s == pytest.approx(undivided.samples_per_s * 5)
+    assert (measured.sent_bytes, measured.received_bytes) == (undivided.sent_bytes, undivided.received_bytes)
+    for one, other in zip(measured.timeline.spans, undivided.timeline.spans, strict=True):
+        assert (one.op, one.rank, one.iteration, one.side, one.nbytes) == (
+            other.op,
+            other.rank,
+            other.iteration,
+            other.side,
+            other.nbytes,
+        )
+        assert (one.start_s, one.end_s) == (other.start_s / 5, other.end_s / 5)
+    ends = measured.timeline.iteration_end_s
+    assert ends == {r: tuple(t / 5 for t in each) for r, each in undivided.timeline.iteration_end_s.items()}
+    for s in measured.timeline.spans:
+        if s.op in ("f", "g"):
+            assert s.duration_s == pytest.approx(stated.seconds[s.rank][s.op], abs=1e-7)
+
+
 def test_durations_are_those_of_the_prediction(tiny: ModelProfile) -> None:
     """Uneven slices, several owners, ranks with other numbers of samples and other speeds."""
     from stanza_sim.simulate.lowering.fold import fold
