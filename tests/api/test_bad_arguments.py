@@ -104,6 +104,7 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "a budget of nothing": (lambda: ss.plan(MODEL, CLUSTER, budget="0s"), "plan: budget"),
     "no evaluations": (lambda: ss.plan(MODEL, CLUSTER, max_evaluations=0), "plan: max_evaluations"),
     "no such suite": (lambda: ss.validate("emulate", dry_run=True), "validate"),
+    "a suite dilated below 1": (lambda: ss.validate(dilate=0.5, dry_run=True), "validate"),
     "no such case": (lambda: ss.validate(only=["nothing"], dry_run=True), "validate"),
     "a run of one iteration": (lambda: ss.measure(SCHEDULE, CLUSTER, iterations=1), "measure"),
     "a dilation below 1": (lambda: ss.measure(SCHEDULE, CLUSTER, compute="emulated", dilate=0.5), "measure: dilate"),
