@@ -44,6 +44,7 @@ def _wider(host: Host, times: float) -> Host:
             bandwidth_Bps=one.bandwidth_Bps * times,
             receive_bandwidth_Bps=None if back is None else back * times,
             bucket=_wider_bucket(one.bucket, times),
+            transport=one.transport.scaled(times),
         )
 
     return replace(

@@ -19,7 +19,7 @@ from stanza_sim.cluster.cluster import (
     with_loopback,
 )
 from stanza_sim.cluster.device import DeviceSpec, load_device
-from stanza_sim.cluster.hardware import Staging, TokenBucket, Traffic
+from stanza_sim.cluster.hardware import Staging, TokenBucket, Traffic, Transport
 from stanza_sim.cluster.load import load_cluster
 
 __all__ = [
@@ -39,6 +39,7 @@ __all__ = [
     "Staging",
     "TokenBucket",
     "Traffic",
+    "Transport",
     "Usage",
     "flow_key",
     "load_cluster",

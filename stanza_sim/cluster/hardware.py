@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from math import inf
+from statistics import NormalDist
 
 
 class LinkKind(StrEnum):
@@ -73,13 +74,45 @@ class DirectedLink:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Transport:
+    """What the software that moves messages between hosts allows and costs, beside what the port carries.
+
+    `stream_Bps` is the most payload that one message moves per second (one TCP connection between two ranks), and
+    `process_Bps` the most that one rank moves in each direction, all its messages together; None is no limit. With
+    `process_inside`, messages between ranks of one host count towards the latter too. `message_core_s` and
+    `byte_core_s` are the core-seconds that a message between hosts, and a byte of it, cost the cores of either host;
+    one core at a time works on a message. `preset` is the data file that values were taken from.
+    """
+
+    preset: str | None = None
+    stream_Bps: float | None = None
+    process_Bps: float | None = None
+    process_inside: bool = False
+    message_core_s: float = 0.0
+    byte_core_s: float = 0.0
+
+    @property
+    def ideal(self) -> bool:
+        """Whether it neither limits nor costs anything."""
+        limits = self.stream_Bps is not None or self.process_Bps is not None
+        return not (limits or self.message_core_s or self.byte_core_s)
+
+    def scaled(self, times: float) -> Transport:
+        """Return it with other limits."""
+        stream_Bps = None if self.stream_Bps is None else self.stream_Bps * times
+        process_Bps = None if self.process_Bps is None else self.process_Bps * times
+        return replace(self, stream_Bps=stream_Bps, process_Bps=process_Bps)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Nic:
     """A network port, full duplex.
 
     `bandwidth_Bps` is the raw rate of each direction and `efficiency` the share of it that payload gets;
     `latency_s` is one way from the host to the switch (or back), `overhead_s` the time that the sending side needs
     for each message before its first byte leaves. Where the way back differs, `receive_bandwidth_Bps` and
-    `receive_latency_s` say so. `background` and `bucket` are those of each side, raw as the rate is.
+    `receive_latency_s` say so. `background` and `bucket` are those of each side, raw as the rate is. `transport` is
+    what the software above it allows and costs.
     """
 
     bandwidth_Bps: float
@@ -90,6 +123,7 @@ class Nic:
     receive_latency_s: float | None = None
     background: Traffic | None = None
     bucket: TokenBucket | None = None
+    transport: Transport = Transport()
 
     @property
     def goodput_Bps(self) -> float:
@@ -158,7 +192,8 @@ class Host:
 
     `device_speed` scales how fast its devices (or cores) compute: 0.5 is half as fast as the device's data say.
     `more_nics` are NICs beside `nic`; `intra` joins the devices, which otherwise talk over the loopback. With `staging`
-    what devices send and receive is copied through the host's memory.
+    what devices send and receive is copied through the host's memory. `device_spread` is the standard deviation of the
+    speed of devices of one kind, relative to their mean; see `pace`.
     """
 
     name: str
@@ -166,6 +201,7 @@ class Host:
     nic: Nic
     devices: tuple[str, ...] = ()
     device_speed: float = 1.0
+    device_spread: float = 0.0
     loopback: Loopback = field(default_factory=Loopback)
     more_nics: tuple[Nic, ...] = ()
     intra: Intra | None = None
@@ -176,9 +212,26 @@ class Host:
         """All NICs."""
         return (self.nic, *self.more_nics)
 
+    def pace(self, together: int) -> float:
+        """Return how fast a device computes, relative to its data, in a job of `together` devices that wait for each
+        other.
+
+        The slowest sets the pace of all: of n, it is as many standard deviations below the mean as the expected maximum
+        of n normal draws, for which Blom's approximation is taken (Statistical Estimates and Transformed
+        Beta-Variables, 1958). Measured spreads: Sinha et al., Not All GPUs Are Created Equal, SC 2022.
+        """
+        if not self.device_spread or together < 2:
+            return self.device_speed
+        slowest = NormalDist().inv_cdf((together - 0.375) / (together + 0.25))
+        return self.device_speed / (1 + self.device_spread * slowest)
+
     def nic_of(self, device: int | None) -> int:
         """Return the number of the NIC that `device` uses: its share of them in order; the first for the cores."""
         return 0 if device is None or not self.devices else device * (1 + len(self.more_nics)) // len(self.devices)
+
+    def transport_of(self, device: int | None) -> Transport:
+        """Return the transport of the NIC that `device` uses."""
+        return self.nics[self.nic_of(device)].transport
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from stanza_sim.base import processes
 from stanza_sim.base.config import Kind, find
 from stanza_sim.base.errors import InputError, at
 from stanza_sim.cluster.cluster import Host, Loopback, Nic, Placement
-from stanza_sim.cluster.hardware import Intra, Staging
+from stanza_sim.cluster.hardware import Intra, Staging, Transport
 from stanza_sim.cluster.sharing import check_fits, make_token_bucket, make_traffic
 from stanza_sim.cluster.topology import (
     IntraSection,
@@ -21,6 +21,7 @@ from stanza_sim.cluster.topology import (
     RateSides,
     StagingSection,
 )
+from stanza_sim.cluster.transports import first, make_transport, preset_of
 
 NO_NIC = Nic(bandwidth_Bps=1.0)
 """Stands in for the NIC of a host that has none; no route uses it."""
@@ -57,19 +58,28 @@ def _sides(value: float | RateSides | LatencySides) -> tuple[float, float | None
 def make_nic(section: NicSection, rate_Bps: float | None) -> Nic:
     """Return the NIC that a section states, with `rate_Bps` in the place of its rate.
 
-    Raises `InputError` for background and bursts that do not fit.
+    Raises `InputError` for background, bursts and limits that do not fit, and for an unknown preset.
     """
+    stated_Bps = max(r for r in _sides(section.rate) if r)
     rate, back = (rate_Bps, None) if rate_Bps else _sides(section.rate)
+    preset, stated = preset_of(section), section.model_fields_set
     latency, late_back = _sides(section.latency)
+    overhead_s, efficiency = section.overhead, section.efficiency
+    if preset is not None:
+        latency = latency if "latency" in stated else first(preset.latency, default=latency)
+        overhead_s = overhead_s if "overhead" in stated else first(preset.overhead, default=overhead_s)
+        efficiency = efficiency if "efficiency" in stated else first(preset.efficiency, default=efficiency)
+    transport = make_transport(section, stated_Bps, Transport())
     return Nic(
         bandwidth_Bps=rate,
         latency_s=latency,
-        overhead_s=section.overhead,
-        efficiency=section.efficiency,
+        overhead_s=overhead_s,
+        efficiency=efficiency,
         receive_bandwidth_Bps=back,
         receive_latency_s=late_back,
         background=make_traffic(section),
         bucket=make_token_bucket(section),
+        transport=transport,
     )
 
 
@@ -84,13 +94,18 @@ def changed_nic(nic: Nic, stated: NicOverride, rate_Bps: float | None) -> Nic:
     if stated.rate is not None and not rate_Bps:
         rate, back = _sides(stated.rate)
         nic = replace(nic, bandwidth_Bps=rate, receive_bandwidth_Bps=back)
+    preset = preset_of(stated)
+    if preset is not None and preset.latency is not None:
+        nic = replace(nic, latency_s=preset.latency, receive_latency_s=None)
     if stated.latency is not None:
         latency, late_back = _sides(stated.latency)
         nic = replace(nic, latency_s=latency, receive_latency_s=late_back)
-    if stated.overhead is not None:
-        nic = replace(nic, overhead_s=stated.overhead)
-    if stated.efficiency is not None:
-        nic = replace(nic, efficiency=stated.efficiency)
+    nic = replace(
+        nic,
+        overhead_s=first(stated.overhead, None if preset is None else preset.overhead, default=nic.overhead_s),
+        efficiency=first(stated.efficiency, None if preset is None else preset.efficiency, default=nic.efficiency),
+        transport=make_transport(stated, max(nic.bandwidth_Bps, nic.receive_bandwidth_Bps or 0.0), nic.transport),
+    )
     if stated.background is not None:
         nic = replace(nic, background=make_traffic(stated))
     if (bucket := make_token_bucket(stated)) is not None:

@@ -199,6 +199,7 @@ class Builder:
                     nic=nics[0],
                     devices=devices,
                     device_speed=group.device_speed,
+                    device_spread=group.device_spread,
                     loopback=loopback,
                     more_nics=nics[1:],
                     intra=intra,

@@ -141,7 +141,17 @@ def _places(cluster: Network, colour: Sequence[int] | None, *, alone: bool) -> l
     separate = alone or bool(cluster.fabric.cables)
     for h, host in enumerate(cluster.hosts):
         sides = tuple((links[k].bandwidth_Bps, links[k].latency_s) for nic in cluster.nic_links_of(h) for k in nic)
-        own = (host.cores, host.nics, host.devices, host.device_speed, host.loopback, host.intra, host.staging, sides)
+        own = (
+            host.cores,
+            host.nics,
+            host.devices,
+            host.device_speed,
+            host.device_spread,
+            host.loopback,
+            host.intra,
+            host.staging,
+            sides,
+        )
         look = (own, None if colour is None else colour[h])
         at = h if separate else tuple(ports[tx // 2] for tx, _ in cluster.nic_links_of(h))
         found.setdefault((look, at), []).append(h)

@@ -13,6 +13,9 @@ from stanza_sim.base.config import Count, Factor, Fraction, Section
 from stanza_sim.base.units import PositiveSeconds, Rate, Seconds, Size
 from stanza_sim.cluster.hardware import IntraKind, Loopback, RoutingKind
 
+Spread = Annotated[float, Field(strict=True, ge=0, le=0.5)]
+"""A standard deviation, relative to the mean."""
+
 
 def _form(value: object) -> str:
     """Tell a quantity that is one text from one by direction, so that what is wrong with either can be said."""
@@ -75,7 +78,18 @@ class Shared(Section):
     peak: Rate | None = None
 
 
-class NicSection(Shared):
+class TransportKeys(Section):
+    """What a NIC may state of its transport; see `stanza_sim.cluster.Transport`. What it states overrides `preset`."""
+
+    preset: str | None = Field(None, min_length=1)
+    stream_rate: Rate | None = None
+    process_rate: Rate | None = None
+    process_inside: bool | None = None
+    message_core: Seconds | None = None
+    byte_core: Seconds | None = None
+
+
+class NicSection(Shared, TransportKeys):
     """`nic:` of a host group, or an entry of its `nics:`."""
 
     rate: SidesRate = Field(description="write the raw rate of the port, such as `rate: 10Gbps`")
@@ -113,6 +127,7 @@ class HostSection(Section):
     cores: Count | Literal["this-machine"]
     devices: tuple[str, ...] = ()
     device_speed: Factor = 1.0
+    device_spread: Spread = 0.0
     nic: NicSection | None = None
     nics: Count | Annotated[tuple[NicSection, ...], Field(min_length=1)] | None = None
     intra: IntraSection | None = None
@@ -127,7 +142,7 @@ class StagingSection(Section):
     latency: Seconds = 0.0
 
 
-class NicOverride(Shared):
+class NicOverride(Shared, TransportKeys):
     """`nic:` of a single host under `overrides:`, for all its NICs; what it leaves out stays."""
 
     rate: SidesRate | None = None

@@ -97,6 +97,25 @@ def _host_rows(cluster: Cluster) -> list[tuple[str, ...]]:
     return rows
 
 
+def _transports(cluster: Cluster) -> list[str]:
+    """What is in force of each kind of transport that some NIC states."""
+    found = dict.fromkeys(nic.transport for host in cluster.hosts for nic in host.nics)
+    texts = []
+    for stated in found:
+        parts = []
+        if stated.stream_Bps is not None:
+            parts.append(f"at most {format_rate(stated.stream_Bps)} a message")
+        if stated.process_Bps is not None:
+            inside = ", those inside the host too" if stated.process_inside else ""
+            parts.append(f"at most {format_rate(stated.process_Bps)} each way a process{inside}")
+        if stated.message_core_s or stated.byte_core_s:
+            message, byte_ns = format_time(stated.message_core_s), stated.byte_core_s * 1e9
+            parts.append(f"{message} of a core a message, {byte_ns:.3g} ns a byte, at both hosts")
+        if parts or stated.preset:
+            texts.append(": ".join(filter(None, (stated.preset, "; ".join(parts)))))
+    return texts
+
+
 def print_cluster(cluster: Cluster, console: Console) -> None:
     """Hosts with their cores, devices, NICs and ranks; what is between them."""
     several = len(cluster.hosts) > 1
@@ -111,6 +130,7 @@ def print_cluster(cluster: Cluster, console: Console) -> None:
         latency, overhead = format_time(cluster.latency_s(0, 1)), format_time(first.nic.overhead_s)
         facts.append(("switches", _first(cluster.switches)))
         facts.append(("messages", f"{first.name} to {cluster.hosts[1].name}: {latency}, {overhead} to send one"))
+        facts += [("transport" if i == 0 else "", text) for i, text in enumerate(_transports(cluster))]
     shares = cluster.world_size > len({place.host for place in cluster.placement})
     if first.intra is not None:
         inside = first.intra
