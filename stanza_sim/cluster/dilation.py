@@ -21,6 +21,7 @@ from stanza_sim.cluster.hardware import (
     Staging,
     TokenBucket,
     Traffic,
+    Transport,
 )
 
 
@@ -29,7 +30,8 @@ def dilated(cluster: Cluster, dilation: float) -> Cluster:
 
     Rates of NICs and links are divided, and those of background traffic and of the peaks of token buckets with them;
     what comes and goes does so more slowly. Token buckets hold as many bytes as before, and so pass the same share of
-    a message. Latencies, costs of messages, and what is inside hosts stay: they are the emulating machine's own.
+    a message. Latencies, what the software that moves messages allows and costs, and what is inside hosts stay: they
+    are the emulating machine's own.
     """
     if dilation == 1:
         return cluster
@@ -107,6 +109,15 @@ def _perceived_nic(nic: Nic, by: float) -> Nic:
         latency_s=nic.latency_s * by,
         overhead_s=nic.overhead_s * by,
         receive_latency_s=None if late_s is None else late_s * by,
+        transport=_perceived_transport(nic.transport, by),
+    )
+
+
+def _perceived_transport(transport: Transport, by: float) -> Transport:
+    return replace(
+        transport.scaled(1 / by),
+        message_core_s=transport.message_core_s * by,
+        byte_core_s=transport.byte_core_s * by,
     )
 
 

@@ -7,13 +7,15 @@ divided again. A prediction to compare with is made of what single messages took
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import format_time
-from stanza_sim.cluster import Cluster
+from stanza_sim.cluster import Cluster, Host
 from stanza_sim.cluster.dilation import dilated, perceived
+from stanza_sim.cluster.hardware import Transport
 from stanza_sim.execute import Emulation, RankPlace
 from stanza_sim.experiment.file import Experiment
 from stanza_sim.experiment.rows import Plan
@@ -69,13 +71,30 @@ def notes_on(cluster: Cluster, dilation: float = 1.0) -> tuple[str, ...]:
     return tuple(found)
 
 
-def on_testbed(cluster: Cluster, network: NetworkProfile, dilation: float) -> Cluster:
+def shaped(cluster: Cluster, dilation: float = 1.0) -> Cluster:
+    """`cluster` as a testbed shapes its links.
+
+    They are `dilation` times slower. A stated `transport` is left out, since what moves messages there is the software
+    of this machine.
+    """
+    cluster = dilated(cluster, dilation)
+    if all(nic.transport.ideal for host in cluster.hosts for nic in host.nics):
+        return cluster
+    return replace(cluster, hosts=tuple(_with_own_transport(host) for host in cluster.hosts))
+
+
+def _with_own_transport(host: Host) -> Host:
+    first, *more = (replace(nic, transport=Transport()) for nic in host.nics)
+    return replace(host, nic=first, more_nics=tuple(more))
+
+
+def on_testbed(cluster: Cluster, network: NetworkProfile, dilation: float = 1.0) -> Cluster:
     """`cluster` as a testbed that was calibrated emulates it, by the clock of a dilated run.
 
     `network` is of the links as they are shaped. What does not scale with the rates, which is all that it has of
     latency and of overhead, takes `dilation` times less by that clock.
     """
-    return perceived(with_network(dilated(cluster, dilation), network), dilation)
+    return perceived(with_network(shaped(cluster, dilation), network), dilation)
 
 
 def dilated_run_notes(

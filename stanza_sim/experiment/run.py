@@ -16,7 +16,7 @@ from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_time
 from stanza_sim.base.version import __version__
 from stanza_sim.cluster import Cluster, with_loopback
-from stanza_sim.cluster.dilation import dilated, perceived
+from stanza_sim.cluster.dilation import perceived
 from stanza_sim.execute.rank.steal import MOST_STOLEN
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
@@ -149,7 +149,7 @@ def _executed(
     """Calibrate what is not known, predict every row, then run it; see `run_loaded`."""
     from stanza_sim.execute import Backend
     from stanza_sim.execute import execute as run_jobs
-    from stanza_sim.experiment.emulation import dilated_run_notes
+    from stanza_sim.experiment.emulation import dilated_run_notes, shaped
     from stanza_sim.experiment.network_cache import network_for
 
     experiment = loaded.value
@@ -158,7 +158,7 @@ def _executed(
     backend = Backend(experiment.execute.backend)
     with open_ranks(loaded, cluster, testbed=testbed, say=say) as workers:
         stated, dilation = cluster, experiment.execute.dilate
-        cluster = dilated(stated, dilation)
+        cluster = shaped(stated, dilation) if testbed else stated
         network = network_for(
             workers, cluster, given=network, testbed=testbed, realtime=in_realtime, backend=backend, say=say
         )

@@ -215,6 +215,8 @@ def _notes(cluster: Cluster) -> Iterator[str]:
     stated += [f"overhead per message (up to {format_time(overhead)})"] * (overhead > 0)
     if stated:
         yield f"the topology's {' and '.join(stated)} cannot be emulated: here both are what this machine takes"
+    if not all(host.nic.transport.ideal for host in cluster.hosts):
+        yield "what the topology says of the transport is not emulated: messages flow and cost as on this machine"
     off = {host.nic.efficiency for host in cluster.hosts if abs(host.nic.efficiency - GOODPUT_SHARE) > NEAR}
     if off:
         values = ", ".join(f"{value:g}" for value in sorted(off))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from stanza_sim import strategies
 from stanza_sim.cluster import Cluster, Loopback, Staging, TokenBucket, Traffic, load_cluster
 from stanza_sim.cluster.dilation import dilated, perceived
+from stanza_sim.cluster.hardware import Transport
 from stanza_sim.model.zoo import load_model
 from stanza_sim.simulate import simulate
 from stanza_sim.simulate.costs import costs_for
@@ -77,6 +78,16 @@ def test_both_sides_of_a_nic_background_and_what_is_inside_a_host(cluster: Clust
         latency_s=real.latency_s / 4,
         message_core_s=real.message_core_s / 4,
         byte_core_s=real.byte_core_s / 4,
+    )
+
+
+def test_what_software_allows_and_costs_is_real(cluster: Cluster) -> None:
+    stated = Transport(preset="tcp", stream_Bps=2e9, process_inside=True, message_core_s=4e-6, byte_core_s=1e-9)
+    host = replace(cluster.hosts[0], nic=replace(cluster.hosts[0].nic, transport=stated))
+    changed = replace(cluster, hosts=(host, *cluster.hosts[1:]))
+    assert dilated(changed, 4.0).hosts[0].nic.transport == stated
+    assert perceived(changed, 4.0).hosts[0].nic.transport == replace(
+        stated, stream_Bps=8e9, message_core_s=1e-6, byte_core_s=0.25e-9
     )
 
 

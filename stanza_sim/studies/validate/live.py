@@ -13,7 +13,6 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_rate, format_time
 from stanza_sim.cluster import Cluster
-from stanza_sim.cluster.dilation import dilated
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
 from stanza_sim.experiment.rows import Plan, cluster_of, plans_of
 from stanza_sim.experiment.scenario import Conditions
@@ -130,16 +129,17 @@ class LiveBench:
         from stanza_sim.execute import Backend
         from stanza_sim.execute.calibrate.calibration import calibrate
         from stanza_sim.execute.calibrate.network import calibrate_network
-        from stanza_sim.experiment.emulation import on_testbed
+        from stanza_sim.experiment.emulation import on_testbed, shaped
+        from stanza_sim.profiles.network import with_network
 
         stated, how = self._plans.clusters[network], self._suite.value.execute
-        backend = Backend(how.backend)
+        backend, testbed = Backend(how.backend), _in_testbed(stated)
         with self._ranks(network) as workers:
             begin = time.monotonic()
             found = calibrate_network(
                 workers,
-                dilated(stated, how.dilate),
-                testbed=_in_testbed(stated),
+                shaped(stated, how.dilate) if testbed else stated,
+                testbed=testbed,
                 realtime=self._realtime(cases[0]),
                 backend=backend,
             )
@@ -150,7 +150,7 @@ class LiveBench:
                     profile = calibrate(workers, plans[0].model, schedules, backend=backend, seed=seed)
                     self._profiles[network, title] = profile
             took_s = time.monotonic() - begin
-        self._clusters[network] = on_testbed(stated, found, how.dilate)
+        self._clusters[network] = on_testbed(stated, found, how.dilate) if testbed else with_network(stated, found)
         return f"{_in_words(found)} ({took_s:.0f} s)"
 
     def predict(self, case: Case) -> Predicted:
