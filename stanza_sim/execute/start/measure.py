@@ -94,7 +94,7 @@ def _spans(job: RunJob, by_rank: dict[int, RankReport], clocks: dict[int, _Clock
         for unit, iteration, begin, _ in report.spans:
             if isinstance(units[unit].op, Collective):
                 key = units[unit].op.name, iteration
-                joined[key] = max(joined.get(key, begin), to0(begin))
+                joined[key] = max(joined.get(key, to0(begin)), to0(begin))
     spans: list[Span] = []
     for rank, report in by_rank.items():
         to0, units = clocks[rank], programs[rank]
