@@ -18,6 +18,7 @@ class LinkKind(StrEnum):
     BACKPLANE = "backplane"  # what a switch passes on in total
     DEVICE_OUT = "device-out"  # from a device into its host's internal fabric
     DEVICE_IN = "device-in"  # and back
+    INSIDE = "inside"  # another link inside a host: of its PCIe tree, of a socket, to its memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,18 +173,58 @@ class IntraKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PcieTree:
+    """What joins devices, NICs and sockets of a host beside the devices' own links; see `stanza_sim.cluster.inside`.
+
+    `switches` are the devices under each PCIe switch, whose uplink carries `switch_Bps` in each direction (raw; None:
+    as much as a device's link). Each of `sockets` has a root complex that passes on `root_Bps` in total and memory
+    that reads and writes `memory_Bps` in total; a socket sends `socket_Bps` to another. None is no limit. NICs hang at
+    root complexes or, with `nics_at_switches`, at switches, each kind shared out in order.
+    """
+
+    switches: tuple[tuple[int, ...], ...] = ()
+    switch_Bps: float | None = None
+    sockets: int = 1
+    root_Bps: float | None = None
+    socket_Bps: float | None = None
+    memory_Bps: float | None = None
+    nics_at_switches: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Intra:
     """The fabric inside a host: every device has one link out of it and one into it, over a switch that never limits.
 
     `bandwidth_Bps` is the raw rate of a device's link in each direction, `efficiency` the share that payload gets,
     `latency_s` the time across one link, so a message from device to device takes two. PCIe is also the way to the
     NICs, so there a message to another host crosses its device's links too; NVLink joins the devices only.
+    With `tree`, which only PCIe has, what is between the devices limits too. `host_link_Bps` is what a device of an
+    NVLink host and the host's memory exchange in each direction; left out, they use the loopback.
     """
 
     kind: IntraKind
     bandwidth_Bps: float
     latency_s: float = 0.0
     efficiency: float = 1.0
+    tree: PcieTree | None = None
+    host_link_Bps: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Losses:
+    """What a host's ranks lose beside computing and moving bytes; all of it is off by default.
+
+    A collective takes `collective_share` of a device while it moves data (NCCL's channels occupy multiprocessors), so a
+    computation beside it runs at one less that share. At the start of an iteration each rank spends
+    `iteration_overhead_s`, and `overhead_per_device_s` more for each further rank with a device on its host (the
+    framework's launching and synchronising). With `barrier`, a rank begins an iteration only when it is through with
+    everything of the one before, as a training loop does that waits for its last update.
+    """
+
+    collective_share: float = 0.0
+    iteration_overhead_s: float = 0.0
+    overhead_per_device_s: float = 0.0
+    barrier: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +234,10 @@ class Host:
     `device_speed` scales how fast its devices (or cores) compute: 0.5 is half as fast as the device's data say.
     `more_nics` are NICs beside `nic`; `intra` joins the devices, which otherwise talk over the loopback. With `staging`
     what devices send and receive is copied through the host's memory. `device_spread` is the standard deviation of the
-    speed of devices of one kind, relative to their mean; see `pace`.
+    speed of devices of one kind, relative to their mean; see `pace`. `reduce_Bps` is at how many bytes per second a
+    rank on its cores adds up contributions and updates parameters; ranks on the cores of a host with devices do nothing
+    else. `losses` are what a full host loses. `nccl` is the path of what NCCL reaches there, if that is stated; see
+    `stanza_sim.cluster.nccl`.
     """
 
     name: str
@@ -206,6 +250,9 @@ class Host:
     more_nics: tuple[Nic, ...] = ()
     intra: Intra | None = None
     staging: Staging | None = None
+    nccl: str | None = None
+    reduce_Bps: float | None = None
+    losses: Losses = Losses()
 
     @property
     def nics(self) -> tuple[Nic, ...]:
@@ -270,14 +317,29 @@ class Routing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class InnerLinks:
+    """The links inside a host, as indices into `Cluster.links`.
+
+    `devices[d]` and `host_links[d]` are (out, in) of device d, `uplinks[w]` are (up, down) of PCIe switch w, `roots`
+    and `memories` are by socket, and `sockets[a][b]` leads from socket a to socket b. Empty: no such link.
+    """
+
+    devices: tuple[tuple[int, int], ...] = ()
+    host_links: tuple[tuple[int, int], ...] = ()
+    uplinks: tuple[tuple[int, int], ...] = ()
+    roots: tuple[int, ...] = ()
+    memories: tuple[int, ...] = ()
+    sockets: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Fabric:
     """How hosts hang together. All numbers are indices of hosts, of switches or into `Cluster.links`.
 
     `attached[h]` are the switches of host h; `trunks` are (switch, switch, link) and `cables` (host, host, links),
     each for one direction. `ports[h][n]` are the switches of NIC n of host h; left out, all hosts have one NIC.
-    `backplanes` are (switch, link). `device_links[h][d]` are the links (out, in) of device d into the fabric inside
-    host h; left out, no host has one. With `forwarding` messages pass through other hosts, over cables, and there
-    are no switches.
+    `backplanes` are (switch, link). `inside[h]` are the links inside host h; left out, no host has any. With
+    `forwarding` messages pass through other hosts, over cables, and there are no switches.
     """
 
     attached: tuple[tuple[int, ...], ...]
@@ -285,6 +347,11 @@ class Fabric:
     cables: tuple[tuple[int, int, tuple[int, ...]], ...] = ()
     ports: tuple[tuple[tuple[int, ...], ...], ...] = ()
     backplanes: tuple[tuple[int, int], ...] = ()
-    device_links: tuple[tuple[tuple[int, int], ...], ...] = ()
+    inside: tuple[InnerLinks, ...] = ()
     forwarding: bool = False
     routing: Routing = field(default_factory=Routing)
+
+    @property
+    def device_links(self) -> tuple[tuple[tuple[int, int], ...], ...]:
+        """The links (out, in) of each device into the fabric inside its host, by host."""
+        return tuple(found.devices for found in self.inside)

@@ -107,19 +107,47 @@ class LoopbackSection(Section):
     byte_core: Seconds = Loopback().byte_core_s
 
 
+_Device = Annotated[int, Field(strict=True, ge=0)]
+
+
 class IntraSection(Section):
-    """`intra:` of a host group; see `stanza_sim.cluster.Intra`."""
+    """`intra:` of a host group; see `stanza_sim.cluster.Intra` and `PcieTree`.
+
+    `switches` lists the devices under each PCIe switch, by number; in its place, `per_switch` is how many devices each
+    has, in order. `host_link` is for NVLink hosts.
+    """
 
     kind: IntraKind
     rate: Rate
     latency: Seconds = 0.0
     efficiency: Fraction = 1.0
+    switches: Annotated[tuple[Annotated[tuple[_Device, ...], Field(min_length=1)], ...], Field(min_length=1)] | None = (
+        None
+    )
+    per_switch: Count | None = None
+    switch_rate: Rate | None = None
+    sockets: Count | None = None
+    root_rate: Rate | None = None
+    socket_rate: Rate | None = None
+    host_memory_rate: Rate | None = None
+    nics_at: Literal["root", "switch"] | None = None
+    host_link: Rate | None = None
+
+
+class LossesSection(Section):
+    """`losses:` of a host group; see `stanza_sim.cluster.Losses`."""
+
+    collective_share: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
+    iteration_overhead: Seconds = 0.0
+    overhead_per_device: Seconds = 0.0
+    barrier: Annotated[bool, Field(strict=True)] = False
 
 
 class HostSection(Section):
     """An entry of `hosts:`: one host or, with `count`, that many, called `name-0`, `name-1` and so on.
 
-    `nics` is the number of NICs like `nic`, or a list of them in its place.
+    `nics` is the number of NICs like `nic`, or a list of them in its place. `nccl` names what NCCL reaches there; see
+    `stanza_sim.cluster.nccl`.
     """
 
     name: str = Field(min_length=1)
@@ -132,7 +160,10 @@ class HostSection(Section):
     nics: Count | Annotated[tuple[NicSection, ...], Field(min_length=1)] | None = None
     intra: IntraSection | None = None
     staging: StagingSection | None = None
+    nccl: str | None = Field(None, min_length=1)
     loopback: LoopbackSection = LoopbackSection()
+    reduce_rate: Rate | None = None
+    losses: LossesSection = LossesSection()
 
 
 class StagingSection(Section):
@@ -161,6 +192,8 @@ class HostOverride(Section):
     intra: IntraSection | None = None
     staging: StagingSection | None = None
     loopback: LoopbackSection | None = None
+    reduce_rate: Rate | None = None
+    losses: LossesSection | None = None
 
 
 class SwitchSection(Section):
@@ -277,7 +310,11 @@ class RoutingSection(Section):
 
 
 class TopologySection(Section):
-    """A topology file. `fabric` stands for `switches` and `links`."""
+    """A topology file. `fabric` stands for `switches` and `links`.
+
+    `cpu_ranks_per_host` places so many ranks on the cores of each host with devices, after all others; in `placement`
+    such a rank is `HOST/cpu`.
+    """
 
     name: str = Field(min_length=1)
     description: str = ""
@@ -291,3 +328,4 @@ class TopologySection(Section):
     overrides: dict[str, HostOverride] = Field(default_factory=dict)
     placement: tuple[str, ...] | None = None
     ranks_per_host: Count | None = None
+    cpu_ranks_per_host: Count | None = None

@@ -12,6 +12,7 @@ from stanza_sim.profiles.blocks import Profile, require
 from stanza_sim.simulate.cost_model import CostModel, RankCosts
 from stanza_sim.simulate.measured_costs import MeasuredCosts
 from stanza_sim.simulate.roofline import HALF, UPDATE_PASSES, RooflineCosts, measured_name
+from stanza_sim.simulate.server_costs import ServerCosts
 from stanza_sim.simulate.throughput import ScaledCosts, check_throughput, with_given_throughput
 
 __all__ = [
@@ -36,15 +37,22 @@ class Costs:
     """
 
     def __init__(self, cluster: Cluster, make: Callable[[str, float], CostModel]) -> None:
-        self._models: dict[tuple[str, float], CostModel] = {}
+        self._models: dict[object, CostModel] = {}
         self._of_rank: list[CostModel] = []
         together = sum(place.device is not None for place in cluster.placement)
         paces = [host.pace(together) for host in cluster.hosts]
         for rank, place in enumerate(cluster.placement):
             host = cluster.hosts[place.host]
-            key = cluster.device_of(rank), host.device_speed if place.device is None else paces[place.host]
+            device, on_cores = cluster.device_of(rank), place.device is None
+            speed = host.device_speed if on_cores else paces[place.host]
+            reduce_Bps = host.reduce_Bps if on_cores else None
+            serves = reduce_Bps is not None and bool(host.devices)
+            key = device, speed, reduce_Bps, serves
             if key not in self._models:
-                self._models[key] = make(*key)
+                if reduce_Bps is None:
+                    self._models[key] = make(device, speed)
+                else:
+                    self._models[key] = ServerCosts(host, reduce_Bps, None if serves else make(device, speed))
             self._of_rank.append(self._models[key])
         spreads = {host.device_spread for host in cluster.hosts if host.devices and host.device_spread}
         self._note = (

@@ -106,3 +106,11 @@ def test_graphs_state_transports(tmp_path: Path) -> None:
 def test_bad_graphs(tmp_path: Path, edge: dict[str, object], trunk: dict[str, object], says: str) -> None:
     with pytest.raises(InputError, match=says):
         load_cluster(graph(tmp_path, edge, trunk))
+
+
+def test_the_documentation_lists_all_that_is_shipped() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "clusters.md").read_text()
+    for name in config.available("transports"):
+        assert f"`{name}`" in page, name
+    for path in (Path(__file__).parents[2] / "topologies").glob("*.yaml"):
+        assert f"[{path.stem}](../../topologies/{path.name})" in page, path.stem

@@ -70,12 +70,7 @@ def fold(schedule: Schedule, cluster: Cluster) -> Folding:
     hosts = np.array([p.host for p in cluster.placement], dtype=np.int64)
     kinds: dict[object, int] = {}
     colour: Colours = np.zeros(n, dtype=np.int64)
-    host_kind = [
-        kinds.setdefault(
-            (h.cores, h.nic, h.devices, h.device_speed, h.device_spread, h.loopback, h.staging), len(kinds)
-        )
-        for h in cluster.hosts
-    ]
+    host_kind = [kinds.setdefault(replace(h, name=""), len(kinds)) for h in cluster.hosts]
     features = [np.array(host_kind)[hosts], _device_features(cluster)]
     features += [*_role_features(schedule), *_copied_features(schedule, cluster)]
     features += _crossing_features(schedule, cluster)
@@ -104,7 +99,7 @@ def fold(schedule: Schedule, cluster: Cluster) -> Folding:
 def _one_rank_per_nic(cluster: Cluster) -> bool:
     """Whether each host has at most one rank, one NIC and no internal fabric: what orbits of hosts speak of."""
     hosts = {p.host for p in cluster.placement}
-    alone = len(hosts) == cluster.world_size and not cluster.fabric.device_links
+    alone = len(hosts) == cluster.world_size and not cluster.fabric.inside
     return alone and all(len(h.nics) <= 1 for h in cluster.hosts)
 
 

@@ -56,7 +56,8 @@ class MessageActivities:
             sizes = self.resources.link_sizes
             weights = [share * flows / sizes[orbits.link_class[q]] for q, share in links]
         else:
-            weights[0], weights[-1] = leaving, entering
+            weights[0] *= leaving
+            weights[-1] *= entering
         return Activity(
             work=work,
             usage=usage_of((self.resources.link(q), w) for (q, _), w in zip(links, weights, strict=True)),
