@@ -16,13 +16,18 @@ from stanza_sim.cluster.hardware import (
     DirectedLink,
     Host,
     Intra,
+    LinkKind,
     Loopback,
+    Losses,
     Nic,
+    PcieTree,
     Staging,
     TokenBucket,
     Traffic,
     Transport,
 )
+
+_INSIDE = (LinkKind.DEVICE_OUT, LinkKind.DEVICE_IN, LinkKind.INSIDE)
 
 
 def dilated(cluster: Cluster, dilation: float) -> Cluster:
@@ -43,14 +48,15 @@ def dilated(cluster: Cluster, dilation: float) -> Cluster:
         )
         for host in cluster.hosts
     )
-    return replace(cluster, hosts=hosts, links=tuple(_slower_link(link, dilation) for link in cluster.links))
+    links = (link if link.kind in _INSIDE else _slower_link(link, dilation) for link in cluster.links)
+    return replace(cluster, hosts=hosts, links=tuple(links))
 
 
 def perceived(cluster: Cluster, dilation: float) -> Cluster:
     """Return a dilated `cluster` as it looks by a clock that runs `dilation` times slower.
 
     Every rate is multiplied and every time divided; so predicting an iteration here is predicting one that computes
-    `dilation` times longer on `cluster`, and dividing.
+    `dilation` times longer on `cluster`, and dividing. Only what NCCL takes is as before: emulated ranks use gloo.
     """
     if dilation == 1:
         return cluster
@@ -131,7 +137,34 @@ def _perceived_loopback(loopback: Loopback, by: float) -> Loopback:
 
 
 def _perceived_inside(part: Intra, by: float) -> Intra:
-    return replace(part, bandwidth_Bps=part.bandwidth_Bps / by, latency_s=part.latency_s * by)
+    return replace(
+        part,
+        bandwidth_Bps=part.bandwidth_Bps / by,
+        latency_s=part.latency_s * by,
+        tree=None if part.tree is None else _perceived_tree(part.tree, by),
+        host_link_Bps=None if part.host_link_Bps is None else part.host_link_Bps / by,
+    )
+
+
+def _perceived_tree(tree: PcieTree, by: float) -> PcieTree:
+    def faster(rate_Bps: float | None) -> float | None:
+        return None if rate_Bps is None else rate_Bps / by
+
+    return replace(
+        tree,
+        switch_Bps=faster(tree.switch_Bps),
+        root_Bps=faster(tree.root_Bps),
+        socket_Bps=faster(tree.socket_Bps),
+        memory_Bps=faster(tree.memory_Bps),
+    )
+
+
+def _perceived_losses(losses: Losses, by: float) -> Losses:
+    return replace(
+        losses,
+        iteration_overhead_s=losses.iteration_overhead_s * by,
+        overhead_per_device_s=losses.overhead_per_device_s * by,
+    )
 
 
 def _perceived_staging(part: Staging, by: float) -> Staging:
@@ -146,4 +179,5 @@ def _perceived_host(host: Host, by: float) -> Host:
         loopback=_perceived_loopback(host.loopback, by),
         intra=None if host.intra is None else _perceived_inside(host.intra, by),
         staging=None if host.staging is None else _perceived_staging(host.staging, by),
+        losses=_perceived_losses(host.losses, by),
     )

@@ -15,7 +15,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import format_time
 from stanza_sim.cluster import Cluster, Host
 from stanza_sim.cluster.dilation import dilated, perceived
-from stanza_sim.cluster.hardware import Transport
+from stanza_sim.cluster.hardware import Losses, Transport
 from stanza_sim.execute import Emulation, RankPlace
 from stanza_sim.experiment.file import Experiment
 from stanza_sim.experiment.rows import Plan
@@ -74,18 +74,17 @@ def notes_on(cluster: Cluster, dilation: float = 1.0) -> tuple[str, ...]:
 def shaped(cluster: Cluster, dilation: float = 1.0) -> Cluster:
     """`cluster` as a testbed shapes its links.
 
-    They are `dilation` times slower. A stated `transport` is left out, since what moves messages there is the software
-    of this machine.
+    They are `dilation` times slower. What hosts state of transports and losses is left out: messages are moved by the
+    software of this machine, and ranks that wait lose nothing.
     """
     cluster = dilated(cluster, dilation)
-    if all(nic.transport.ideal for host in cluster.hosts for nic in host.nics):
-        return cluster
-    return replace(cluster, hosts=tuple(_with_own_transport(host) for host in cluster.hosts))
+    hosts = tuple(map(_bare, cluster.hosts))
+    return cluster if hosts == cluster.hosts else replace(cluster, hosts=hosts)
 
 
-def _with_own_transport(host: Host) -> Host:
+def _bare(host: Host) -> Host:
     first, *more = (replace(nic, transport=Transport()) for nic in host.nics)
-    return replace(host, nic=first, more_nics=tuple(more))
+    return replace(host, nic=first, more_nics=tuple(more), losses=Losses())
 
 
 def on_testbed(cluster: Cluster, network: NetworkProfile, dilation: float = 1.0) -> Cluster:

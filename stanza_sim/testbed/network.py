@@ -17,6 +17,7 @@ from math import ceil, floor
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import format_rate, format_time
 from stanza_sim.cluster import Cluster, RoutingKind, TokenBucket
+from stanza_sim.cluster.hardware import Losses
 
 GOODPUT_SHARE = 1448 / 1514
 """Share of a shaped rate that TCP's payload gets: of 1500 bytes of IP 52 are headers, and `tc` counts Ethernet's 14."""
@@ -217,6 +218,8 @@ def _notes(cluster: Cluster) -> Iterator[str]:
         yield f"the topology's {' and '.join(stated)} cannot be emulated: here both are what this machine takes"
     if not all(host.nic.transport.ideal for host in cluster.hosts):
         yield "what the topology says of the transport is not emulated: messages flow and cost as on this machine"
+    if any(host.losses != Losses() for host in cluster.hosts):
+        yield "losses of full hosts are not emulated, and left out of the prediction beside the run"
     off = {host.nic.efficiency for host in cluster.hosts if abs(host.nic.efficiency - GOODPUT_SHARE) > NEAR}
     if off:
         values = ", ".join(f"{value:g}" for value in sorted(off))

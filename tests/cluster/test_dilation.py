@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from stanza_sim import strategies
 from stanza_sim.cluster import Cluster, Loopback, Staging, TokenBucket, Traffic, load_cluster
 from stanza_sim.cluster.dilation import dilated, perceived
-from stanza_sim.cluster.hardware import Transport
+from stanza_sim.cluster.hardware import Intra, IntraKind, LinkKind, Losses, PcieTree, Transport
 from stanza_sim.model.zoo import load_model
 from stanza_sim.simulate import simulate
 from stanza_sim.simulate.costs import costs_for
@@ -91,6 +91,29 @@ def test_what_software_allows_and_costs_is_real(cluster: Cluster) -> None:
     )
 
 
+def test_what_is_inside_a_host_and_what_it_loses_is_real(tmp_path: Path) -> None:
+    tree = PcieTree(switches=((0, 1),), switch_Bps=8e9, root_Bps=None, memory_Bps=2e10)
+    stated = replace(
+        load_cluster("multi-gpu", nodes=2).hosts[0],
+        intra=Intra(kind=IntraKind.PCIE, bandwidth_Bps=1e10, latency_s=4e-6, tree=tree, host_link_Bps=6e9),
+        losses=Losses(collective_share=0.1, iteration_overhead_s=2e-3, overhead_per_device_s=4e-4, barrier=True),
+    )
+    two = load_cluster("multi-gpu", nodes=2)
+    slow = dilated(two, 4.0)
+    kinds = {(a.kind, b.bandwidth_Bps / a.bandwidth_Bps) for a, b in zip(two.links, slow.links, strict=True)}
+    assert (LinkKind.DEVICE_OUT, 1.0) in kinds
+    assert (LinkKind.SEND, 0.25) in kinds
+    seen = perceived(replace(two, hosts=(stated, *two.hosts[1:])), 4.0).hosts[0]
+    assert seen.intra == Intra(
+        kind=IntraKind.PCIE,
+        bandwidth_Bps=4e10,
+        latency_s=1e-6,
+        tree=replace(tree, switch_Bps=3.2e10, memory_Bps=8e10),
+        host_link_Bps=2.4e10,
+    )
+    assert seen.losses == replace(stated.losses, iteration_overhead_s=5e-4, overhead_per_device_s=1e-4)
+
+
 @settings(max_examples=6, deadline=None)
 @given(
     dilation=st.floats(1.0, 100.0),
@@ -99,7 +122,7 @@ def test_what_software_allows_and_costs_is_real(cluster: Cluster) -> None:
 def test_predicting_by_the_slow_clock_is_predicting_the_slow_run_and_dividing(dilation: float, name: str) -> None:
     """Rates divided, computations longer, latencies and costs of messages as they are: then all times divided."""
     model = load_model("alexnet")
-    stated = load_cluster("ec2-p3-10", nodes=4)
+    stated = replace(load_cluster("ec2-p3-10", nodes=4), uses_nccl=False)  # as wherever computations are emulated
     found = strategies.get(name)
     schedule = found.build(model, world_size=4, batch_per_worker=32, settings=found.Settings())
     slow = dilated(stated, dilation)
@@ -116,7 +139,7 @@ def test_predicting_by_the_slow_clock_is_predicting_the_slow_run_and_dividing(di
 
 def test_what_does_not_scale_shows_beside_small_messages_only() -> None:
     """A latency is 40 times less by the clock, so small messages come out faster than undilated."""
-    model, stated = load_model("vgg16"), load_cluster("ec2-p3-10", nodes=4)
+    model, stated = load_model("vgg16"), replace(load_cluster("ec2-p3-10", nodes=4), uses_nccl=False)
     found = strategies.get("all_reduce")
     seen = perceived(dilated(stated, 40.0), 40.0)
     schedule = found.build(model, world_size=4, batch_per_worker=32, settings=found.Settings())

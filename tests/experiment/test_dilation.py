@@ -11,6 +11,7 @@ from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import load_cluster
 from stanza_sim.cluster.dilation import dilated
+from stanza_sim.cluster.hardware import Losses
 from stanza_sim.experiment.emulation import dilated_run_notes, notes_on, on_testbed, shaped
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.jobs import jobs_of
@@ -86,7 +87,7 @@ def test_what_was_calibrated_is_seen_by_the_slow_clock(tmp_path: Path) -> None:
     assert on_testbed(stated, profile(), 1.0).hosts[0].nic.overhead_s == 1e-4
 
 
-def test_a_testbed_has_the_transport_of_this_machine(tmp_path: Path) -> None:
+def test_a_testbed_has_the_transport_and_the_losses_of_this_machine(tmp_path: Path) -> None:
     stated = star(tmp_path)
     assert shaped(stated) is stated
     path = tmp_path / "t.yaml"
@@ -94,6 +95,9 @@ def test_a_testbed_has_the_transport_of_this_machine(tmp_path: Path) -> None:
     limited = load_cluster(path)
     assert limited.hosts[1].nic.transport.stream_Bps == 6.25e6
     assert shaped(limited) == stated
+    lossy = replace(stated, hosts=tuple(replace(h, losses=Losses(barrier=True)) for h in stated.hosts))
+    assert shaped(lossy) == stated
+    assert "losses of full hosts are not emulated" in " ".join(network_of(lossy).notes)
     assert "what the topology says of the transport is not emulated" in " ".join(network_of(limited).notes)
     assert on_testbed(limited, profile()) == on_testbed(stated, profile())
 
