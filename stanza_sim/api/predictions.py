@@ -36,7 +36,7 @@ class Prediction(Simulated):
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
     >>> b = ss.predict(ss.build_schedule("all_reduce", model, cluster, batch_per_worker=32), cluster)
     >>> print(f"{b.iteration_s * 1e3:.0f} ms, limited by {b.bottleneck}")
-    722 ms, limited by node-0 receive side (worker, 3 more like it), 93% busy
+    727 ms, limited by node-0 receive side (worker, 3 more like it), 92% busy
     """
 
     schedule: ModelSchedule
@@ -110,7 +110,7 @@ class Prediction(Simulated):
         >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
         >>> b = ss.predict(ss.build_schedule("all_reduce", model, cluster, batch_per_worker=32), cluster)
         >>> [round(b.iteration_s / b.what_if(network=times).iteration_s, 2) for times in (0.5, 2)]
-        [0.52, 1.87]
+        [0.52, 1.86]
         """
         name, made = _what_if.FUNCTION, self._setup(_what_if.FUNCTION)
         with placed(name):

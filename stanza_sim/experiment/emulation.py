@@ -7,15 +7,13 @@ divided again. A prediction to compare with is made of what single messages took
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import format_time
-from stanza_sim.cluster import Cluster, Host
+from stanza_sim.cluster import Cluster, Losses
 from stanza_sim.cluster.dilation import dilated, perceived
-from stanza_sim.cluster.hardware import Losses, Transport
 from stanza_sim.execute import Emulation, RankPlace
 from stanza_sim.experiment.file import Experiment
 from stanza_sim.experiment.rows import Plan
@@ -41,6 +39,8 @@ def check_emulated(cluster: Cluster, loaded: Loaded[Experiment]) -> None:
     for host in cluster.hosts:
         if host.staging is not None:
             raise refuse(f"copies between devices and memory ({host.name})", "leave staging out of the topology")
+        if host.losses != Losses():
+            raise refuse(f"what is lost at {host.name}", "leave losses out of the topology")
         if host.intra is not None and len(host.devices) > 1:
             raise refuse(f"{host.intra.kind.value} inside {host.name}", "leave intra out: ranks then use the loopback")
 
@@ -71,29 +71,13 @@ def notes_on(cluster: Cluster, dilation: float = 1.0) -> tuple[str, ...]:
     return tuple(found)
 
 
-def shaped(cluster: Cluster, dilation: float = 1.0) -> Cluster:
-    """`cluster` as a testbed shapes its links.
-
-    They are `dilation` times slower. What hosts state of transports and losses is left out: messages are moved by the
-    software of this machine, and ranks that wait lose nothing.
-    """
-    cluster = dilated(cluster, dilation)
-    hosts = tuple(map(_bare, cluster.hosts))
-    return cluster if hosts == cluster.hosts else replace(cluster, hosts=hosts)
-
-
-def _bare(host: Host) -> Host:
-    first, *more = (replace(nic, transport=Transport()) for nic in host.nics)
-    return replace(host, nic=first, more_nics=tuple(more), losses=Losses())
-
-
 def on_testbed(cluster: Cluster, network: NetworkProfile, dilation: float = 1.0) -> Cluster:
     """`cluster` as a testbed that was calibrated emulates it, by the clock of a dilated run.
 
     `network` is of the links as they are shaped. What does not scale with the rates, which is all that it has of
     latency and of overhead, takes `dilation` times less by that clock.
     """
-    return perceived(with_network(shaped(cluster, dilation), network), dilation)
+    return perceived(with_network(dilated(cluster, dilation), network), dilation)
 
 
 def dilated_run_notes(

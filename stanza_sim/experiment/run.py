@@ -16,7 +16,7 @@ from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_time
 from stanza_sim.base.version import __version__
 from stanza_sim.cluster import Cluster, with_loopback
-from stanza_sim.cluster.dilation import perceived
+from stanza_sim.cluster.dilation import dilated, perceived
 from stanza_sim.execute.rank.steal import MOST_STOLEN
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
@@ -30,7 +30,7 @@ from stanza_sim.profiles.blocks import (
 )
 from stanza_sim.profiles.network import NetworkProfile, with_network
 from stanza_sim.profiles.network import mismatches as network_mismatches
-from stanza_sim.report.result import Result, Row
+from stanza_sim.report.result import Drift, Result, Row
 from stanza_sim.simulate import Prediction
 
 if TYPE_CHECKING:  # imported where something is executed
@@ -108,9 +108,11 @@ def run_loaded(
 
     `profiles` are files of measured block times, and of a network, instead of the one that the experiment names. Before
     executing, the blocks of models without a profile are timed (and kept in `save_profile`) unless computations are
-    emulated; of messages only single ones are measured before predicting. With `testbed` the ranks run in an emulated
-    network, which is there as long as the run, and which is calibrated unless that was done before. Returns None in a
-    process that a launcher made a rank other than the first. Raises `InputError` and `RunError`.
+    emulated. Around each row that is run its blocks are timed again, and from these times it is predicted, unless from
+    a profile that was given; what the row itself takes has no part in that. Of messages only those are measured that no
+    row sends. With `testbed` the ranks run in an emulated network, which is there as long as the run, and which is
+    calibrated unless that was done before. Returns None in a process that a launcher made a rank other than the first.
+    Raises `InputError` and `RunError`.
     """
     if execute:
         from stanza_sim.execute import require_torch
@@ -132,7 +134,8 @@ def run_loaded(
         cluster = with_network(cluster, network)
     conditions = Conditions(loaded=loaded, cluster=cluster, network=network)
     predictions = _predicted(conditions, plans, known, say)
-    return _result(loaded.value, cluster, plans, predictions, [None] * len(plans))
+    none = [None] * len(plans)
+    return _result(loaded.value, cluster, plans, predictions, none, none)
 
 
 def _executed(
@@ -149,7 +152,7 @@ def _executed(
     """Calibrate what is not known, predict every row, then run it; see `run_loaded`."""
     from stanza_sim.execute import Backend
     from stanza_sim.execute import execute as run_jobs
-    from stanza_sim.experiment.emulation import dilated_run_notes, shaped
+    from stanza_sim.experiment.emulation import dilated_run_notes
     from stanza_sim.experiment.network_cache import network_for
 
     experiment = loaded.value
@@ -158,36 +161,54 @@ def _executed(
     backend = Backend(experiment.execute.backend)
     with open_ranks(loaded, cluster, testbed=testbed, say=say) as workers:
         stated, dilation = cluster, experiment.execute.dilate
-        cluster = shaped(stated, dilation) if testbed else stated
+        cluster = dilated(stated, dilation)
         network = network_for(
             workers, cluster, given=network, testbed=testbed, realtime=in_realtime, backend=backend, say=say
         )
         if network is not None:
             cluster = with_network(cluster, network)
+        given = set(known)
+        retimer = None
         if experiment.execute.compute == "real":
+            from stanza_sim.experiment.retiming import Retimer
+
             _complete(known, workers, experiment, plans, save_profile, say)
+            retimer = Retimer(workers, plans, known, seed=experiment.seed)
         elif network is None or network.loopback is None:
             cluster = _with_measured_loopback(cluster, known, plans, workers, say)
         cluster = perceived(cluster, dilation)
         conditions = Conditions(loaded=loaded, cluster=cluster, network=network, executed=True)
-        predictions = _predicted(conditions, plans, known) if workers.is_main else []
-        undilated: Sequence[Prediction | None] = [None] * len(predictions)
-        if dilation != 1 and workers.is_main:
-            undilated = _predicted(Conditions(loaded=loaded, cluster=stated), plans, known)
-            for note in dilated_run_notes(stated, cluster, jobs, predictions):
-                say(f"note: {note}")
+        predictions: list[Prediction] = []
+        undilated: Sequence[Prediction | None] = [None] * len(plans)
+        if retimer is None and workers.is_main:
+            predictions = _predicted(conditions, plans, known)
+            if dilation != 1:
+                undilated = _predicted(Conditions(loaded=loaded, cluster=stated), plans, known)
+                for note in dilated_run_notes(stated, cluster, jobs, predictions):
+                    say(f"note: {note}")
         measurements = run_jobs(
             jobs,
             workers,
             done=lambda i, m: say(_progress(i, plans, m)),
             moving=lambda i, ended: say(_on_its_way(i, ended, plans[i], jobs[i])),
+            between=(lambda i: None) if retimer is None else retimer.between,
         )
         wanted = [job.emulation is not None and job.emulation.realtime for job in jobs]
         if any(w and not m.realtime for w, m in zip(wanted, measurements, strict=True)):
             say("warning: real-time scheduling is not permitted here: other programs put off ranks that only wait")
         if not workers.is_main:
             return None
-        return _result(experiment, cluster, plans, predictions, measurements, undilated)
+        drifts: list[Drift | None] = [None] * len(plans)
+        if retimer is not None:
+            timed = [retimer.timed(i, given=plan.entry.title in given) for i, plan in enumerate(plans)]
+            drifts = [t.drift for t in timed]
+            predictions = [
+                conditions.scenario(plan, known[plan.entry.title] if plan.entry.title in given else t.profile).predict()
+                for plan, t in zip(plans, timed, strict=True)
+            ]
+        rows = zip(plans, predictions, measurements, drifts, undilated, strict=True)
+        found = [row_of(experiment, cluster, *one) for one in rows]
+        return Result(experiment=experiment.name, rows=tuple(found))
 
 
 def _with_measured_loopback(
@@ -239,6 +260,8 @@ def _complete(
     found = [d for profile in known.values() for d in mismatches(profile, device=device, versions=here)]
     for difference in dict.fromkeys(found):
         say(f"warning: {difference}")
+    for title, profile in known.items():
+        say(f"{title} is predicted from the profile of {profile.date}; how the machine moves is said beside each row")
     titles = dict.fromkeys(p.entry.title for p in plans)
     for title in titles:
         if title in known:
@@ -279,12 +302,11 @@ def _result(
     plans: Sequence[Plan],
     predictions: Sequence[Prediction],
     measurements: Sequence[Measurement | None],
-    undilated: Sequence[Prediction | None] | None = None,
+    drifts: Sequence[Drift | None],
 ) -> Result:
-    stated = [None] * len(plans) if undilated is None else undilated
     rows = [
-        row_of(experiment, cluster, plan, prediction, measurement, one)
-        for plan, prediction, measurement, one in zip(plans, predictions, measurements, stated, strict=True)
+        row_of(experiment, cluster, plan, prediction, measurement, drift)
+        for plan, prediction, measurement, drift in zip(plans, predictions, measurements, drifts, strict=True)
     ]
     return Result(experiment=experiment.name, rows=tuple(rows))
 
@@ -295,6 +317,7 @@ def row_of(
     plan: Plan,
     prediction: Prediction,
     measurement: Measurement | None = None,
+    drift: Drift | None = None,
     undilated: Prediction | None = None,
 ) -> Row:
     """The row of a report for one plan."""
@@ -311,5 +334,6 @@ def row_of(
         schedule=plan.schedule,
         prediction=prediction,
         measurement=measurement,
+        drift=drift,
         undilated=undilated,
     )

@@ -17,7 +17,6 @@ from math import ceil, floor
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import format_rate, format_time
 from stanza_sim.cluster import Cluster, RoutingKind, TokenBucket
-from stanza_sim.cluster.hardware import Losses
 
 GOODPUT_SHARE = 1448 / 1514
 """Share of a shaped rate that TCP's payload gets: of 1500 bytes of IP 52 are headers, and `tc` counts Ethernet's 14."""
@@ -199,6 +198,12 @@ def _check_parts(cluster: Cluster) -> None:
     if inner := next((host for host in hosts if host.intra is not None), None):
         kind = inner.intra.kind.value if inner.intra is not None else ""
         raise refuse(f"{kind} inside {inner.name}", "leave intra out: ranks of one host then talk over its loopback")
+    if limited := next((host.name for host in hosts if not host.nic.transport.ideal), None):
+        what, hint = (
+            f"the transport of {limited} (what streams and processes move, and cost)",
+            "leave it out of the nic",
+        )
+        raise refuse(what, hint)
     if fabric.backplanes:
         raise refuse(f"a backplane ({cluster.switches[fabric.backplanes[0][0]]})", "state the rates of links only")
     for host, switches in zip(hosts, fabric.attached, strict=True):
@@ -216,10 +221,6 @@ def _notes(cluster: Cluster) -> Iterator[str]:
     stated += [f"overhead per message (up to {format_time(overhead)})"] * (overhead > 0)
     if stated:
         yield f"the topology's {' and '.join(stated)} cannot be emulated: here both are what this machine takes"
-    if not all(host.nic.transport.ideal for host in cluster.hosts):
-        yield "what the topology says of the transport is not emulated: messages flow and cost as on this machine"
-    if any(host.losses != Losses() for host in cluster.hosts):
-        yield "losses of full hosts are not emulated, and left out of the prediction beside the run"
     off = {host.nic.efficiency for host in cluster.hosts if abs(host.nic.efficiency - GOODPUT_SHARE) > NEAR}
     if off:
         values = ", ".join(f"{value:g}" for value in sorted(off))

@@ -9,16 +9,13 @@ import pytest
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
-from stanza_sim.cluster import load_cluster
 from stanza_sim.cluster.dilation import dilated
-from stanza_sim.cluster.hardware import Losses
-from stanza_sim.experiment.emulation import dilated_run_notes, notes_on, on_testbed, shaped
+from stanza_sim.experiment.emulation import dilated_run_notes, notes_on, on_testbed
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.jobs import jobs_of
 from stanza_sim.experiment.network_cache import kept_path
 from stanza_sim.experiment.rows import cluster_of, plans_of
 from stanza_sim.experiment.scenario import Conditions
-from stanza_sim.testbed.network import network_of
 from tests.experiment.test_network_cache import HERE, profile, star
 
 ONE_ROW = ("models=[{model: alexnet, batch_per_worker: 128}]", "strategies=[all_reduce]", "nodes=3")
@@ -85,21 +82,6 @@ def test_what_was_calibrated_is_seen_by_the_slow_clock(tmp_path: Path) -> None:
     assert (nic.bandwidth_Bps, nic.efficiency, nic.overhead_s) == (25e6, 0.5, 0.25e-4)
     assert seen.wakeup_latency_s == 0.25e-4
     assert on_testbed(stated, profile(), 1.0).hosts[0].nic.overhead_s == 1e-4
-
-
-def test_a_testbed_has_the_transport_and_the_losses_of_this_machine(tmp_path: Path) -> None:
-    stated = star(tmp_path)
-    assert shaped(stated) is stated
-    path = tmp_path / "t.yaml"
-    path.write_text(path.read_text().replace("rate: 200Mbps", "rate: 200Mbps, stream_rate: 50Mbps"))
-    limited = load_cluster(path)
-    assert limited.hosts[1].nic.transport.stream_Bps == 6.25e6
-    assert shaped(limited) == stated
-    lossy = replace(stated, hosts=tuple(replace(h, losses=Losses(barrier=True)) for h in stated.hosts))
-    assert shaped(lossy) == stated
-    assert "losses of full hosts are not emulated" in " ".join(network_of(lossy).notes)
-    assert "what the topology says of the transport is not emulated" in " ".join(network_of(limited).notes)
-    assert on_testbed(limited, profile()) == on_testbed(stated, profile())
 
 
 def test_notes_say_what_is_not_dilated_and_how_long_it_takes(tmp_path: Path) -> None:

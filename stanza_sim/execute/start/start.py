@@ -126,10 +126,12 @@ def execute(
     *,
     done: Callable[[int, Measurement], None] = lambda i, m: None,
     moving: Callable[[int, int], None] = lambda i, ended: None,
+    between: Callable[[int], None] = lambda i: None,
 ) -> list[Measurement]:
     """Run `jobs` one after another on `workers` and return their measurements; `done` is called after each.
 
-    While one takes long, `moving` is told how many of its iterations have ended.
+    While one takes long, `moving` is told how many of its iterations have ended. `between(i)` is called right before
+    job i, and with the number of jobs once all are done; it may use the workers.
 
     A short run during which a virtual machine's host took its cores away is done again (`steal`), in all processes
     alike, since all know of all ranks.
@@ -155,8 +157,10 @@ def execute(
             )
     found: list[Measurement] = []
     for i, job in enumerate(jobs):
+        between(i)
         found.append(_undisturbed(job, workers, partial(moving, i)))
         done(i, found[-1])
+    between(len(jobs))
     return found
 
 
