@@ -331,6 +331,7 @@ def validate(
     *,
     only: Sequence[str] = (),
     compute: str | None = None,
+    dilate: float | None = None,
     repeats: int | None = None,
     seed: int | None = None,
     set: Mapping[str, object] | None = None,
@@ -343,7 +344,7 @@ def validate(
 
     `only` keeps cases with one of these words in their names. The report is written to the folder `output`
     ("validation-SUITE"), where `resume` goes on with what an interrupted run left. With `dry_run` cases are predicted
-    only, on networks as their topologies state them. Raises `InputError` and `RunError`.
+    only, on networks as their topologies state them. `dilate` is as in `measure`. Raises `InputError` and `RunError`.
 
     >>> import stanza_sim as ss
     >>> ss.validate(only=["star-2-500/vgg16-big/ring"], dry_run=True)
@@ -353,7 +354,7 @@ def validate(
 
     name = "validate"
     with placed(name):
-        given = {"execute.compute": compute, "repeats": repeats, "seed": seed}
+        given = {"execute.compute": compute, "execute.dilate": dilate, "repeats": repeats, "seed": seed}
         found = predicted_suite(str(suite), overrides(set, name, **given), [only] if isinstance(only, str) else only)
         title = found.loaded.value.name
         if dry_run:

@@ -37,7 +37,8 @@ class Drift:
 class Row:
     """One strategy on one model: the schedule, the prediction and the measurement (None if it was not executed).
 
-    `drift` is there where blocks were timed before and after it was measured.
+    `drift` is there where blocks were timed before and after it was measured. Where a dilated run was measured,
+    `prediction` is of that, and `undilated` of the cluster as its topology states it.
     """
 
     label: str
@@ -53,6 +54,7 @@ class Row:
     prediction: Prediction
     measurement: Measurement | None = None
     drift: Drift | None = None
+    undilated: Prediction | None = None
 
     def __repr__(self) -> str:
         where = f"{shortened(self.model, 30)} on {self.nodes:,} nodes of {shortened(self.cluster, 30)}"
@@ -61,9 +63,17 @@ class Row:
     @property
     def error_pct(self) -> float | None:
         """Prediction against measured median, in percent of the measured: negative where the prediction is too fast."""
-        if self.measurement is None:
+        return self._error_pct(self.prediction)
+
+    @property
+    def undilated_error_pct(self) -> float | None:
+        """As `error_pct`, of the prediction for the cluster as its topology states it; None unless time was dilated."""
+        return self._error_pct(self.undilated)
+
+    def _error_pct(self, prediction: Prediction | None) -> float | None:
+        if self.measurement is None or prediction is None:
             return None
-        return 100 * (self.prediction.iteration_s / self.measurement.iteration_s - 1)
+        return 100 * (prediction.iteration_s / self.measurement.iteration_s - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +106,7 @@ def _measured(row: Row) -> dict[str, Json] | None:
     first, last = loss_ends(m.losses) if m.losses else (None, None)
     return {
         "compute": m.compute.value,
+        "dilate": m.dilation,
         "iteration_s": m.iteration_s,
         "iteration_s_min": m.iteration_s_min,
         "iteration_s_max": m.iteration_s_max,
@@ -103,6 +114,13 @@ def _measured(row: Row) -> dict[str, Json] | None:
         "loss_first": _finite(first),
         "loss_last": _finite(last),
     }
+
+
+def _undilated(row: Row) -> dict[str, Json]:
+    """What the cluster as its topology states it would take, where time was dilated; nothing elsewhere."""
+    if row.undilated is None:
+        return {}
+    return {"undilated": {"iteration_s": row.undilated.iteration_s, "error_pct": row.undilated_error_pct}}
 
 
 def _machine(row: Row) -> dict[str, Json] | None:
@@ -161,6 +179,7 @@ def run_object(row: Row) -> dict[str, Json]:
         "measured": _measured(row),
         "error_pct": row.error_pct,
         "machine": _machine(row),
+        **_undilated(row),
     }
 
 

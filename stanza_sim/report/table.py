@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import floor, log10
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
@@ -16,6 +17,9 @@ from rich.text import Text
 from stanza_sim.report.compare import explain
 from stanza_sim.report.result import Result, Row, loss_ends
 from stanza_sim.simulate.prediction import Prediction
+
+if TYPE_CHECKING:
+    from stanza_sim.execute.rank.job import Measurement
 
 WIDTH = 80
 _GAP = "  "
@@ -129,6 +133,9 @@ def _measured_notes(row: Row) -> list[str]:
     shares = explain(row.prediction.timeline, m.timeline, row.schedule)
     parts = ", ".join(f"{s.kind} {s.difference_s * 1e3:+.2f}" for s in shares)
     notes = [f"predicted less measured, ms: {parts}", *_machine_notes(row)]
+    if row.undilated is not None and (error := row.undilated_error_pct) is not None:
+        (took,) = _ms([row.undilated.iteration_s])
+        notes.append(f"undilated, as the topology states it: {took} ms predicted, {error:+.1f}%")
     if m.losses:
         first, last = loss_ends(m.losses)
         accuracy = "" if m.accuracy is None else f", accuracy {m.accuracy:.1%}"
@@ -166,10 +173,16 @@ def _measurements(console: Console, rows: Sequence[Row]) -> None:
     print_grid(console, [r.label for r, _, _ in done], columns, [_measured_notes(r) for r, _, _ in done])
 
 
+def _how(measurement: Measurement) -> str:
+    """How rows ran, for the title."""
+    dilated = "" if measurement.dilation == 1 else f", dilated {measurement.dilation:g} times"
+    return f", {measurement.compute} compute{dilated}"
+
+
 def print_result(result: Result, console: Console) -> None:
     """Print the whole result on `console`; lines are at most 80 characters wide unless a number needs more."""
     shared = result.rows[0]
-    ran = dict.fromkeys(f", {r.measurement.compute} compute" for r in result.rows if r.measurement is not None)
+    ran = dict.fromkeys(_how(r.measurement) for r in result.rows if r.measurement is not None)
     title = f"{result.experiment}: {shared.nodes} nodes of {shared.cluster}, {shared.precision}{''.join(ran)}"
     write_line(console, title, "bold")
     for model, rows in result.by_model().items():

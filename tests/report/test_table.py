@@ -63,6 +63,15 @@ def test_emulated_compute_is_said_and_has_no_losses(make_row):
     assert "compute" not in printed(make_row()).splitlines()[0]
 
 
+def test_a_dilated_run_is_called_that(make_row):
+    row = make_row(measured=True)
+    run = replace(row.measurement, compute=ComputeMode.EMULATED, losses=(), accuracy=None, dilation=40.0)
+    text = printed(replace(row, measurement=run, undilated=replace(row.prediction, iteration_s=9e-3)))
+    assert text.splitlines()[0] == "example: 2 nodes of star, fp32, emulated compute, dilated 40 times"
+    assert "    undilated, as the topology states it: 9.00 ms predicted, -10.0%" in text.splitlines()
+    assert "dilated" not in printed(make_row(measured=True))
+
+
 def test_speed_up_is_against_the_first_row_of_the_same_model(make_row):
     def at(label: str, model: str, rate: float):
         row = make_row(label=label, model=model)

@@ -13,6 +13,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_rate, format_time
 from stanza_sim.cluster import Cluster
+from stanza_sim.cluster.dilation import dilated
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
 from stanza_sim.experiment.rows import Plan, cluster_of, plans_of
 from stanza_sim.experiment.scenario import Conditions
@@ -140,13 +141,17 @@ class LiveBench:
         """Calibrate the network of a case, on which `workers` are."""
         from stanza_sim.execute import Backend
         from stanza_sim.execute.calibrate.network import calibrate_network
-        from stanza_sim.profiles.network import with_network
+        from stanza_sim.experiment.emulation import on_testbed
 
-        stated, backend = self._plans.clusters[case.network], Backend(self._suite.value.execute.backend)
+        stated, how = self._plans.clusters[case.network], self._suite.value.execute
         found = calibrate_network(
-            workers, stated, testbed=_in_testbed(stated), realtime=self._realtime(case), backend=backend
+            workers,
+            dilated(stated, how.dilate),
+            testbed=_in_testbed(stated),
+            realtime=self._realtime(case),
+            backend=Backend(how.backend),
         )
-        self._clusters[case.network] = with_network(stated, found)
+        self._clusters[case.network] = on_testbed(stated, found, how.dilate)
         return found
 
     def _profile(self, case: Case, workers: Workers) -> Profile:
@@ -189,7 +194,8 @@ class LiveBench:
         if self._workers is None:
             raise RuntimeError(f"network {case.network} is not open")
         begin, load, plan, workers = time.monotonic(), machine.load(), self._plans[case], self._workers
-        iterations = timed_iterations(self._suite.value.timing, predicted.iteration_s)
+        suite = self._suite.value
+        iterations = timed_iterations(suite.timing, predicted.iteration_s * suite.execute.dilate)
         job = self._job(case, iterations)
         anew, drift = None, None
         if self._emulated:

@@ -32,6 +32,8 @@ def check_rules(suite: Loaded[Suite], predictions: dict[str, Predicted]) -> None
 def header_of(suite: Suite) -> Header:
     """What a run of `suite` that begins here and now is about."""
     conditions = {**machine.versions(), "compute": suite.execute.compute}
+    if suite.execute.dilate != 1:
+        conditions["dilate"] = f"{suite.execute.dilate:g}"
     return Header(
         suite=suite.name,
         digest=suite.digest(),

@@ -115,6 +115,8 @@ class Suite(Section):
     def digest(self) -> str:
         """A hash of everything that the suite says but its order and its bounds, which change no case."""
         said = self.model_dump(mode="json", exclude={"seed", "repeats", "bounds", "rules", "description"})
+        if self.execute.dilate == 1:
+            del said["execute"]["dilate"]  # what it was before time could be dilated
         return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 

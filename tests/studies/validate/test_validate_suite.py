@@ -6,7 +6,7 @@ from stanza_sim.base import config
 from stanza_sim.base.errors import InputError
 from stanza_sim.studies.validate.live import CasePlans
 from stanza_sim.studies.validate.report import EXPOSED_SHARE
-from stanza_sim.studies.validate.session import check_rules
+from stanza_sim.studies.validate.session import check_rules, header_of
 from stanza_sim.studies.validate.statistics import mixture
 from stanza_sim.studies.validate.suite import Timing, about_network, chosen, experiment_of, load_suite, timed_iterations
 
@@ -76,6 +76,19 @@ def test_the_digest_is_that_of_the_cases(write_suite):
     same = load_suite(str(write_suite()), ["seed=5", "repeats=9", "bounds.max=1", "description=another"])[0].value
     other = load_suite(str(write_suite()), ["networks.fast.rate=400Mbps"])[0].value
     assert suite.digest() == same.digest() != other.digest()
+
+
+def test_a_dilation_is_part_of_the_cases(write_suite):
+    suite = load_suite(str(write_suite()))[0].value
+    same = load_suite(str(write_suite()), ["execute.dilate=1"])[0].value
+    other = load_suite(str(write_suite()), ["execute.dilate=4"])[0].value
+    assert suite.digest() == same.digest() != other.digest()
+    assert "dilate" not in header_of(suite).conditions
+    assert header_of(other).conditions["dilate"] == "4"
+    with pytest.raises(InputError, match=r"execute\.dilate=0: 0 is not a number of times, 1 or more"):
+        load_suite(str(write_suite()), ["execute.dilate=0"])
+    with pytest.raises(InputError, match="dilate is for emulated compute"):
+        load_suite(str(write_suite()), ["execute.dilate=4", "execute.compute=real"])
 
 
 def test_timed_iterations_fill_the_time():
