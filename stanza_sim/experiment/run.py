@@ -46,7 +46,7 @@ def _predicted(
     found: list[Prediction] = []
     told_s = monotonic()
     for plan in plans:
-        found.append(conditions.scenario(plan, known.get(plan.entry.title)).predict())
+        found.append(conditions.scenario(plan, known.get(plan.entry.title)).predict_with_spread())
         if len(found) < len(plans) and monotonic() - told_s > PROGRESS_S:
             told_s = monotonic()
             hint = "" if find_spec("numba") else "; with numba (pip install 'stanza-sim[fast]') it would be faster"

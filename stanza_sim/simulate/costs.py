@@ -22,6 +22,8 @@ from stanza_sim.cluster.device import DeviceSpec, ModelEfficiency, load_device
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.profiles.blocks import BlockTime, Profile, require
+from stanza_sim.simulate.residual import Residual, within
+from stanza_sim.simulate.roofline_residual import roofline_residual
 
 FORWARD_PASSES = 2
 """Memory passes over the outputs of a block's operations in forward: each is written, then read by the next."""
@@ -40,6 +42,8 @@ HALF = ("fp16", "bf16")
 
 class CostModel(Protocol):
     """Seconds of each kind of computation on an otherwise idle device; `source` is printed with every prediction.
+
+    It may also have a `residual`, how far off all of these may be together: see `residual_of`.
 
     A block may be a slice of one of the model's, with its name and its share of the work.
     """
@@ -91,6 +95,12 @@ class _Work:
         return max(self.compute_s * samples, self.memory_s * samples + self.parameters_s) + self.launch_s
 
 
+def residual_of(costs: object) -> Residual:
+    """How far off the times of a cost model may be, as its `residual` says; one that says nothing is taken as exact."""
+    found = getattr(costs, "residual", None)
+    return found if isinstance(found, Residual) else Residual(basis="times as given")
+
+
 class RooflineCosts:
     """Costs from a device's data sheet and the efficiency that the model reaches on it.
 
@@ -130,6 +140,7 @@ class RooflineCosts:
         else:
             text += f"efficiency {value:.3g} ({spec.default_source})"
         self.source = text if speed == 1.0 else f"{text}, at {speed:g} of its speed"
+        self.residual = roofline_residual(spec, known_as, efficiency)
 
     def _phases(self, block: Block, scale: float) -> tuple[_Work, _Work, _Work]:
         """Return the work of forward, backward_input and backward_weight; `scale` is that of the item size."""
@@ -250,6 +261,14 @@ class MeasuredCosts:
         if self._sliced:
             text += f"; slices of {', '.join(sorted(self._sliced))} by their share of the FLOPs"
         return text if self._speed == 1.0 else f"{text}, at {self._speed:g} of its speed"
+
+    @property
+    def residual(self) -> Residual:
+        """Half the spread of repeated timings, in the mean over blocks weighted by their times."""
+        rows = self._profile.blocks
+        total_s = sum(row.forward_s + row.backward_s for row in rows)
+        spread = sum(row.spread * (row.forward_s + row.backward_s) for row in rows) / total_s if total_s else 0.0
+        return within(spread / 2, f"block times measured, repeated within {spread / 2:.0%}")
 
     def _share(self, block: Block) -> float:
         """The share of a block that a slice of it is, by FLOPs; 1 of the block itself."""
