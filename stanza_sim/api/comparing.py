@@ -20,10 +20,11 @@ class Comparison(Tabular):
     """Predictions and measurements, one a row. It prints as a table, shows as HTML in a notebook, and `to_frame()` has
     all columns; times in seconds.
 
-    `samples_per_s_low` and `samples_per_s_high` are those of predictions whose costs are off as far as their `basis`
-    says. Predictions for one model are `tied_with` each other where some such costs, which they share as far as they are
-    on the same devices and network, reverse their order. `speedup` is against the first row. `error_pct`, beside a prediction and a measurement of the same schedule, is what
-    is predicted over what is measured, less one, in percent: negative where the prediction is too fast.
+    `samples_per_s_low` and `samples_per_s_high` are with costs that are off as far as the prediction's `basis` says.
+    Predictions for one model are `tied_with` each other where some such costs reverse their order; what they share, the
+    devices or the network, is off alike. `speedup` is against the first row. `error_pct`, beside a prediction and a
+    measurement of the same schedule, is what is predicted over what is measured, less one, in percent: negative where
+    the prediction is too fast.
     """
 
     items: tuple[Prediction | Measurement, ...]
@@ -94,7 +95,7 @@ class Comparison(Tabular):
         columns = [
             Column(heading="iteration", unit="ms", cells=fixed(one.iteration_s * 1e3 for one in items)),
             Column(heading="samples/s", unit="", cells=fixed(one.samples_per_s for one in items)),
-            *low_high([None if one is None else one.with_spread().spread for one in predictions]),
+            *low_high(predictions),
             Column(
                 heading="speed-up", unit="", cells=[f"{one.samples_per_s / first.samples_per_s:.2f}x" for one in items]
             ),

@@ -192,10 +192,10 @@ def predict(
     each device does, with the efficiency fitted to published timings at `precision`; or what `costs(rank)` says, a
     cost model with seconds for each phase of a block. `jitter` ({"kind": "lognormal", "spread": 0.1}) and `straggler`
     ({"probability": 0.01, "slowdown": 3}) let computations vary by chance, from `seed`; the answer is then the median
-    of `repeats`. `uncertainty` ({"computation": 0.1, "network": 0.2}) is how far costs may be off, where that is not what
-    their sources say. `issue` is how messages are issued ("in_order": as with NCCL). A schedule that `build_schedule` did
-    not build needs its `model`. Raises `InputError` for what is wrong or does not fit, `ScheduleError` for an illegal
-    schedule.
+    of `repeats`. `uncertainty` ({"computation": 0.1, "network": 0.2}) is how far costs may be off, where that is not
+    what their sources say. `issue` is how messages are issued ("in_order": as with NCCL). A schedule that
+    `build_schedule` did not build needs its `model`. Raises `InputError` for what is wrong or does not fit,
+    `ScheduleError` for an illegal schedule.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")

@@ -261,7 +261,9 @@ class Uncertainty(Section):
     """How far off costs may be; see `stanza_sim.experiment.uncertainty`."""
 
     computation: Share | None = Field(None, description="Of computations; default: the residual of their source.")
-    network: Share | None = Field(None, description="Of messages; default: that of calibration, else of what is stated.")
+    network: Share | None = Field(
+        None, description="Of messages; default: that of calibration, else of what is stated."
+    )
 
 
 class Experiment(Section):

@@ -19,6 +19,7 @@ from stanza_sim.simulate.costs import costs_for
 if TYPE_CHECKING:  # imported where something is executed
     from stanza_sim.execute import RunJob, Workers
 
+
 @contextmanager
 def open_ranks(
     loaded: Loaded[Experiment], cluster: Cluster, *, testbed: bool = False, say: Say = lambda text: None

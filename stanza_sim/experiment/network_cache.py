@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from stanza_sim.execute import Backend, Workers
 
 
-
 def network_for(
     workers: Workers,
     cluster: Cluster,

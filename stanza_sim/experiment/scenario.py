@@ -6,7 +6,7 @@ long an iteration takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from stanza_sim.base.config import Loaded
@@ -31,6 +31,7 @@ from stanza_sim.simulate.variation import JitterKind, Variation
 
 REPEATS = 20
 """How often what varies by chance is simulated unless stated otherwise."""
+AS_GIVEN = Uncertainty()
 MOST_EVENTS = 2_000_000
 """What takes more events to simulate is not simulated again with costs that are off."""
 
@@ -55,7 +56,7 @@ class Scenario:
     engine: EngineChoice = EngineChoice.AUTO
     issue: Issue = Issue.EAGER
     network_note: str = ""
-    uncertainty: Uncertainty = Uncertainty()
+    uncertainty: Uncertainty = AS_GIVEN
 
     @property
     def by_chance(self) -> bool:
@@ -130,8 +131,14 @@ class Scenario:
             ),
         )
 
-    def spread(self, predicted: Prediction, *, go_on: Callable[[], bool] = lambda: True) -> Spread | None:
-        """Samples/s as `predicted` and at the corners of what its costs rest on; None where that would take too long.
+    def spread(
+        self,
+        predicted: Prediction,
+        *,
+        corners: Iterable[Corner] = Corner,
+        go_on: Callable[[], bool] = lambda: True,
+    ) -> Spread | None:
+        """Samples/s as `predicted` and at `corners` of what its costs rest on; None where that would take too long.
 
         What cannot differ is not simulated again. Raises `RunError` if after an iteration `go_on` says no.
         """
@@ -141,13 +148,18 @@ class Scenario:
         sends = not off.network.nothing and any(not isinstance(op, Compute) for op in self.schedule.ops)
         computes = not all(one.nothing for one in off.computations(self.costs, self.cluster.world_size))
         known: dict[tuple[bool, bool], float] = {}
-        corners: dict[Corner, float] = {}
-        for corner in Corner if sends or computes else ():
+        found: dict[Corner, float] = {}
+        for corner in corners if sends or computes else ():
             key = corner.slow_computation and computes, corner.slow_network and sends
             if key not in known:
                 known[key] = self.at(corner).predict(go_on=go_on).samples_per_s
-            corners[corner] = known[key]
-        return Spread(predicted=predicted.samples_per_s, corners=corners)
+            found[corner] = known[key]
+        return Spread(predicted=predicted.samples_per_s, corners=found)
+
+    @property
+    def most_reversed(self) -> float:
+        """By what factor the ratio of two such scenarios' samples/s may change within the residuals of their costs."""
+        return self.uncertainty.most_reversed(self.costs, self.cluster.world_size)
 
     def predict_with_spread(self) -> Prediction:
         """Simulate, and again at the corners of what the costs rest on. Raises as `predict`."""

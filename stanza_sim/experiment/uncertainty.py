@@ -12,16 +12,19 @@ from stanza_sim.simulate.costs import CostModel, RankCosts, residual_of
 from stanza_sim.simulate.residual import Residual, of_ratios, within
 
 STATED_NETWORK = 0.15
-"""How far off messages may be on a network that a topology states and nobody measured: published rows over several hosts
-came within -9 to +12% (TCP) and 13% (NCCL over InfiniBand, nine in ten) once the rate that their transport reaches was
-known. `uncertainty.network` of an experiment replaces it."""
+"""How far off messages may be on a network that a topology states and nobody measured: published rows over several
+hosts came within -9 to +12% (TCP) and 13% (NCCL over InfiniBand, nine in ten) once the rate that their transport
+reaches was known. `uncertainty.network` of an experiment replaces it."""
+
+
+AS_GIVEN = Residual(basis="as given")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Uncertainty:
     """The residual of the network, and of all computations if it is not what each cost model says of itself."""
 
-    network: Residual = Residual(basis="as given")
+    network: Residual = AS_GIVEN
     computation: Residual | None = None
 
     def of(self, costs: CostModel) -> Residual:
@@ -31,6 +34,11 @@ class Uncertainty:
     def computations(self, costs: RankCosts, ranks: int) -> tuple[Residual, ...]:
         """The residuals of all ranks' computations, each once."""
         return tuple(dict.fromkeys(self.of(costs(rank)) for rank in range(ranks)))
+
+    def most_reversed(self, costs: RankCosts, ranks: int) -> float:
+        """By what factor the ratio of two predictions that share these costs may change between opposite corners."""
+        residuals = [self.network, *self.computations(costs, ranks)]
+        return max(one.high for one in residuals) / min(one.low for one in residuals)
 
     def basis(self, costs: RankCosts, ranks: int) -> str:
         """What a prediction rests on and how far that can be trusted, in words."""

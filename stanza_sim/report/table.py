@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import floor, inf, log10
+from typing import Protocol
 
 from rich.console import Console
 from rich.text import Text
@@ -16,7 +17,6 @@ from rich.text import Text
 from stanza_sim.report.compare import explain
 from stanza_sim.report.result import Result, Row, loss_ends
 from stanza_sim.simulate.prediction import Prediction
-from stanza_sim.simulate.residual import Spread
 
 WIDTH = 80
 _GAP = "  "
@@ -97,17 +97,38 @@ def print_grid(
             _note(console, note)
 
 
-def low_high(spreads: Sequence[Spread | None]) -> list[Column]:
+class Ranged(Protocol):
+    """What has samples/s, and these with costs that are off."""
+
+    @property
+    def samples_per_s(self) -> float | None:
+        """As predicted."""
+        ...
+
+    @property
+    def samples_per_s_low(self) -> float | None:
+        """The least; None where that is not known."""
+        ...
+
+    @property
+    def samples_per_s_high(self) -> float | None:
+        """The most."""
+        ...
+
+
+def low_high(rows: Sequence[Ranged | None]) -> list[Column]:
     """How far samples/s may be below and above what is predicted, in percent; no column where nothing is known."""
-    if all(spread is None for spread in spreads):
+    if all(row is None or row.samples_per_s_low is None for row in rows):
         return []
-    return [Column(heading="low high", unit="%    %", cells=[_low_high(spread) for spread in spreads])]
+    return [Column(heading="low high", unit="%    %", cells=[_low_high(row) for row in rows])]
 
 
-def _low_high(spread: Spread | None) -> str:
-    if spread is None or not 0 < spread.predicted < inf:
+def _low_high(row: Ranged | None) -> str:
+    rate = None if row is None else row.samples_per_s
+    if row is None or row.samples_per_s_low is None or row.samples_per_s_high is None or not rate or rate == inf:
         return "-    -"
-    return " ".join(f"{100 * (end / spread.predicted - 1):>+{w}.0f}" for end, w in ((spread.low, 3), (spread.high, 4)))
+    low, high = (100 * (end / rate - 1) for end in (row.samples_per_s_low, row.samples_per_s_high))
+    return f"{low:>+3.0f} {high:>+4.0f}"
 
 
 def tied_note(labels: Sequence[str]) -> list[str]:
@@ -139,7 +160,7 @@ def _predictions(console: Console, rows: Sequence[Row], tied_with: Sequence[Sequ
     columns = [
         Column(heading="iteration", unit="ms", cells=_ms(p.iteration_s for p in found)),
         Column(heading="samples/s", unit="", cells=fixed(p.samples_per_s for p in found)),
-        *low_high([p.spread for p in found]),
+        *low_high(found),
         Column(heading="speed-up", unit="", cells=[f"{p.samples_per_s / base:.2f}x" for p in found]),
         Column(heading="exposed", unit="ms", cells=_ms(p.exposed_comm_s for p in found)),
         Column(heading="bound", unit="ms", cells=_ms(p.bound_s for p in found)),

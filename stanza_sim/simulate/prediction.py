@@ -33,8 +33,8 @@ class Prediction:
     beat; bytes are per iteration and rank (of the rank that stands for its class when folded). `steady` says that
     iterations repeat; otherwise `iteration_s` is a mean, which has `settled` or not after `iterations`. `repeats` is
     there for a prediction made of several (see `simulate_repeats`), of which all but `iteration_s` and `samples_per_s`
-    is the one in the middle. `spread` has samples/s with costs that are off by their residuals, if it was simulated with
-    these; `basis` says what the prediction rests on and how far that can be trusted.
+    is the one in the middle. `spread` has samples/s with costs that are off by their residuals, if it was simulated
+    with these; `basis` says what the prediction rests on and how far that can be trusted.
     """
 
     timeline: Timeline

@@ -88,6 +88,10 @@ class Corner(StrEnum):
         return self in (Corner.SLOW, Corner.NETWORK)
 
 
+OPPOSITE = (Corner.COMPUTATION, Corner.NETWORK)
+"""The corners that alone tell whether an order may be reversed."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
     """Samples/s as predicted, and at each corner; at none where nothing may be off."""
@@ -132,7 +136,5 @@ def ties(spreads: Sequence[Spread | None]) -> list[tuple[int, ...]]:
 
     What has no spread is tied with none.
     """
-    return [
-        tuple(j for j, b in enumerate(spreads) if j != i and a is not None and b is not None and tied(a, b))
-        for i, a in enumerate(spreads)
-    ]
+    known = [(i, spread) for i, spread in enumerate(spreads) if spread is not None]
+    return [() if a is None else tuple(j for j, b in known if j != i and tied(a, b)) for i, a in enumerate(spreads)]

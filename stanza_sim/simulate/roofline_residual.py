@@ -9,8 +9,8 @@ FITTED_ONCE = 0.4
 """How far off times may be whose efficiency was fitted to a single timing, which tells no residual: of the fits of the
 shipped devices to several timings nine in ten are within a factor of 1.43 of each, and the middle one within 1.12."""
 UNFITTED = 1.0
-"""How far off times may be on a device without any published timing: models without one of their own were off by factors
-of 1.5 to 3 on devices that have some."""
+"""How far off times may be on a device without any published timing: models without one of their own were off by
+factors of 1.5 to 3 on devices that have some."""
 
 
 def roofline_residual(spec: Precision, known_as: str, efficiency: float | None) -> Residual:
