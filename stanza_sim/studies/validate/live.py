@@ -42,7 +42,21 @@ class CasePlans:
             experiment = experiment_of(suite, case)
             if case.network not in self.clusters:
                 self.clusters[case.network] = cluster_of(experiment)
+                self._check_nodes(case)
             (self._plans[case.name],) = plans_of(experiment, self.clusters[case.network])
+
+    def small_cluster(self, case: Case) -> Cluster | None:
+        """The case's network with as few nodes as it is also to be calibrated on; None if it is not."""
+        few = self.suite.value.calibrate_on
+        return None if few is None else cluster_of(experiment_of(self.suite, case, nodes=few))
+
+    def _check_nodes(self, case: Case) -> None:
+        """Raise `InputError` for a network that cannot be calibrated on so few nodes, or has no more than these."""
+        small, whole = self.small_cluster(case), self.clusters[case.network]
+        if small is not None and len(small.hosts) >= len(whole.hosts):
+            what = f"network {case.network} has {len(whole.hosts)} nodes, and is to be calibrated on {small.nodes}"
+            where = self.suite.source.where("calibrate_on")
+            raise InputError(what, where=where, hint="name fewer nodes, or larger networks")
 
     def __getitem__(self, case: Case) -> Plan:
         """The plan of a case."""
@@ -110,6 +124,7 @@ class LiveBench:
         self._suite, self._plans, self._say = suite, plans, say
         self._emulated = suite.value.execute.compute == "emulated"
         self._clusters: dict[str, Cluster] = {}  # as calibrated
+        self._small: dict[str, Cluster] = {}  # as calibrated on a few of its hosts
         self._profiles: dict[tuple[str, str], Profile] = {}  # by network and model
         self._workers: Workers | None = None
         self._said: set[str] = set()
@@ -146,12 +161,24 @@ class LiveBench:
                     self._profiles[network, title] = profile
             took_s = time.monotonic() - begin
         self._clusters[network] = with_network(stated, found)
-        return f"{_in_words(found)} ({took_s:.0f} s)"
+        words = f"{_in_words(found)} ({took_s:.0f} s)"
+        if (small := self._plans.small_cluster(cases[0])) is not None:
+            begin = time.monotonic()
+            with self._ranks(network, small) as workers:
+                few = calibrate_network(
+                    workers, small, testbed=True, realtime=self._realtime(cases[0]), backend=backend
+                )
+            self._small[network] = with_network(stated, few)
+            words += f"; on {small.nodes} hosts {_in_words(few)} ({time.monotonic() - begin:.0f} s)"
+        return words
 
     def predict(self, case: Case) -> Predicted:
         """See `Bench`."""
         profile = self._profiles.get((case.network, self._plans[case].entry.title))
-        return self._plans.predict(case, self._clusters[case.network], profile)
+        found = self._plans.predict(case, self._clusters[case.network], profile)
+        if (small := self._small.get(case.network)) is not None:
+            found = replace(found, small_s=self._plans.predict(case, small).iteration_s)
+        return found
 
     @contextmanager
     def open(self, network: str) -> Iterator[None]:
@@ -185,11 +212,11 @@ class LiveBench:
         return replace(measured, predicted=anew)
 
     @contextmanager
-    def _ranks(self, network: str) -> Iterator[Workers]:
-        """The ranks of a network, in a testbed if there are several hosts."""
-        cluster = self._plans.clusters[network]
+    def _ranks(self, network: str, small: Cluster | None = None) -> Iterator[Workers]:
+        """The ranks of a network, or of a `small` form of it, in a testbed if there are several hosts."""
+        cluster = small or self._plans.clusters[network]
         case = next(c for c in self._plans.cases if c.network == network)
-        experiment = experiment_of(self._suite, case)
+        experiment = experiment_of(self._suite, case, nodes=None if small is None else small.nodes)
         with open_ranks(experiment, cluster, testbed=_in_testbed(cluster), say=self._once) as workers:
             yield workers
 
