@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from pydantic import Field
+
 from stanza_sim.api._arguments import arguments, checked, placed
 from stanza_sim.base import config
-from stanza_sim.base.config import Count, Section
+from stanza_sim.base.config import Count, Factor, Section
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import Rate
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.device import DeviceSpec
-from stanza_sim.model.profile import ModelProfile
+from stanza_sim.model.profile import ModelProfile, Throughput
 from stanza_sim.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -30,11 +33,17 @@ class _ClusterArguments(Section):
     rate: Rate | None = None
 
 
+class _Throughput(Section):
+    samples_per_s: Factor
+    batch: Count
+
+
 class _ModelArguments(Section):
     name: str | None = None
     input_shape: tuple[Count, ...] | None = None
     factory_kwargs: dict[str, Scalar] | None = None
     boundary: str | int | None = None
+    throughput: dict[str, _Throughput] = Field(default_factory=dict)
 
 
 def load_cluster(
@@ -75,16 +84,22 @@ def load_model(
     input_shape: tuple[int, ...] | None = None,
     factory_kwargs: Mapping[str, Scalar] | None = None,
     boundary: int | str | None = None,
+    throughput: Mapping[str, Mapping[str, float]] | None = None,
 ) -> ModelProfile:
     """Return a model: a shipped table by name, or what `package.module:factory` builds, an `nn.Module` (needs torch).
 
     For a factory `input_shape`, the shape of one sample, is needed. `boundary` is the block at which the FC part
-    begins, by name or index; it is found where it is left out. Raises `InputError` for what is not there and for what
-    cannot be a chain of blocks.
+    begins, by name or index; it is found where it is left out. `throughput` is what single devices are known
+    to train, by their names: costs on such a device are scaled to it. Raises `InputError` for what is not there and for
+    what cannot be a chain of blocks.
 
     >>> import stanza_sim as ss
     >>> ss.load_model("alexnet")
     <ModelProfile alexnet: 8 blocks, 61,100,840 parameters>
+    >>> model = ss.load_model("resnet50", throughput={"V100": {"samples_per_s": 340, "batch": 64}})
+    >>> cluster = ss.load_cluster("ec2-p3-10", nodes=1)
+    >>> round(ss.predict(ss.build_schedule("local", model, cluster, batch_per_worker=64), cluster).samples_per_s)
+    340
     """
     from stanza_sim.model import zoo
 
@@ -93,15 +108,23 @@ def load_model(
         given = checked(
             "load_model",
             _ModelArguments,
-            {"name": name, "input_shape": input_shape, "factory_kwargs": factory_kwargs, "boundary": boundary},
+            {
+                "name": name,
+                "input_shape": input_shape,
+                "factory_kwargs": factory_kwargs,
+                "boundary": boundary,
+                "throughput": throughput,
+            },
         )
-        return zoo.load_model(
+        profile = zoo.load_model(
             str(model),
             name=given.name,
             input_shape=given.input_shape,
             factory_kwargs=given.factory_kwargs,
             boundary=given.boundary,
         )
+        known = (Throughput(device=device, **dict(stated)) for device, stated in given.throughput.items())
+        return replace(profile, throughput=tuple(known))
 
 
 def load_device(name: str | Path) -> DeviceSpec:

@@ -21,7 +21,7 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
 from stanza_sim.simulate.costs import CostModel
 from stanza_sim.simulate.prediction import Prediction as Simulated
-from stanza_sim.simulate.scaled_costs import ScaledCosts
+from stanza_sim.simulate.slower_costs import SlowerCosts
 from stanza_sim.simulate.steady import steady_window
 from stanza_sim.timeline.critical_path import CriticalPath, critical_path
 
@@ -156,7 +156,7 @@ class Prediction(Simulated):
                 changes += [f"{key} x{times:g}" for key, times in (given or {}).items()]
             if costs is not None and hosts:
                 speeds = [hosts.get(place.host, 1.0) for place in cluster.placement]
-                costs = ScaledCosts(costs, lambda rank, model: 1 / speeds[rank], "at other speeds")
+                costs = SlowerCosts(costs, lambda rank, model: 1 / speeds[rank], "at other speeds")
             cluster = _what_if.with_faster_hosts(with_faster_links(cluster, links), hosts)
             change = ", ".join([*([self.change] if self.change else []), *changes])
             return replace(_predicted(self.schedule, made.on(cluster, costs)), change=change)

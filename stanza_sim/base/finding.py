@@ -1,4 +1,5 @@
-"""Where a topology, an experiment, a device or a validation suite lies, and what a misspelt name was meant to be."""
+"""Where a topology, an experiment, a device, a validation suite or a transport lies, and what a misspelt name was
+meant to be."""
 
 from __future__ import annotations
 
@@ -20,6 +21,7 @@ class Kind(StrEnum):
     EXPERIMENTS = "experiments"
     DEVICES = "devices"
     SUITES = "suites"
+    TRANSPORTS = "transports"
 
     @property
     def noun(self) -> str:
@@ -40,7 +42,7 @@ class Kind(StrEnum):
 
 def _folders(kind: Kind) -> list[Path]:
     """Return where `kind` is looked for, nearest first: here, the source checkout, the package."""
-    if kind is Kind.DEVICES:
+    if kind in (Kind.DEVICES, Kind.TRANSPORTS):
         return [Path(kind.value), _PACKAGE / "data" / kind.value]
     if kind is Kind.SUITES:  # they lie where their results are kept, among the experiments
         return [folder / "validation" for folder in _folders(Kind.EXPERIMENTS)]
@@ -56,7 +58,8 @@ def _named(folder: Path, kind: Kind, name: str) -> Path:
 
 
 def available(kind: Kind | str) -> list[str]:
-    """Return the sorted names that `find` knows of a kind (`topologies`, `experiments`, `devices` or `suites`)."""
+    """Return the sorted names that `find` knows of a kind (`topologies`, `experiments`, `devices`, `suites` or
+    `transports`)."""
     pattern = "*/experiment.yaml" if kind == Kind.EXPERIMENTS else "*.yaml"
     files = [path for folder in _folders(Kind(kind)) for path in folder.glob(pattern)]
     return sorted({path.parent.name if kind == Kind.EXPERIMENTS else path.stem for path in files})
@@ -71,7 +74,7 @@ def _is_file(path: Path, *, folder: bool = False) -> bool:
 
 
 def find(kind: Kind | str, name_or_path: str | Path, *, beside: Path | None = None) -> Path:
-    """Return the file of a topology, experiment, device or validation suite.
+    """Return the file of a topology, experiment, device, validation suite or transport.
 
     A text with a slash or ending in `.yaml` is a path (also tried relative to the folder of `beside`, the file that
     mentions it); a folder that holds an `experiment.yaml` is a path to that experiment. Anything else is a name,

@@ -29,6 +29,7 @@ from stanza_sim.cluster.hardware import (
     Routing,
     RoutingKind,
 )
+from stanza_sim.cluster.inside import Spot, way
 from stanza_sim.cluster.routing import Core, RouteCore, Usage, flow_key
 from stanza_sim.cluster.wiring import Wiring
 
@@ -67,6 +68,7 @@ class _Found:
     first_port: Sequence[int] | None = None
     ports: Sequence[tuple[int, ...]] | None = None
     cables: dict[tuple[int, int], tuple[int, ...]] | None = None
+    inside: dict[tuple[int, Spot, Spot], Usage] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -109,7 +111,7 @@ class Cluster:
     def hosts_on_one_switch(self) -> bool:
         """Whether the two sides of NICs, one for each host, are the only links that any route uses."""
         fabric = self.fabric
-        if fabric.cables or fabric.ports or fabric.backplanes or fabric.device_links:
+        if fabric.cables or fabric.ports or fabric.backplanes or fabric.inside:
             return False
         shared = set(fabric.attached[0]).intersection(*set(fabric.attached))
         return bool(shared) or len(self.hosts) == 1
@@ -189,33 +191,35 @@ class Cluster:
 
         `key` is what ECMP's hash takes beside the two ends; see `flow_key`. A device uses the NIC that
         `Host.nic_of` says; None (a rank on its host's cores) uses the first NIC. On one host the links are those of
-        two devices in its internal fabric; without such a fabric there are none, since the loopback is no link.
+        two devices in its internal fabric (or of a device and the host's memory); without such a fabric there are none,
+        since the loopback is no link.
         Raises `InputError` if the hosts are not connected (`load_cluster` has checked that they are).
         """
         links = self.links
         if src_host == dst_host:
-            inner = self.device_links(src_host, src_device), self.device_links(src_host, dst_device)
-            if inner[0] is None or inner[1] is None or src_device == dst_device:
-                return (), 0.0
-            out, into = inner[0][0], inner[1][1]
-            return ((out, 1.0), (into, 1.0)), links[out].latency_s + links[into].latency_s
+            inner = self._inside(src_host, Spot(device=src_device), Spot(device=dst_device))
+            return inner, sum(links[link].latency_s for link, _ in inner)
         src, dst = self._port(src_host, src_device), self._port(dst_host, dst_device)
         part = self._route_core(src_host, dst_host, src, dst, key, None)
         tx, rx = 2 * src, 2 * dst + 1
         latency_s = links[tx].latency_s + part.latency_s + links[rx].latency_s
         usage = ((tx, 1.0), *part.usage, (rx, 1.0))
-        if self.fabric.device_links:
-            if (pcie := self._pcie(src_host, src_device)) is not None:
-                usage, latency_s = ((pcie[0], 1.0), *usage), latency_s + links[pcie[0]].latency_s
-            if (pcie := self._pcie(dst_host, dst_device)) is not None:
-                usage, latency_s = (*usage, (pcie[1], 1.0)), latency_s + links[pcie[1]].latency_s
+        if self.fabric.inside:
+            nics = self.hosts[src_host].nic_of(src_device), self.hosts[dst_host].nic_of(dst_device)
+            out = self._inside(src_host, Spot(device=src_device), Spot(nic=nics[0]))
+            into = self._inside(dst_host, Spot(nic=nics[1]), Spot(device=dst_device))
+            usage = (*out, *usage, *into)
+            latency_s += sum(links[link].latency_s for link, _ in out) + sum(links[link].latency_s for link, _ in into)
         return usage, latency_s
 
-    def device_links(self, host: int, device: int | None) -> tuple[int, int] | None:
-        """Return the links (out, in) of a device into its host's internal fabric, if it has one."""
-        if device is None or not self.fabric.device_links or not self.fabric.device_links[host]:
-            return None
-        return self.fabric.device_links[host][device]
+    def _inside(self, host: int, src: Spot, dst: Spot) -> Usage:
+        """Return what a message uses inside `host`."""
+        if not self.fabric.inside:
+            return ()
+        inside = self._found.inside
+        if (host, src, dst) not in inside:
+            inside[host, src, dst] = way(self.hosts[host], self.fabric.inside[host], src, dst)
+        return inside[host, src, dst]
 
     def host_orbits(
         self, colour: Sequence[int] | None = None, pairs: Iterable[Iterable[tuple[int, int]]] | None = None
@@ -312,21 +316,22 @@ class Cluster:
             names = f"{self.hosts[src_host].name} and {self.hosts[dst_host].name}"
             raise InputError(f"{names} are not connected", where=self.name, hint=error.hint) from None
 
-    def _pcie(self, host: int, device: int | None) -> tuple[int, int] | None:
-        """Return the links of a device that it also needs to reach its NIC."""
-        intra = self.hosts[host].intra
-        return self.device_links(host, device) if intra is not None and intra.kind is IntraKind.PCIE else None
 
-
-def place(hosts: Iterable[Host], ranks_per_host: int | None) -> tuple[Placement, ...]:
+def place(
+    hosts: Iterable[Host], ranks_per_host: int | None, cpu_ranks_per_host: int | None = None
+) -> tuple[Placement, ...]:
     """Return the placement of ranks host by host, in host order.
 
-    A host gets `ranks_per_host` ranks or, if that is None, one rank for each of its devices and at least one.
+    A host gets `ranks_per_host` ranks or, if that is None, one rank for each of its devices and at least one. Behind
+    all of them come, for each host with devices, `cpu_ranks_per_host` ranks on its cores.
     """
+    hosts = tuple(hosts)
     placed = []
     for index, host in enumerate(hosts):
         for device in range(ranks_per_host or max(1, len(host.devices))):
             placed.append(Placement(host=index, device=device if host.devices else None))
+    for index, host in enumerate(hosts):
+        placed += [Placement(host=index)] * (cpu_ranks_per_host or 0 if host.devices else 0)
     return tuple(placed)
 
 

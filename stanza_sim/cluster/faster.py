@@ -39,6 +39,7 @@ def _wider(host: Host, times: float) -> Host:
             bandwidth_Bps=one.bandwidth_Bps * times,
             receive_bandwidth_Bps=None if back is None else back * times,
             bucket=_wider_bucket(one.bucket, times),
+            transport=one.transport.scaled(times),
         )
 
     return replace(
@@ -66,12 +67,13 @@ def with_slower_network(cluster: Cluster, times: float) -> Cluster:
 
 def _later(host: Host, times: float) -> Host:
     def nic(one: Nic) -> Nic:
-        back_s = one.receive_latency_s
+        back_s, cost = one.receive_latency_s, one.transport
         return replace(
             one,
             latency_s=one.latency_s * times,
             overhead_s=one.overhead_s * times,
             receive_latency_s=None if back_s is None else back_s * times,
+            transport=replace(cost, message_core_s=cost.message_core_s * times, byte_core_s=cost.byte_core_s * times),
         )
 
     loop, intra, copies = host.loopback, host.intra, host.staging

@@ -1,12 +1,14 @@
 """Reads a cluster from a graph: GraphML, or node-link JSON whose edges are called `links` or `edges`.
 
 Every node has `kind: host` or `kind: switch`; a host has `cores` and, if it likes, `devices` (a list or, in GraphML, a
-text such as `V100,V100`), `device_speed`, `intra` and `loopback` as in YAML (the last two in JSON only), a switch
-`backplane`. A node is called what its `name` says, or else its id. Every edge has `rate`, and may have `latency`
-and `efficiency`; values are texts with units, as in YAML. An edge between a host and a switch is one NIC of the host
-and may have `overhead`; an edge between two switches is a trunk, between two hosts a cable. An undirected edge is
-alike in both directions; in a directed graph each edge is one direction, and none may be without its opposite.
-The graph itself may have `name`, `description`, `routing`, `seed` (of ECMP), `forwarding` and `ranks_per_host`.
+text such as `V100,V100`), `device_speed`, `device_spread`, `reduce_rate`, `intra`, `losses` and `loopback` as in
+YAML (the last three in JSON only), a switch `backplane`. A node is called what its `name` says, or else its id. Every
+edge has `rate`, may have `latency` and `efficiency`; values are texts with units, as in YAML. An edge between a host
+and a switch is one NIC of the host and may have `overhead` and what a NIC states of its transport (`preset`,
+`stream_rate` and so on; in a directed graph at the edge from the host); one between two switches is a trunk, between
+two hosts a cable. An undirected edge is alike in both directions; in a directed graph each edge is one direction, and
+none may be without its opposite. The graph itself may have `name`, `description`, `routing`, `seed` (of ECMP),
+`forwarding`, `ranks_per_host` and `cpu_ranks_per_host`.
 Attributes that drawing programs add to nodes and edges (`label`, `x`, `y`, `weight`, an edge's `id` and `key`) are
 allowed, and have no effect. Reading is by networkx.
 """
@@ -26,13 +28,22 @@ import networkx as nx
 from pydantic import BeforeValidator, Field
 
 from stanza_sim.base.config import Count, Factor, Fraction, Section, Source, validate
-from stanza_sim.base.errors import InputError
+from stanza_sim.base.errors import InputError, at
 from stanza_sim.base.units import Rate, Seconds
 from stanza_sim.cluster.cluster import Cluster, Host, Nic, place
 from stanza_sim.cluster.freeform import check_connected
-from stanza_sim.cluster.hardware import Routing, RoutingKind
-from stanza_sim.cluster.hosts import NO_NIC, check_devices, count_cores, make_intra, make_loopback, too_many_ranks
-from stanza_sim.cluster.topology import IntraSection, LoopbackSection
+from stanza_sim.cluster.hardware import Routing, RoutingKind, Transport
+from stanza_sim.cluster.hosts import (
+    NO_NIC,
+    check_devices,
+    count_cores,
+    make_intra,
+    make_loopback,
+    make_losses,
+    too_many_ranks,
+)
+from stanza_sim.cluster.topology import IntraSection, LoopbackSection, LossesSection, Spread, TransportKeys
+from stanza_sim.cluster.transports import make_transport, preset_of
 from stanza_sim.cluster.wiring import LinkDirection, Wiring
 
 _DRAWN = frozenset({"label", "x", "y", "weight"})
@@ -51,6 +62,7 @@ class GraphSection(Section):
     seed: Annotated[int, Field(strict=True, ge=0)] = 0
     forwarding: bool = False
     ranks_per_host: Count | None = None
+    cpu_ranks_per_host: Count | None = None
 
 
 class HostNode(Section):
@@ -61,7 +73,10 @@ class HostNode(Section):
     cores: Count | Literal["this-machine"]
     devices: Annotated[tuple[str, ...], BeforeValidator(_listed)] = ()
     device_speed: Factor = 1.0
+    device_spread: Spread = 0.0
     intra: IntraSection | None = None
+    reduce_rate: Rate | None = None
+    losses: LossesSection = LossesSection()
     loopback: LoopbackSection = LoopbackSection()
 
 
@@ -73,8 +88,8 @@ class SwitchNode(Section):
     backplane: Rate | None = None
 
 
-class EdgeSection(Section):
-    """An edge, whatever it joins."""
+class EdgeSection(TransportKeys):
+    """An edge, whatever it joins; only one between a host and a switch may state a transport."""
 
     rate: Rate
     latency: Seconds = 0.0
@@ -187,7 +202,7 @@ class _Reader:
         wiring.routing = Routing(kind=RoutingKind(about.routing), seed=about.seed)
         links, fabric = wiring.lay_out(hosts)
         check_connected(hosts, len(wiring.switches), fabric, str(self.path))
-        placement = place(hosts, about.ranks_per_host)
+        placement = place(hosts, about.ranks_per_host, about.cpu_ranks_per_host)
         too_many_ranks(placement, hosts, f"{self.path}: graph.ranks_per_host")
         return Cluster(
             name=about.name or self.path.stem,
@@ -252,10 +267,15 @@ class _Reader:
                     raise InputError("a NIC has one efficiency", where=where)
                 if back.overhead not in (0.0, there.overhead):
                     raise InputError("overhead is of the direction from the host", where=where)
+                if back is not there and _states_transport(back):
+                    raise InputError("a transport is stated at the edge from the host", where=where)
                 h = host_number[a]
                 wiring.attached.setdefault(h, []).append((switch_number[b],))
-                nics[h].append(_nic(there, back, rate_Bps))
+                with at(where):
+                    nics[h].append(_nic(there, back, rate_Bps))
                 continue
+            if _states_transport(there) or _states_transport(back):
+                raise InputError("a transport is for an edge between a host and a switch", where=where)
             if there.overhead or back.overhead:
                 raise InputError("overhead is for an edge between a host and a switch", where=where)
             if ends in joined:
@@ -293,9 +313,8 @@ class _Reader:
         return found
 
     def _host(self, section: HostNode, name: str, nics: list[Nic], where: str) -> Host:
-        if section.intra is not None and not section.devices:
-            hint = "list devices, or leave intra out"
-            raise InputError("intra joins devices, and there is none", where=where, hint=hint)
+        with at(where):
+            intra = make_intra(section.intra, len(section.devices))
         return Host(
             name=name,
             cores=count_cores(section.cores),
@@ -303,12 +322,26 @@ class _Reader:
             more_nics=tuple(nics[1:]),
             devices=check_devices(section.devices, self.path, where),
             device_speed=section.device_speed,
+            device_spread=section.device_spread,
             loopback=make_loopback(section.loopback),
-            intra=make_intra(section.intra),
+            intra=intra,
+            reduce_Bps=section.reduce_rate,
+            losses=make_losses(section.losses),
         )
 
 
+def _states_transport(edge: EdgeSection) -> bool:
+    return bool(set(TransportKeys.model_fields) & edge.model_fields_set)
+
+
 def _nic(there: EdgeSection, back: EdgeSection, rate_Bps: float | None) -> Nic:
+    preset, stated = preset_of(there), there.model_fields_set
+    if preset is not None:
+        found = {key: getattr(preset, key) for key in ("latency", "overhead", "efficiency") if key not in stated}
+        found = {key: value for key, value in found.items() if value is not None}
+        same = back is there
+        there = there.model_copy(update=found)
+        back = there if same else back
     return Nic(
         bandwidth_Bps=rate_Bps or there.rate,
         receive_bandwidth_Bps=None if rate_Bps or back.rate == there.rate else back.rate,
@@ -316,4 +349,5 @@ def _nic(there: EdgeSection, back: EdgeSection, rate_Bps: float | None) -> Nic:
         receive_latency_s=None if back.latency == there.latency else back.latency,
         overhead_s=there.overhead,
         efficiency=there.efficiency,
+        transport=make_transport(there, max(there.rate, back.rate), Transport()),
     )

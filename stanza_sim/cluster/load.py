@@ -20,6 +20,7 @@ from stanza_sim.cluster.hosts import (
     count_cores,
     make_intra,
     make_loopback,
+    make_losses,
     make_nic,
     make_staging,
     too_many_ranks,
@@ -28,6 +29,7 @@ from stanza_sim.cluster.topology import (
     FabricSection,
     HostOverride,
     HostSection,
+    IntraSection,
     TopologySection,
 )
 from stanza_sim.cluster.wiring import Wiring
@@ -179,6 +181,7 @@ class Builder:
     def _hosts(self, groups: dict[str, range], counts: list[int | None], rate_Bps: float | None) -> tuple[Host, ...]:
         """Return every host, overrides and `rate_Bps` applied."""
         hosts: list[Host] = []
+        intra_of: dict[str, IntraSection | None] = {}
         only = sum(len(members) for members in groups.values()) == 1
         if only and rate_Bps is not None:
             what, hint = "network.rate has no use: there is one host", "set the loopback's rate in the topology"
@@ -186,12 +189,12 @@ class Builder:
         for i, (group, members) in enumerate(zip(self.topology.hosts, groups.values(), strict=True)):
             nics = (NO_NIC,) if only and group.nic is None and group.nics is None else self._nics(i, group, rate_Bps)
             devices = self._devices(group.devices, "hosts", i, "devices")
-            if group.intra is not None and not devices:
-                hint = "list devices, or leave intra out"
-                raise InputError("intra joins devices, and there is none", where=self._at(i, "intra"), hint=hint)
             names = [group.name] if counts[i] is None else [f"{group.name}-{k}" for k in range(len(members))]
-            cores, loopback, intra = count_cores(group.cores), make_loopback(group.loopback), make_intra(group.intra)
+            cores, loopback, losses = count_cores(group.cores), make_loopback(group.loopback), make_losses(group.losses)
+            with at(self._at(i, "intra")):
+                intra = make_intra(group.intra, len(devices))
             staging = make_staging(group.staging)
+            intra_of |= dict.fromkeys(names, group.intra)
             hosts.extend(
                 Host(
                     name=name,
@@ -199,10 +202,13 @@ class Builder:
                     nic=nics[0],
                     devices=devices,
                     device_speed=group.device_speed,
+                    device_spread=group.device_spread,
                     loopback=loopback,
                     more_nics=nics[1:],
                     intra=intra,
                     staging=staging,
+                    reduce_Bps=group.reduce_rate,
+                    losses=losses,
                 )
                 for name in names
             )
@@ -212,7 +218,7 @@ class Builder:
             if name not in index:
                 where = self.source.where("overrides", name)
                 raise InputError(f"there is no host {name!r}", where=where, hint=known_names(name, index))
-            hosts[index[name]] = self._overridden(hosts[index[name]], override, rate_Bps)
+            hosts[index[name]] = self._overridden(hosts[index[name]], override, rate_Bps, intra_of[name])
         self._check_extras(hosts)
         return tuple(hosts)
 
@@ -267,8 +273,10 @@ class Builder:
     def _devices(self, devices: tuple[str, ...], *key: str | int) -> tuple[str, ...]:
         return check_devices(devices, self.path, self.source.where(*key))
 
-    def _overridden(self, host: Host, override: HostOverride, rate_Bps: float | None) -> Host:
-        """Return `host` with what `override` states."""
+    def _overridden(
+        self, host: Host, override: HostOverride, rate_Bps: float | None, of_group: IntraSection | None
+    ) -> Host:
+        """Return `host`, whose group has `of_group` inside, with what `override` states."""
         nics = host.nics
         if override.nic is not None:
             if host.nic is NO_NIC:
@@ -279,11 +287,8 @@ class Builder:
         devices = host.devices
         if override.devices is not None:
             devices = self._devices(override.devices, "overrides", host.name, "devices")
-        intra = host.intra if override.intra is None else make_intra(override.intra)
-        if intra is not None and not devices:
-            hint = "list devices, or leave intra out"
-            where = self.source.where("overrides", host.name)
-            raise InputError("intra joins devices, and there is none", where=where, hint=hint)
+        with at(self.source.where("overrides", host.name)):
+            intra = make_intra(override.intra or of_group, len(devices))
         return replace(
             host,
             nic=nics[0],
@@ -294,6 +299,8 @@ class Builder:
             cores=host.cores if override.cores is None else override.cores,
             device_speed=host.device_speed if override.device_speed is None else override.device_speed,
             loopback=host.loopback if override.loopback is None else make_loopback(override.loopback),
+            reduce_Bps=host.reduce_Bps if override.reduce_rate is None else override.reduce_rate,
+            losses=host.losses if override.losses is None else make_losses(override.losses),
         )
 
     # --- ranks -------------------------------------------------------------------------------------------------------
@@ -303,22 +310,32 @@ class Builder:
     ) -> tuple[Placement, ...]:
         """Return the place of each rank, by `placement` or by `ranks_per_host`."""
         topology = self.topology
+        if topology.cpu_ranks_per_host is not None and not any(host.devices for host in hosts):
+            where, hint = self.source.where("cpu_ranks_per_host"), "ranks are on cores anyway: state ranks_per_host"
+            raise InputError("cpu_ranks_per_host, but no host has devices", where=where, hint=hint)
         if topology.placement is None:
-            placed = place(hosts, ranks_per_host)
+            placed = place(hosts, ranks_per_host, topology.cpu_ranks_per_host)
             key: tuple[str | int, ...] = ("ranks_per_host",)
         else:
             if topology.ranks_per_host is not None:
                 where = self.source.where("ranks_per_host")
                 raise InputError("ranks_per_host and placement exclude each other", where=where)
+            if topology.cpu_ranks_per_host is not None:
+                where, hint = self.source.where("cpu_ranks_per_host"), "write HOST/cpu in placement"
+                raise InputError("cpu_ranks_per_host and placement exclude each other", where=where, hint=hint)
             if not topology.placement:
                 raise InputError("names no host", where=self.source.where("placement"), hint="one host for each rank")
             used = [0] * len(hosts)
             ranks = []
-            for rank, name in enumerate(topology.placement):
+            for rank, stated in enumerate(topology.placement):
+                name = stated if stated in index else stated.removesuffix("/cpu")
                 if name not in index:
                     where, hint = self.source.where("placement", rank), known_names(name, index)
                     raise InputError(f"rank {rank} is on a missing host {name!r}", where=where, hint=hint)
                 host = index[name]
+                if name != stated:
+                    ranks.append(Placement(host=host))
+                    continue
                 ranks.append(Placement(host=host, device=used[host] if hosts[host].devices else None))
                 used[host] += 1
             placed, key = tuple(ranks), ("placement",)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -141,7 +141,7 @@ def _places(cluster: Network, colour: Sequence[int] | None, *, alone: bool) -> l
     separate = alone or bool(cluster.fabric.cables)
     for h, host in enumerate(cluster.hosts):
         sides = tuple((links[k].bandwidth_Bps, links[k].latency_s) for nic in cluster.nic_links_of(h) for k in nic)
-        own = (host.cores, host.nics, host.devices, host.device_speed, host.loopback, host.intra, host.staging, sides)
+        own = (replace(host, name=""), sides)
         look = (own, None if colour is None else colour[h])
         at = h if separate else tuple(ports[tx // 2] for tx, _ in cluster.nic_links_of(h))
         found.setdefault((look, at), []).append(h)
@@ -231,7 +231,7 @@ class _Refinement:
             if found.host is not None:
                 start = first.setdefault(found.host, i) if found.kind in (LinkKind.SEND, LinkKind.RECEIVE) else None
                 if start is None:
-                    start = cluster.fabric.device_links[found.host][0][0]
+                    start = cluster.fabric.inside[found.host].devices[0][0]
                 position[i] = (found.kind, host_class[found.host], i - start)
         keys = (position.get(i, ("core", int(c))) for i, c in enumerate(link))
         return Orbits(

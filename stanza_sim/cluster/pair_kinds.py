@@ -8,7 +8,7 @@ from stanza_sim.cluster.cluster import Cluster, flow_key
 from stanza_sim.cluster.hardware import LinkKind
 
 _PER_LOOK = 2
-_INSIDE = (LinkKind.SEND, LinkKind.RECEIVE, LinkKind.DEVICE_OUT, LinkKind.DEVICE_IN)
+_INSIDE = (LinkKind.SEND, LinkKind.RECEIVE, LinkKind.DEVICE_OUT, LinkKind.DEVICE_IN, LinkKind.INSIDE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,9 @@ from stanza_sim.base.config import Count, Factor, Fraction, Section
 from stanza_sim.base.units import PositiveSeconds, Rate, Seconds, Size
 from stanza_sim.cluster.hardware import IntraKind, Loopback, RoutingKind
 
+Spread = Annotated[float, Field(strict=True, ge=0, le=0.5)]
+"""A standard deviation, relative to the mean."""
+
 
 def _form(value: object) -> str:
     """Tell a quantity that is one text from one by direction, so that what is wrong with either can be said."""
@@ -75,7 +78,18 @@ class Shared(Section):
     peak: Rate | None = None
 
 
-class NicSection(Shared):
+class TransportKeys(Section):
+    """What a NIC may state of its transport; see `stanza_sim.cluster.Transport`. What it states overrides `preset`."""
+
+    preset: str | None = Field(None, min_length=1)
+    stream_rate: Rate | None = None
+    process_rate: Rate | None = None
+    process_inside: bool | None = None
+    message_core: Seconds | None = None
+    byte_core: Seconds | None = None
+
+
+class NicSection(Shared, TransportKeys):
     """`nic:` of a host group, or an entry of its `nics:`."""
 
     rate: SidesRate = Field(description="write the raw rate of the port, such as `rate: 10Gbps`")
@@ -93,13 +107,40 @@ class LoopbackSection(Section):
     byte_core: Seconds = Loopback().byte_core_s
 
 
+_Device = Annotated[int, Field(strict=True, ge=0)]
+
+
 class IntraSection(Section):
-    """`intra:` of a host group; see `stanza_sim.cluster.Intra`."""
+    """`intra:` of a host group; see `stanza_sim.cluster.Intra` and `PcieTree`.
+
+    `switches` lists the devices under each PCIe switch, by number; in its place, `per_switch` is how many devices each
+    has, in order. `host_link` is for NVLink hosts.
+    """
 
     kind: IntraKind
     rate: Rate
     latency: Seconds = 0.0
     efficiency: Fraction = 1.0
+    switches: Annotated[tuple[Annotated[tuple[_Device, ...], Field(min_length=1)], ...], Field(min_length=1)] | None = (
+        None
+    )
+    per_switch: Count | None = None
+    switch_rate: Rate | None = None
+    sockets: Count | None = None
+    root_rate: Rate | None = None
+    socket_rate: Rate | None = None
+    host_memory_rate: Rate | None = None
+    nics_at: Literal["root", "switch"] | None = None
+    host_link: Rate | None = None
+
+
+class LossesSection(Section):
+    """`losses:` of a host group; see `stanza_sim.cluster.Losses`."""
+
+    collective_share: Annotated[float, Field(strict=True, ge=0, lt=1)] = 0.0
+    iteration_overhead: Seconds = 0.0
+    overhead_per_device: Seconds = 0.0
+    barrier: Annotated[bool, Field(strict=True)] = False
 
 
 class HostSection(Section):
@@ -113,11 +154,14 @@ class HostSection(Section):
     cores: Count | Literal["this-machine"]
     devices: tuple[str, ...] = ()
     device_speed: Factor = 1.0
+    device_spread: Spread = 0.0
     nic: NicSection | None = None
     nics: Count | Annotated[tuple[NicSection, ...], Field(min_length=1)] | None = None
     intra: IntraSection | None = None
     staging: StagingSection | None = None
     loopback: LoopbackSection = LoopbackSection()
+    reduce_rate: Rate | None = None
+    losses: LossesSection = LossesSection()
 
 
 class StagingSection(Section):
@@ -127,7 +171,7 @@ class StagingSection(Section):
     latency: Seconds = 0.0
 
 
-class NicOverride(Shared):
+class NicOverride(Shared, TransportKeys):
     """`nic:` of a single host under `overrides:`, for all its NICs; what it leaves out stays."""
 
     rate: SidesRate | None = None
@@ -146,6 +190,8 @@ class HostOverride(Section):
     intra: IntraSection | None = None
     staging: StagingSection | None = None
     loopback: LoopbackSection | None = None
+    reduce_rate: Rate | None = None
+    losses: LossesSection | None = None
 
 
 class SwitchSection(Section):
@@ -262,7 +308,11 @@ class RoutingSection(Section):
 
 
 class TopologySection(Section):
-    """A topology file. `fabric` stands for `switches` and `links`."""
+    """A topology file. `fabric` stands for `switches` and `links`.
+
+    `cpu_ranks_per_host` places so many ranks on the cores of each host with devices, after all others; in `placement`
+    such a rank is `HOST/cpu`.
+    """
 
     name: str = Field(min_length=1)
     description: str = ""
@@ -276,3 +326,4 @@ class TopologySection(Section):
     overrides: dict[str, HostOverride] = Field(default_factory=dict)
     placement: tuple[str, ...] | None = None
     ranks_per_host: Count | None = None
+    cpu_ranks_per_host: Count | None = None

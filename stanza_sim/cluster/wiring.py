@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from stanza_sim.cluster.hardware import DirectedLink, Fabric, Host, LinkKind, Routing, TokenBucket, Traffic
+from stanza_sim.cluster.inside import lay_inside
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -106,7 +107,7 @@ class Wiring:
             cables=tuple(ways),
             ports=ports,
             backplanes=tuple(planes),
-            device_links=_device_links(hosts, links),
+            inside=lay_inside(hosts, links),
             forwarding=self.forwarding,
             routing=self.routing,
         )
@@ -163,35 +164,6 @@ def nic_links(hosts: Iterable[Host], goodputs: Sequence[tuple[float, float]] | N
                 )
             )
     return links
-
-
-def _device_links(hosts: Sequence[Host], links: list[DirectedLink]) -> tuple[tuple[tuple[int, int], ...], ...]:
-    """Append the links of devices into the fabrics inside hosts; return their numbers, or () if there are none."""
-    if not any(host.intra for host in hosts):
-        return ()
-    numbers: list[tuple[tuple[int, int], ...]] = []
-    for h, host in enumerate(hosts):
-        pairs: list[tuple[int, int]] = []
-        intra = host.intra
-        if intra is None:
-            numbers.append(())
-            continue
-        for d, device in enumerate(host.devices):
-            pairs.append((len(links), len(links) + 1))
-            what = f"{host.name} {device.rpartition('/')[2]} {d} {intra.kind}"
-            for side, kind in (("out", LinkKind.DEVICE_OUT), ("in", LinkKind.DEVICE_IN)):
-                links.append(
-                    DirectedLink(
-                        name=f"{host.name}.device{d}.{side}",
-                        label=f"{what} {side}",
-                        bandwidth_Bps=intra.bandwidth_Bps * intra.efficiency,
-                        latency_s=intra.latency_s,
-                        kind=kind,
-                        host=h,
-                    )
-                )
-        numbers.append(tuple(pairs))
-    return tuple(numbers)
 
 
 def _directed(start: str, end: str, line: LinkDirection, kind: LinkKind) -> DirectedLink:

@@ -54,6 +54,13 @@ class Scale(Section):
         return "".join(f"-{key}{value:g}" for key, value in both if value != 1).replace("+", "")
 
 
+class Throughput(Section):
+    """What one device is known to train of a model, updates included."""
+
+    samples_per_s: Factor = Field(description="Samples per second of one device.")
+    batch: Batch = Field(description="Samples per step at which they were measured.")
+
+
 class ModelEntry(Section):
     """A model of the zoo by name, or a torch module by the import path of its factory."""
 
@@ -64,6 +71,11 @@ class ModelEntry(Section):
     factory_kwargs: dict[str, Scalar] = Field(default_factory=dict, description="Arguments of the factory.")
     boundary: str | int | None = Field(None, description="Block at which the FC part begins; default: found.")
     scale: Scale = Field(Scale(), description="Makes it a model of the same shape that can be emulated, not trained.")
+
+    throughput: dict[str, Throughput] = Field(
+        default_factory=dict,
+        description="Known throughput of one device, by its name; times are scaled to it.",
+    )
 
     @property
     def title(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stanza_sim import strategies
@@ -13,11 +13,12 @@ from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError, ScheduleError, at
 from stanza_sim.cluster import Cluster, load_cluster
 from stanza_sim.experiment.file import Experiment, ModelEntry, StrategyEntry
-from stanza_sim.model.profile import ModelProfile, scaled
+from stanza_sim.model.profile import ModelProfile, Throughput, scaled
 from stanza_sim.model.zoo import load_model
 from stanza_sim.profiles.blocks import Profile, differences, require
 from stanza_sim.profiles.network import NetworkProfile, read_either
 from stanza_sim.schedule import Schedule
+from stanza_sim.simulate.throughput import check_throughput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,8 @@ def plans_of(
     plans: list[Plan] = []
     for i, entry in models:
         profile = model_of(loaded, i)
+        with _placed(source.where("models", i)):
+            check_throughput(profile, cluster)
         for j, row in chosen:
             with _placed(source.where("strategies", j)):
                 plans.append(plan_for(loaded, cluster, entry, profile, row))
@@ -86,6 +89,8 @@ def model_of(loaded: Loaded[Experiment], index: int) -> ModelProfile:
             factory_kwargs=entry.factory_kwargs,
             boundary=entry.boundary,
         )
+        given = (Throughput(device=name, **dict(known)) for name, known in entry.throughput.items())
+        profile = replace(profile, throughput=tuple(given))
         return scaled(profile, nbytes=entry.scale.bytes, compute=entry.scale.compute)
 
 

@@ -26,7 +26,7 @@ from stanza_sim.simulate.costs import Costs, RankCosts, costs_for
 from stanza_sim.simulate.lowering.quick_bound import quick_bound_s
 from stanza_sim.simulate.residual import Corner, Residual, Spread, within
 from stanza_sim.simulate.run import SimulationCase
-from stanza_sim.simulate.scaled_costs import ScaledCosts
+from stanza_sim.simulate.slower_costs import SlowerCosts
 from stanza_sim.simulate.variation import JitterKind, Variation
 
 REPEATS = 20
@@ -126,7 +126,7 @@ class Scenario:
         return replace(
             self,
             cluster=with_slower_network(self.cluster, off.network.times(corner.slow_network)),
-            costs=ScaledCosts(
+            costs=SlowerCosts(
                 self.costs, lambda rank, costs: off.of(costs).times(corner.slow_computation), corner.value
             ),
         )

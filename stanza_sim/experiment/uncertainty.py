@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from stanza_sim.base.units import format_rate
 from stanza_sim.cluster import Cluster
 from stanza_sim.profiles.network import NetworkProfile
-from stanza_sim.simulate.costs import CostModel, RankCosts, residual_of
-from stanza_sim.simulate.residual import Residual, of_ratios, within
+from stanza_sim.simulate.cost_model import CostModel, RankCosts
+from stanza_sim.simulate.residual import Residual, of_ratios, residual_of, within
 
 STATED_NETWORK = 0.15
 """How far off messages may be on a network that a topology states and nobody measured: published rows over several
@@ -64,10 +64,12 @@ def network_residual(
         most = max(found.high, 1 / found.low) - 1
         basis = f"calibrated with single messages ({network.date}), repeated within {most:.0%}"
         return Residual(low=found.low, high=found.high, basis=basis)
-    rates = () if where or not with_rate else _rates(cluster.hosts[host].nic.bandwidth_Bps for host in hosts)
-    return within(
-        STATED_NETWORK, _joined(where, "as the topology states", *rates, f"taken to be within {STATED_NETWORK:.0%}")
-    )
+    nics = [] if where else [cluster.hosts[host].nic for host in hosts]
+    presets = sorted({nic.transport.preset for nic in nics if nic.transport.preset is not None})
+    stated_by = f"published defaults of {' and '.join(presets)}" if presets else "as the topology states"
+    rates = _rates(nic.bandwidth_Bps for nic in nics) if nics and with_rate else ()
+    basis = _joined(where, stated_by, *rates, f"taken to be within {STATED_NETWORK:.0%}")
+    return within(STATED_NETWORK, basis)
 
 
 def as_stated(share: float) -> str:

@@ -66,13 +66,34 @@ class Block:
         return prod(self.output_shape)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Throughput:
+    """What one device is known to train: `samples_per_s` with `batch` samples a step, updates included.
+
+    Raises `InputError` for a rate or a batch that is not positive.
+    """
+
+    device: str
+    samples_per_s: float
+    batch: int
+
+    def __post_init__(self) -> None:
+        where = f"throughput.{self.device}"
+        if not 0 < self.samples_per_s < float("inf"):
+            hint = "use a positive number of samples per second"
+            raise InputError(f"samples_per_s is {self.samples_per_s!r:.40}", where=where, hint=hint)
+        if isinstance(self.batch, bool) or not isinstance(self.batch, int) or self.batch < 1:
+            raise InputError(f"batch is {self.batch!r:.40}", where=where, hint="use a whole number of at least 1")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class ModelProfile:
     """A model as a chain of blocks; `blocks[:boundary]` is the CONV part, `blocks[boundary:]` the FC part.
 
     `boundary == len(blocks)` means that the model has no FC part. `factory` is the import path
     (`package.module:callable`) that builds the torch module, called with `factory_kwargs`. A profile that was `scaled`
-    has none, since no module has its numbers, but names that of the model it was scaled from.
+    has none, since no module has its numbers, but names that of the model it was scaled from. `throughput` is what is
+    known of single devices, at most once for each; costs are scaled to it.
     """
 
     name: str
@@ -84,6 +105,7 @@ class ModelProfile:
     factory: str | None = None
     factory_kwargs: tuple[tuple[str, str | int | float | bool | None], ...] = ()
     scaled_from: str | None = None
+    throughput: tuple[Throughput, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.blocks:
@@ -93,6 +115,9 @@ class ModelProfile:
         names = [b.name for b in self.blocks]
         if len(set(names)) != len(names):
             raise InputError(f"model {self.name} has two blocks of one name")
+        devices = [given.device for given in self.throughput]
+        if twice := [d for d in dict.fromkeys(devices) if devices.count(d) > 1]:
+            raise InputError(f"model {self.name} has two throughputs of device {twice[0]}")
 
     def __repr__(self) -> str:
         return f"<ModelProfile {shortened(self.name)}: {len(self.blocks)} blocks, {self.numel:,} parameters>"
@@ -156,9 +181,10 @@ def scaled(profile: ModelProfile, *, nbytes: float = 1.0, compute: float = 1.0) 
     """Return a model of the shape of `profile` that sends `nbytes` times as much and computes `compute` times as long.
 
     `nbytes` multiplies the elements of every parameter and of every block's output; `compute` the FLOPs of every block
-    and the memory traffic of its activations. Each is rounded to a whole number, of elements to at least one. Batch,
-    labels (8 bytes a sample) and the number of operations stay as they are. There is no module that has these numbers:
-    the result has no `factory` and cannot be trained. Raises `InputError` for a factor that is not positive.
+    and the memory traffic of its activations, and it divides a known throughput. Amounts are rounded to whole numbers,
+    of elements to at least one. Batch, labels (8 bytes a sample) and the number of operations stay as they are. There
+    is no module that has these numbers: the result has no `factory` and cannot be trained. Raises `InputError` for a
+    factor that is not positive.
     """
     for what, factor in (("bytes", nbytes), ("compute", compute)):
         if not 0 < factor < float("inf"):
@@ -189,4 +215,5 @@ def scaled(profile: ModelProfile, *, nbytes: float = 1.0, compute: float = 1.0) 
         for b in profile.blocks
     )
     origin = profile.scaled_from or profile.factory
-    return replace(profile, blocks=blocks, factory=None, factory_kwargs=(), scaled_from=origin)
+    throughput = tuple(replace(t, samples_per_s=t.samples_per_s / compute) for t in profile.throughput)
+    return replace(profile, blocks=blocks, factory=None, factory_kwargs=(), scaled_from=origin, throughput=throughput)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from hashlib import sha256
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.model.profile import Block, BlockKind, ModelProfile, ParamTensor
+from stanza_sim.model.profile import Block, BlockKind, ModelProfile, ParamTensor, Throughput
 
 FORMAT = "stanza-sim-model/1"
 _WORK = ("forward_flops", "backward_input_flops", "backward_weight_flops", "bytes_touched", "kernels")
@@ -20,7 +20,7 @@ _HEAD = ("name", "factory", "factory_kwargs", "input_shape", "num_classes", "ite
 
 def to_json(profile: ModelProfile) -> str:
     """Return `profile` as JSON text that `from_json` reads back to an equal profile."""
-    head = {
+    head: dict[str, object] = {
         "format": FORMAT,
         "name": profile.name,
         "factory": profile.factory,
@@ -32,6 +32,10 @@ def to_json(profile: ModelProfile) -> str:
     }
     if profile.scaled_from is not None:
         head["scaled_from"] = profile.scaled_from
+    if profile.throughput:
+        head["throughput"] = {
+            t.device: {"samples_per_s": t.samples_per_s, "batch": t.batch} for t in profile.throughput
+        }
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items())
     blocks = ",\n".join(f"    {json.dumps(_block_data(b))}" for b in profile.blocks)
     return f'{{\n{lines},\n  "blocks": [\n{blocks}\n  ]\n}}\n'
@@ -61,7 +65,7 @@ def from_json(text: str | bytes, *, where: str) -> ModelProfile:
     top = _Reader(data, where)
     if top.data.get("format") != FORMAT:
         raise InputError(f"format is {top.data.get('format')!r}", where=where, hint=f"it must be {FORMAT!r}")
-    top.only("format", *_HEAD, "scaled_from", "blocks")
+    top.only("format", *_HEAD, "scaled_from", "throughput", "blocks")
     readers = [_Reader(b, f"{where}: blocks[{i}]") for i, b in enumerate(top.array("blocks"))]
     names = [r.text("name") for r in readers]
     boundary = top.optional_text("boundary")
@@ -79,7 +83,19 @@ def from_json(text: str | bytes, *, where: str) -> ModelProfile:
         factory=top.optional_text("factory"),
         factory_kwargs=tuple((key, kwargs.scalar(key)) for key in kwargs.data),
         scaled_from=top.optional_text("scaled_from") if "scaled_from" in top.data else None,
+        throughput=_throughput(top.data.get("throughput", {}), f"{where}: throughput"),
     )
+
+
+def _throughput(data: object, where: str) -> tuple[Throughput, ...]:
+    top = _Reader(data, where)
+    found = []
+    for device in top.data:
+        reader = _Reader(top.data[device], f"{where}.{device}")
+        reader.only("samples_per_s", "batch")
+        batch = reader.count("batch", least=1)
+        found.append(Throughput(device=device, samples_per_s=reader.positive("samples_per_s"), batch=batch))
+    return tuple(found)
 
 
 def _block(reader: _Reader, kind: BlockKind) -> Block:
@@ -137,6 +153,12 @@ class _Reader:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise self.wrong(key, f"an integer of at least {least}")
         return value
+
+    def positive(self, key: str) -> float:
+        value = self.data.get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+            raise self.wrong(key, "a positive number")
+        return float(value)
 
     def scalar(self, key: str) -> str | int | float | bool | None:
         value = self.data[key]

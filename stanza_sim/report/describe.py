@@ -16,6 +16,7 @@ from rich.table import Table
 from stanza_sim.base.units import Size, format_bytes, format_flops, format_rate, format_time
 from stanza_sim.cluster.cluster import Cluster, LinkKind
 from stanza_sim.cluster.device import DeviceSpec
+from stanza_sim.cluster.hardware import Losses, PcieTree
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.report.rich_table import plain_table
 
@@ -97,6 +98,54 @@ def _host_rows(cluster: Cluster) -> list[tuple[str, ...]]:
     return rows
 
 
+def _transports(cluster: Cluster) -> list[str]:
+    """What is in force of each kind of transport that some NIC states."""
+    found = dict.fromkeys(nic.transport for host in cluster.hosts for nic in host.nics)
+    texts = []
+    for stated in found:
+        parts = []
+        if stated.stream_Bps is not None:
+            parts.append(f"at most {format_rate(stated.stream_Bps)} a message")
+        if stated.process_Bps is not None:
+            inside = ", those inside the host too" if stated.process_inside else ""
+            parts.append(f"at most {format_rate(stated.process_Bps)} each way a process{inside}")
+        if stated.message_core_s or stated.byte_core_s:
+            message, byte_ns = format_time(stated.message_core_s), stated.byte_core_s * 1e9
+            parts.append(f"{message} of a core a message, {byte_ns:.3g} ns a byte, at both hosts")
+        if parts or stated.preset:
+            texts.append(": ".join(filter(None, (stated.preset, "; ".join(parts)))))
+    return texts
+
+
+def _about_tree(tree: PcieTree) -> str:
+    """What a PCIe tree is made of, in a few words."""
+    limits = [
+        ("an uplink", tree.switch_Bps),
+        ("a root complex", tree.root_Bps),
+        ("between sockets", tree.socket_Bps),
+        ("host memory", tree.memory_Bps),
+    ]
+    under = ", ".join(" ".join(map(str, devices)) for devices in tree.switches)
+    parts = [f"switches over devices {under}" if under else "no switches"]
+    parts += [f"{tree.sockets} sockets"] if tree.sockets > 1 else []
+    parts += [f"{what} {limit_Bps / 1e9:g} GB/s" for what, limit_Bps in limits if limit_Bps is not None]
+    return "; ".join(parts)
+
+
+def _about_losses(losses: Losses) -> str:
+    """What a full host loses, in a few words; nothing where that is off."""
+    parts = []
+    if losses.collective_share:
+        parts.append(f"collectives take {losses.collective_share:.3g} of a device")
+    if losses.iteration_overhead_s or losses.overhead_per_device_s:
+        more = f" and {format_time(losses.overhead_per_device_s)} for each further device of the host"
+        extra = more if losses.overhead_per_device_s else ""
+        parts.append(f"{format_time(losses.iteration_overhead_s)} an iteration{extra}")
+    if losses.barrier:
+        parts.append("a barrier between iterations")
+    return "; ".join(parts)
+
+
 def print_cluster(cluster: Cluster, console: Console) -> None:
     """Hosts with their cores, devices, NICs and ranks; what is between them."""
     several = len(cluster.hosts) > 1
@@ -111,16 +160,25 @@ def print_cluster(cluster: Cluster, console: Console) -> None:
         latency, overhead = format_time(cluster.latency_s(0, 1)), format_time(first.nic.overhead_s)
         facts.append(("switches", _first(cluster.switches)))
         facts.append(("messages", f"{first.name} to {cluster.hosts[1].name}: {latency}, {overhead} to send one"))
+        facts += [("transport" if i == 0 else "", text) for i, text in enumerate(_transports(cluster))]
     shares = cluster.world_size > len({place.host for place in cluster.placement})
     if first.intra is not None:
         inside = first.intra
         rate = f"{inside.bandwidth_Bps / 1e9:g} GB/s at {inside.efficiency:.3g}"
         facts.append(("inside a host", f"{inside.kind}, {rate} for a device, {format_time(inside.latency_s)} a link"))
+        if inside.tree is not None:
+            facts.append(("", _about_tree(inside.tree)))
+        if inside.host_link_Bps is not None:
+            facts.append(("", f"{inside.host_link_Bps / 1e9:g} GB/s between a device and host memory"))
     elif shares:
         loop = first.loopback
         costs = f"{format_time(loop.message_core_s)} of a core a message, {loop.byte_core_s * 1e9:.3g} ns a byte"
         rate = f"{loop.bandwidth_Bps / 1e9:g} GB/s, latency {format_time(loop.latency_s)}"
         facts.append(("inside a host", f"{rate}, {costs}"))
+    if first.reduce_Bps is not None:
+        facts.append(("servers on cores", f"sums and updates at {first.reduce_Bps / 1e9:g} GB/s"))
+    if lost := _about_losses(first.losses):
+        facts.append(("losses", lost))
     _facts(console, facts)
     console.print()
     heads = ("host", "devices", "cores", "speed", "NIC", "goodput", "ranks")

@@ -20,6 +20,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.device import DeviceSpec, PublishedTiming, load_device
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.simulate import cost_model
 from stanza_sim.simulate.costs import RooflineCosts
 
 TIMINGS = Path(__file__).parents[1] / "data" / "gpu_timings.csv"
@@ -82,12 +83,7 @@ def read_rows(path: Path = TIMINGS) -> tuple[Row, ...]:
 
 def step_s(costs: RooflineCosts, model: ModelProfile, row: Row) -> float:
     """Return the predicted seconds of the step that `row` timed."""
-    total = costs.loss_s(model.blocks[-1], row.batch)
-    for block in model.blocks:
-        total += costs.forward_s(block, row.batch) + costs.backward_s(block, row.batch)
-        if row.with_update and block.numel:
-            total += costs.update_s(block.numel * model.itemsize)
-    return total
+    return cost_model.step_s(costs, model, row.batch, update=row.with_update)
 
 
 def fit_efficiency(predict: Callable[[Row, float], float], rows: Sequence[Row]) -> float:

@@ -43,6 +43,12 @@ class Residual:
         return self.high if slow else self.low
 
 
+def residual_of(costs: object) -> Residual:
+    """How far off the times of a cost model may be, as its `residual` says; one that says nothing is taken as exact."""
+    found = getattr(costs, "residual", None)
+    return found if isinstance(found, Residual) else Residual(basis="times as given")
+
+
 def within(share: float, basis: str = "") -> Residual:
     """The residual of times that may be up to 1 + `share` times as long, or as short."""
     return Residual(low=1 / (1 + share), high=1 + share, basis=basis)

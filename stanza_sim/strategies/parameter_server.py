@@ -78,6 +78,11 @@ class Settings(BaseModel):
         description="Workers per host, which add up their gradients before one of them pushes the sum, and share what "
         "it pulls; ranks r with the same r // local are on one host. Default: each pushes and pulls by itself.",
     )
+    share_pulls: StrictBool = Field(
+        True,
+        description="local: one worker of a host pulls and passes on; or each pulls by itself, as the towers of "
+        "TensorFlow's parameter_server mode read variables.",
+    )
     overlap: StrictBool = Field(
         True, description="Push each block when its backward pass is done (wait-free), or push all, then pull all."
     )
@@ -95,6 +100,8 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     of the bundles that it leads for, L_r bytes, rank r sends and receives L_r, but for what its own shard has of them.
     Moreover it sends S - L_r to other leaders of its host and L_r to each of the other workers there, and gets as much;
     server j sends and receives the same as before, but once per host, its own leaders' left out where they are j.
+    Where pulls are not shared, each worker pulls S, but for its own shard, and leaders pass nothing on: server j sends
+    W*S_j as without `local`.
     """
     _require_used(settings)
     b = Builder("parameter_server", model, world_size, batch_per_worker)
@@ -127,6 +134,7 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
         params_ready=params_ready,
         credit=_credit(settings),
         hosts=Hosts(b, workers, settings.local) if settings.local is not None else None,
+        share_pulls=settings.share_pulls,
     )
     b.set_params_ready(params_ready)
     return b.finish()
@@ -179,6 +187,9 @@ def _require_used(settings: Settings) -> None:
         if key in settings.model_fields_set and settings.assignment is not user:
             where, hint = f"parameter_server: {key}", f"leave {key} out, or set assignment: {user}"
             raise InputError(f"{key} is for the assignment {user}", where=where, hint=hint)
+    if not settings.share_pulls and settings.local is None:
+        hint = "set local to the number of workers on each host, or leave share_pulls out"
+        raise InputError("workers share pulls only with local", where="parameter_server: share_pulls", hint=hint)
 
 
 def _colocated(k: int, world_size: int, settings: Settings) -> Sequence[int]:

@@ -6,9 +6,21 @@ import pytest
 
 from stanza_sim.cluster.device import load_device
 from stanza_sim.model.zoo import load_model
-from stanza_sim.simulate.costs import RooflineCosts, residual_of
-from stanza_sim.simulate.residual import SAME, Corner, Residual, Spread, leave_one_out, of_ratios, tied, ties, within
+from stanza_sim.simulate.costs import RooflineCosts, throughput_costs
+from stanza_sim.simulate.residual import (
+    SAME,
+    Corner,
+    Residual,
+    Spread,
+    leave_one_out,
+    of_ratios,
+    residual_of,
+    tied,
+    ties,
+    within,
+)
 from stanza_sim.simulate.roofline_residual import FITTED_ONCE, UNFITTED
+from stanza_sim.simulate.throughput import GIVEN
 
 
 def test_a_residual_holds_one():
@@ -95,6 +107,12 @@ def test_a_roofline_says_what_its_fit_leaves():
     unknown = RooflineCosts(load_device("cpu"), vgg16).residual
     assert (unknown.low, unknown.high) == (1 / (1 + UNFITTED), 1 + UNFITTED)
     assert RooflineCosts(v100, vgg16, efficiency=0.5).residual.nothing
+
+
+def test_a_given_throughput_leaves_its_own_residual():
+    costs = throughput_costs("V100", load_model("vgg16"), "fp32", 200.0, 32)
+    assert costs.residual.high == 1 + GIVEN
+    assert costs.residual.basis == "throughput of V100 as given, taken to be within 5%"
 
 
 def test_costs_that_state_no_residual_are_taken_as_exact():

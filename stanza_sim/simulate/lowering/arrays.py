@@ -17,6 +17,7 @@ from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Layout, Schedule, Transfer, UnitKind
 from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity, Lowered, RankClass
+from stanza_sim.simulate.lowering.endpoints import Ends
 from stanza_sim.simulate.lowering.fold import COMPLETE, Folding
 from stanza_sim.simulate.lowering.lower import Lowering
 from stanza_sim.simulate.lowering.messages import MessageActivities, Path
@@ -117,6 +118,8 @@ def message_arrays(schedule: Schedule, activities: MessageActivities) -> Message
     activity = _over_links(schedule, activities, sent, made)
     near = activity < 0
     activity[near] = _over_loopbacks(activities, hosts[sent.src[near]], sent.nbytes[near], made)
+    if activities.endpoints.matter:
+        activity = _with_ends(activities, sent, activity, made)
     staged = near | (hosts[sent.src] != hosts[sent.dst])
     return Messages(
         op=sent.op,
@@ -235,6 +238,19 @@ def _over_loopbacks(activities: MessageActivities, host: I64, nbytes: I64, made:
     found: I64 = len(made) + inverse.reshape(-1)
     on_host = activities.resources.on_host
     made.extend(activities.over_loopback(on_host[h][0], size, 1.0) for h, size in kinds.T.tolist())
+    return found
+
+
+def _with_ends(activities: MessageActivities, sent: _Sent, activity: I32, made: list[Activity]) -> I32:
+    """The load of each message with what its ends take, as an index into `made`, which is extended.
+
+    `activity` is the load of each without them. Sizes matter only where a message costs cores by itself.
+    """
+    size = sent.nbytes if activities.endpoints.count_sizes else np.ones_like(sent.nbytes)
+    kinds, inverse = np.unique(np.stack([activity, sent.src, sent.dst, size]), axis=1, return_inverse=True)
+    found: I32 = (len(made) + inverse.reshape(-1)).astype(np.int32)
+    for bare, src, dst, nbytes in kinds.T.tolist():
+        made.append(activities.endpoints.added(made[bare], Ends(src=src, dst=dst), nbytes))
     return found
 
 

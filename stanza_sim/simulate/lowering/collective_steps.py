@@ -16,6 +16,7 @@ from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.schedule import Collective, CollectiveKind, Ranks, Schedule
 from stanza_sim.schedule.collectives import Step, steps_of
 from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity, StepProgram, Turn
+from stanza_sim.simulate.lowering.endpoints import Ends
 from stanza_sim.simulate.lowering.messages import MessageActivities, Path
 from stanza_sim.simulate.lowering.resources import Resources
 from stanza_sim.simulate.plain.collective_sim import SETTLED
@@ -57,9 +58,10 @@ class CollectiveInputs:
 
 @dataclass(slots=True)
 class _Taken:
-    """What one step needs: bytes by link, core-seconds by host, and seconds of posting by rank."""
+    """What one step needs: bytes by link and process, core-seconds by host, and seconds of posting by rank."""
 
     links: dict[int, float] = field(default_factory=lambda: defaultdict(float))
+    processes: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     cores: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     posts: dict[int, float] = field(default_factory=lambda: defaultdict(float))
     messages: list[Step] = field(default_factory=list)
@@ -111,6 +113,7 @@ class Steps:
             activity = self.inputs.activities.over_loopback(s.src, nbytes, 1.0)
         else:
             activity = self.inputs.activities.over_links(path, float(nbytes), 1.0, 1.0)
+        activity = self.inputs.activities.endpoints.added(activity, Ends(src=s.src, dst=s.dst), nbytes)
         core_s = self._adding_core_s(s)
         if core_s <= 0:
             return activity
@@ -152,6 +155,7 @@ class Steps:
         if self._taken:
             return self._taken
         place, hosts = self.inputs.cluster.placement, self.inputs.cluster.hosts
+        endpoints = self.inputs.activities.endpoints
         found: dict[int, _Taken] = defaultdict(_Taken)
         for s in self.made:
             nbytes, step, host = self._nbytes(s), found[s.step], place[s.dst].host
@@ -165,6 +169,11 @@ class Steps:
             else:
                 for q, share in path[0]:
                     step.links[q] += share * nbytes
+            if endpoints.matter:
+                for rank in (s.src, s.dst) if path is not None and place[s.src].host != host else ():
+                    step.cores[place[rank].host] += endpoints.byte_core_s(rank, nbytes) * nbytes
+                for q, _ in endpoints.through_processes(Ends(src=s.src, dst=s.dst)):
+                    step.processes[q] += nbytes
             step.posts[s.src] += self._overhead_s(s)
         self._taken = [found[k] for k in sorted(found)]
         return self._taken
@@ -173,12 +182,15 @@ class Steps:
         """All messages as one activity, which nothing but the resources limits."""
         resources = self.inputs.resources
         total: Counter[int] = Counter()
+        processes: Counter[int] = Counter()
         cores: Counter[int] = Counter()
         for step in self.taken():
             total.update(step.links)
+            processes.update(step.processes)
             cores.update(step.cores)
         amount = float(max(total.values(), default=0) or self.op.nbytes)  # one flow on its busiest link
         usage = [(resources.link(q), b / amount) for q, b in total.items()]
+        usage += [(q, b / amount) for q, b in processes.items()]
         weight = LINK_WEIGHT
         for host, core_s in cores.items():
             mine = [r for r in resources.on_host[host] if r in self.inputs.group(self.op)]
@@ -235,11 +247,13 @@ class Steps:
 
         Links are shared by the messages that are there; what a host's cores do, its messages wait for together.
         """
-        cluster = self.inputs.cluster
-        on_link: dict[int, list[tuple[int, float]]] = defaultdict(list)
+        cluster, endpoints = self.inputs.cluster, self.inputs.activities.endpoints
+        on_link: dict[tuple[str, int], list[tuple[int, float]]] = defaultdict(list)
         for m, s in enumerate(step.messages):
             for q, share in (self._way(s) or ((), 0.0))[0]:
-                on_link[q].append((m, share * self._nbytes(s) / cluster.links[q].bandwidth_Bps))
+                on_link["link", q].append((m, share * self._nbytes(s) / cluster.links[q].bandwidth_Bps))
+            for q, _ in endpoints.through_processes(Ends(src=s.src, dst=s.dst)) if endpoints.matter else ():
+                on_link["process", q].append((m, self._nbytes(s) / self.inputs.resources.made[q].capacity))
         ends = list(begins)
         for there in on_link.values():
             for (m, _), end in zip(there, even_ends([(begins[m], took) for m, took in there]), strict=True):
@@ -249,6 +263,8 @@ class Steps:
             took = step.cores.get(host, 0.0) / cluster.hosts[host].cores
             if self._way(s) is None:
                 took = max(took, self._nbytes(s) / cluster.hosts[host].loopback.bandwidth_Bps)
+            elif endpoints.matter:
+                took = max(took, self._nbytes(s) / endpoints.cap_Bps(s.src, s.dst, self._nbytes(s)))
             ends[m] = max(ends[m], begins[m] + took)
         return ends
 

@@ -23,7 +23,9 @@ from stanza_sim.schedule.collectives import collective_bytes, has_closed_form, t
 from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity, CollectiveActivity, Copies
 from stanza_sim.simulate.lowering.collective_cost import StepCosts, taking
 from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs
+from stanza_sim.simulate.lowering.endpoints import Ends
 from stanza_sim.simulate.lowering.fold import ring_order
+from stanza_sim.simulate.lowering.losses import with_share, with_shares_of_steps
 from stanza_sim.simulate.plain.fluid import usage_of
 
 SAME = 1e-9
@@ -101,7 +103,11 @@ class Collectives:
     def collective(self, op: Collective) -> CollectiveActivity:
         """What `op` costs: rings by their closed form, the rest from their steps."""
         found = self.closed_form(op) if has_closed_form(op) else self.steps.priced(op, timed=not self.simulate_steps)
-        return replace(found, program=self.steps.program(op)) if self.simulate_steps else found
+        resources, group = self.inputs.resources, self.inputs.group(op)
+        if not self.simulate_steps:
+            return replace(found, activity=with_share(resources, found.activity, group))
+        program = with_shares_of_steps(resources, self.steps.program(op), found.activity, group)
+        return replace(found, activity=with_share(resources, found.activity, group), program=program)
 
     # ---- bytes and copies ------------------------------------------------------------------------------------------
 
@@ -156,6 +162,7 @@ class Collectives:
         demands = [(resources.link(q), w) for q, w in edges.on_links.items()]
         cores = self._cores(op, data, edges.inside)
         demands += [(c.resource, c.byte_s) for c in cores.values()]
+        demands += self._processes(data)
         activity = Activity(
             work=data.edge_bytes,
             usage=usage_of(demands),
@@ -204,7 +211,7 @@ class Collectives:
             if ha == hb and path(a, b, op.ranks) is None:
                 inside[ha] += 1
                 loop = cluster.hosts[ha].loopback
-                latency_s, cap_Bps = loop.latency_s, loop.bandwidth_Bps
+                latency_s, cap_Bps = loop.latency_s, min(loop.bandwidth_Bps, self._cap_Bps(a, b, data))
                 kinds.add(_Edge(host=there, latency_s=latency_s, overhead_s=0.0, cap_Bps=cap_Bps, usage=()))
                 continue
             alike = (folding.host_class_of[ha], folding.host_class_of[hb])
@@ -213,7 +220,8 @@ class Collectives:
             met.add(alike)
             usage, latency_s = path(a, b, op.ranks) or ((), 0.0)
             overhead_s = cluster.hosts[ha].nic.overhead_s if ha != hb else 0.0
-            kinds.add(_Edge(host=there, latency_s=latency_s, overhead_s=overhead_s, cap_Bps=inf, usage=usage))
+            cap_Bps = self._cap_Bps(a, b, data)
+            kinds.add(_Edge(host=there, latency_s=latency_s, overhead_s=overhead_s, cap_Bps=cap_Bps, usage=usage))
             for q, share in usage:
                 if orbits is not None:
                     on_links[q] += share / resources.link_sizes[orbits.link_class[q]]
@@ -221,12 +229,31 @@ class Collectives:
                     on_links[q] += share
         return _Edges(kinds=kinds, on_links=on_links, inside=inside)
 
+    def _cap_Bps(self, a: int, b: int, data: _Round) -> float:
+        """What the two ends of an edge let pass, which nothing else of this ring shares."""
+        endpoints = self.inputs.activities.endpoints
+        if not endpoints.matter:
+            return inf
+        processes = [self.inputs.resources.made[q].capacity for q, _ in endpoints.through_processes(Ends(src=a, dst=b))]
+        return min([endpoints.cap_Bps(a, b, data.edge_bytes / data.steps), *processes])
+
+    def _processes(self, data: _Round) -> list[tuple[int, float]]:
+        """The processes that the edges of a ring pass: of each class, that of the rank that stands for it."""
+        endpoints, reps = self.inputs.activities.endpoints, set(self.inputs.resources.reps)
+        if not endpoints.matter:
+            return []
+        passed = [
+            endpoints.through_processes(Ends(src=a, dst=b, sends=a in reps, receives=b in reps)) for a, b in data.edges
+        ]
+        return [process for edge in passed for process in edge]
+
     def _cores(self, op: Collective, data: _Round, inside: Mapping[int, int]) -> dict[int, _Cores]:
         """What messages over the loopback and additions take of the cores of each standing host; none that take none.
 
         `inside` counts the edges over the loopback of each host.
         """
         resources, group = self.inputs.resources, self.inputs.group(op)
+        between = self._between(data)
         n, reducing = len(group), op.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER)
         found: dict[int, _Cores] = {}
         for host in set(resources.standing_hosts.values()):
@@ -234,7 +261,7 @@ class Collectives:
             loop = self.inputs.cluster.hosts[host].loopback
             byte_s = near_s = inside.get(host, 0) * (
                 loop.byte_core_s + loop.message_core_s * data.steps / data.edge_bytes
-            )
+            ) + between.get(host, 0.0)
             if reducing:
                 for r in ranks:
                     byte_s += self.inputs.adding_core_s(r, int(op.nbytes * (n - 1) / n)) / data.edge_bytes
@@ -247,6 +274,16 @@ class Collectives:
                     messages_s=near_s * busy_s / data.steps,
                     additions_s=(byte_s - near_s) * busy_s / (n - 1),
                 )
+        return found
+
+    def _between(self, data: _Round) -> Mapping[int, float]:
+        """Core-seconds at each host for each byte that crosses an edge: of messages from and to other hosts."""
+        endpoints, place = self.inputs.activities.endpoints, self.inputs.cluster.placement
+        found: dict[int, float] = defaultdict(float)
+        for a, b in data.edges if endpoints.matter else ():
+            if place[a].host != place[b].host:
+                for rank in (a, b):
+                    found[place[rank].host] += endpoints.byte_core_s(rank, data.edge_bytes / data.steps)
         return found
 
     def _at_its_pace(

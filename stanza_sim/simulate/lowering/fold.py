@@ -70,12 +70,10 @@ def fold(schedule: Schedule, cluster: Cluster) -> Folding:
     hosts = np.array([p.host for p in cluster.placement], dtype=np.int64)
     kinds: dict[object, int] = {}
     colour: Colours = np.zeros(n, dtype=np.int64)
-    host_kind = [
-        kinds.setdefault((h.cores, h.nic, h.devices, h.device_speed, h.loopback, h.staging), len(kinds))
-        for h in cluster.hosts
-    ]
+    host_kind = [kinds.setdefault(replace(h, name=""), len(kinds)) for h in cluster.hosts]
     features = [np.array(host_kind)[hosts], _device_features(cluster)]
     features += [*_role_features(schedule), *_copied_features(schedule, cluster)]
+    features += _crossing_features(schedule, cluster)
     for feature in features:
         colour = _refine(colour, feature)
     many_per_host = len(np.unique(hosts)) < n
@@ -101,7 +99,7 @@ def fold(schedule: Schedule, cluster: Cluster) -> Folding:
 def _one_rank_per_nic(cluster: Cluster) -> bool:
     """Whether each host has at most one rank, one NIC and no internal fabric: what orbits of hosts speak of."""
     hosts = {p.host for p in cluster.placement}
-    alone = len(hosts) == cluster.world_size and not cluster.fabric.device_links
+    alone = len(hosts) == cluster.world_size and not cluster.fabric.inside
     return alone and all(len(h.nics) <= 1 for h in cluster.hosts)
 
 
@@ -199,6 +197,22 @@ def _copied_features(schedule: Schedule, cluster: Cluster) -> list[Colours]:
                     sides[:, rank] = both
                 found[key] = list(sides)
     return [side for sides in found.values() for side in sides]
+
+
+def _crossing_features(schedule: Schedule, cluster: Cluster) -> list[Colours]:
+    """Whether each rank's edges in every ring go to other hosts, where its process is limited."""
+    if all(nic.transport.process_Bps is None for host in cluster.hosts for nic in host.nics):
+        return []
+    found: dict[object, Colours] = {}
+    for op in schedule.ops:
+        if isinstance(op, Collective) and (op.ranks, op.root) not in found:
+            feature = found[op.ranks, op.root] = np.zeros(schedule.world_size, dtype=np.int64)
+            order = ring_order(schedule, op)
+            for a, b in zip(order, order[1:] + order[:1], strict=True):
+                if not cluster.same_host(a, b):
+                    feature[a] += 1
+                    feature[b] += 2
+    return list(found.values())
 
 
 def ring_order(schedule: Schedule, op: Collective) -> list[int]:

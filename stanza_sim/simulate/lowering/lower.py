@@ -8,6 +8,7 @@ which each is usable by itself: `resources.py` (what is shared), `op_costs.py` (
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.errors import InputError
@@ -18,6 +19,7 @@ from stanza_sim.simulate.lowered import Activity, Copies, Lowered, Message, Rank
 from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs
 from stanza_sim.simulate.lowering.collectives import Collectives
 from stanza_sim.simulate.lowering.fold import Folding
+from stanza_sim.simulate.lowering.losses import behind_barrier, computation, first_forward, overhead_s
 from stanza_sim.simulate.lowering.messages import NEAR, MessageActivities, MessageClasses
 from stanza_sim.simulate.lowering.op_costs import OpCosts
 from stanza_sim.simulate.lowering.resources import Resources
@@ -54,13 +56,15 @@ class Lowering:
     def compute(self, op: Compute, rank: int) -> Activity:
         """The activity of a computation at `rank`."""
         seconds = self.costs.compute_s(op, rank)
-        return Activity(work=seconds, usage=(self.resources.processor(rank),), cap=1.0)
+        return computation(self.cluster, rank, seconds, self.resources.processor(rank))
 
     def rank_class(self, index: int, *, with_messages: bool = True) -> RankClass:
         """The rank class of class `index`; without messages, its transfers are left to the caller."""
         rep = self.resources.reps[index]
         program = project(self.schedule, rep)
         host = self.cluster.host_of(rep)
+        if host.losses.barrier:
+            program = behind_barrier(program)
         activities: dict[int, Activity] = {}
         messages: dict[int, tuple[Message, ...]] = {}
         arrivals: dict[int, int] = {}
@@ -89,6 +93,9 @@ class Lowering:
                         copies[u.index] = self.collectives.copies(op, rep)
                 case _:
                     raise InputError(f"{u.op.name}: {u.kind} is no part of such an op")
+        lost_s = overhead_s(self.cluster, rep)
+        if lost_s > 0 and (first := first_forward(program)) is not None:
+            activities[first] = replace(activities[first], work=activities[first].work + lost_s)
         return RankClass(
             rank=rep,
             size=len(self.folding.classes[index]),

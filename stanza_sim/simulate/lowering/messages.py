@@ -15,6 +15,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.cluster import RoutingKind, Usage, flow_key
 from stanza_sim.schedule import Ranks, Schedule, Transfer
 from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity, Message
+from stanza_sim.simulate.lowering.endpoints import Endpoints, Ends
 from stanza_sim.simulate.lowering.fold import COMPLETE
 from stanza_sim.simulate.lowering.resources import Resources
 from stanza_sim.simulate.plain.fluid import usage_of
@@ -33,6 +34,7 @@ class MessageActivities:
 
     def __init__(self, resources: Resources) -> None:
         self.resources, self.cluster = resources, resources.cluster
+        self.endpoints = Endpoints(resources)
         self.hashed = self.cluster.fabric.routing.kind is RoutingKind.ECMP
         """Whether the links of a message depend on its channel."""
 
@@ -54,7 +56,8 @@ class MessageActivities:
             sizes = self.resources.link_sizes
             weights = [share * flows / sizes[orbits.link_class[q]] for q, share in links]
         else:
-            weights[0], weights[-1] = leaving, entering
+            weights[0] *= leaving
+            weights[-1] *= entering
         return Activity(
             work=work,
             usage=usage_of((self.resources.link(q), w) for (q, _), w in zip(links, weights, strict=True)),
@@ -189,6 +192,9 @@ class MessageClasses:
             activity = self.activities.over_links(
                 path, float(nbytes), float(here * count), float(there * senders), flows
             )
+        if self.activities.endpoints.matter:
+            ends = Ends(src=src, dst=dst, sends=count, receives=senders, leaving=here * count, entering=there * senders)
+            activity = self.activities.endpoints.added(activity, ends, nbytes)
         staged = path is None or kind != NEAR
         return Message(
             src=rank_class,

@@ -60,6 +60,7 @@ def exchange_by_servers(
     params_ready: dict[str, list[str]],
     credit: int = 0,
     hosts: Hosts | None = None,
+    share_pulls: bool = True,
 ) -> None:
     """Push gradients of `bundles` from `workers` to their owners, reduce, update, and pull parameters back.
 
@@ -68,8 +69,9 @@ def exchange_by_servers(
     pass waits for all of it. `grads_ready[block]` is the op after which the gradients of a block of `bundles` are
     complete. With `credit`, what is pushed and pulled goes by priority: see `Transfer`; owners then have a lane per
     block. With `hosts`, gradients are added up on each host first, and only the sum is pushed; parameters are pulled by
-    one rank of each host, which passes them on.
+    one rank of each host, which passes them on, or by every worker itself unless they `share_pulls`.
     """
+    passing = hosts if share_pulls else None
     last = [grads_ready[block.name] for block in b.model.blocks if block.tensors and block.name in grads_ready]
     updates: dict[str, dict[str, str]] = {}  # owners -> updates; of parts of tensors, which are many, each lane's last
     parts = len({bundle.tensors for bundle in bundles}) < len(bundles)
@@ -97,12 +99,12 @@ def exchange_by_servers(
         update = b.compute(Phase.UPDATE, bundle.name, bundle.owners, after=[reduce], lane=at)
         updates.setdefault(bundle.owners, {})[at if parts else bundle.name] = update
         if overlap:
-            pull = _pull(b, bundle, workers, [update], credit, hosts, place)
+            pull = _pull(b, bundle, workers, [update], credit, passing, place)
             for name in b.blocks_of(bundle):
                 params_ready.setdefault(name, []).append(pull)
     if not overlap:
         everything = [
-            _pull(b, bundle, workers, updates[bundle.owners].values(), credit, hosts, place)
+            _pull(b, bundle, workers, updates[bundle.owners].values(), credit, passing, place)
             for place, bundle in reversed(list(enumerate(bundles)))
         ]
         for block in b.model.blocks:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stanza_sim.cluster import Cluster, Host, Loopback, Nic, Placement, star
+from stanza_sim.cluster import Cluster, Host, Loopback, Nic, Placement, Transport, star
 from stanza_sim.schedule import Schedule, parse
 from stanza_sim.simulate import Prediction, simulate
 from stanza_sim.simulate.lowering.fold import fold
@@ -19,6 +19,8 @@ from tests.schedule.toys import FREE, SOME, build, cluster, predict, toy
 MODEL = toy(200)
 SLOW = Nic(bandwidth_Bps=3e5, latency_s=4e-4, overhead_s=2e-4)
 FAST = Nic(bandwidth_Bps=1e6, latency_s=5e-5, overhead_s=3e-5)
+SHORT = Transport(stream_Bps=2.5e5, process_Bps=4e5)
+COSTLY = Transport(process_Bps=5e5, process_inside=True, message_core_s=5e-5, byte_core_s=1e-6)
 BUSY = Loopback(bandwidth_Bps=5e6, latency_s=2e-5, message_core_s=1e-4, byte_core_s=2e-7)
 
 STRATEGIES: dict[str, tuple[str, dict[str, object]]] = {
@@ -83,6 +85,17 @@ CLUSTERS: dict[str, Callable[[int], Cluster]] = {
     "two ranks per host": lambda n: cluster(-(-n // 2), nic=FAST, loopback=BUSY, placement=[r // 2 for r in range(n)]),
     "round robin over two hosts, on cores": lambda n: cluster(
         2, nic=FAST, loopback=BUSY, on_cores=True, placement=[r % 2 for r in range(n)]
+    ),
+    "short streams": lambda n: cluster(n, nic=replace(FAST, transport=SHORT)),
+    "costly processes, two ranks per host": lambda n: cluster(
+        -(-n // 2), nic=replace(FAST, transport=COSTLY), loopback=BUSY, placement=[r // 2 for r in range(n)]
+    ),
+    "costly processes, round robin over three hosts, on cores": lambda n: cluster(
+        min(n, 3),
+        nic=replace(FAST, transport=COSTLY),
+        loopback=BUSY,
+        on_cores=True,
+        placement=[r % 3 for r in range(n)],
     ),
     "one host's cores": lambda n: cluster(1, ranks_per_host=n, on_cores=True, loopback=BUSY),
 }

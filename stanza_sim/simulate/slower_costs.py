@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from stanza_sim.model.profile import Block
-from stanza_sim.simulate.costs import CostModel, RankCosts, residual_of
-from stanza_sim.simulate.residual import Residual
+from stanza_sim.simulate.cost_model import CostModel, RankCosts
+from stanza_sim.simulate.residual import Residual, residual_of
 
 
-class ScaledCosts:
+class SlowerCosts:
     """Costs of ranks whose every computation takes `factor(rank, its cost model)` times as long."""
 
     def __init__(self, costs: RankCosts, factor: Callable[[int, CostModel], float], note: str) -> None:
         self._costs, self._factor, self._note = costs, factor, note
-        self._models: dict[tuple[int, float], tuple[CostModel, _Scaled]] = {}
+        self._models: dict[tuple[int, float], tuple[CostModel, _Slower]] = {}
 
     @property
     def source(self) -> str:
@@ -27,11 +27,11 @@ class ScaledCosts:
         times = self._factor(rank, model)
         key = id(model), times
         if key not in self._models:
-            self._models[key] = model, _Scaled(model, times)  # with the model, whose id is then no other's
+            self._models[key] = model, _Slower(model, times)  # with the model, whose id is then no other's
         return self._models[key][1]
 
 
-class _Scaled:
+class _Slower:
     """A cost model whose every computation takes so many times as long as another's."""
 
     def __init__(self, model: CostModel, times: float) -> None:
