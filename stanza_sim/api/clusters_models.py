@@ -16,6 +16,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import Rate
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.device import DeviceSpec
+from stanza_sim.cluster.hosts import with_nccl
 from stanza_sim.model.profile import ModelProfile, Throughput
 from stanza_sim.schedule import Schedule
 
@@ -47,13 +48,18 @@ class _ModelArguments(Section):
 
 
 def load_cluster(
-    cluster: str | Path | Mapping[str, object], *, nodes: int | None = None, rate: str | float | None = None
+    cluster: str | Path | Mapping[str, object],
+    *,
+    nodes: int | None = None,
+    rate: str | float | None = None,
+    nccl: str | Path | None = None,
 ) -> Cluster:
     """Return a cluster: a topology by name, by the path of its file, or as a mapping of what its file would say.
 
     `nodes` is the number of nodes and `rate` the rate of every NIC ("25Gbps", or bytes per second), where the topology
-    is to have others. Raises `InputError` for a topology that is not there or is wrong, and for values that it cannot
-    take.
+    is to have others. `nccl` is what NCCL reaches there: the name of a platform, or the path of a file that
+    `stanza-sim import nccl-tests` wrote. Raises `InputError` for a topology that is not there or is wrong, and for
+    values that it cannot take.
 
     >>> import stanza_sim as ss
     >>> ss.load_cluster("star", nodes=4, rate="10Gbps")
@@ -70,11 +76,15 @@ def load_cluster(
         if isinstance(cluster, Mapping):
             source = arguments("load_cluster")
             topology = config.validate(dict(cluster), TopologySection, source)
-            return load.Builder(topology=topology, source=source, path=Path("topology.yaml")).build(
-                given.nodes, given.rate
-            )
-        _text(cluster, "load_cluster", "cluster", "should be a name, a path or a mapping")
-        return load.load_cluster(cluster, nodes=given.nodes, rate_Bps=given.rate)
+            builder = load.Builder(topology=topology, source=source, path=Path("topology.yaml"))
+            found = builder.build(given.nodes, given.rate)
+        else:
+            _text(cluster, "load_cluster", "cluster", "should be a name, a path or a mapping")
+            found = load.load_cluster(cluster, nodes=given.nodes, rate_Bps=given.rate)
+        if nccl is None:
+            return found
+        _text(nccl, "load_cluster", "nccl", "should be a name or a path")
+        return with_nccl(found, nccl)
 
 
 def load_model(

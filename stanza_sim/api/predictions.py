@@ -180,6 +180,7 @@ def predict(
     engine: Literal["auto", "plain", "compiled"] = "auto",
     collectives: Literal["activity", "steps"] = "activity",
     issue: Literal["auto", "eager", "in_order"] = "auto",
+    backend: Literal["auto", "gloo", "nccl"] = "auto",
     jitter: Mapping[str, object] | None = None,
     straggler: Mapping[str, object] | None = None,
     repeats: int | None = None,
@@ -193,9 +194,9 @@ def predict(
     cost model with seconds for each phase of a block. `jitter` ({"kind": "lognormal", "spread": 0.1}) and `straggler`
     ({"probability": 0.01, "slowdown": 3}) let computations vary by chance, from `seed`; the answer is then the median
     of `repeats`. `uncertainty` ({"computation": 0.1, "network": 0.2}) is how far costs may be off, where that is not
-    what their sources say. `issue` is how messages are issued ("in_order": as with NCCL). A schedule that
-    `build_schedule` did not build needs its `model`. Raises `InputError` for what is wrong or does not fit,
-    `ScheduleError` for an illegal schedule.
+    what their sources say. `issue` is how messages are issued ("in_order": as with NCCL). Collectives between devices
+    are NCCL's unless `backend` is "gloo". A schedule that `build_schedule` did not build needs its `model`. Raises
+    `InputError` for what is wrong or does not fit, `ScheduleError` for an illegal schedule.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
@@ -217,7 +218,7 @@ def predict(
         keys = {
             "precision": precision,
             "seed": seed,
-            "execute": {"issue": issue},
+            "execute": {"issue": issue, "backend": backend},
             "simulation": {key: value for key, value in simulation.items() if value is not None},
             "uncertainty": uncertainty,
         }

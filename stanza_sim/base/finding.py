@@ -1,5 +1,4 @@
-"""Where a topology, an experiment, a device, a validation suite or a transport lies, and what a misspelt name was
-meant to be."""
+"""Where topologies, experiments, devices, transports and the like lie, and what a misspelt name was meant to be."""
 
 from __future__ import annotations
 
@@ -21,6 +20,7 @@ class Kind(StrEnum):
     EXPERIMENTS = "experiments"
     DEVICES = "devices"
     SUITES = "suites"
+    NCCL = "nccl"
     TRANSPORTS = "transports"
 
     @property
@@ -31,18 +31,20 @@ class Kind(StrEnum):
                 return "topology"
             case Kind.SUITES:
                 return "validation suite"
+            case Kind.NCCL:
+                return "NCCL platform"
             case _:
                 return self.value.removesuffix("s")
 
     @property
     def with_article(self) -> str:
         """The word with its article."""
-        return f"an {self.noun}" if self.noun[0] in "aeiou" else f"a {self.noun}"
+        return f"an {self.noun}" if self.noun[0] in "aeiouN" else f"a {self.noun}"
 
 
 def _folders(kind: Kind) -> list[Path]:
     """Return where `kind` is looked for, nearest first: here, the source checkout, the package."""
-    if kind in (Kind.DEVICES, Kind.TRANSPORTS):
+    if kind in (Kind.DEVICES, Kind.NCCL, Kind.TRANSPORTS):
         return [Path(kind.value), _PACKAGE / "data" / kind.value]
     if kind is Kind.SUITES:  # they lie where their results are kept, among the experiments
         return [folder / "validation" for folder in _folders(Kind.EXPERIMENTS)]
@@ -58,8 +60,7 @@ def _named(folder: Path, kind: Kind, name: str) -> Path:
 
 
 def available(kind: Kind | str) -> list[str]:
-    """Return the sorted names that `find` knows of a kind (`topologies`, `experiments`, `devices`, `suites` or
-    `transports`)."""
+    """Return the sorted names that `find` knows of a kind, such as `topologies` or `devices` (see `Kind`)."""
     pattern = "*/experiment.yaml" if kind == Kind.EXPERIMENTS else "*.yaml"
     files = [path for folder in _folders(Kind(kind)) for path in folder.glob(pattern)]
     return sorted({path.parent.name if kind == Kind.EXPERIMENTS else path.stem for path in files})
@@ -74,7 +75,7 @@ def _is_file(path: Path, *, folder: bool = False) -> bool:
 
 
 def find(kind: Kind | str, name_or_path: str | Path, *, beside: Path | None = None) -> Path:
-    """Return the file of a topology, experiment, device, validation suite or transport.
+    """Return the file of a topology, an experiment, a device or whatever `kind` names.
 
     A text with a slash or ending in `.yaml` is a path (also tried relative to the folder of `beside`, the file that
     mentions it); a folder that holds an `experiment.yaml` is a path to that experiment. Anything else is a name,

@@ -11,6 +11,7 @@ import typer
 from stanza_sim.base.version import __version__
 from stanza_sim.cli.calibrate import CALIBRATE_EXAMPLES, calibrate
 from stanza_sim.cli.console import INTERRUPTED, errors_for_people, printing, say, speaks, stdout
+from stanza_sim.cli.import_ import import_commands
 from stanza_sim.cli.options import AsJson, ExperimentArgument, Profiles
 from stanza_sim.cli.plan import PLAN_EXAMPLES, plan
 from stanza_sim.cli.show import show
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(show, name="show")
 app.add_typer(testbed_commands, name="testbed")
+app.add_typer(import_commands, name="import")
 app.command(epilog=PLAN_EXAMPLES)(plan)
 app.command(epilog=SWEEP_EXAMPLES)(sweep)
 app.command(epilog=CALIBRATE_EXAMPLES)(calibrate)
@@ -95,6 +97,15 @@ def run(
         typer.Option("--testbed", help="With --execute: run the ranks in an emulated network of the cluster (root)."),
     ] = False,
     profile: Profiles = None,
+    nccl: Annotated[
+        str | None,
+        typer.Option(
+            "--nccl",
+            metavar="NAME",
+            help="What NCCL reaches there: a platform, or what import nccl-tests wrote. Short for network.nccl.",
+            show_default=False,
+        ),
+    ] = None,
     save_profile: Annotated[
         Path | None,
         typer.Option(
@@ -121,7 +132,11 @@ def run(
             check_writable(output)
         result = run_experiment(
             experiment,
-            overrides=[*(settings or []), *([f"execute.compute={compute}"] if compute is not None else [])],
+            overrides=[
+                *(settings or []),
+                *([f"execute.compute={compute}"] if compute is not None else []),
+                *([f"network.nccl={nccl}"] if nccl is not None else []),
+            ],
             execute=execute,
             profiles=profile or [],
             save_profile=save_profile,

@@ -79,7 +79,8 @@ class Cluster:
     one host only; so these are 2h and 2h + 1 where all hosts have one NIC. Links between switches, cables between
     hosts, backplanes of switches and links of devices follow. `nodes_are_ranks` says that a node in the sense of the
     comparison at equal node count is a rank (ranks that share a host) and not a host. `wakeup_latency_s` is how long a
-    lane takes to wake up for a computation that waited for a message or a collective.
+    lane takes to wake up for a computation that waited for a message or a collective. With `uses_nccl` collectives
+    between devices that need no staging are NCCL's, else gloo's.
     """
 
     name: str
@@ -91,6 +92,7 @@ class Cluster:
     description: str = ""
     nodes_are_ranks: bool = False
     wakeup_latency_s: float = 0.0
+    uses_nccl: bool = True
     _found: _Found = field(default_factory=_Found, init=False, repr=False, compare=False)
 
     def __repr__(self) -> str:

@@ -81,6 +81,7 @@ def _later(host: Host, times: float) -> Host:
         host,
         nic=nic(host.nic),
         more_nics=tuple(map(nic, host.more_nics)),
+        nccl_times=host.nccl_times * times,
         intra=None if intra is None else replace(intra, latency_s=intra.latency_s * times),
         loopback=replace(
             loop,

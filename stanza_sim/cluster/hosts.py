@@ -9,8 +9,9 @@ from pathlib import Path
 from stanza_sim.base import processes
 from stanza_sim.base.config import Kind, find
 from stanza_sim.base.errors import InputError, at
-from stanza_sim.cluster.cluster import Host, Loopback, Nic, Placement
+from stanza_sim.cluster.cluster import Cluster, Host, Loopback, Nic, Placement
 from stanza_sim.cluster.hardware import Intra, IntraKind, Losses, PcieTree, Staging, Transport
+from stanza_sim.cluster.nccl import load_nccl, nccl_path
 from stanza_sim.cluster.sharing import check_fits, make_token_bucket, make_traffic
 from stanza_sim.cluster.topology import (
     IntraSection,
@@ -27,6 +28,8 @@ from stanza_sim.cluster.transports import first, make_transport, preset_of
 NO_NIC = Nic(bandwidth_Bps=1.0)
 """Stands in for the NIC of a host that has none; no route uses it."""
 
+
+_NO_STAGING = "leave staging out, or nccl"
 
 MOST_RANKS = 100_000
 """A cluster has no more hosts than this, nor ranks: more do not fit into memory, and nobody has them."""
@@ -207,6 +210,38 @@ def check_devices(devices: tuple[str, ...], beside: Path, where: str) -> tuple[s
         is_path = "/" in device or device.endswith((".yaml", ".yml"))
         names[device] = str(path.resolve()) if is_path else device
     return tuple(names[device] for device in devices)
+
+
+def check_nccl(
+    stated: str | None, devices: tuple[str, ...], beside: Path, where: str, *, staged: bool = False
+) -> str | None:
+    """Return the path of the platform file that a topology states; raise `InputError` (at `where`) for a wrong one."""
+    if stated is None:
+        return None
+    if not devices:
+        raise InputError("nccl is for devices, and there is none", where=where, hint="list devices, or leave nccl out")
+    if staged:
+        raise InputError("staging is what gloo needs and NCCL does not", where=where, hint=_NO_STAGING)
+    with at(where):
+        path = nccl_path(stated, beside=beside)
+    load_nccl(path)
+    return str(path.resolve())
+
+
+def with_nccl(cluster: Cluster, name_or_path: str | Path, *, beside: Path | None = None) -> Cluster:
+    """Return `cluster` with this NCCL platform on every host that has devices.
+
+    Raises `InputError` for one that is unknown or wrong, and for a cluster without devices.
+    """
+    if not any(host.devices for host in cluster.hosts):
+        hint = "leave nccl out: its ranks compute on cores"
+        raise InputError(f"{cluster.name} has no devices, which NCCL is for", hint=hint)
+    if any(host.staging is not None for host in cluster.hosts):
+        raise InputError(f"{cluster.name} stages what devices send, as gloo needs and NCCL does not", hint=_NO_STAGING)
+    path = nccl_path(name_or_path, beside=beside)
+    load_nccl(path)
+    hosts = (replace(host, nccl=str(path.resolve())) if host.devices else host for host in cluster.hosts)
+    return replace(cluster, hosts=tuple(hosts))
 
 
 def too_many_ranks(placement: Iterable[Placement], hosts: Sequence[Host], where: str) -> None:

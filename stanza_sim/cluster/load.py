@@ -16,6 +16,7 @@ from stanza_sim.cluster.hosts import (
     NO_NIC,
     changed_nic,
     check_devices,
+    check_nccl,
     check_nic,
     count_cores,
     make_intra,
@@ -194,6 +195,7 @@ class Builder:
             with at(self._at(i, "intra")):
                 intra = make_intra(group.intra, len(devices))
             staging = make_staging(group.staging)
+            nccl = check_nccl(group.nccl, devices, self.path, self._at(i, "nccl"), staged=staging is not None)
             intra_of |= dict.fromkeys(names, group.intra)
             hosts.extend(
                 Host(
@@ -207,6 +209,7 @@ class Builder:
                     more_nics=nics[1:],
                     intra=intra,
                     staging=staging,
+                    nccl=nccl,
                     reduce_Bps=group.reduce_rate,
                     losses=losses,
                 )

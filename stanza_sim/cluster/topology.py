@@ -146,7 +146,8 @@ class LossesSection(Section):
 class HostSection(Section):
     """An entry of `hosts:`: one host or, with `count`, that many, called `name-0`, `name-1` and so on.
 
-    `nics` is the number of NICs like `nic`, or a list of them in its place.
+    `nics` is the number of NICs like `nic`, or a list of them in its place. `nccl` names what NCCL reaches there; see
+    `stanza_sim.cluster.nccl`.
     """
 
     name: str = Field(min_length=1)
@@ -159,6 +160,7 @@ class HostSection(Section):
     nics: Count | Annotated[tuple[NicSection, ...], Field(min_length=1)] | None = None
     intra: IntraSection | None = None
     staging: StagingSection | None = None
+    nccl: str | None = Field(None, min_length=1)
     loopback: LoopbackSection = LoopbackSection()
     reduce_rate: Rate | None = None
     losses: LossesSection = LossesSection()

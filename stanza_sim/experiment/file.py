@@ -40,6 +40,9 @@ class Network(Section):
     """Changes to the cluster's network."""
 
     rate: Rate | None = Field(None, description="Rate of every NIC.")
+    nccl: str | None = Field(
+        None, min_length=1, description="What NCCL reaches on all hosts: name of a platform, or path of its file."
+    )
 
 
 class Scale(Section):
@@ -306,6 +309,9 @@ class Experiment(Section):
             if twice := [t for t in dict.fromkeys(titles) if titles.count(t) > 1]:
                 key = "name" if what == "models" else "label"
                 raise _wrong(f"two {what} are called {twice[0]!r}", f"give each its own `{key}`")
+        if self.network.nccl is not None and (self.execute.compute == "emulated" or self.execute.backend == "gloo"):
+            what = "emulated compute" if self.execute.compute == "emulated" else "backend gloo"
+            raise _wrong(f"network.nccl has no use: {what} does not use NCCL", "leave network.nccl out")
         return self
 
     def batch_of(self, entry: ModelEntry) -> int:

@@ -12,6 +12,7 @@ from stanza_sim.base import config
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError, ScheduleError, at
 from stanza_sim.cluster import Cluster, load_cluster
+from stanza_sim.cluster.hosts import with_nccl
 from stanza_sim.experiment.file import Experiment, ModelEntry, StrategyEntry
 from stanza_sim.model.profile import ModelProfile, Throughput, scaled
 from stanza_sim.model.zoo import load_model
@@ -47,7 +48,11 @@ def cluster_of(loaded: Loaded[Experiment]) -> Cluster:
         path = config.find("topologies", experiment.cluster, beside=loaded.path)
     changed = [source.where(*key) for key in (("nodes",), ("network", "rate")) if key[0] in experiment.model_fields_set]
     with _placed(changed[0] if changed else source.where("cluster")):
-        return load_cluster(path, nodes=experiment.nodes, rate_Bps=experiment.network.rate)
+        cluster = load_cluster(path, nodes=experiment.nodes, rate_Bps=experiment.network.rate)
+    if experiment.network.nccl is None:
+        return cluster
+    with _placed(source.where("network", "nccl")):
+        return with_nccl(cluster, experiment.network.nccl, beside=loaded.path)
 
 
 def plans_of(

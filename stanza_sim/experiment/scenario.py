@@ -213,13 +213,17 @@ class Conditions:
     def seen(self, model: ModelProfile, profile: Profile | None = None) -> tuple[Cluster, Costs]:
         """The cluster as predictions see it, with what a profile of block times knows, and what computing costs there.
 
-        Emulated computations begin, nominally, when what they wait for is there: no lane has to wake up.
+        Emulated computations begin, nominally, when what they wait for is there: no lane has to wake up. Collectives of
+        devices are NCCL's unless gloo is asked for, computations are emulated, or blocks were timed on a CPU.
         """
         cluster, experiment = self.cluster, self.loaded.value
         if profile is not None:
             cluster = with_profile(cluster, profile)
         if experiment.execute.compute == "emulated":
             cluster = replace(cluster, wakeup_latency_s=0.0)
+        on_cpu = profile is not None and profile.device.startswith("cpu")
+        if experiment.execute.compute == "emulated" or experiment.execute.backend == "gloo" or on_cpu:
+            cluster = replace(cluster, uses_nccl=False)
         return cluster, costs_for(cluster, model, experiment.precision, profile)
 
     @property

@@ -83,6 +83,11 @@ class Settings(BaseModel):
         description="local: one worker of a host pulls and passes on; or each pulls by itself, as the towers of "
         "TensorFlow's parameter_server mode read variables.",
     )
+    pull: Literal["ready", "step"] = Field(
+        "ready",
+        description="ready: each block's parameters are pulled as soon as they are updated; step: when all are, at the "
+        "beginning of the next step, as TensorFlow 1.x reads variables.",
+    )
     overlap: StrictBool = Field(
         True, description="Push each block when its backward pass is done (wait-free), or push all, then pull all."
     )
@@ -135,6 +140,7 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
         credit=_credit(settings),
         hosts=Hosts(b, workers, settings.local) if settings.local is not None else None,
         share_pulls=settings.share_pulls,
+        pull_together=settings.pull == "step",
     )
     b.set_params_ready(params_ready)
     return b.finish()

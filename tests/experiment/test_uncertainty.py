@@ -8,6 +8,7 @@ import pytest
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.faster import with_slower_network
+from stanza_sim.cluster.hardware import Losses
 from stanza_sim.experiment.file import load_experiment
 from stanza_sim.experiment.rows import cluster_of, plans_of
 from stanza_sim.experiment.run import run_experiment
@@ -123,3 +124,15 @@ def test_a_slower_network_is_slower_in_everything(small):
     for one, other in zip(cluster.hosts, slow.hosts, strict=True):
         assert other.nic.overhead_s == 2 * one.nic.overhead_s
         assert other.loopback.byte_core_s == 2 * one.loopback.byte_core_s
+
+
+@pytest.mark.parametrize("cluster", ["dgx-a100-16", "ec2-p3-16xlarge", "ec2-p2-8xlarge"])
+def test_collectives_of_nccl_and_transports_are_as_slow_as_their_network(small, cluster):
+    """What a platform's constants and a transport's limits say scales too: all is twice as slow."""
+    changes = [f"cluster={cluster}", "nodes=2", "strategies=[all_reduce]", "models=[vgg16]"]
+    (scenario,) = scenarios(small, *changes)
+    no_losses = replace(scenario.cluster, hosts=tuple(replace(h, losses=Losses()) for h in scenario.cluster.hosts))
+    off = Uncertainty(network=within(1.0), computation=within(1.0))
+    scenario = replace(scenario, cluster=no_losses, uncertainty=off)
+    spread = scenario.spread(scenario.predict())
+    assert spread.corners[Corner.SLOW] == pytest.approx(spread.predicted / 2, rel=1e-6)

@@ -105,7 +105,7 @@ def cluster(
     speeds: Mapping[int, float] | None = None,
     placement: Sequence[int] | None = None,
 ) -> Cluster:
-    """A star; `nics` and `speeds` override single hosts, `placement` gives each rank's host."""
+    """A star; `nics` and `speeds` override single hosts, `placement` gives each rank's host. Collectives are gloo's."""
     nic = nic or Nic(bandwidth_Bps=1e6)
     made = [
         Host(
@@ -118,7 +118,7 @@ def cluster(
         )
         for i in range(hosts)
     ]
-    result = star(made, ranks_per_host=ranks_per_host)
+    result = replace(star(made, ranks_per_host=ranks_per_host), uses_nccl=False)
     if placement is None:
         return result
     used = [0] * hosts

@@ -47,7 +47,7 @@ def devices(n: int, local: int, nics: int, kind: IntraKind) -> Cluster:
         Host(name=f"h{i}", cores=96, nic=nic, more_nics=(nic,) * (nics - 1), devices=("gpu",) * local, intra=intra)
         for i in range(n // local)
     ]
-    return star(made)
+    return replace(star(made), uses_nccl=False)
 
 
 def network(name: str, n: int, tmp_path: Path) -> tuple[Cluster, int]:

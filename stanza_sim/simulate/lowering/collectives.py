@@ -2,8 +2,9 @@
 
 As one activity: every link is charged the bytes that all steps move over it, and the whole takes as long as the steps
 do with nothing beside them; the latencies and overheads on their longest path come first, and nothing moves in those.
-Rings, in which all ranks do alike, have a closed form (`Collectives.closed_form`); for the rest see
-`collective_cost.py`. Beside other traffic it is an approximation, which the same collective step by step does not make.
+What NCCL carries out takes what its own tuning model says (`nccl_rings.py`). Rings, in which all ranks do alike, have a
+closed form (`Collectives.closed_form`); for the rest see `collective_cost.py`. Beside other traffic it is an
+approximation, which the same collective step by step does not make.
 
 Contract: `Collectives` prices the collectives of one schedule. It asks for loads of messages and costs of additions,
 and knows nothing of transfers or programs. Only rings may be folded.
@@ -26,6 +27,7 @@ from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs
 from stanza_sim.simulate.lowering.endpoints import Ends
 from stanza_sim.simulate.lowering.fold import ring_order
 from stanza_sim.simulate.lowering.losses import with_share, with_shares_of_steps
+from stanza_sim.simulate.lowering.nccl_rings import Filled, NcclRings
 from stanza_sim.simulate.plain.fluid import usage_of
 
 SAME = 1e-9
@@ -86,6 +88,7 @@ class Collectives:
     def __init__(self, inputs: CollectiveInputs, *, simulate_steps: bool = False) -> None:
         self.inputs, self.simulate_steps = inputs, simulate_steps
         self.steps = StepCosts(inputs)
+        self.nccl = NcclRings(inputs, self._single_ring)
         self._moved: dict[str, Mapping[int, tuple[int, int]]] = {}
 
     def every(self) -> dict[str, CollectiveActivity]:
@@ -101,8 +104,16 @@ class Collectives:
         return found
 
     def collective(self, op: Collective) -> CollectiveActivity:
-        """What `op` costs: rings by their closed form, the rest from their steps."""
-        found = self.closed_form(op) if has_closed_form(op) else self.steps.priced(op, timed=not self.simulate_steps)
+        """What `op` costs: NCCL's by its tuning model, rings by their closed form, the rest from their steps.
+
+        Step by step, a collective of NCCL is carried out as the ring that `closed_form` says.
+        """
+        if not self.simulate_steps and self.nccl.carries(op):
+            found = CollectiveActivity(rank_classes=self._members(op), activity=self.nccl.activity(op))
+        else:
+            found = (
+                self.closed_form(op) if has_closed_form(op) else self.steps.priced(op, timed=not self.simulate_steps)
+            )
         resources, group = self.inputs.resources, self.inputs.group(op)
         if not self.simulate_steps:
             return replace(found, activity=with_share(resources, found.activity, group))
@@ -153,8 +164,7 @@ class Collectives:
         It waits for the latencies of its steps and the overheads of all but the first, then moves over all edges at
         once, as fast as the slowest loopback, link and host's cores allow.
         """
-        resources = self.inputs.resources
-        rank_classes = tuple(sorted({resources.folding.class_of[r] for r in self.inputs.group(op)}))
+        resources, rank_classes = self.inputs.resources, self._members(op)
         data = self._round(op)
         if not data.edges or data.edge_bytes == 0:
             return CollectiveActivity(rank_classes=rank_classes, activity=Activity(work=0.0, usage=()))
@@ -174,6 +184,22 @@ class Collectives:
         if op.kind is not CollectiveKind.BROADCAST:
             activity = self._at_its_pace(op, activity, edges.kinds, cores)
         return CollectiveActivity(rank_classes=rank_classes, activity=activity)
+
+    def _members(self, op: Collective) -> tuple[int, ...]:
+        """The classes of the members of `op`."""
+        class_of = self.inputs.resources.folding.class_of
+        return tuple(sorted({class_of[r] for r in self.inputs.group(op)}))
+
+    def _single_ring(self, op: Collective) -> Filled:
+        """What a ring over hosts of one rank each fills."""
+        data = self._round(op)
+        edges, cores = self._edges(op, data), self._cores(op, data, {})
+        return Filled(
+            on_links=edges.on_links,
+            ends=[*((c.resource, c.byte_s) for c in cores.values()), *self._processes(data)],
+            cap_Bps=min(e.cap_Bps for e in edges.kinds),
+            hop_s=max(e.latency_s + e.overhead_s for e in edges.kinds),
+        )
 
     def _round(self, op: Collective) -> _Round:
         """Edges, steps and bytes of a ring of N ranks.

@@ -61,6 +61,7 @@ def exchange_by_servers(
     credit: int = 0,
     hosts: Hosts | None = None,
     share_pulls: bool = True,
+    pull_together: bool = False,
 ) -> None:
     """Push gradients of `bundles` from `workers` to their owners, reduce, update, and pull parameters back.
 
@@ -69,7 +70,8 @@ def exchange_by_servers(
     pass waits for all of it. `grads_ready[block]` is the op after which the gradients of a block of `bundles` are
     complete. With `credit`, what is pushed and pulled goes by priority: see `Transfer`; owners then have a lane per
     block. With `hosts`, gradients are added up on each host first, and only the sum is pushed; parameters are pulled by
-    one rank of each host, which passes them on, or by every worker itself unless they `share_pulls`.
+    one rank of each host, which passes them on, or by every worker itself unless they `share_pulls`. To `pull_together` is to pull nothing before the last update at an owner, but to begin
+    the next forward pass with what is there.
     """
     passing = hosts if share_pulls else None
     last = [grads_ready[block.name] for block in b.model.blocks if block.tensors and block.name in grads_ready]
@@ -98,15 +100,18 @@ def exchange_by_servers(
         reduce = b.compute(Phase.REDUCE, bundle.name, bundle.owners, after=[push], lane=at)
         update = b.compute(Phase.UPDATE, bundle.name, bundle.owners, after=[reduce], lane=at)
         updates.setdefault(bundle.owners, {})[at if parts else bundle.name] = update
-        if overlap:
+        if overlap and not pull_together:
             pull = _pull(b, bundle, workers, [update], credit, passing, place)
             for name in b.blocks_of(bundle):
                 params_ready.setdefault(name, []).append(pull)
+    if overlap and not pull_together:
+        return
+    everything: list[str] = []
+    for place, bundle in reversed(list(enumerate(bundles))):
+        everything.append(_pull(b, bundle, workers, updates[bundle.owners].values(), credit, passing, place))
+        for name in b.blocks_of(bundle):
+            params_ready.setdefault(name, []).append(everything[-1])
     if not overlap:
-        everything = [
-            _pull(b, bundle, workers, updates[bundle.owners].values(), credit, passing, place)
-            for place, bundle in reversed(list(enumerate(bundles)))
-        ]
         for block in b.model.blocks:
             params_ready[block.name] = everything
 

@@ -160,7 +160,7 @@ def clusters(draw: st.DrawFn, ranks: int) -> Cluster:
             ),
             device_speed=draw(st.sampled_from([0.5, 1.0])),
             loopback=draw(st.sampled_from([FREE, BUSY])),
-            devices=draw(st.sampled_from([(), ("gpu",) * ranks])),
+            devices=draw(st.sampled_from([(), ("V100",) * ranks])),
         )
         for _ in range(2)
     ]
@@ -171,7 +171,7 @@ def clusters(draw: st.DrawFn, ranks: int) -> Cluster:
         h = draw(st.integers(0, hosts - 1))
         places.append(Placement(host=h, device=used[h] if made[h].devices else None))
         used[h] += 1
-    return replace(star(made, ranks_per_host=1), placement=tuple(places))
+    return replace(star(made, ranks_per_host=1), placement=tuple(places), uses_nccl=draw(st.booleans()))
 
 
 @st.composite
@@ -210,7 +210,7 @@ def test_devices_of_two_kinds_on_one_host() -> None:
 
 def test_ranks_that_share_a_device() -> None:
     """Ranks 0 and 1 share a device with each other, rank 2 shares one with the server."""
-    host = Host(name="h", cores=8, nic=FAST, devices=("gpu", "gpu"), loopback=FREE)
+    host = Host(name="h", cores=8, nic=FAST, devices=("V100", "V100"), loopback=FREE)
     on = replace(star([host]), placement=tuple(Placement(host=0, device=d) for d in (0, 0, 1, 1)))
     schedule = build("parameter_server", MODEL, 4)
     same(predict(schedule, MODEL, on), predict(schedule, MODEL, on, fold_ranks=False))

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from stanza_sim import strategies
 from stanza_sim.base import config
 from stanza_sim.base.errors import InputError
@@ -18,7 +20,7 @@ from stanza_sim.cluster import Cluster, load
 from stanza_sim.cluster.topology import TopologySection
 from stanza_sim.model.profile import ModelProfile, Throughput
 from stanza_sim.studies.validate.published.names import device_name, model_of, precision_of
-from stanza_sim.studies.validate.published.suite import Causes, Losses, PublishedSuite
+from stanza_sim.studies.validate.published.suite import Causes, PublishedSuite
 from stanza_sim.studies.validate.published.tables import TrainingRow
 
 RULES = """cluster: as many hosts as stated, one switch; GPUs inside a host over what `intra` says."""
@@ -27,8 +29,18 @@ NVLINK = {"P100": "80GB/s", "V100": "150GB/s", "A100": "300GB/s", "H100": "450GB
 """Each direction of a GPU's NVLinks together (NVIDIA's data sheets: 4 x 20, 6 x 25, 12 x 25 and 18 x 25 GB/s)."""
 NVLINK_EFFICIENCY = 0.78
 """What bulk copies reach of it, as `topologies/multi-gpu.yaml` has it."""
-PCIE = {"K80": "12GB/s", "P100": "12GB/s", "V100": "12GB/s", "A100": "24GB/s", "H100": "48GB/s"}
-"""PCIe 3.0, 4.0 and 5.0 x16: 15.75, 31.5 and 63 GB/s, of which bulk copies reach about three quarters."""
+PCIE = {"K80": "15.75GB/s", "P100": "15.75GB/s", "V100": "15.75GB/s", "A100": "31.5GB/s", "H100": "63GB/s"}
+"""PCIe 3.0, 4.0 and 5.0 x16, each direction."""
+PCIE_EFFICIENCY = 0.78
+"""What bulk copies reach of it, as the shipped topologies have it."""
+HOST_LINK = "6.1GB/s"
+"""Between a device with NVLink and the host's memory: half of PCIe 3.0 x16, since two devices share a switch."""
+HOST_MEMORY = "61GB/s"
+"""A socket with four channels of DDR4-1866 or so, in the shipped topologies as well."""
+HPC_GBPS = 80
+"""TCP on a network of this rate, of the years of TensorFlow 1.x, is IP over a supercomputer's interconnect."""
+SOCKET_RATE = "30GB/s"
+"""Two QPI links of 9.6 GT/s between the sockets of a host, less their overhead; as in the shipped topologies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,12 +76,12 @@ def setup_of(row: TrainingRow, suite: PublishedSuite) -> Setup:
     if row.single_gpu_samples_per_s is not None:
         known_of = Throughput(device=device, samples_per_s=row.single_gpu_samples_per_s, batch=row.batch_per_gpu)
         model = replace(model, throughput=(known_of,))
-    name, settings = strategy_of(row, suite.causes)
+    way = way_of(row, suite.causes)
     return Setup(
-        topology=_topology(row, device, suite.causes, suite.losses),
+        topology=_topology(row, device, way, suite),
         model=model,
-        strategy=name,
-        settings=settings,
+        strategy=way.strategy,
+        settings=way.settings,
         batch=row.batch_per_gpu,
         precision=precision_of(device, row.precision),
     )
@@ -78,70 +90,128 @@ def setup_of(row: TrainingRow, suite: PublishedSuite) -> Setup:
 # ---- strategies -----------------------------------------------------------------------------------------------------
 
 
-def strategy_of(row: TrainingRow, causes: Causes) -> tuple[str, dict[str, object]]:
-    """Strategy and settings. Raises `InputError` for one that we do not have."""
-    name, local = row.strategy, {"local": row.gpus_per_host} if row.gpus_per_host > 1 else {}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """How a row trains: a strategy with settings, where its servers run, and which transport its messages take.
+
+    `cpu_servers` are processes on hosts' CPUs, one on each of the first hosts; `server_hosts` are machines of their own
+    without GPUs. `barrier` says that no rank begins an iteration before it is through with the one before.
+    """
+
+    strategy: str
+    settings: dict[str, object]
+    cpu_servers: int = 0
+    server_hosts: int = 0
+    transport: str = ""
+    barrier: bool = False
+
+
+def way_of(row: TrainingRow, causes: Causes) -> Way:
+    """How `row` trains. Raises `InputError` for a strategy that we do not have."""
+    name, several = row.strategy, row.gpus_per_host > 1
+    local: dict[str, object] = {"local": row.gpus_per_host} if several else {}
     if row.gpus == 1:
-        return "local", {}
-    colocated: dict[str, object] = {"placement": "colocated"}
+        return Way(strategy="local", settings={})
+    servers = min(row.servers or row.hosts, row.gpus)
+    colocated: dict[str, object] = {"placement": "colocated", "servers": servers}
+    tensorflow = name.startswith("tf_")
     if name.startswith("horovod"):
-        return "all_reduce", {"fusion": "horovod"}
+        transport = "mpi" if name.endswith("mpi") else ""
+        return Way(strategy="all_reduce", settings={"fusion": "horovod"}, transport=transport, barrier=True)
     if name in ("all_reduce", "ddp") or "nccl" in name:
-        return "all_reduce", {}
-    if name.startswith(("tf_ps", "mxnet_kv")):
-        return "parameter_server", {**colocated, "servers": row.gpus}
-    if name.startswith("tf_distributed"):
-        sums = local if "replicated" in name or not local else {**local, "share_pulls": False}
-        return "parameter_server", {**colocated, "servers": min(row.servers or row.hosts, row.gpus), **sums}
-    if name.startswith("mxnet_dist"):
-        if row.hosts == 1:
-            return "parameter_server", {**colocated, "servers": row.gpus}
-        return "parameter_server", {**colocated, "servers": row.servers or row.hosts, "assignment": "mxnet", **local}
-    if name.startswith("byteps"):
-        return "parameter_server", {**colocated, "servers": row.servers or row.hosts, "assignment": "byteps", **local}
+        return Way(strategy="all_reduce", settings={}, barrier=True)
     if name == "sharded_head":
-        return "sharded_head", {"fc_compute": "batch"}
-    raise InputError(f"strategy {name!r} is none that is predicted", hint="see the table in accuracy.md")
+        return Way(strategy="sharded_head", settings={"fc_compute": "batch"})
+    if tensorflow and "ps" not in name.split("_") and not name.startswith("tf_distributed"):
+        return Way(strategy="all_reduce", settings={}, barrier=True)
+    if name.startswith("tf_distributed"):
+        sums = local if "replicated" in name or not several else {**local, "share_pulls": False}
+        on_cpu = causes.cpu_servers and servers <= row.hosts
+        where = {"servers": servers} if on_cpu else colocated
+        kept = servers if on_cpu else 0
+        if "replicated" not in name:
+            sums = {**sums, "pull": "step"}
+        return Way(
+            strategy="parameter_server", settings={**where, **sums}, cpu_servers=kept, transport="grpc", barrier=True
+        )
+    if name == "tf_ps_cpu" and causes.cpu_servers:
+        settings: dict[str, object] = {"servers": row.hosts, "pull": "step"}
+        return Way(strategy="parameter_server", settings=settings, cpu_servers=row.hosts, barrier=True)
+    if name.startswith(("tf_ps", "mxnet_kv")) or (name.startswith("mxnet_dist") and row.hosts == 1):
+        steps = {"pull": "step"} if tensorflow else {}
+        where = {**colocated, "servers": row.gpus}
+        return Way(strategy="parameter_server", settings={**where, **steps}, barrier=tensorflow)
+    if name.startswith("mxnet_dist"):
+        return Way(strategy="parameter_server", settings={**colocated, "assignment": "mxnet", **local})
+    if name.startswith("byteps"):
+        pieces: dict[str, object] = {"assignment": "byteps", **local}
+        if "cpu_servers" in name:
+            return Way(strategy="parameter_server", settings={**settings, "servers": servers}, server_hosts=servers)
+        return Way(strategy="parameter_server", settings={**colocated, **settings})
+    raise InputError(f"strategy {name!r} is none that is predicted", hint="see the rules of --dry-run")
 
 
 # ---- clusters -------------------------------------------------------------------------------------------------------
 
 
-def _topology(row: TrainingRow, device: str, causes: Causes, losses: Losses) -> dict[str, object]:
+def _topology(row: TrainingRow, device: str, way: Way, suite: PublishedSuite) -> dict[str, object]:
+    causes, losses = suite.causes, suite.losses
     host: dict[str, object] = {"name": "node", "count": row.hosts, "cores": 32, "devices": [device] * row.gpus_per_host}
-    if row.hosts > 1:
+    nic: dict[str, object] = {"rate": "10Gbps"}
+    if row.hosts > 1 or way.server_hosts:
         if not row.nic_gbps:
             raise InputError("nic_gbps is not stated", hint="several hosts need the rate of their NICs")
-        host["nic"] = {"preset": _transport(row), "rate": f"{row.nic_gbps:g}Gbps"}
-        if not causes.transports:
-            host["nic"] |= {"preset": "rdma", "rate": f"{row.nic_gbps:g}Gbps"}
-    else:
-        host["nic"] = {"rate": "10Gbps"}
-    if row.gpus_per_host > 1:
-        host["intra"] = _intra(row, device)
+        preset = _transport(row, way) if causes.transports else "rdma"
+        nic = {"preset": preset, "rate": f"{row.nic_gbps:g}Gbps"}
+    elif way.transport == "mpi" and causes.transports:
+        nic = {"preset": "mpi", "rate": "10Gbps"}
+    host["nic"] = nic
+    if row.gpus_per_host > 1 or way.cpu_servers:
+        host["intra"] = _intra(row, device, causes)
     if causes.spread:
         host["device_spread"] = losses.device_spread
-    return {"name": "published", "hosts": [host], "switches": [{"name": "switch"}]}
+    if causes.framework:
+        host["losses"] = {
+            "collective_share": losses.collective_share if way.strategy == "all_reduce" else 0.0,
+            "overhead_per_device": f"{losses.overhead_per_device * 1e6:g}us",
+            "barrier": way.barrier,
+        }
+    topology: dict[str, object] = {"name": "published", "hosts": [host], "switches": [{"name": "switch"}]}
+    if way.cpu_servers:
+        host["reduce_rate"] = f"{losses.cpu_reduce_rate / 1e9:g}GB/s"
+        names = [f"node-{h}" for h in range(row.hosts)]
+        workers = [name for name in names for _ in range(row.gpus_per_host)]
+        topology["placement"] = workers + [f"{name}/cpu" for name in names[: way.cpu_servers]]
+    if way.server_hosts:
+        server = {"name": "server", "count": way.server_hosts, "cores": 32, "nic": nic}
+        topology["hosts"] = [host, {**server, "reduce_rate": f"{losses.cpu_reduce_rate / 1e9:g}GB/s"}]
+    return topology
 
 
-def _transport(row: TrainingRow) -> str:
+def _transport(row: TrainingRow, way: Way) -> str:
     """The preset of a row's transport: its framework's, else that of the wire."""
-    if row.strategy.startswith("tf_distributed"):
-        return "grpc"
-    if row.strategy.endswith("mpi"):
-        return "mpi"
+    if way.transport == "grpc" and row.nic_gbps >= HPC_GBPS and row.transport == "tcp":
+        return "grpc-hpc"
+    if way.transport:
+        return way.transport
     if row.transport == "rdma":
         return "rdma"
     said = " ".join((row.source, row.place, row.notes)).lower()
     return "tcp-ec2" if re.search(r"ec2|aws|overlay", said) else "tcp"
 
 
-def _intra(row: TrainingRow, device: str) -> dict[str, object]:
+def _intra(row: TrainingRow, device: str, causes: Causes) -> dict[str, object]:
     if row.intra == "nvlink" and device in NVLINK:
-        return {"kind": "nvlink", "rate": NVLINK[device], "efficiency": NVLINK_EFFICIENCY, "latency": "2us"}
-    return {"kind": "pcie", "rate": PCIE.get(device, "12GB/s"), "latency": "2us"}
+        nvlink = {"kind": "nvlink", "rate": NVLINK[device], "efficiency": NVLINK_EFFICIENCY, "latency": "2us"}
+        return {**nvlink, "host_link": HOST_LINK}
+    flat = {"kind": "pcie", "rate": PCIE.get(device, PCIE["V100"]), "efficiency": PCIE_EFFICIENCY, "latency": "2us"}
+    if not causes.pcie_tree:
+        return flat
+    tree = {"per_switch": min(4, row.gpus_per_host), "switch_rate": flat["rate"], "host_memory_rate": HOST_MEMORY}
+    sockets = 2 if row.gpus_per_host > 4 else 1
+    return {**flat, **tree, "sockets": sockets, **({"socket_rate": SOCKET_RATE} if sockets > 1 else {})}
 
 
-def schedule_settings(setup: Setup) -> object:
+def schedule_settings(setup: Setup) -> BaseModel:
     """The settings as the strategy's own type. Raises `InputError`."""
     return strategies.get(setup.strategy).Settings.model_validate(dict(setup.settings))

@@ -14,7 +14,7 @@ from pydantic import Field
 from stanza_sim.base import config
 from stanza_sim.base.config import Kind, Loaded, Section
 from stanza_sim.base.errors import InputError
-from stanza_sim.base.units import Seconds
+from stanza_sim.base.units import Rate, Seconds
 from stanza_sim.experiment.file import Name
 
 DATA = Path(__file__).parents[3] / "data" / "published"
@@ -62,7 +62,8 @@ class Losses(Section):
 
     device_spread: Spread = Field(0.0, description="Standard deviation of the speed of GPUs of one kind.")
     collective_share: Spread = Field(0.0, description="Share of a GPU that a collective of NCCL takes while it runs.")
-    iteration_overhead: Seconds = Field(0.0, description="Launch and synchronisation, per iteration.")
+    overhead_per_device: Seconds = Field(0.0, description="Launch and synchronisation of each further GPU of a host.")
+    cpu_reduce_rate: Rate = Field(5e9, description="What a server on a host's CPU sums up.")
 
 
 class PublishedSuite(Section):
@@ -98,6 +99,6 @@ def file_of(loaded: Loaded[PublishedSuite], what: Literal["rows", "nccl", "singl
     stated: str | None = getattr(loaded.value, what)
     path = given or (loaded.path.parent / stated if stated is not None else DATA / f"{what}.csv")
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise InputError(what, where=str(path), hint="name a CSV file, see stanza_sim/data/published/README.md")
+        wrong = "is a folder" if path.is_dir() else "no such file"
+        raise InputError(wrong, where=str(path), hint="name a CSV file, see stanza_sim/data/published/README.md")
     return path
