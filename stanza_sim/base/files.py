@@ -27,12 +27,17 @@ def read_json(path: Path, *, expected: str) -> object:
 
 
 def write_whole(text: str, path: Path) -> None:
+    """Write a text file, whole or not at all; raise `InputError` if it cannot be written there."""
+    write_bytes(text.encode("utf-8"), path)
+
+
+def write_bytes(content: bytes, path: Path) -> None:
     """Write a file, whole or not at all; raise `InputError` if it cannot be written there."""
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             os.fchmod(handle, 0o644)
         os.replace(temporary, path)
     except BaseException as error:
@@ -48,3 +53,10 @@ def check_target(path: Path) -> None:
     if (path.exists() and not path.is_file()) or not path.parent.is_dir():
         what = "is a folder" if path.is_dir() else "is no file" if path.exists() else "lies in no folder that exists"
         raise InputError(what, where=str(path), hint="name a file in a folder that exists")
+
+
+def cache_folder() -> Path:
+    """Return the folder of this program in the user's cache (XDG Base Directory Specification, 0.8)."""
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(stated) if os.path.isabs(stated) else Path.home() / ".cache"
+    return base / "stanza-sim"

@@ -292,6 +292,10 @@ class Experiment(Section):
     batch_per_worker: Batch = Field(32, description="Samples per worker and iteration, for models that do not say.")
     seed: int = Field(1, ge=0, lt=2**63, strict=True)
     precision: str = "fp32"
+    launch: Literal["eager", "graphs"] = Field(
+        "eager",
+        description="How kernels reach a GPU: eager: op by op from Python; graphs: CUDA graphs, compiled steps.",
+    )
     models: tuple[Annotated[ModelEntry, _from_name("model")], ...] = Field(min_length=1)
     strategies: tuple[Annotated[StrategyEntry, _from_name("strategy")], ...] = Field(min_length=1)
     training: Training = Training()

@@ -81,7 +81,9 @@ def jobs_of(
         how = experiment.execute
         realtime = how.realtime if "realtime" in how.model_fields_set else testbed
         for i, plan in enumerate(plans):
-            costs = costs_for(cluster, plan.model, experiment.precision, known.get(plan.entry.title))
+            costs = costs_for(
+                cluster, plan.model, experiment.precision, known.get(plan.entry.title), launch=experiment.launch
+            )
             emulations[i] = emulation_of(plan, cluster, costs, realtime=realtime)
     elif experiment.precision != "fp32":
         what = f"training in {experiment.precision} is not supported"

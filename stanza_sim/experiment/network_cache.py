@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.files import cache_folder
 from stanza_sim.base.processes import cores
 from stanza_sim.base.telling import Say
 from stanza_sim.cluster import Cluster
@@ -91,13 +92,6 @@ def kept_path(cluster: Cluster, machine: Machine, *, realtime: bool) -> Path:
     key = sha256(json.dumps([FORMAT, network, here, scheduling], sort_keys=True).encode()).hexdigest()[:16]
     name = re.sub(r"[^A-Za-z0-9.]+", "-", cluster.name).strip("-.") or "network"
     return cache_folder() / "networks" / f"{name}-{key}.json"
-
-
-def cache_folder() -> Path:
-    """Return the folder of this program in the user's cache (XDG Base Directory Specification, 0.8)."""
-    stated = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(stated) if os.path.isabs(stated) else Path.home() / ".cache"
-    return base / "stanza-sim"
 
 
 def _kept(path: Path, say: Say) -> NetworkProfile | None:

@@ -224,7 +224,7 @@ class Conditions:
         on_cpu = profile is not None and profile.device.startswith("cpu")
         if experiment.execute.compute == "emulated" or experiment.execute.backend == "gloo" or on_cpu:
             cluster = replace(cluster, uses_nccl=False)
-        return cluster, costs_for(cluster, model, experiment.precision, profile)
+        return cluster, costs_for(cluster, model, experiment.precision, profile, launch=experiment.launch)
 
     @property
     def uncertainty(self) -> Uncertainty:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from math import prod
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.op_kinds import OpKind
 from stanza_sim.base.tables import shortened
 
 
@@ -36,13 +37,57 @@ class ParamTensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PassWork:
+    """The work of ops of one kind in one pass.
+
+    `flops` and `sample_nbytes` are those of one sample; `fixed_nbytes` are touched whatever the batch (weights).
+    `kernels` are launched by a layer or its derivative; the sums of gradients that meet are not counted.
+    """
+
+    flops: int = 0
+    sample_nbytes: int = 0
+    fixed_nbytes: int = 0
+    kernels: int = 0
+
+    def times(self, flops: float, sample_nbytes: float, fixed_nbytes: float) -> PassWork:
+        """Return the work with each amount multiplied by its factor and rounded; as many kernels."""
+        return PassWork(
+            flops=round(self.flops * flops),
+            sample_nbytes=round(self.sample_nbytes * sample_nbytes),
+            fixed_nbytes=round(self.fixed_nbytes * fixed_nbytes),
+            kernels=self.kernels,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpWork:
+    """The work of ops of one kind in the three passes over a block."""
+
+    kind: OpKind
+    forward: PassWork
+    backward_input: PassWork
+    backward_weight: PassWork
+
+    @property
+    def passes(self) -> tuple[PassWork, PassWork, PassWork]:
+        """Forward, input gradient and weight gradient."""
+        return self.forward, self.backward_input, self.backward_weight
+
+    def times(self, flops: float = 1.0, sample_nbytes: float = 1.0, fixed_nbytes: float = 1.0) -> OpWork:
+        """Return the work with each amount multiplied by its factor and rounded; as many kernels."""
+        forward, inputs, weights = (work.times(flops, sample_nbytes, fixed_nbytes) for work in self.passes)
+        return OpWork(kind=self.kind, forward=forward, backward_input=inputs, backward_weight=weights)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
     """A run of layers that is computed and exchanged as one unit. All work figures are per sample.
 
     `bytes_touched` is the sum of the output bytes of the block's leaf operations in one forward pass
-    (each is written once and read about once; the cost model turns it into memory traffic).
+    (each is written once and read about once; a roofline turns it into memory traffic).
     `kernels` counts the leaf operations of one forward pass (launch overhead). `output_shape` excludes
-    the batch dimension.
+    the batch dimension. `work` says the same by kind of op and by pass, with the bytes really touched; it is
+    empty where that is not known.
     """
 
     name: str
@@ -54,6 +99,7 @@ class Block:
     bytes_touched: int
     kernels: int
     output_shape: tuple[int, ...]
+    work: tuple[OpWork, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -211,6 +257,7 @@ def scaled(profile: ModelProfile, *, nbytes: float = 1.0, compute: float = 1.0) 
             backward_input_flops=work(b.backward_input_flops),
             backward_weight_flops=work(b.backward_weight_flops),
             bytes_touched=work(b.bytes_touched),
+            work=tuple(w.times(compute, compute, nbytes) for w in b.work),
         )
         for b in profile.blocks
     )

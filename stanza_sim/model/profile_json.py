@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from hashlib import sha256
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.model.profile import Block, BlockKind, ModelProfile, ParamTensor, Throughput
+from stanza_sim.base.op_kinds import OpKind
+from stanza_sim.model.profile import Block, BlockKind, ModelProfile, OpWork, ParamTensor, PassWork, Throughput
 
 FORMAT = "stanza-sim-model/1"
 _WORK = ("forward_flops", "backward_input_flops", "backward_weight_flops", "bytes_touched", "kernels")
@@ -37,7 +38,7 @@ def to_json(profile: ModelProfile) -> str:
             t.device: {"samples_per_s": t.samples_per_s, "batch": t.batch} for t in profile.throughput
         }
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items())
-    blocks = ",\n".join(f"    {json.dumps(_block_data(b))}" for b in profile.blocks)
+    blocks = ",\n".join(f"    {json.dumps({**_block_data(b), **_work_data(b)})}" for b in profile.blocks)
     return f'{{\n{lines},\n  "blocks": [\n{blocks}\n  ]\n}}\n'
 
 
@@ -54,6 +55,21 @@ def _block_data(block: Block) -> dict[str, object]:
     work = {key: getattr(block, key) for key in _WORK}
     tensors = [[t.name, *t.shape] for t in block.tensors]
     return {"name": block.name, "output_shape": block.output_shape, **work, "tensors": tensors}
+
+
+def _work_data(block: Block) -> dict[str, object]:
+    """The work by kind of op, which is not in the fingerprint."""
+    return {"work": work_to_data(block.work)} if block.work else {}
+
+
+def work_to_data(work: tuple[OpWork, ...]) -> dict[str, list[list[int]]]:
+    """Return work by kind of op as data for JSON: of each pass FLOPs and bytes a sample, bytes a call, and kernels."""
+    return {one.kind.value: [[p.flops, p.sample_nbytes, p.fixed_nbytes, p.kernels] for p in one.passes] for one in work}
+
+
+def work_from_data(data: object, where: str) -> tuple[OpWork, ...]:
+    """Read what `work_to_data` returned. Raises `InputError`."""
+    return _op_work(_Reader(data, where))
 
 
 def from_json(text: str | bytes, *, where: str) -> ModelProfile:
@@ -99,7 +115,7 @@ def _throughput(data: object, where: str) -> tuple[Throughput, ...]:
 
 
 def _block(reader: _Reader, kind: BlockKind) -> Block:
-    reader.only("name", "output_shape", *_WORK, "tensors")
+    reader.only("name", "output_shape", *_WORK, "tensors", "work")
     tensors = []
     for i, entry in enumerate(reader.array("tensors")):
         if not isinstance(entry, list) or not entry:
@@ -116,7 +132,26 @@ def _block(reader: _Reader, kind: BlockKind) -> Block:
         bytes_touched=reader.count("bytes_touched"),
         kernels=reader.count("kernels"),
         output_shape=reader.shape("output_shape"),
+        work=_op_work(_Reader(reader.data.get("work", {}), f"{reader.where}: work")),
     )
+
+
+def _op_work(reader: _Reader) -> tuple[OpWork, ...]:
+    reader.only(*OpKind)
+    found = []
+    for kind in reader.data:
+        rows = reader.array(kind)
+        good = [row for row in rows if isinstance(row, list) and len(row) == 4 and all(_is_count(n) for n in row)]
+        if len(rows) != 3 or len(good) != 3:
+            raise reader.wrong(kind, "[FLOPs, bytes a sample, bytes a call, kernels] of each of the three passes")
+        passes = [PassWork(flops=f, sample_nbytes=s, fixed_nbytes=w, kernels=k) for f, s, w, k in good]
+        forward, inputs, weights = passes
+        found.append(OpWork(kind=OpKind(kind), forward=forward, backward_input=inputs, backward_weight=weights))
+    return tuple(found)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 class _Reader:

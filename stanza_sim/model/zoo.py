@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from functools import cache
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.model.profile import ModelProfile, with_boundary
+from stanza_sim.model.profile import ModelProfile, OpWork, PassWork, with_boundary
 from stanza_sim.model.profile_json import from_json
 from stanza_sim.model.shipped import DATA, SOURCES, WIDE, Scalar, names
 
@@ -108,6 +108,20 @@ def with_classes(profile: ModelProfile, classes: Scalar) -> ModelProfile:
         backward_weight_flops=of_all(head.backward_weight_flops),
         bytes_touched=of_all(head.bytes_touched),
         output_shape=(classes,),
+        work=tuple(_of_classes(work, profile.num_classes, classes, profile.itemsize) for work in head.work),
     )
     kwargs = tuple(dict(profile.factory_kwargs, classes=classes).items())
     return replace(profile, blocks=(*profile.blocks[:-1], head), num_classes=classes, factory_kwargs=kwargs)
+
+
+def _of_classes(work: OpWork, before: int, classes: int, itemsize: int) -> OpWork:
+    """The work of a head with another number of outputs: what is touched of a sample has a part for its features."""
+
+    def of(work: PassWork) -> PassWork:
+        passes, rest = divmod(work.sample_nbytes, before * itemsize)
+        return replace(
+            work.times(classes / before, 0, classes / before), sample_nbytes=passes * classes * itemsize + rest
+        )
+
+    forward, inputs, weights = (of(one) for one in work.passes)
+    return replace(work, forward=forward, backward_input=inputs, backward_weight=weights)

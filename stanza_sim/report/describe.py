@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import get_args
@@ -15,7 +15,7 @@ from rich.table import Table
 
 from stanza_sim.base.units import Size, format_bytes, format_flops, format_rate, format_time
 from stanza_sim.cluster.cluster import Cluster, LinkKind
-from stanza_sim.cluster.device import DeviceSpec
+from stanza_sim.cluster.device import DeviceSpec, ModelEfficiency, ModelFactor, WorkConstants
 from stanza_sim.cluster.hardware import Losses, PcieTree
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.report.rich_table import plain_table
@@ -201,36 +201,61 @@ def _first(names: Sequence[str]) -> str:
 
 
 def print_device(device: DeviceSpec, console: Console) -> None:
-    """Data sheet, efficiency by model, and every published timing beside what the fit makes of it."""
-    _facts(
-        console,
-        [
-            ("device", device.name),
-            ("", device.description),
-            ("memory", f"{format_bytes(device.memory_nbytes)} at {device.memory_bandwidth_Bps / 1e9:.4g} GB/s"),
-            ("kernel launch", format_time(device.launch_overhead_s)),
-            *((("peak", f"{format_flops(p.peak_flops)}, {p.note}")) for p in device.precisions.values()),
-            *(("source", s) for s in device.sources),
-        ],
-    )
+    """Data sheet, constants or efficiencies, and every published timing beside what the fit makes of it."""
+    launch = device.launch
+    facts = [
+        ("device", device.name),
+        ("", device.description),
+        ("memory", f"{format_bytes(device.memory_nbytes)} at {device.memory_bandwidth_Bps / 1e9:.4g} GB/s"),
+        ("kernel launch", format_time(device.launch_overhead_s)),
+    ]
+    if launch is not None:
+        eager = f"{format_time(launch.forward_s)} forward, {format_time(launch.backward_s)} backward"
+        facts.append(("eager launch", f"{eager}, of the host for each kernel; overlap {launch.overlap:g}"))
+    facts += [("peak", f"{format_flops(p.peak_flops)}, {p.note}") for p in device.precisions.values()]
+    _facts(console, [*facts, *(("source", s) for s in device.sources)])
     for precision in device.precisions.values():
         console.print()
-        default = f"{precision.default:.3g} for other models: {precision.default_source}"
-        console.print(f"{precision.name}: efficiency (achieved over peak) by model; {default}", soft_wrap=False)
-        rows = [
-            (
-                name,
-                timing.gpu,
-                f"{fit.value:.3f}",
-                f"{timing.batch}{'?' if timing.batch_assumed else ''}",
-                f"{timing.images_per_s:,g}",
-                f"{timing.ratio - 1:+.0%}" + ("" if timing.fitted else " (not fitted)"),
-            )
-            for name, fit in precision.models.items()
-            for timing in fit.timings
-        ]
-        if rows:
-            console.print(_table(("model", "measured on", "effic.", "batch", "images/s", "residual"), rows, texts=2))
+        if precision.constants is None:
+            default = f"{precision.default:.3g} for other models: {precision.default_source}"
+            console.print(f"{precision.name}: efficiency (achieved over peak) by model; {default}", soft_wrap=False)
+            _timings(console, "effic.", precision.models)
+        else:
+            _constants(console, precision.name, precision.constants)
+
+
+def _constants(console: Console, precision: str, known: WorkConstants) -> None:
+    """What ops of each kind take, how far models left out of the fit are from what was published, and the factors."""
+    console.print(f"{precision}: {known.source}", soft_wrap=False)
+    left = known.residuals
+    if left is not None:
+        many = f"{left.models} model{'s' * (left.models != 1)}"
+        each = f"each left out: median error {left.median:.1%}, p90 {left.p90:.1%}"
+        family = f"its family left out: {left.family_median:.1%}, {left.family_p90:.1%}"
+        console.print(f"residuals of {many}, {each}; {family}", soft_wrap=False)
+    rows = [
+        (kind.value, f"{known.flops[kind]:.3g}" if kind in known.flops else "-", f"{value:.3g}")
+        for kind, value in known.nbytes.items()
+    ]
+    console.print(_table(("kind of op", "FLOP x peak", "byte x bandwidth"), rows))
+    _timings(console, "factor", known.models)
+
+
+def _timings(console: Console, head: str, models: Mapping[str, ModelEfficiency] | Mapping[str, ModelFactor]) -> None:
+    rows = [
+        (
+            name,
+            timing.gpu,
+            f"{fit.value:.3f}",
+            f"{timing.batch}{'?' if timing.batch_assumed else ''}",
+            f"{timing.images_per_s:,g}",
+            f"{timing.ratio - 1:+.0%}" + ("" if timing.fitted else " (not fitted)"),
+        )
+        for name, fit in models.items()
+        for timing in fit.timings
+    ]
+    if rows:
+        console.print(_table(("model", "measured on", head, "batch", "images/s", "residual"), rows, texts=2))
 
 
 def _default(field: FieldInfo) -> str:

@@ -63,6 +63,12 @@ def write_line(console: Console, line: str, style: str = "") -> None:
     console.print(Text(line.rstrip(), style=style), soft_wrap=True)
 
 
+def print_paragraph(console: Console, text: str) -> None:
+    """Print a text, wrapped."""
+    for line in textwrap.wrap(text, WIDTH, break_long_words=False):
+        write_line(console, line)
+
+
 def _note(console: Console, text: str) -> None:
     """Print a text that belongs to the row above, indented."""
     for line in textwrap.wrap(text, WIDTH - 4, break_long_words=False):

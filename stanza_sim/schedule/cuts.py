@@ -127,6 +127,7 @@ def slice_block(block: Block, cut: Cut, width: int) -> Block:
         backward_weight_flops=round(block.backward_weight_flops * share),
         bytes_touched=round(block.bytes_touched * share) if columns else block.bytes_touched,
         output_shape=(width,) if columns else block.output_shape,
+        work=tuple(work.times(share, share if columns else 1.0, share) for work in block.work),
     )
 
 

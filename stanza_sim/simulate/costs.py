@@ -1,4 +1,7 @@
-"""How long computations take on a device that does nothing else: measured where there is a profile, else a roofline."""
+"""How long computations take on a device that does nothing else: measured where there is a profile, else computed.
+
+Computed costs are a sum over kinds of op where the device has constants for them (`sum_costs`: GPUs), else a roofline.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from stanza_sim.simulate.cost_model import CostModel, RankCosts
 from stanza_sim.simulate.measured_costs import MeasuredCosts
 from stanza_sim.simulate.roofline import HALF, UPDATE_PASSES, RooflineCosts, measured_name
 from stanza_sim.simulate.server_costs import ServerCosts
+from stanza_sim.simulate.sum_costs import Launch, SumCosts, launch_of
 from stanza_sim.simulate.throughput import ScaledCosts, check_throughput, with_given_throughput
 
 __all__ = [
@@ -23,7 +27,9 @@ __all__ = [
     "MeasuredCosts",
     "RankCosts",
     "RooflineCosts",
+    "SumCosts",
     "costs_for",
+    "device_costs",
     "is_of_device",
     "measured_name",
     "throughput_costs",
@@ -75,8 +81,34 @@ def is_of_device(profile: Profile, device: DeviceSpec) -> bool:
     return kind == "cpu" if device.name == "cpu" else kind != "cpu" and device.name.lower() in name
 
 
+def device_costs(
+    device: DeviceSpec,
+    model: ModelProfile,
+    precision: str = "fp32",
+    speed: float = 1.0,
+    *,
+    launch: str | Launch = Launch.EAGER,
+) -> CostModel:
+    """Return computed costs of a device that is `speed` times as fast; `launch` is how kernels reach a GPU.
+
+    A roofline has no use for `launch`. Raises `InputError` for another launch mode and for a precision that the device
+    has no data for.
+    """
+    mode = launch_of(launch)
+    if device.precision(precision).constants is not None:
+        return SumCosts(device, model, precision, speed, launch=mode)
+    return RooflineCosts(device, model, precision, speed)
+
+
 def throughput_costs(
-    device: str, model: ModelProfile, precision: str, samples_per_s: float, batch: int, *, speed: float = 1.0
+    device: str,
+    model: ModelProfile,
+    precision: str,
+    samples_per_s: float,
+    batch: int,
+    *,
+    speed: float = 1.0,
+    launch: str | Launch = Launch.EAGER,
 ) -> CostModel:
     """Return costs of a device, by name, that trains `model` at `samples_per_s` with `batch` samples a step.
 
@@ -84,12 +116,21 @@ def throughput_costs(
     is not positive.
     """
     given = Throughput(device=device, samples_per_s=samples_per_s, batch=batch)
-    return ScaledCosts(RooflineCosts(load_device(device), model, precision, speed), model, given, speed)
+    base = device_costs(load_device(device), model, precision, speed, launch=launch)
+    return ScaledCosts(base, model, given, speed)
 
 
-def costs_for(cluster: Cluster, model: ModelProfile, precision: str = "fp32", profile: Profile | None = None) -> Costs:
-    """Return the costs of every rank of `cluster`: the profile's where it is of the rank's device, else a roofline,
-    both scaled to the throughput that the model has of that device.
+def costs_for(
+    cluster: Cluster,
+    model: ModelProfile,
+    precision: str = "fp32",
+    profile: Profile | None = None,
+    *,
+    launch: str | Launch = Launch.EAGER,
+) -> Costs:
+    """Return the costs of every rank of `cluster`: the profile's where it is of the rank's device, else computed ones.
+
+    Both are scaled to the throughput that the model has of that device; `launch` is for computed costs of GPUs.
 
     Raises `InputError` if a device has no data for the precision, if a profile is given that is of another model or
     precision or of none of the cluster's devices, and if the model has throughputs but of none of these devices.
@@ -105,7 +146,7 @@ def costs_for(cluster: Cluster, model: ModelProfile, precision: str = "fp32", pr
             used.append(name)
             costs: CostModel = MeasuredCosts(profile, model, precision, speed)
         else:
-            costs = RooflineCosts(device, model, precision, speed)
+            costs = device_costs(device, model, precision, speed, launch=launch)
         return with_given_throughput(costs, model, name, speed)
 
     costs = Costs(cluster, make)

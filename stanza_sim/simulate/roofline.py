@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from stanza_sim.cluster.device import DeviceSpec, ModelEfficiency
+from stanza_sim.cluster.device import DeviceSpec, ModelEfficiency, ModelFactor
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.simulate.roofline_residual import roofline_residual
@@ -79,7 +79,7 @@ class RooflineCosts:
         if efficiency is not None:
             text += f"efficiency {efficiency:.3g} as given"
         elif fit is not None:
-            text += f"{known_as} efficiency {value:.3g} fitted to {_fitted_to(fit)}"
+            text += f"{known_as} efficiency {value:.3g} fitted to {fitted_to(fit)}"
         elif spec.models:
             text += f"efficiency {value:.3g} of other models (not measured for {model.name}; {spec.default_source})"
         else:
@@ -150,8 +150,8 @@ class RooflineCosts:
         return UPDATE_PASSES * nbytes / self._bandwidth_Bps + self._launch_s
 
 
-def _fitted_to(fit: ModelEfficiency) -> str:
-    """Return how many published timings an efficiency was fitted to and how far it is from them, in time."""
+def fitted_to(fit: ModelEfficiency | ModelFactor) -> str:
+    """Return how many published timings a number was fitted to and how far it is from them, in time."""
     rows = [row for row in fit.timings if row.fitted]
     notes = []
     if len(rows) > 1:

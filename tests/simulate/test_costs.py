@@ -1,9 +1,8 @@
-"""Cost models: the roofline against its formula, fits against the published rows, profiles against their numbers."""
+"""Cost models: the roofline against its formula, profiles against their numbers, and which a cluster gets."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from math import exp, log
 from pathlib import Path
 
 import pytest
@@ -19,8 +18,17 @@ from stanza_sim.model.profile_json import fingerprint
 from stanza_sim.profiles.blocks import BlockTime, LoopbackTimes, Profile, ProfiledModel
 from stanza_sim.schedule import Axis
 from stanza_sim.schedule.cuts import cut_of, slice_block
-from stanza_sim.simulate import fit
-from stanza_sim.simulate.costs import UPDATE_PASSES, CostModel, MeasuredCosts, RooflineCosts, costs_for, measured_name
+from stanza_sim.simulate.costs import (
+    UPDATE_PASSES,
+    CostModel,
+    MeasuredCosts,
+    RooflineCosts,
+    SumCosts,
+    costs_for,
+    device_costs,
+    measured_name,
+)
+from stanza_sim.simulate.fit.write import MARKER
 
 VGG = zoo.get("vgg16")
 GPUS = ("V100", "K80", "P100", "A100", "H100")
@@ -86,83 +94,19 @@ def test_a_precision_without_data_is_refused() -> None:
         RooflineCosts(load_device("V100"), VGG, "tf32")
 
 
-def test_sources_say_what_was_fitted_to_what() -> None:
+def test_sources_say_what_they_rest_on() -> None:
     v100 = load_device("V100")
-    text = RooflineCosts(v100, VGG).source
-    assert text.startswith("roofline V100, vgg16 efficiency 1.3")
-    assert "fitted to 3 published timings (residual -11%..+14%)" in text
-    other = RooflineCosts(v100, zoo.get("resnet101")).source
-    assert "of other models (not measured for resnet101; geometric mean of alexnet, inception_v3" in other
+    assert RooflineCosts(v100, VGG, efficiency=0.5).source == "roofline V100, efficiency 0.5 as given"
     assert "TF32 tensor cores likely" in RooflineCosts(load_device("A100"), VGG).source
     assert RooflineCosts(load_device("A100"), VGG, "tf32").source == RooflineCosts(load_device("A100"), VGG).source
-    assert "1 published timing (its batch assumed)" in RooflineCosts(load_device("H100"), zoo.get("resnet50")).source
     assert "not calibrated" in RooflineCosts(load_device("cpu"), VGG).source
     assert RooflineCosts(v100, VGG, speed=0.8).source.endswith("at 0.8 of its speed")
 
 
-def test_a_model_keeps_its_efficiency_under_another_name_and_no_other_takes_it() -> None:
+def test_a_model_keeps_its_measurements_under_another_name_and_no_other_takes_them() -> None:
     assert measured_name(replace(VGG, name="mine")) == "vgg16"
     stranger = replace(VGG, factory="mymodel:vgg16")
-    assert "not measured for vgg16" in RooflineCosts(load_device("V100"), stranger).source
-
-
-# --- fits ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", GPUS)
-def test_shipped_device_files_equal_a_fresh_fit(name: str) -> None:
-    text = find("devices", name).read_text(encoding="utf-8")
-    assert fit.refit(text, load_device(name), fit.read_rows()) == text
-
-
-def test_every_published_row_is_in_exactly_one_device_file() -> None:
-    rows = fit.read_rows()
-    shown = [t for n in GPUS for p in load_device(n).precisions.values() for m in p.models.values() for t in m.timings]
-    assert len(shown) == len(rows)
-    assert {(t.gpu, t.batch, t.images_per_s) for t in shown} == {(r.gpu, r.batch, r.images_per_s) for r in rows}
-    left_out = [(t.gpu, t.images_per_s) for t in shown if not t.fitted]
-    assert left_out == [("V100 SXM2 32GB", 3861.0), ("A100 80GB SXM4", 1066.0)]
-
-
-@pytest.mark.parametrize("name", GPUS)
-def test_the_fit_is_a_minimum_and_the_ratios_are_its_predictions(name: str) -> None:
-    device = load_device(name)
-    rows = {(r.gpu, r.model, r.batch, r.images_per_s): r for r in fit.read_rows()}
-    for precision in device.precisions.values():
-        for model_name, fitted in precision.models.items():
-            model = zoo.get(model_name)
-
-            def ratio(row: fit.Row, value: float, model=model, precision=precision) -> float:  # type: ignore[no-untyped-def]
-                costs = RooflineCosts(device, model, precision.name, efficiency=value)
-                return fit.step_s(costs, model, row) / row.step_s
-
-            pairs = [(rows[t.gpu, model_name, t.batch, t.images_per_s], t) for t in fitted.timings]
-            for row, timing in pairs:
-                assert ratio(row, fitted.value) == pytest.approx(timing.ratio, abs=6e-4)
-            used = [row for row, timing in pairs if timing.fitted]
-
-            def error(value: float, used=used, ratio=ratio) -> float:  # type: ignore[no-untyped-def]
-                return sum(log(ratio(row, value)) ** 2 for row in used)
-
-            best = error(fitted.value)
-            assert all(best <= error(fitted.value * factor) for factor in (0.5, 0.9, 0.99, 1.01, 1.1, 2.0))
-            if len(used) == 1:
-                assert ratio(used[0], fitted.value) == pytest.approx(1, abs=1e-3)
-        values = [m.value for m in precision.models.values()]
-        assert precision.default == pytest.approx(exp(sum(map(log, values)) / len(values)), rel=1e-3)
-
-
-def test_the_fit_finds_a_known_efficiency() -> None:
-    device = load_device("V100")
-    row = next(row for row in fit.read_rows() if row.model == "vgg16" and row.with_update)
-    for truth in (0.1, 0.73, 1.6):
-        seconds = fit.step_s(RooflineCosts(device, VGG, efficiency=truth), VGG, row)
-        made = [replace(row, images_per_s=row.batch / seconds)]
-
-        def predict(row: fit.Row, value: float) -> float:
-            return fit.step_s(RooflineCosts(device, VGG, efficiency=value), VGG, row)
-
-        assert fit.fit_efficiency(predict, made) == pytest.approx(truth, rel=1e-3)
+    assert "not measured for vgg16" in SumCosts(load_device("V100"), stranger).source
 
 
 def test_shipped_devices() -> None:
@@ -170,6 +114,13 @@ def test_shipped_devices() -> None:
     assert load_device("V100").precision("fp32").peak_flops == 15.7e12
     assert load_device("V100").memory_bandwidth_Bps == 900e9
     assert all(load_device(name).sources for name in available("devices"))
+
+
+def test_computed_costs_are_a_sum_where_there_are_constants() -> None:
+    assert isinstance(device_costs(load_device("V100"), VGG), SumCosts)
+    assert isinstance(device_costs(load_device("cpu"), VGG), RooflineCosts)
+    with pytest.raises(InputError, match=r"no launch mode 'lazy'"):
+        device_costs(load_device("cpu"), VGG, launch="lazy")
 
 
 # --- measured --------------------------------------------------------------------------------------------------------
@@ -269,8 +220,10 @@ def test_costs_by_device_and_speed() -> None:
     assert _step_s(costs(1), 32) == pytest.approx(2 * _step_s(costs(0), 32))
     assert _step_s(costs(2), 32) > 3 * _step_s(costs(0), 32)
     assert _step_s(costs(4), 1) > _step_s(costs(2), 1)
-    parts = costs.source.split("; roofline ")
-    assert len(parts) == 4
+    parts = costs.source.split("; ")
+    assert [part.partition(",")[0] for part in parts if part.startswith(("sum", "roofline"))] == [
+        *("sum model V100", "sum model V100", "sum model K80", "roofline cpu"),
+    ]
     assert parts[1].endswith("at 0.5 of its speed")
 
 
@@ -281,7 +234,7 @@ def test_a_profile_serves_the_ranks_on_its_device() -> None:
     mixed = star([Host(name="a", cores=8, nic=nic), Host(name="b", cores=8, nic=nic, devices=("V100",))])
     costs = costs_for(mixed, model, "fp32", profile)
     assert costs(0).source.startswith("measured")
-    assert costs(1).source.startswith("roofline V100")
+    assert costs(1).source.startswith("sum model V100")
     gpu = _profile(device="cuda Tesla V100-SXM2-16GB")
     assert costs_for(load_cluster("ec2-p3-10"), model, "fp32", gpu).source.startswith("measured on cuda")
 
@@ -301,7 +254,7 @@ def test_a_profile_of_something_else_is_refused() -> None:
 def test_a_device_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "devices").mkdir()
-    text = find("devices", "K80").read_text().partition(fit.MARKER)[0]
+    text = find("devices", "K80").read_text().partition(MARKER)[0]
     (tmp_path / "devices" / "Mine.yaml").write_text(text.replace("name: K80", "name: Mine"))
     assert "Mine" in available("devices")
     assert "nothing known" in RooflineCosts(load_device("Mine"), VGG).source
@@ -311,6 +264,40 @@ def test_a_device_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "devices" / "Bad2.yaml").write_text(text + "efficiency: {fp8: {default: {value: 1, source: x}}}\n")
     with pytest.raises(InputError, match=r"Bad2\.yaml: efficiency: .*'fp8'"):
         load_device("Bad2")
+
+
+CONSTANTS = """\
+launch: {forward: 100us, backward: 25us, overlap: 1.25}
+constants:
+  fp32: {source: mine, flops: {linear: 1.5}, bytes: {norm: 2.0}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("now", "then", "message"),
+    [
+        ("100us", "-100us", "launch.forward: '-100us' is negative"),
+        ("100us", "100", "launch.forward: 100 has no unit"),
+        ("overlap: 1.25", "overlap: 0.5", "launch.overlap.*greater than or equal to 1"),
+        ("linear: 1.5", "linear: -1.5", r"constants\.fp32\.flops\.linear.*greater than 0"),
+        ("linear: 1.5", "lineal: 1.5", r"constants\.fp32\.flops.*lineal"),
+        ("  fp32:", "  fp23:", r"constants: constants of 'fp23', which is no precision of it"),
+        ("launch: {forward: 100us, backward: 25us, overlap: 1.25}\n", "", "constants, but no `launch`"),
+        ("source: mine, ", "", "constants.fp32: the key 'source' is missing"),
+    ],
+)
+def test_wrong_constants_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, now: str, then: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "devices").mkdir()
+    text = find("devices", "K80").read_text().partition(MARKER)[0].replace("K80", "Mine")
+    (tmp_path / "devices" / "Mine.yaml").write_text(text + CONSTANTS)
+    assert load_device("Mine").precision("fp32").constants is not None
+    assert now in CONSTANTS
+    (tmp_path / "devices" / "Wrong.yaml").write_text(text + CONSTANTS.replace(now, then))
+    with pytest.raises(InputError, match=message):
+        load_device("Wrong")
 
 
 def test_loopback_times_are_part_of_a_profile() -> None:

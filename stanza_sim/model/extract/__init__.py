@@ -5,12 +5,15 @@ With `stanza_sim.execute`, this package is the only one that imports torch.
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.model.extract.chain import chain_of
-from stanza_sim.model.extract.factory import Kwargs, build, build_module, load_factory
-from stanza_sim.model.extract.split import SplitBlock, replace_dropout, split
+from stanza_sim.model.extract.factory import USER_ERRORS, Kwargs, build, build_module, describe, load_factory
+from stanza_sim.model.extract.record import outputs_of, work_of_module
+from stanza_sim.model.extract.split import SplitBlock, block_works, replace_dropout, split
+from stanza_sim.model.module_work import ModuleWork
 from stanza_sim.model.profile import Block, BlockKind, ModelProfile, ParamTensor, with_boundary
 
 __all__ = [
@@ -19,6 +22,7 @@ __all__ = [
     "build_module",
     "extract",
     "load_factory",
+    "module_work",
     "replace_dropout",
     "split",
 ]
@@ -53,6 +57,7 @@ def extract(
     module = build(factory_path, kwargs, device="meta")
     itemsize = _itemsize(module, where)
     chain = chain_of(module, input_shape, where)
+    works = block_works(module, chain, input_shape)
     shapes = {n: tuple(p.shape) for n, p in module.named_parameters()}
     first_fc = len(chain.blocks)
     while first_fc > 0 and chain.blocks[first_fc - 1].fully_connected:
@@ -70,6 +75,7 @@ def extract(
                 bytes_touched=block.work.bytes_touched,
                 kernels=block.work.kernels,
                 output_shape=block.output_shape,
+                work=works[i],
             )
             for i, block in enumerate(chain.blocks)
         ),
@@ -81,6 +87,27 @@ def extract(
         factory_kwargs=kwargs,
     )
     return profile if boundary is None else with_boundary(profile, boundary)
+
+
+def module_work(factory_path: str, input_shape: tuple[int, ...], factory_kwargs: Kwargs = ()) -> ModuleWork:
+    """Return the work of the module that a factory builds, whether or not it is a chain of blocks.
+
+    Residual branches that are dropped by chance (torchvision's `StochasticDepth`) are computed always. Raises
+    `InputError` if the module cannot be built, or run on samples of `input_shape` on torch's meta device.
+    """
+    module = build(factory_path, factory_kwargs, device="meta").to("meta")
+    for part in module.modules():
+        if type(part).__name__ == "StochasticDepth":
+            part.__dict__["p"] = 0.0
+    try:
+        work = work_of_module(module, input_shape)
+        outputs = outputs_of(module(torch.empty(2, *input_shape, device="meta")))
+    except USER_ERRORS as error:
+        shape = " x ".join(map(str, input_shape))
+        what = f"{type(module).__name__} cannot be recorded on samples of {shape}: {describe(error)}"
+        raise InputError(what, where=f"model factory {factory_path!r}") from error
+    numel = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    return ModuleWork(numel=numel, output_numel=outputs[0].numel() // 2 if outputs else 0, work=work)
 
 
 def _itemsize(module: nn.Module, where: str) -> int:

@@ -146,7 +146,7 @@ class _Run(fx.Interpreter):
         self.tensors: dict[fx.Node, tuple[bool, tuple[int, ...]]] = {}
         self.plain: dict[fx.Node, Plain] = {}
         dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
-        if any(_is_lookup(self.twin, user) for user in trace.input.users):
+        if any(is_lookup(trace.module_of(self.twin, user), user) for user in trace.input.users):
             dtype = torch.int64
         samples = torch.empty(batch, *input_shape, dtype=dtype, device="meta")
         self.counter = _Counter(samples)
@@ -243,10 +243,10 @@ def _fresh(value: object, given: Sequence[torch.Tensor], changed: Sequence[torch
             yield t
 
 
-def _is_lookup(module: nn.Module, node: fx.Node) -> bool:
-    """Whether `node` looks up rows of a table, so that its input must be integers."""
-    if node.op == "call_module":
-        return isinstance(module.get_submodule(str(node.target)), nn.Embedding | nn.EmbeddingBag)
+def is_lookup(called: nn.Module | None, node: fx.Node) -> bool:
+    """Whether `node` looks up rows of a table, so that its input must be integers; `called` is its module."""
+    if called is not None:
+        return isinstance(called, nn.Embedding | nn.EmbeddingBag)
     return node.target in (nn.functional.embedding, nn.functional.embedding_bag)
 
 

@@ -10,12 +10,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeGuard
 
+import torch
 from torch import Tensor, fx, nn
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.model.extract.chain import Chain, ChainBlock, chain_of, changes_input
+from stanza_sim.model.extract.factory import USER_ERRORS
+from stanza_sim.model.extract.measure import is_lookup
+from stanza_sim.model.extract.record import work_of
 from stanza_sim.model.extract.trace import AlwaysDropout
-from stanza_sim.model.profile import Block, ModelProfile
+from stanza_sim.model.profile import Block, ModelProfile, OpWork
 
 #: Functions that draw random numbers in another way than elementwise dropout.
 _RANDOM_FUNCTIONS = frozenset(
@@ -120,6 +124,28 @@ def _graph_module(module: nn.Module, chain: Chain, block: ChainBlock) -> fx.Grap
     result = fx.GraphModule(parts, graph, class_name="Block")
     result.training = module.training
     return result
+
+
+def block_works(module: nn.Module, chain: Chain, input_shape: tuple[int, ...]) -> tuple[tuple[OpWork, ...], ...]:
+    """Return the work of each block of `chain`, `module` cut, by kind of op; empty for a block that cannot be recorded.
+
+    `module` is moved to the meta device. The first block's input, the samples, needs no gradient.
+    """
+    module.to("meta")
+    module.train()
+    found, shape = [], input_shape
+    for i, cut in enumerate(chain.blocks):
+        part = _graph_module(module, chain, cut).to("meta").train()
+        dtype = next((p.dtype for p in part.parameters() if p.is_floating_point()), torch.float32)
+        if i == 0 and any(is_lookup(chain.trace.module_of(module, user), user) for user in chain.trace.input.users):
+            dtype = torch.int64
+        try:
+            work = work_of(part, shape, list(part.parameters()), dtype=dtype, input_gradient=i > 0)
+        except USER_ERRORS:
+            work = ()
+        found.append(work)
+        shape = cut.output_shape
+    return tuple(found)
 
 
 def _part(module: nn.Module, target: str) -> nn.Module | Tensor:
