@@ -146,12 +146,12 @@ def compare(*items: Prediction | Measurement) -> Comparison:
     >>> print(ss.compare(*(ss.predict(schedule, cluster) for schedule in schedules)))
     strategy    iteration  samples/s  low high  speed-up  exposed  bound
                        ms               %    %                 ms     ms
-    all_reduce        725        177  -13  +15     1.00x    574.3    671
-        bottleneck: node-0 receive side (worker, 3 more like it), 93% busy
-    stanza            187        514  -11  +14     2.91x     48.1    146
-        bottleneck: node-0 V100 (conv_worker, 2 more like it), 78% busy
+    all_reduce        727        176  -13  +15     1.00x    576.9    671
+        bottleneck: node-0 receive side (worker, 3 more like it), 92% busy
+    stanza            186        515   -9  +12     2.93x     47.7    141
+        bottleneck: node-0 V100 (conv_worker, 2 more like it), 76% busy
     network: as the topology states, 10 Gbps, taken to be within 15%; computation:
-      roofline, -11% to +14% of 3 published timings
+      fitted, -8% to +11% of 3 published timings
     """
     with placed("compare"):
         hint = "should be what predict or measure returns"

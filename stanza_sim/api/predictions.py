@@ -40,9 +40,9 @@ class Prediction(Simulated):
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
     >>> b = ss.predict(ss.build_schedule("all_reduce", model, cluster, batch_per_worker=32), cluster)
     >>> print(f"{b.iteration_s * 1e3:.0f} ms, limited by {b.bottleneck}")
-    725 ms, limited by node-0 receive side (worker, 3 more like it), 93% busy
+    727 ms, limited by node-0 receive side (worker, 3 more like it), 92% busy
     >>> f"{b.samples_per_s_low:.0f} < {b.samples_per_s:.0f} < {b.samples_per_s_high:.0f} samples/s"
-    '154 < 177 < 203 samples/s'
+    '154 < 176 < 202 samples/s'
     """
 
     schedule: ModelSchedule

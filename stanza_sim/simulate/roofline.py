@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from stanza_sim.cluster.device import DeviceSpec, ModelEfficiency, ModelFactor
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import Block, ModelProfile
-from stanza_sim.simulate.roofline_residual import roofline_residual
+from stanza_sim.simulate.fit_residual import roofline_residual
 
 FORWARD_PASSES = 2
 """Memory passes over the outputs of a block's operations in forward: each is written, then read by the next."""

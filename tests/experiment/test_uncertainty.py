@@ -86,7 +86,7 @@ def test_a_prediction_says_what_it_rests_on(small):
         "network: as the topology states, 25 Gbps, taken to be within 15%; computation: within 10%, as stated"
     )
     (alone, *_) = scenarios(small, "nodes=1", "strategies=[local]")
-    assert alone.predict().basis.startswith("computation: roofline, ")
+    assert alone.predict().basis.startswith("computation: fitted, ")
 
 
 def test_run_says_low_high_and_ties(small):

@@ -1,12 +1,14 @@
 """Residuals, the corners that they span, and which predictions are tied at them."""
 
+from dataclasses import replace
 from math import exp, log
 
 import pytest
 
-from stanza_sim.cluster.device import load_device
+from stanza_sim.cluster.device import ModelEfficiency, ModelFactor, PublishedTiming, load_device
 from stanza_sim.model.zoo import load_model
-from stanza_sim.simulate.costs import RooflineCosts, throughput_costs
+from stanza_sim.simulate.costs import RooflineCosts, device_costs, throughput_costs
+from stanza_sim.simulate.fit_residual import ELSEWHERE, FITTED_ONCE, UNFITTED, roofline_residual, sum_residual
 from stanza_sim.simulate.residual import (
     SAME,
     Corner,
@@ -19,7 +21,6 @@ from stanza_sim.simulate.residual import (
     ties,
     within,
 )
-from stanza_sim.simulate.roofline_residual import FITTED_ONCE, UNFITTED
 from stanza_sim.simulate.throughput import GIVEN
 
 
@@ -90,23 +91,46 @@ def test_ties_are_by_number_and_of_nothing_without_a_spread():
     assert found == [(2,), (), (0,), ()]
 
 
-def test_a_roofline_says_what_its_fit_leaves():
-    v100, vgg16 = load_device("V100"), load_model("vgg16")
-    ratios = [row.ratio for row in v100.precision("fp32").models["vgg16"].timings if row.fitted]
-    found = RooflineCosts(v100, vgg16).residual
-    assert (found.low, found.high) == (pytest.approx(1 / max(ratios)), pytest.approx(1 / min(ratios)))
-    assert "published timings" in found.basis
-
-    once = next(
-        (name, load_device("V100").precision("fp16"))
-        for name, fit in v100.precision("fp16").models.items()
-        if sum(row.fitted for row in fit.timings) == 1
+def timing(ratio: float) -> PublishedTiming:
+    return PublishedTiming(
+        gpu="g", batch=1, batch_assumed=False, images_per_s=1.0, kind="k", source="s", fitted=True, ratio=ratio
     )
-    assert RooflineCosts(v100, load_model(once[0]), "fp16").residual.high == 1 + FITTED_ONCE
 
-    unknown = RooflineCosts(load_device("cpu"), vgg16).residual
+
+def test_a_fit_leaves_what_is_between_its_timings():
+    v100, vgg16 = load_device("V100"), load_model("vgg16")
+    ratios = [row.ratio for row in v100.precision("fp32").constants.models["vgg16"].timings if row.fitted]
+    found = device_costs(v100, vgg16).residual
+    assert (found.low, found.high) == (pytest.approx(1 / max(ratios)), pytest.approx(1 / min(ratios)))
+    assert found.basis.endswith(f"of {len(ratios)} published timings")
+
+
+def test_one_timing_leaves_no_more_than_is_left_without_any():
+    constants = load_device("V100").precision("fp32").constants
+    once = replace(constants, models={"m": ModelFactor(value=1.0, timings=(timing(1.0),))})
+    assert sum_residual(once, "m").high == 1 + min(FITTED_ONCE, constants.residuals.p90)
+    assert sum_residual(replace(once, residuals=None), "m").high == 1 + FITTED_ONCE
+
+
+def test_a_model_that_was_not_measured_has_the_residual_of_others():
+    constants = load_device("A100").precision("tf32").constants
+    known = constants.residuals
+    found = sum_residual(constants, None)
+    assert found.high == 1 + known.p90
+    assert f"median error {known.median:.0%} on {known.models} models" in found.basis
+    assert sum_residual(replace(constants, residuals=None), None).high == 1 + ELSEWHERE
+
+
+def test_a_roofline_says_what_its_fit_leaves():
+    cpu = load_device("cpu")
+    spec = cpu.precision("fp32")
+    unknown = RooflineCosts(cpu, load_model("vgg16")).residual
     assert (unknown.low, unknown.high) == (1 / (1 + UNFITTED), 1 + UNFITTED)
-    assert RooflineCosts(v100, vgg16, efficiency=0.5).residual.nothing
+    assert RooflineCosts(cpu, load_model("vgg16"), efficiency=0.5).residual.nothing
+    fits = {name: ModelEfficiency(value=v, timings=(timing(1.0),)) for name, v in (("a", 0.2), ("b", 0.2), ("c", 0.4))}
+    several = replace(spec, models=fits)
+    assert roofline_residual(several, "other", None).high == pytest.approx(1 + leave_one_out([0.2, 0.2, 0.4])[1])
+    assert roofline_residual(several, "a", None).high == 1 + FITTED_ONCE
 
 
 def test_a_given_throughput_leaves_its_own_residual():

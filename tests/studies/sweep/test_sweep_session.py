@@ -304,7 +304,7 @@ def test_the_best_rows_of_a_point_say_how_sure_they_are(small, tmp_path):
     for point in found.points:
         best = best_of(found.table.lines[point], "alexnet")
         assert best.samples_per_s_low < best.samples_per_s < best.samples_per_s_high
-        assert best.basis.startswith("network: as the topology states, taken to be within 15%; computation: roofline")
+        assert best.basis.startswith("network: as the topology states, taken to be within 15%; computation: fitted, ")
     assert [row["samples_per_s_low"] for row in rows] == [
         "" if line.samples_per_s_low is None else str(line.samples_per_s_low) for line in found.lines
     ]
