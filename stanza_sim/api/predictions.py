@@ -135,7 +135,7 @@ class Prediction(Simulated):
         >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
         >>> b = ss.predict(ss.build_schedule("all_reduce", model, cluster, batch_per_worker=32), cluster)
         >>> [round(b.iteration_s / b.what_if(network=times).iteration_s, 2) for times in (0.5, 2)]
-        [0.52, 1.87]
+        [0.52, 1.86]
         """
         name, made = _what_if.FUNCTION, self._setup(_what_if.FUNCTION)
         with placed(name):
