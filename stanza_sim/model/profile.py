@@ -87,7 +87,7 @@ class Block:
     (each is written once and read about once; a roofline turns it into memory traffic).
     `kernels` counts the leaf operations of one forward pass (launch overhead). `output_shape` excludes
     the batch dimension. `work` says the same by kind of op and by pass, with the bytes really touched; it is
-    empty where that is not known.
+    empty where that is not known. A block with `fp32` is computed in fp32 under autocast too.
     """
 
     name: str
@@ -100,6 +100,7 @@ class Block:
     kernels: int
     output_shape: tuple[int, ...]
     work: tuple[OpWork, ...] = ()
+    fp32: bool = False
 
     @property
     def numel(self) -> int:

@@ -58,8 +58,9 @@ def _block_data(block: Block) -> dict[str, object]:
 
 
 def _work_data(block: Block) -> dict[str, object]:
-    """The work by kind of op, which is not in the fingerprint."""
-    return {"work": work_to_data(block.work)} if block.work else {}
+    """The work by kind of op and its precision, which are not in the fingerprint."""
+    fp32: dict[str, object] = {"fp32": True} if block.fp32 else {}
+    return {**fp32, "work": work_to_data(block.work)} if block.work else fp32
 
 
 def work_to_data(work: tuple[OpWork, ...]) -> dict[str, list[list[int]]]:
@@ -115,7 +116,7 @@ def _throughput(data: object, where: str) -> tuple[Throughput, ...]:
 
 
 def _block(reader: _Reader, kind: BlockKind) -> Block:
-    reader.only("name", "output_shape", *_WORK, "tensors", "work")
+    reader.only("name", "output_shape", *_WORK, "tensors", "fp32", "work")
     tensors = []
     for i, entry in enumerate(reader.array("tensors")):
         if not isinstance(entry, list) or not entry:
@@ -132,6 +133,7 @@ def _block(reader: _Reader, kind: BlockKind) -> Block:
         bytes_touched=reader.count("bytes_touched"),
         kernels=reader.count("kernels"),
         output_shape=reader.shape("output_shape"),
+        fp32=reader.switch("fp32"),
         work=_op_work(_Reader(reader.data.get("work", {}), f"{reader.where}: work")),
     )
 
@@ -194,6 +196,12 @@ class _Reader:
         if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
             raise self.wrong(key, "a positive number")
         return float(value)
+
+    def switch(self, key: str) -> bool:
+        value = self.data.get(key, False)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false")
+        return value
 
     def scalar(self, key: str) -> str | int | float | bool | None:
         value = self.data[key]

@@ -45,6 +45,11 @@ WIDE: dict[str, Source] = {
         input_shape=(3, 112, 112),
         factory_kwargs={"classes": 100_000},
     ),
+    "iresnet50": Source(
+        factory="stanza_sim.model.examples.wide_heads:iresnet50",
+        input_shape=(3, 112, 112),
+        factory_kwargs={"classes": 100_000},
+    ),
     "lstm_2048_512": Source(
         factory="stanza_sim.model.examples.wide_heads:lstm_2048_512",
         input_shape=(3072,),

@@ -108,19 +108,25 @@ def with_classes(profile: ModelProfile, classes: Scalar) -> ModelProfile:
         backward_weight_flops=of_all(head.backward_weight_flops),
         bytes_touched=of_all(head.bytes_touched),
         output_shape=(classes,),
-        work=tuple(_of_classes(work, profile.num_classes, classes, profile.itemsize) for work in head.work),
+        work=tuple(_of_classes(work, profile.num_classes, classes) for work in head.work),
     )
     kwargs = tuple(dict(profile.factory_kwargs, classes=classes).items())
     return replace(profile, blocks=(*profile.blocks[:-1], head), num_classes=classes, factory_kwargs=kwargs)
 
 
-def _of_classes(work: OpWork, before: int, classes: int, itemsize: int) -> OpWork:
-    """The work of a head with another number of outputs: what is touched of a sample has a part for its features."""
+def _of_classes(work: OpWork, before: int, classes: int) -> OpWork:
+    """The work of a head with another number of outputs: of the bytes, a part is for its features and for constants."""
+
+    def nbytes(amount: int) -> int:
+        each, rest = divmod(amount, before)
+        return each * classes + rest
 
     def of(work: PassWork) -> PassWork:
-        passes, rest = divmod(work.sample_nbytes, before * itemsize)
         return replace(
-            work.times(classes / before, 0, classes / before), sample_nbytes=passes * classes * itemsize + rest
+            work,
+            flops=work.flops // before * classes,
+            sample_nbytes=nbytes(work.sample_nbytes),
+            fixed_nbytes=nbytes(work.fixed_nbytes),
         )
 
     forward, inputs, weights = (of(one) for one in work.passes)

@@ -10,7 +10,7 @@ the host needs. With `Launch.GRAPHS` (CUDA graphs, compiled steps) a kernel cost
 
 The constants are those of the device file (`stanza_sim.simulate.fit` writes them, with residuals). Under autocast
 (fp16, bf16) activations and the weights that products read take 2 bytes; the master weights are cast in every step,
-losses and updates are in fp32.
+losses, updates and blocks that say so (heads with a margin) are in fp32.
 """
 
 from __future__ import annotations
@@ -85,6 +85,7 @@ class WorkTimes:
         self.constants: WorkConstants = spec.constants
         self._half = spec.name in HALF
         self._peak_flops = spec.peak_flops * speed
+        self._whole = WorkTimes(device, "fp32", speed, launch) if self._half and "fp32" in _stated(device) else None
         self._bandwidth_Bps = device.memory_bandwidth_Bps * speed
         self._overlap = device.launch.overlap
         eager = launch is Launch.EAGER
@@ -110,6 +111,10 @@ class WorkTimes:
         forward, inputs, weights = found
         return forward, inputs, weights
 
+    def outside_autocast(self) -> WorkTimes:
+        """Return the times of what autocast leaves in fp32; these times where that makes no difference."""
+        return self._whole or self
+
     def loss(self, output_numel: int) -> PassTime:
         """Return the time of softmax cross-entropy over the logits of samples, forward and backward."""
         sample_s = LOSS_PASSES * output_numel * LOSS_ITEMSIZE * self._bytes(OpKind.ELEMENTWISE)
@@ -132,6 +137,11 @@ class WorkTimes:
 
     def _bytes(self, kind: OpKind) -> float:
         return self.constants.nbytes.get(kind, 1.0) / self._bandwidth_Bps
+
+
+def _stated(device: DeviceSpec) -> set[str]:
+    """The precisions that a device can be asked for."""
+    return {*device.precisions, *(["fp32"] if device.fp32_runs in device.precisions else [])}
 
 
 def module_step_s(
@@ -194,7 +204,8 @@ class SumCosts:
         self.residual = sum_residual(constants, None if fit is None else known_as)
 
     def _phases(self, block: Block) -> tuple[PassTime, PassTime, PassTime]:
-        return self._times.passes(block.work or roughly(block, self._itemsize), block.numel, self._itemsize)
+        times = self._times.outside_autocast() if block.fp32 else self._times
+        return times.passes(block.work or roughly(block, self._itemsize), block.numel, self._itemsize)
 
     def _of(self, block: Block) -> tuple[PassTime, PassTime, PassTime]:
         """The passes of a block of the model, or of a slice of one, which has its name and numbers of its own."""

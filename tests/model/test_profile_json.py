@@ -8,13 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.op_kinds import OpKind
 from stanza_sim.model import zoo
-from stanza_sim.model.profile import Block, BlockKind, ModelProfile, ParamTensor, with_boundary
+from stanza_sim.model.profile import Block, BlockKind, ModelProfile, OpWork, ParamTensor, PassWork, with_boundary
 from stanza_sim.model.profile_json import fingerprint, from_json, to_json
 
 sizes = st.lists(st.integers(1, 2**40), max_size=4).map(tuple)
 texts = st.text(min_size=1, max_size=8)
 counts = st.integers(0, 2**60)
+passes = st.builds(PassWork, flops=counts, sample_nbytes=counts, fixed_nbytes=counts, kernels=counts)
+works = st.lists(
+    st.builds(OpWork, kind=st.sampled_from(OpKind), forward=passes, backward_input=passes, backward_weight=passes),
+    max_size=3,
+    unique_by=lambda work: work.kind,
+).map(tuple)
 blocks = st.builds(
     Block,
     name=texts,
@@ -26,6 +33,8 @@ blocks = st.builds(
     bytes_touched=counts,
     kernels=counts,
     output_shape=sizes,
+    work=works,
+    fp32=st.booleans(),
 )
 
 
@@ -90,6 +99,13 @@ DATA = json.loads(to_json(zoo.get("alexnet")))
         ({"blocks": [DATA["blocks"][0] | {"kernels": -1}], "boundary": None}, r"blocks\[0\]: kernels is -1"),
         ({"blocks": [DATA["blocks"][0] | {"tensors": [[]]}], "boundary": None}, r"blocks\[0\]: tensors is"),
         ({"blocks": [DATA["blocks"][0] | {"tensors": [["w", 0]]}], "boundary": None}, r"tensors\[0\]: shape is"),
+        ({"blocks": [DATA["blocks"][0] | {"fp32": 1}], "boundary": None}, r"blocks\[0\]: fp32 is 1\n  it must be true"),
+        ({"blocks": [DATA["blocks"][0] | {"work": []}], "boundary": None}, "work: list in place of an object"),
+        ({"blocks": [DATA["blocks"][0] | {"work": {"conf": []}}], "boundary": None}, "unknown key 'conf'"),
+        (
+            {"blocks": [DATA["blocks"][0] | {"work": {"conv": [[1, 2, 3, -4]] * 3}}], "boundary": None},
+            r"work: conv is .*\n  it must be \[FLOPs",
+        ),
         ({"blocks": [{k: v for k, v in DATA["blocks"][0].items() if k != "name"}]}, r"blocks\[0\]: name is missing"),
     ],
 )

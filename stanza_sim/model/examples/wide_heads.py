@@ -1,13 +1,14 @@
-"""Two models of today whose last layer is far wider than all before it, by import path like any other model.
+"""Models of today whose last layer is far wider than all before it, by import path like any other model.
 
-Both end in a linear layer without bias, called `head`, of as many outputs as there are `classes`; the shipped tables
-`iresnet18` and `lstm_2048_512` are extracted from them.
+All end in a linear layer without bias, called `head`, of as many outputs as there are `classes`; the shipped tables
+`iresnet18`, `iresnet50` and `lstm_2048_512` are extracted from them.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 FEATURES = 512
 """Length of the vector that the head sees: that of a face's embedding, and of the LSTM's projected state."""
@@ -39,8 +40,27 @@ class _Residual(nn.Module):
         return y + shortcut
 
 
+class _MarginHead(nn.Module):
+    """The head of ArcFace as its authors compute it: cosines in fp32, outside autocast, and passes for the margin.
+
+    Features and weights are normalised; the angle of each logit is taken and its cosine scaled. Without labels no
+    margin is added to the angle of the right class, which is one element of each row.
+    """
+
+    SCALE = 64.0
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(classes, FEATURES).normal_(0, 0.01))
+        vars(self.weight)["fp32_under_autocast"] = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        cosines = functional.linear(functional.normalize(x), functional.normalize(self.weight)).clamp(-1, 1)
+        return torch.cos(torch.acos(cosines)) * self.SCALE
+
+
 class _IResNet(nn.Module):
-    def __init__(self, units: tuple[int, int, int, int], classes: int) -> None:
+    def __init__(self, units: tuple[int, int, int, int], classes: int, *, margin: bool = False) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(64)
@@ -55,7 +75,7 @@ class _IResNet(nn.Module):
         self.bn2 = nn.BatchNorm2d(512)
         self.fc = nn.Linear(512 * 7 * 7, FEATURES)
         self.features = nn.BatchNorm1d(FEATURES)
-        self.head = nn.Linear(FEATURES, classes, bias=False)
+        self.head = _MarginHead(classes) if margin else nn.Linear(FEATURES, classes, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.layers(self.prelu(self.bn1(self.conv1(x))))
@@ -72,6 +92,16 @@ def iresnet18(classes: int = 100_000) -> nn.Module:
     neither what is sent nor the products that are computed.
     """
     return _IResNet((2, 2, 2, 2), classes)
+
+
+def iresnet50(classes: int = 100_000) -> nn.Module:
+    """Return the 50-layer form of the trunk of `iresnet18`, 43.6 M parameters, with a head as ArcFace's is computed.
+
+    Under autocast the head stays in fp32, with passes over features, weights and logits for normalisation and margin
+    (insightface's `partial_fc`, which takes the trunk's output out of autocast). It can be trained on whole heads; the
+    head's features can be cut in predictions only.
+    """
+    return _IResNet((3, 4, 14, 3), classes, margin=True)
 
 
 class _LstmStep(nn.Module):

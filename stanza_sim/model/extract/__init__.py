@@ -16,6 +16,8 @@ from stanza_sim.model.extract.split import SplitBlock, block_works, replace_drop
 from stanza_sim.model.module_work import ModuleWork
 from stanza_sim.model.profile import Block, BlockKind, ModelProfile, ParamTensor, with_boundary
 
+FP32_UNDER_AUTOCAST = "fp32_under_autocast"
+
 __all__ = [
     "SplitBlock",
     "build",
@@ -43,7 +45,8 @@ def extract(
     vector per sample. Pooling, flatten and dropout before the first of these belong to the CONV part. A
     model of such layers only has boundary 0: no CONV part.
 
-    FLOPs, bytes and kernels are per sample, as told in `extract.measure`. Raises `InputError` for all that
+    FLOPs, bytes and kernels are per sample, as told in `extract.measure`. A block with a parameter that has a true
+    attribute `fp32_under_autocast` is one that the module computes outside autocast. Raises `InputError` for all that
     `load_factory` and `chain_of` reject, and for an unknown boundary.
     """
     where = f"model {name}"
@@ -56,6 +59,7 @@ def extract(
     kwargs = tuple(dict(factory_kwargs).items())
     module = build(factory_path, kwargs, device="meta")
     itemsize = _itemsize(module, where)
+    parameters = dict(module.named_parameters())
     chain = chain_of(module, input_shape, where)
     works = block_works(module, chain, input_shape)
     shapes = {n: tuple(p.shape) for n, p in module.named_parameters()}
@@ -76,6 +80,7 @@ def extract(
                 kernels=block.work.kernels,
                 output_shape=block.output_shape,
                 work=works[i],
+                fp32=any(getattr(parameters[n], FP32_UNDER_AUTOCAST, False) for n in block.parameters),
             )
             for i, block in enumerate(chain.blocks)
         ),

@@ -8,7 +8,7 @@ from stanza_sim.model.extract import extract
 from stanza_sim.model.extract.__main__ import fresh
 from stanza_sim.model.profile import ModelProfile
 
-TRUNK = {"iresnet18": 24_025_600, "lstm_2048_512": 9_445_376}
+TRUNK = {"iresnet18": 24_025_600, "iresnet50": 43_590_848, "lstm_2048_512": 9_445_376}
 
 
 def extracted(name: str, classes: int) -> ModelProfile:
@@ -43,3 +43,16 @@ def test_other_arguments_are_refused() -> None:
         zoo.load_model("iresnet18", factory_kwargs={"classes": 10, "width": 2})
     with pytest.raises(InputError, match="table for input_shape"):
         zoo.load_model("iresnet18", input_shape=(3, 224, 224))
+
+
+def test_a_head_with_a_margin_is_in_fp32_and_passes_over_its_logits() -> None:
+    plain, margin = zoo.get("iresnet18").blocks[-1], zoo.get("iresnet50").blocks[-1]
+    assert (plain.fp32, margin.fp32) == (False, True)
+    assert not any(block.fp32 for block in zoo.get("iresnet50").blocks[:-1])
+    logits = margin.output_numel * 4
+    more = [sum(w.forward.sample_nbytes for w in head.work) / logits for head in (plain, margin)]
+    assert more[0] == pytest.approx(1, rel=0.01)  # written once
+    assert more[1] == pytest.approx(9, rel=0.01)  # clamp, acos, cos and scale read and write each
+    weights = 512 * margin.output_numel * 4
+    normalised = [w.forward.fixed_nbytes for w in margin.work if w.kind == "elementwise"]
+    assert 3 <= normalised[0] / weights < 3.1

@@ -24,7 +24,7 @@ from stanza_sim.studies.validate.published.report import (
 )
 from stanza_sim.studies.validate.published.rules import RULES, setup_of
 from stanza_sim.studies.validate.published.scores import GroupErrors, RowKind, unscored
-from stanza_sim.studies.validate.published.suite import DATA, PublishedSuite, file_of
+from stanza_sim.studies.validate.published.suite import OWN, PublishedSuite, file_of
 from stanza_sim.studies.validate.published.tables import TrainingRow, Usable, read_training
 from stanza_sim.studies.validate.published.training import predict_training
 
@@ -53,7 +53,7 @@ def judge_published(
     return PublishedReport(
         suite=loaded.value,
         outcomes=tuple(outcomes),
-        own=frozenset(kind for kind, path in paths.items() if path.resolve().parent == DATA.resolve()),
+        own=frozenset(kind for kind, path in paths.items() if path in OWN.values()),
         seconds=time.monotonic() - begun,
     )
 
