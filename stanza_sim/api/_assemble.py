@@ -43,6 +43,11 @@ class Setup:
         """The cluster, with the times of its network if these were measured."""
         return self.conditions.cluster
 
+    @property
+    def devices(self) -> frozenset[str]:
+        """The names of what ranks compute on."""
+        return frozenset(map(self.cluster.device_of, range(self.cluster.world_size)))
+
     def on(self, cluster: Cluster, costs: RankCosts | None) -> Setup:
         """The same on another cluster, with other costs if any were given."""
         return replace(self, conditions=replace(self.conditions, cluster=cluster), costs=costs)

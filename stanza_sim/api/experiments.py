@@ -83,8 +83,12 @@ class ExperimentResult(Tabular):
             key: [getattr(row, key) for row in rows]
             for key in ("model", "label", "strategy", "cluster", "nodes", "batch_per_worker", "precision", "seed")
         }
-        for key in ("iteration_s", "samples_per_s", "exposed_comm_s", "bound_s", "bottleneck", "cost_source"):
+        for key in (
+            *("iteration_s", "samples_per_s", "samples_per_s_low", "samples_per_s_high", "exposed_comm_s", "bound_s"),
+            *("bottleneck", "cost_source", "basis"),
+        ):
             columns[key] = [getattr(row.prediction, key) for row in rows]
+        columns["tied_with"] = ["; ".join(tied) for tied in self.result.tied_with()]
         if any(row.measurement is not None for row in rows):
             for key in ("iteration_s", "samples_per_s"):
                 columns[f"measured_{key}"] = [getattr(row.measurement, key, None) for row in rows]

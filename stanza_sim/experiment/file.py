@@ -287,6 +287,19 @@ class Simulation(Section):
         return self.jitter.kind != "none" or self.straggler.probability is not None
 
 
+Share = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False, strict=True)]
+"""How far off a time may be: 0.2 is up to 1.2 times as long, or as short."""
+
+
+class Uncertainty(Section):
+    """How far off costs may be; see `stanza_sim.experiment.uncertainty`."""
+
+    computation: Share | None = Field(None, description="Of computations; default: the residual of their source.")
+    network: Share | None = Field(
+        None, description="Of messages; default: that of calibration, else of what is stated."
+    )
+
+
 class Experiment(Section):
     """One experiment file."""
 
@@ -307,6 +320,7 @@ class Experiment(Section):
     training: Training = Training()
     execute: Execute = Execute()
     simulation: Simulation = Simulation()
+    uncertainty: Uncertainty = Uncertainty()
     profile: str | None = Field(None, description="File with measured block times, relative to this file.")
 
     @model_validator(mode="after")

@@ -47,7 +47,7 @@ def _predicted(
     found: list[Prediction] = []
     told_s = monotonic()
     for plan in plans:
-        found.append(conditions.scenario(plan, known.get(plan.entry.title)).predict())
+        found.append(conditions.scenario(plan, known.get(plan.entry.title)).predict_with_spread())
         if len(found) < len(plans) and monotonic() - told_s > PROGRESS_S:
             told_s = monotonic()
             hint = "" if find_spec("numba") else "; with numba (pip install 'stanza-sim[fast]') it would be faster"
@@ -135,7 +135,7 @@ def run_loaded(
     conditions = Conditions(loaded=loaded, cluster=cluster, network=network)
     predictions = _predicted(conditions, plans, known, say)
     none = [None] * len(plans)
-    return _result(loaded.value, cluster, plans, predictions, none, none)
+    return _result(loaded.value, cluster, plans, predictions, none, none, none)
 
 
 def _executed(
@@ -202,13 +202,15 @@ def _executed(
         if retimer is not None:
             timed = [retimer.timed(i, given=plan.entry.title in given) for i, plan in enumerate(plans)]
             drifts = [t.drift for t in timed]
-            predictions = [
-                conditions.scenario(plan, known[plan.entry.title] if plan.entry.title in given else t.profile).predict()
+            times = [
+                known[plan.entry.title] if plan.entry.title in given else t.profile
                 for plan, t in zip(plans, timed, strict=True)
             ]
-        rows = zip(plans, predictions, measurements, drifts, undilated, strict=True)
-        found = [row_of(experiment, cluster, *one) for one in rows]
-        return Result(experiment=experiment.name, rows=tuple(found))
+            predictions = [
+                conditions.scenario(plan, profile).predict_with_spread()
+                for plan, profile in zip(plans, times, strict=True)
+            ]
+        return _result(experiment, cluster, plans, predictions, measurements, drifts, undilated)
 
 
 def _with_measured_loopback(
@@ -303,12 +305,10 @@ def _result(
     predictions: Sequence[Prediction],
     measurements: Sequence[Measurement | None],
     drifts: Sequence[Drift | None],
+    undilated: Sequence[Prediction | None],
 ) -> Result:
-    rows = [
-        row_of(experiment, cluster, plan, prediction, measurement, drift)
-        for plan, prediction, measurement, drift in zip(plans, predictions, measurements, drifts, strict=True)
-    ]
-    return Result(experiment=experiment.name, rows=tuple(rows))
+    rows = zip(plans, predictions, measurements, drifts, undilated, strict=True)
+    return Result(experiment=experiment.name, rows=tuple(row_of(experiment, cluster, *one) for one in rows))
 
 
 def row_of(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from stanza_sim.base.tables import shortened
 from stanza_sim.schedule import Schedule
+from stanza_sim.simulate.residual import ties
 
 if TYPE_CHECKING:  # the executor needs torch, a report of predictions does not
     from stanza_sim.execute.rank.job import Measurement
@@ -90,6 +91,15 @@ class Result:
             groups.setdefault(row.model, []).append(row)
         return groups
 
+    def tied_with(self) -> list[tuple[str, ...]]:
+        """For each row the labels of those of its model that it is tied with; see `stanza_sim.simulate.residual`."""
+        found: dict[tuple[str, str], tuple[str, ...]] = {}
+        for model, rows in self.by_model().items():
+            labels = [row.label for row in rows]
+            for label, others in zip(labels, ties([row.prediction.spread for row in rows]), strict=True):
+                found[model, label] = tuple(labels[i] for i in others)
+        return [found[row.model, row.label] for row in self.rows]
+
 
 def loss_ends(losses: Sequence[float]) -> tuple[float, float]:
     """Means of the first and of the last `LOSS_WINDOW` losses; raises `ValueError` if there are none."""
@@ -154,8 +164,11 @@ def _repeats(row: Row) -> dict[str, Json]:
     }
 
 
-def run_object(row: Row) -> dict[str, Json]:
-    """One row as plain JSON values; times in seconds, `error_pct` as `Row.error_pct`."""
+def run_object(row: Row, tied_with: Sequence[str] = ()) -> dict[str, Json]:
+    """One row as plain JSON values; times in seconds, `error_pct` as `Row.error_pct`.
+
+    `tied_with` are the labels of rows beside it from which it cannot be told apart.
+    """
     return {
         "label": row.label,
         "model": row.model,
@@ -170,12 +183,16 @@ def run_object(row: Row) -> dict[str, Json]:
         "predicted": {
             "iteration_s": row.prediction.iteration_s,
             "samples_per_s": row.prediction.samples_per_s,
+            "samples_per_s_low": _finite(row.prediction.samples_per_s_low),
+            "samples_per_s_high": _finite(row.prediction.samples_per_s_high),
             "exposed_comm_s": row.prediction.exposed_comm_s,
             "bound_s": row.prediction.bound_s,
             "bottleneck": row.prediction.bottleneck,
             "cost_source": row.prediction.cost_source,
+            "basis": row.prediction.basis,
             **_repeats(row),
         },
+        "tied_with": list(tied_with),
         "measured": _measured(row),
         "error_pct": row.error_pct,
         "machine": _machine(row),
@@ -185,7 +202,7 @@ def run_object(row: Row) -> dict[str, Json]:
 
 def result_object(result: Result) -> dict[str, Json]:
     """The result as plain JSON values; see `run_object`."""
-    return {"experiment": result.experiment, "runs": [run_object(row) for row in result.rows]}
+    return {"experiment": result.experiment, "runs": list(map(run_object, result.rows, result.tied_with()))}
 
 
 def result_json(result: Result) -> str:

@@ -84,6 +84,9 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "no such host": (lambda: PREDICTION.what_if(nic={"node-9": 2.0}), "what_if: nic"),
     "no such device in it": (lambda: PREDICTION.what_if(device={"A100": 2.0}), "what_if: device"),
     "no such rank": (lambda: PREDICTION.what_if(rank={4: 2.0}), "what_if: rank"),
+    "an uncertainty that is negative": (lambda: predict(uncertainty={"network": -0.1}), "predict: uncertainty.network"),
+    "an uncertainty of something else": (lambda: predict(uncertainty={"nics": 0.1}), "predict: uncertainty.nics"),
+    "an uncertainty that is a text": (lambda: predict(uncertainty={"network": "15%"}), "predict: uncertainty.network"),
     "a factor that is a text": (lambda: what_if(rank={1: "slow"}), "what_if: rank[1]"),
     "ranks that share a host": (
         lambda: ss.predict(build("all_reduce", cluster=LAPTOP), LAPTOP).what_if(rank={1: 2.0}),

@@ -20,11 +20,15 @@ RUN_KEYS = [
     "seed",
     "schedule_hash",
     "predicted",
+    "tied_with",
     "measured",
     "error_pct",
     "machine",
 ]
-PREDICTED_KEYS = ["iteration_s", "samples_per_s", "exposed_comm_s", "bound_s", "bottleneck", "cost_source"]
+PREDICTED_KEYS = [
+    *("iteration_s", "samples_per_s", "samples_per_s_low", "samples_per_s_high", "exposed_comm_s", "bound_s"),
+    *("bottleneck", "cost_source", "basis"),
+]
 MEASURED_KEYS = [
     "compute",
     "dilate",
@@ -55,6 +59,8 @@ def test_keys_and_values_of_the_json_object(make_row):
     assert first["measured"]["loss_first"] == pytest.approx(2.0 - 0.05 * 4.5)
     assert first["measured"]["loss_last"] == pytest.approx(2.0 - 0.05 * 24.5)
     assert first["error_pct"] == pytest.approx(-24.0)
+    assert first["tied_with"] == []
+    assert first["predicted"]["samples_per_s_low"] is None
     assert first["machine"] == {"change_pct": None, "against_profile_pct": None, "others_pct": 0, "stolen_pct": 0}
     assert second["measured"] is None
     assert second["error_pct"] is None
