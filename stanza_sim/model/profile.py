@@ -265,3 +265,28 @@ def scaled(profile: ModelProfile, *, nbytes: float = 1.0, compute: float = 1.0) 
     origin = profile.scaled_from or profile.factory
     throughput = tuple(replace(t, samples_per_s=t.samples_per_s / compute) for t in profile.throughput)
     return replace(profile, blocks=blocks, factory=None, factory_kwargs=(), scaled_from=origin, throughput=throughput)
+
+
+def with_fused_tensors(profile: ModelProfile, nbytes: int) -> ModelProfile:
+    """Return `profile` with neighbouring small tensors of a block counted as one, of up to `nbytes` bytes.
+
+    Blocks, their work and their bytes stay; servers have fewer things to hold, and a simulation has fewer messages. No
+    module has these tensors, so the result cannot be trained. Raises `InputError` for a size that is not positive.
+    """
+    if nbytes < 1:
+        raise InputError(f"model {profile.name}: tensors cannot be fused up to {nbytes} bytes", hint="1 or more")
+    most = nbytes // profile.itemsize
+    blocks = []
+    for block in profile.blocks:
+        fused: list[list[ParamTensor]] = []
+        for tensor in block.tensors:
+            if fused and sum(t.numel for t in fused[-1]) + tensor.numel <= most:
+                fused[-1].append(tensor)
+            else:
+                fused.append([tensor])
+        tensors = tuple(
+            group[0] if len(group) == 1 else ParamTensor(name=group[0].name, shape=(1, sum(t.numel for t in group)))
+            for group in fused
+        )
+        blocks.append(replace(block, tensors=tensors))
+    return replace(profile, blocks=tuple(blocks), factory=None, factory_kwargs=(), scaled_from=profile.factory)

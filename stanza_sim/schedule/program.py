@@ -92,10 +92,10 @@ def project(schedule: Schedule, rank: int) -> RankProgram:
             case Transfer():
                 to, source = schedule.destinations(op, rank), schedule.sources(op, rank)
                 local = rank in to
-                if len(to):
+                if to.spans:
                     sent = add(op, UnitKind.SEND, gated=True, peers=_without(to, rank), local=local)
                     done[op.name, "sent"] = done[op.name, ""] = sent
-                if len(source):
+                if source.spans:
                     got = add(op, UnitKind.RECV, gated=local, peers=_without(source, rank), local=local)
                     done[op.name, "recv"] = done[op.name, ""] = got
     for index, names in previous:

@@ -66,6 +66,11 @@ class Schedule:
         return {c.block: c for c in self.cuts}
 
     @cached_property
+    def _known_peers(self) -> dict[tuple[Pattern, str, str, int, bool], Ranks]:
+        """Peers that have been asked for: a few groups talk in many ops."""
+        return {}
+
+    @cached_property
     def _index(self) -> dict[str, int]:
         return {op.name: i for i, op in enumerate(self.ops)}
 
@@ -118,6 +123,14 @@ class Schedule:
         return self._peers(op, dst, sending=False)
 
     def _peers(self, op: Transfer, rank: int, *, sending: bool) -> Ranks:
+        if op.pattern is Pattern.EXPLICIT:
+            return self._found_peers(op, rank, sending=sending)
+        key = op.pattern, op.src, op.dst, rank, sending
+        if (known := self._known_peers.get(key)) is None:
+            known = self._known_peers[key] = self._found_peers(op, rank, sending=sending)
+        return known
+
+    def _found_peers(self, op: Transfer, rank: int, *, sending: bool) -> Ranks:
         mine, other = self.group(op.src), self.group(op.dst)
         if not sending:
             mine, other = other, mine

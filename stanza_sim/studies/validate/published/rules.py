@@ -18,7 +18,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.located import Source
 from stanza_sim.cluster import Cluster, load
 from stanza_sim.cluster.topology import TopologySection
-from stanza_sim.model.profile import ModelProfile, Throughput
+from stanza_sim.model.profile import ModelProfile, Throughput, with_fused_tensors
 from stanza_sim.studies.validate.published.names import device_name, model_of, precision_of
 from stanza_sim.studies.validate.published.suite import Causes, PublishedSuite
 from stanza_sim.studies.validate.published.tables import TrainingRow
@@ -37,10 +37,11 @@ overlay network. Presets: stanza_sim/data/transports.
 all_reduce, ddp, names with nccl, and TensorFlow's other modes: all_reduce in PyTorch's buckets; horovod: in fusion
 buffers. Frameworks of TensorFlow and Horovod begin an iteration when a rank is through with the one before.
 
-tf_ps_cpu: a server on each host's CPU; tf_ps_gpu, mxnet_kv_single and mxnet_dist_device_sync on one host: shards
-beside all GPUs, whole tensors. tf_distributed: `servers` (one a host) on hosts' CPUs, balanced by bytes; gradients
-are summed on each host. TensorFlow pulls parameters at the beginning of a step; distributed_replicated as soon as
-they are updated, one GPU a host.
+tf_ps_cpu: a server on each host's CPU, from which parameters are pulled at the beginning of a step; tf_ps_gpu,
+mxnet_kv_single and mxnet_dist_device_sync on one host: shards beside all GPUs, whole tensors. tf_distributed:
+`servers` (one a host) on hosts' CPUs, balanced by bytes; each host sums up its gradients, and each GPU pulls
+parameters as soon as they are updated; with distributed_replicated one GPU of a host pulls them. From 48 GPUs on,
+small tensors of a block are exchanged as one of up to 2 MB.
 
 mxnet_dist_device_sync on several hosts: shards beside GPUs, MXNet's assignment, hosts add up first; byteps: BytePS's
 assignment, co-located or on CPU machines of their own; sharded_head: all samples in one batch.
@@ -61,6 +62,8 @@ HOST_LINK = "6.1GB/s"
 """Between a device with NVLink and the host's memory: half of PCIe 3.0 x16, since two devices share a switch."""
 HOST_MEMORY = "61GB/s"
 """A socket with four channels of DDR4-1866 or so, in the shipped topologies as well."""
+FUSED_FROM, FUSED_BYTES = 48, 2_000_000
+"""From so many GPUs on, small tensors of a block are counted as one, so that all rows are predicted in a minute."""
 HPC_GBPS = 80
 """TCP on a network of this rate, of the years of TensorFlow 1.x, is IP over a supercomputer's interconnect."""
 SOCKET_RATE = "30GB/s"
@@ -77,12 +80,14 @@ class Setup:
     settings: Mapping[str, object]
     batch: int
     precision: str
+    nccl: bool
 
     def cluster(self) -> Cluster:
         """The cluster, built as from a topology file."""
         source = Source(file="the row's cluster", lines={})
         section = config.validate(dict(self.topology), TopologySection, source)
-        return load.Builder(topology=section, source=source, path=Path("topology.yaml")).build(None, None)
+        built = load.Builder(topology=section, source=source, path=Path("topology.yaml")).build(None, None)
+        return built if self.nccl else replace(built, uses_nccl=False)
 
     def words(self) -> str:
         """The setup on one line."""
@@ -100,6 +105,8 @@ def setup_of(row: TrainingRow, suite: PublishedSuite) -> Setup:
     if row.single_gpu_samples_per_s is not None:
         known_of = Throughput(device=device, samples_per_s=row.single_gpu_samples_per_s, batch=row.batch_per_gpu)
         model = replace(model, throughput=(known_of,))
+    if row.gpus >= FUSED_FROM:
+        model = with_fused_tensors(model, FUSED_BYTES)
     way = way_of(row, suite.causes)
     return Setup(
         topology=_topology(row, device, way, suite),
@@ -108,6 +115,7 @@ def setup_of(row: TrainingRow, suite: PublishedSuite) -> Setup:
         settings=way.settings,
         batch=row.batch_per_gpu,
         precision=precision_of(device, row.precision),
+        nccl=suite.causes.nccl and way.transport != "mpi",
     )
 
 
@@ -153,8 +161,6 @@ def way_of(row: TrainingRow, causes: Causes) -> Way:
         on_cpu = causes.cpu_servers and servers <= row.hosts
         where = {"servers": servers} if on_cpu else colocated
         kept = servers if on_cpu else 0
-        if "replicated" not in name:
-            sums = {**sums, "pull": "step"}
         return Way(
             strategy="parameter_server", settings={**where, **sums}, cpu_servers=kept, transport="grpc", barrier=True
         )
