@@ -113,10 +113,10 @@ def compare(*items: Prediction | Measurement) -> Comparison:
     >>> print(ss.compare(*(ss.predict(schedule, cluster) for schedule in schedules)))
     strategy    iteration  samples/s  speed-up  exposed  bound
                        ms                            ms     ms
-    all_reduce        722        177     1.00x    572.1    671
-        bottleneck: node-0 receive side (worker, 3 more like it), 93% busy
-    stanza            187        515     2.90x     47.8    146
-        bottleneck: node-0 V100 (conv_worker, 2 more like it), 78% busy
+    all_reduce        727        176     1.00x    576.9    671
+        bottleneck: node-0 receive side (worker, 3 more like it), 92% busy
+    stanza            186        515     2.93x     47.7    141
+        bottleneck: node-0 V100 (conv_worker, 2 more like it), 76% busy
     """
     with placed("compare"):
         hint = "should be what predict or measure returns"

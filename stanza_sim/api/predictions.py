@@ -36,7 +36,7 @@ class Prediction(Simulated):
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
     >>> b = ss.predict(ss.build_schedule("all_reduce", model, cluster, batch_per_worker=32), cluster)
     >>> print(f"{b.iteration_s * 1e3:.0f} ms, limited by {b.bottleneck}")
-    722 ms, limited by node-0 receive side (worker, 3 more like it), 93% busy
+    727 ms, limited by node-0 receive side (worker, 3 more like it), 92% busy
     """
 
     schedule: ModelSchedule
@@ -110,7 +110,7 @@ class Prediction(Simulated):
         >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
         >>> b = ss.predict(ss.build_schedule("all_reduce", model, cluster, batch_per_worker=32), cluster)
         >>> [round(b.iteration_s / b.what_if(network=times).iteration_s, 2) for times in (0.5, 2)]
-        [0.52, 1.87]
+        [0.52, 1.86]
         """
         name, made = _what_if.FUNCTION, self._setup(_what_if.FUNCTION)
         with placed(name):
@@ -151,6 +151,7 @@ def predict(
     costs: Callable[[int], CostModel] | None = None,
     profiles: str | Path | Sequence[str | Path] = (),
     precision: str = "fp32",
+    launch: Literal["eager", "graphs"] = "eager",
     engine: Literal["auto", "plain", "compiled"] = "auto",
     collectives: Literal["activity", "steps"] = "activity",
     issue: Literal["auto", "eager", "in_order"] = "auto",
@@ -162,11 +163,12 @@ def predict(
 ) -> Prediction:
     """Return how long an iteration of `schedule` takes on `cluster`, and why.
 
-    Computations cost what `profiles` (files of measured block times, and of a network) say, else what the roofline of
-    each device does, with the efficiency fitted to published timings at `precision`; or what `costs(rank)` says, a
-    cost model with seconds for each phase of a block. `jitter` ({"kind": "lognormal", "spread": 0.1}) and `straggler`
-    ({"probability": 0.01, "slowdown": 3}) let computations vary by chance, from `seed`; the answer is then the median
-    of `repeats`. `issue` is how messages are issued ("in_order": as with NCCL). Collectives between devices are NCCL's
+    Computations cost what `profiles` (files of measured block times, and of a network) say, else what each device's
+    constants give, which are fitted to published timings at `precision`, with kernels that are launched one by one or
+    by CUDA graphs (`launch`); or what `costs(rank)` says, a cost model with seconds for each phase of a block. `jitter`
+    ({"kind": "lognormal", "spread": 0.1}) and `straggler` ({"probability": 0.01, "slowdown": 3}) let computations vary
+    by chance, from `seed`; the answer is then the median of `repeats`. `issue` is how messages are issued ("in_order":
+    as with NCCL). Collectives between devices are NCCL's
     unless `backend` is "gloo". A schedule that `build_schedule` did not build needs its `model`. Raises `InputError`
     for what is wrong or does not fit, `ScheduleError` for an illegal schedule.
 
@@ -189,6 +191,7 @@ def predict(
         }
         keys = {
             "precision": precision,
+            "launch": launch,
             "seed": seed,
             "execute": {"issue": issue, "backend": backend},
             "simulation": {key: value for key, value in simulation.items() if value is not None},
