@@ -89,6 +89,7 @@ class ExperimentResult(Tabular):
             for key in ("iteration_s", "samples_per_s"):
                 columns[f"measured_{key}"] = [getattr(row.measurement, key, None) for row in rows]
             columns["error_pct"] = [row.error_pct for row in rows]
+            columns["machine_pct"] = [None if row.drift is None else 100 * row.drift.change for row in rows]
         return columns
 
 

@@ -27,12 +27,17 @@ def read_json(path: Path, *, expected: str) -> object:
 
 
 def write_whole(text: str, path: Path) -> None:
+    """Write a text file, whole or not at all; raise `InputError` if it cannot be written there."""
+    write_bytes(text.encode("utf-8"), path)
+
+
+def write_bytes(content: bytes, path: Path) -> None:
     """Write a file, whole or not at all; raise `InputError` if it cannot be written there."""
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             os.fchmod(handle, 0o644)
         os.replace(temporary, path)
     except BaseException as error:

@@ -23,7 +23,8 @@ EXAMPLES = """Examples:\n
 [bold]sudo stanza-sim validate -o results[/]\n
 [bold]sudo stanza-sim validate --resume -o results[/]\n
 [bold]sudo stanza-sim validate --only star-4-500 --repeats 5[/]\n
-[bold]stanza-sim validate real[/]
+[bold]stanza-sim validate real[/]\n
+[bold]stanza-sim validate published --rows mine.csv[/]
 """
 
 
@@ -71,20 +72,44 @@ def validate(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only predict, as the topologies are; measure and write nothing.")
     ] = False,
+    rows: Annotated[
+        Path | None,
+        typer.Option("--rows", metavar="FILE.csv", help="published: training rows.", show_default=False),
+    ] = None,
+    nccl: Annotated[
+        Path | None,
+        typer.Option("--nccl", metavar="FILE.csv", help="published: rows of nccl-tests.", show_default=False),
+    ] = None,
+    single: Annotated[
+        Path | None,
+        typer.Option("--single", metavar="FILE.csv", help="published: rows of one GPU.", show_default=False),
+    ] = None,
 ) -> None:
     """Predict many cases, then measure them in random order, and report how far apart the two are.
 
     Calibrates every network with single messages first. Writes report.md, results.json, results.csv and a scatter plot.
+    The suite published measures nothing: it holds predictions against what others measured on clusters of GPUs; its
+    --dry-run prints the rules.
     The exit status is 0, 1 if the suite's bounds are missed or a run failed, 2 for bad input.
     """
     with errors_for_people():
+        from stanza_sim.base.errors import InputError
         from stanza_sim.base.processes import cores
         from stanza_sim.studies.validate import machine
         from stanza_sim.studies.validate.chosen import predicted_suite
+        from stanza_sim.studies.validate.published.suite import is_published
         from stanza_sim.studies.validate.report import report_json
         from stanza_sim.studies.validate.session import predictions_json, print_predictions, print_report
         from stanza_sim.studies.validate.suite import DEFAULT
 
+        files = {"rows": rows, "nccl": nccl, "single": single}
+        if is_published(suite or DEFAULT):
+            measuring = {"--only": only, "--compute": compute, "--repeats": repeats, "--seed": seed, "--resume": resume}
+            _published(str(suite), settings or [], files, measuring, output, as_json=as_json, dry_run=dry_run)
+            return
+        if given_file := next((name for name, path in files.items() if path is not None), None):
+            hint = "as in stanza-sim validate published"
+            raise InputError("is for suites of published measurements", where=f"--{given_file}", hint=hint)
         given = {"execute.compute": compute, "repeats": repeats, "seed": seed}
         given = {key: value for key, value in given.items() if value is not None}
         changes = [*(settings or []), *(f"{key}={value}" for key, value in given.items())]
@@ -111,6 +136,44 @@ def validate(
                 print_report(report, folder, stdout())
         if not report.held:
             raise typer.Exit(1)
+
+
+def _published(
+    suite: str,
+    settings: Sequence[str],
+    files: Mapping[str, Path | None],
+    measuring: Mapping[str, object],
+    output: Path | None,
+    *,
+    as_json: bool,
+    dry_run: bool,
+) -> None:
+    """Hold predictions against published measurements; `measuring` are options that have no use here."""
+    from stanza_sim.base.errors import InputError
+    from stanza_sim.studies.validate.published import session
+    from stanza_sim.studies.validate.published.report import report_json
+    from stanza_sim.studies.validate.published.suite import load_published
+
+    if used := next((name for name, value in measuring.items() if value), None):
+        raise InputError("is for suites that are measured", where=used, hint=f"{suite} only predicts; leave it out")
+    loaded = load_published(suite, settings)
+    if dry_run:
+        with printing():
+            session.print_rules(loaded, files["rows"], stdout())
+        return
+    with _progress() as (tell, _):
+        report = session.judge_published(loaded, **files, tell=tell)
+    folder = output or (None if as_json else Path(f"validation-{loaded.value.name}"))
+    if folder is not None:
+        session.write_published(report, folder)
+    with printing():
+        if as_json:
+            sys.stdout.write(report_json(report))
+        else:
+            session.print_published(report, stdout())
+            say(f"written to {folder}")
+    if not report.held:
+        raise typer.Exit(1)
 
 
 def _command(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
-from stanza_sim.cluster import Cluster
+from stanza_sim.cluster import Cluster, Losses
 from stanza_sim.execute import Emulation, RankPlace
 from stanza_sim.experiment.file import Experiment
 from stanza_sim.experiment.rows import Plan
@@ -30,6 +30,8 @@ def check_emulated(cluster: Cluster, loaded: Loaded[Experiment]) -> None:
     for host in cluster.hosts:
         if host.staging is not None:
             raise refuse(f"copies between devices and memory ({host.name})", "leave staging out of the topology")
+        if host.losses != Losses():
+            raise refuse(f"what is lost at {host.name}", "leave losses out of the topology")
         if host.intra is not None and len(host.devices) > 1:
             raise refuse(f"{host.intra.kind.value} inside {host.name}", "leave intra out: ranks then use the loopback")
 

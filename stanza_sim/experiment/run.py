@@ -29,7 +29,7 @@ from stanza_sim.profiles.blocks import (
 )
 from stanza_sim.profiles.network import NetworkProfile, with_network
 from stanza_sim.profiles.network import mismatches as network_mismatches
-from stanza_sim.report.result import Result, Row
+from stanza_sim.report.result import Drift, Result, Row
 from stanza_sim.simulate import Prediction
 
 if TYPE_CHECKING:  # imported where something is executed
@@ -107,9 +107,11 @@ def run_loaded(
 
     `profiles` are files of measured block times, and of a network, instead of the one that the experiment names. Before
     executing, the blocks of models without a profile are timed (and kept in `save_profile`) unless computations are
-    emulated; of messages only single ones are measured before predicting. With `testbed` the ranks run in an emulated
-    network, which is there as long as the run, and which is calibrated unless that was done before. Returns None in a
-    process that a launcher made a rank other than the first. Raises `InputError` and `RunError`.
+    emulated. Around each row that is run its blocks are timed again, and from these times it is predicted, unless from
+    a profile that was given; what the row itself takes has no part in that. Of messages only those are measured that no
+    row sends. With `testbed` the ranks run in an emulated network, which is there as long as the run, and which is
+    calibrated unless that was done before. Returns None in a process that a launcher made a rank other than the first.
+    Raises `InputError` and `RunError`.
     """
     if execute:
         from stanza_sim.execute import require_torch
@@ -131,7 +133,8 @@ def run_loaded(
         cluster = with_network(cluster, network)
     conditions = Conditions(loaded=loaded, cluster=cluster, network=network)
     predictions = _predicted(conditions, plans, known, say)
-    return _result(loaded.value, cluster, plans, predictions, [None] * len(plans))
+    none = [None] * len(plans)
+    return _result(loaded.value, cluster, plans, predictions, none, none)
 
 
 def _executed(
@@ -160,17 +163,38 @@ def _executed(
         )
         if network is not None:
             cluster = with_network(cluster, network)
+        given = set(known)
+        retimer = None
         if experiment.execute.compute == "real":
+            from stanza_sim.experiment.retiming import Retimer
+
             _complete(known, workers, experiment, plans, save_profile, say)
+            retimer = Retimer(workers, plans, known, seed=experiment.seed)
         elif network is None or network.loopback is None:
             cluster = _with_measured_loopback(cluster, known, plans, workers, say)
         conditions = Conditions(loaded=loaded, cluster=cluster, network=network, executed=True)
-        predictions = _predicted(conditions, plans, known) if workers.is_main else []
-        measurements = run_jobs(jobs, workers, done=lambda i, m: say(_progress(i, plans, m)))
+        measurements = run_jobs(
+            jobs,
+            workers,
+            done=lambda i, m: say(_progress(i, plans, m)),
+            between=(lambda i: None) if retimer is None else retimer.between,
+        )
         wanted = [job.emulation is not None and job.emulation.realtime for job in jobs]
         if any(w and not m.realtime for w, m in zip(wanted, measurements, strict=True)):
             say("warning: real-time scheduling is not permitted here: other programs put off ranks that only wait")
-        return _result(experiment, cluster, plans, predictions, measurements) if workers.is_main else None
+        if not workers.is_main:
+            return None
+        drifts: list[Drift | None] = [None] * len(plans)
+        if retimer is None:
+            predictions = _predicted(conditions, plans, known)
+        else:
+            timed = [retimer.timed(i, given=plan.entry.title in given) for i, plan in enumerate(plans)]
+            drifts = [t.drift for t in timed]
+            predictions = [
+                conditions.scenario(plan, known[plan.entry.title] if plan.entry.title in given else t.profile).predict()
+                for plan, t in zip(plans, timed, strict=True)
+            ]
+        return _result(experiment, cluster, plans, predictions, measurements, drifts)
 
 
 def _with_measured_loopback(
@@ -222,6 +246,8 @@ def _complete(
     found = [d for profile in known.values() for d in mismatches(profile, device=device, versions=here)]
     for difference in dict.fromkeys(found):
         say(f"warning: {difference}")
+    for title, profile in known.items():
+        say(f"{title} is predicted from the profile of {profile.date}; how the machine moves is said beside each row")
     titles = dict.fromkeys(p.entry.title for p in plans)
     for title in titles:
         if title in known:
@@ -256,10 +282,11 @@ def _result(
     plans: Sequence[Plan],
     predictions: Sequence[Prediction],
     measurements: Sequence[Measurement | None],
+    drifts: Sequence[Drift | None],
 ) -> Result:
     rows = [
-        row_of(experiment, cluster, plan, prediction, measurement)
-        for plan, prediction, measurement in zip(plans, predictions, measurements, strict=True)
+        row_of(experiment, cluster, plan, prediction, measurement, drift)
+        for plan, prediction, measurement, drift in zip(plans, predictions, measurements, drifts, strict=True)
     ]
     return Result(experiment=experiment.name, rows=tuple(rows))
 
@@ -270,6 +297,7 @@ def row_of(
     plan: Plan,
     prediction: Prediction,
     measurement: Measurement | None = None,
+    drift: Drift | None = None,
 ) -> Row:
     """The row of a report for one plan."""
     return Row(
@@ -285,4 +313,5 @@ def row_of(
         schedule=plan.schedule,
         prediction=prediction,
         measurement=measurement,
+        drift=drift,
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -69,7 +70,9 @@ class Profile(Section):
 
     `device` begins with its kind (`cpu` or `cuda`), then the name that the system reports. `reduce_Bps` is bytes of
     contributions read per second when gradients are summed, `update_Bps` parameter bytes updated per second, and
-    `op_overhead_s` what running any computation op costs on top of the work itself.
+    `op_overhead_s` what running any computation op costs on top of the work itself. `wakeup_s` is a lane's wake-up on
+    cores that ranks share: for how long a core has nothing to do when all ranks wait for each other once, since threads
+    sleep and ranks do not finish together (None: the cluster's own is used).
     """
 
     format: Literal["stanza-sim-profile/1"] = "stanza-sim-profile/1"
@@ -85,6 +88,7 @@ class Profile(Section):
     reduce_Bps: Factor
     update_Bps: Factor
     op_overhead_s: Time = 0.0
+    wakeup_s: Time | None = None
     loopback: LoopbackTimes | None = None
 
 
@@ -171,7 +175,9 @@ def differing(profile: str, pairs: Iterable[tuple[str, object, object]]) -> list
 
 
 def with_profile(cluster: Cluster, profile: Profile) -> Cluster:
-    """Return `cluster` with the profile's loopback on every host, or as it is if the profile has none."""
+    """Return `cluster` with the profile's loopback on every host and its wake-up, as far as the profile has them."""
+    if profile.wakeup_s is not None:
+        cluster = replace(cluster, wakeup_latency_s=profile.wakeup_s)
     return cluster if profile.loopback is None else with_loopback(cluster, loopback_of(profile.loopback))
 
 

@@ -21,9 +21,24 @@ LOSS_WINDOW = 10
 """`loss_first` and `loss_last` are means over this many iterations (fewer if the run is shorter)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drift:
+    """How a machine moved while a row was measured, by the time that the row's blocks take in sum; positive: slower.
+
+    `change` is the time right after the row over that right before it, less one; `against_profile` the mean of both
+    over what the profile says from which the row is predicted, less one (None where it is that mean).
+    """
+
+    change: float
+    against_profile: float | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Row:
-    """One strategy on one model: the schedule, the prediction and the measurement (None if it was not executed)."""
+    """One strategy on one model: the schedule, the prediction and the measurement (None if it was not executed).
+
+    `drift` is there where blocks were timed before and after it was measured.
+    """
 
     label: str
     model: str
@@ -37,6 +52,7 @@ class Row:
     schedule: Schedule
     prediction: Prediction
     measurement: Measurement | None = None
+    drift: Drift | None = None
 
     def __repr__(self) -> str:
         where = f"{shortened(self.model, 30)} on {self.nodes:,} nodes of {shortened(self.cluster, 30)}"
@@ -89,6 +105,19 @@ def _measured(row: Row) -> dict[str, Json] | None:
     }
 
 
+def _machine(row: Row) -> dict[str, Json] | None:
+    """What the machine did while the row was measured; shares are of its cores."""
+    m, drift = row.measurement, row.drift
+    if m is None:
+        return None
+    return {
+        "change_pct": None if drift is None else 100 * drift.change,
+        "against_profile_pct": None if drift is None or drift.against_profile is None else 100 * drift.against_profile,
+        "others_pct": 100 * m.others,
+        "stolen_pct": 100 * m.stolen,
+    }
+
+
 def _finite(value: float | None) -> float | None:
     """JSON has no NaN and no infinity: a loss that diverged is null."""
     return value if value is not None and math.isfinite(value) else None
@@ -131,6 +160,7 @@ def run_object(row: Row) -> dict[str, Json]:
         },
         "measured": _measured(row),
         "error_pct": row.error_pct,
+        "machine": _machine(row),
     }
 
 

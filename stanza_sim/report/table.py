@@ -20,6 +20,8 @@ from stanza_sim.simulate.prediction import Prediction
 WIDTH = 80
 _GAP = "  "
 _MIN_LABEL = 16
+LEAST_SHARE = 0.01
+"""Smaller shares of the cores are not worth a word."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,12 @@ def _ms(values: Iterable[float]) -> list[str]:
 def write_line(console: Console, line: str, style: str = "") -> None:
     """Print a line as it is, however long."""
     console.print(Text(line.rstrip(), style=style), soft_wrap=True)
+
+
+def print_paragraph(console: Console, text: str) -> None:
+    """Print a text, wrapped."""
+    for line in textwrap.wrap(text, WIDTH, break_long_words=False):
+        write_line(console, line)
 
 
 def _note(console: Console, text: str) -> None:
@@ -120,12 +128,25 @@ def _measured_notes(row: Row) -> list[str]:
         return []
     shares = explain(row.prediction.timeline, m.timeline, row.schedule)
     parts = ", ".join(f"{s.kind} {s.difference_s * 1e3:+.2f}" for s in shares)
-    notes = [f"predicted less measured, ms: {parts}"]
+    notes = [f"predicted less measured, ms: {parts}", *_machine_notes(row)]
     if m.losses:
         first, last = loss_ends(m.losses)
         accuracy = "" if m.accuracy is None else f", accuracy {m.accuracy:.1%}"
         notes.append(f"loss {first:#.3g} -> {last:#.3g}{accuracy}")
     return notes
+
+
+def _machine_notes(row: Row) -> list[str]:
+    """How the machine moved while a row was measured, and who else had its cores."""
+    m, drift, parts = row.measurement, row.drift, []
+    if drift is not None:
+        parts.append(f"{drift.change:+.1%}")
+        if drift.against_profile is not None:
+            parts.append(f"{drift.against_profile:+.1%} against the profile")
+    if m is not None:
+        shares = ((m.others, "other processes"), (m.stolen, "the virtual machine's host"))
+        parts += [f"{share:.0%} of the cores for {who}" for share, who in shares if share >= LEAST_SHARE]
+    return [f"machine: {', '.join(parts)}"] if parts else []
 
 
 def _measurements(console: Console, rows: Sequence[Row]) -> None:
@@ -167,6 +188,8 @@ def print_result(result: Result, console: Console) -> None:
         legend.append(f"iteration: the median of {repeats.count} repeats; p5, p95: their 5th and 95th percentile.")
     if any(r.measurement is not None for r in result.rows):
         legend.append("error: prediction against measured median; negative means that the prediction is too fast.")
+    if any(r.drift is not None for r in result.rows):
+        legend.append("machine: how much longer the row's blocks took right after it than right before.")
     write_line(console, "")
     for line in textwrap.wrap(" ".join(legend), WIDTH):
         write_line(console, line, "dim")

@@ -181,6 +181,12 @@ def _check_parts(cluster: Cluster) -> None:
     if inner := next((host for host in hosts if host.intra is not None), None):
         kind = inner.intra.kind.value if inner.intra is not None else ""
         raise refuse(f"{kind} inside {inner.name}", "leave intra out: ranks of one host then talk over its loopback")
+    if limited := next((host.name for host in hosts if not host.nic.transport.ideal), None):
+        what, hint = (
+            f"the transport of {limited} (what streams and processes move, and cost)",
+            "leave it out of the nic",
+        )
+        raise refuse(what, hint)
     if fabric.backplanes:
         raise refuse(f"a backplane ({cluster.switches[fabric.backplanes[0][0]]})", "state the rates of links only")
     for host, switches in zip(hosts, fabric.attached, strict=True):

@@ -94,6 +94,8 @@ def test_local_ranks_and_torchrun_agree(tiny, tmp_path):
         assert measured["loss_last"] < measured["loss_first"]
         assert run["error_pct"] == pytest.approx(100 * (predicted["iteration_s"] / measured["iteration_s"] - 1))
         assert predicted["cost_source"].startswith("measured on cpu")
+        assert run["machine"]["change_pct"] > -100
+        assert run["machine"]["against_profile_pct"] is None
     assert len(list((out / "spans").glob("*.measured.csv"))) == 2
 
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m")
@@ -102,8 +104,14 @@ def test_local_ranks_and_torchrun_agree(tiny, tmp_path):
     )
     assert status == 0, said
     again = json.loads(printed)["runs"]
-    for key in ("label", "settings", "schedule_hash", "predicted"):
+    assert "is predicted from the profile of" in said
+    for key in ("label", "settings", "schedule_hash"):
         assert [r[key] for r in again] == [r[key] for r in runs]
+    # A profile that is given stays as it is, however fast the machine is now; that is said beside it.
+    status, printed, said = finish(start(tiny, "--json", "--profile", profile, cwd=tmp_path))
+    assert status == 0, said
+    assert [r["predicted"] for r in again] == [r["predicted"] for r in json.loads(printed)["runs"]]
+    assert all(r["machine"]["against_profile_pct"] > -100 for r in again)
     # Losses do not depend on who started the ranks.
     for key in ("loss_first", "loss_last"):
         assert [r["measured"][key] for r in again] == [r["measured"][key] for r in runs]
@@ -173,6 +181,18 @@ def test_ctrl_c_leaves_nothing_behind(tiny, tmp_path):
     assert said.endswith("interrupted\n")
     assert gone(ranks)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny.yaml"]
+
+
+def test_losses_cannot_be_emulated(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    hosts = "hosts: [{name: n, count: 2, cores: 8, devices: [V100], nic: {rate: 10Gbps}, losses: {barrier: true}}]"
+    (tmp_path / "lossy.yaml").write_text(f"name: t\n{hosts}\nswitches: [{{name: s}}]\n")
+    args = ["run", "ec2_v100", "--set", "cluster=lossy.yaml", "--set", "nodes=2", "--set", "models=[alexnet]"]
+    result = CliRunner().invoke(
+        app, [*args, "--execute", "--compute", "emulated"], env={"COLUMNS": "200", "RANK": None}
+    )
+    assert result.exit_code == 2
+    assert "what is lost at n-0 cannot be emulated" in result.stderr
 
 
 ON_GPUS = ("--set", "cluster=multi-gpu", "--set", "nodes=2", "--set", "models=[alexnet]")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from stanza_sim.cluster import Cluster
 from stanza_sim.model import zoo
 from stanza_sim.simulate import simulate
 from stanza_sim.simulate.costs import costs_for
+from stanza_sim.simulate.one_collective import OneCollective
 from tests.cluster.fabric_files import load_text
 from tests.schedule.toys import SOME, ZERO, build, predict
 from tests.simulate.lowering.test_fold import same
@@ -99,8 +101,12 @@ def test_without_a_tree_a_switch_never_limits(tmp_path: Path) -> None:
 )
 def test_a_ring_goes_at_the_rate_of_its_slowest_link(tmp_path: Path, keys: str, rate_Bps: float) -> None:
     schedule = build("all_reduce", MODEL, 8, overlap=False)
-    found = predict(schedule, MODEL, loaded(tmp_path, keys), ZERO)
+    on = loaded(tmp_path, keys)
+    found = predict(schedule, MODEL, replace(on, uses_nccl=False), ZERO)
     assert found.iteration_s == pytest.approx(2 * 7 / 8 * MODEL.nbytes / rate_Bps, rel=1e-3)
+    layout = OneCollective(on, range(8)).layout
+    assert layout is not None
+    assert layout.inside_Bps == pytest.approx(rate_Bps)  # NCCL's ring goes the same way
     assert found.bound_s == pytest.approx(found.iteration_s, rel=1e-3)
 
 
@@ -143,6 +149,15 @@ def test_a_server_on_the_cores_against_a_formula(tmp_path: Path) -> None:
     costs = costs_for(on, model)(workers)
     assert costs.reduce_s(10**9, 4) == pytest.approx(4 / 5)
     assert costs.update_s(10**9) == pytest.approx(1 / 5)
+
+
+def test_servers_on_cores_folded_are_as_unfolded(tmp_path: Path) -> None:
+    hosts = "hosts: [{name: n, count: 3, cores: 8, devices: [K80, K80], nic: {rate: 10Gbps}, reduce_rate: 5GB/s}]"
+    on = load_text(tmp_path, f"name: t\n{hosts}\nswitches: [{{name: s}}]\ncpu_ranks_per_host: 1\n")
+    schedule = build("parameter_server", MODEL, 9, servers=3, assignment="cut")
+    folded = predict(schedule, MODEL, on)
+    assert len(folded.sent_bytes) < 9
+    same(folded, predict(schedule, MODEL, on, fold_ranks=False))
 
 
 def test_nvlink_hosts_state_a_host_link(tmp_path: Path) -> None:

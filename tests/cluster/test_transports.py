@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import networkx as nx
 import pytest
+from typer.testing import CliRunner
 
 from stanza_sim.base import config
 from stanza_sim.base.errors import InputError
-from stanza_sim.cluster import Nic, load_cluster
+from stanza_sim.cli.app import app
+from stanza_sim.cluster import Nic, Transport, load_cluster
 from stanza_sim.cluster.transports import load_transport
 from tests.cluster.fabric_files import load_text
 
@@ -46,7 +49,11 @@ def test_a_slow_port_may_have_a_fast_preset(tmp_path: Path) -> None:
 def test_overrides(tmp_path: Path) -> None:
     more = "overrides: {n-0: {nic: {preset: grpc, overhead: 1us}}}\n"
     nic = nic_of(tmp_path, "preset: tcp, rate: 25Gbps", more)
-    assert (nic.transport.stream_Bps, nic.transport.process_Bps, nic.overhead_s) == (None, 0.55e9, 1e-6)
+    assert (nic.transport.stream_Bps, nic.transport.process_Bps, nic.overhead_s) == (
+        None,
+        load_transport("grpc").process_rate,
+        1e-6,
+    )
     nic = nic_of(tmp_path, "preset: tcp, rate: 25Gbps", "overrides: {n-0: {nic: {process_rate: 1GB/s}}}\n")
     assert (nic.transport.stream_Bps, nic.transport.process_Bps) == (2e9, 1e9)
 
@@ -55,7 +62,7 @@ def test_overrides(tmp_path: Path) -> None:
     ("keys", "says"),
     [
         ("preset: tpc", "unknown preset 'tpc'"),
-        ("preset: tpc", "known: grpc, mpi, rdma, tcp, tcp-ec2"),
+        ("preset: tpc", "known: grpc, "),
         ("stream_rate: 26Gbps", "stream_rate of 26 Gbps is above the rate"),
         ("process_rate: 4GB/s", "process_rate of 32 Gbps is above the rate"),
         ("stream_rate: 5", "5 has no unit"),
@@ -95,6 +102,18 @@ def test_graphs_state_transports(tmp_path: Path) -> None:
     assert second.nic.transport.ideal
 
 
+def test_graphml_states_transports(tmp_path: Path) -> None:
+    graph = nx.Graph()
+    graph.add_nodes_from(["a", "b"], kind="host", cores=4)
+    graph.add_node("s", kind="switch")
+    graph.add_edge("a", "s", rate="25Gbps", process_rate="1GB/s", process_inside=True, message_core="5us")
+    graph.add_edge("b", "s", rate="25Gbps")
+    nx.write_graphml(graph, tmp_path / "g.graphml")
+    first, second = load_cluster(tmp_path / "g.graphml").hosts
+    assert first.nic.transport == Transport(process_Bps=1e9, process_inside=True, message_core_s=5e-6)
+    assert second.nic.transport.ideal
+
+
 @pytest.mark.parametrize(
     ("edge", "trunk", "says"),
     [
@@ -114,3 +133,17 @@ def test_the_documentation_lists_all_that_is_shipped() -> None:
         assert f"`{name}`" in page, name
     for path in (Path(__file__).parents[2] / "topologies").glob("*.yaml"):
         assert f"[{path.stem}](../../topologies/{path.name})" in page, path.stem
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("ec2-p2-16xlarge", ["tcp-ec2: at most 10 Gbps a message", "between sockets 30 GB/s", "updates at 5 GB/s"]),
+        ("dgx-1-v100", ["rdma", "6.1 GB/s between a device and host memory"]),
+    ],
+)
+def test_show_cluster_says_what_is_in_force(name: str, says: list[str]) -> None:
+    shown = CliRunner().invoke(app, ["show", "cluster", name], env={"COLUMNS": "300"})
+    assert shown.exit_code == 0
+    for text in says:
+        assert text in shown.stdout

@@ -54,6 +54,7 @@ def _profile(forward_s: float = 1e-3) -> Profile:
         reduce_Bps=1e9,
         update_Bps=2e9,
         op_overhead_s=1e-5,
+        wakeup_s=2e-3,
         loopback=LoopbackTimes(latency_s=1e-5, message_core_s=2e-5, byte_core_s=1e-9, bandwidth_Bps=3e9),
     )
 
@@ -95,6 +96,8 @@ def test_an_unwritable_place_is_an_input_error_and_leaves_nothing(tmp_path: Path
         ('"reduce_Bps": 1000000000.0', '"reduce": 1', "unknown key"),
         ('"forward_s": 0.001', '"forward_s": -1', "blocks.0.forward_s"),
         ('"samples": 32', '"samples": 0', "blocks.0.samples"),
+        ('"wakeup_s": 0.002', '"wakeup_s": -1', "wakeup_s"),
+        ('"wakeup_s": 0.002', '"wakeup_s": "2ms"', "wakeup_s"),
         ('"block": "features.3"', '"block": "features.0"', "given twice"),
         ("}\n", "", "not JSON"),
     ],
@@ -150,4 +153,4 @@ def test_the_loopback_of_a_profile_replaces_that_of_the_hosts() -> None:
     laptop = load_cluster("laptop")
     measured = Loopback(latency_s=1e-5, message_core_s=2e-5, byte_core_s=1e-9, bandwidth_Bps=3e9)
     assert with_profile(laptop, _profile()).hosts[0].loopback == measured
-    assert with_profile(laptop, _profile().model_copy(update={"loopback": None})) == laptop
+    assert with_profile(laptop, _profile().model_copy(update={"loopback": None, "wakeup_s": None})) == laptop

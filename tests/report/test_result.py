@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from stanza_sim.report.result import Result, loss_ends, result_json
+from stanza_sim.report.result import Drift, Result, loss_ends, result_json
 
 RUN_KEYS = [
     "label",
@@ -22,6 +22,7 @@ RUN_KEYS = [
     "predicted",
     "measured",
     "error_pct",
+    "machine",
 ]
 PREDICTED_KEYS = ["iteration_s", "samples_per_s", "exposed_comm_s", "bound_s", "bottleneck", "cost_source"]
 MEASURED_KEYS = [
@@ -52,8 +53,19 @@ def test_keys_and_values_of_the_json_object(make_row):
     assert first["measured"]["loss_first"] == pytest.approx(2.0 - 0.05 * 4.5)
     assert first["measured"]["loss_last"] == pytest.approx(2.0 - 0.05 * 24.5)
     assert first["error_pct"] == pytest.approx(-24.0)
+    assert first["machine"] == {"change_pct": None, "against_profile_pct": None, "others_pct": 0, "stolen_pct": 0}
     assert second["measured"] is None
     assert second["error_pct"] is None
+    assert second["machine"] is None
+
+
+def test_how_the_machine_moved_is_beside_the_error(make_row):
+    row = make_row(measured=True, drift=Drift(change=0.03, against_profile=-0.2))
+    row = replace(row, measurement=replace(row.measurement, others=0.25, stolen=0.004))
+    machine = json.loads(result_json(Result(experiment="e", rows=(row,))))["runs"][0]["machine"]
+    assert machine == pytest.approx(
+        {"change_pct": 3.0, "against_profile_pct": -20.0, "others_pct": 25.0, "stolen_pct": 0.4}
+    )
 
 
 def test_equal_results_give_equal_bytes(make_row):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from stanza_sim.execute.rank.job import ComputeMode
-from stanza_sim.report.result import Result
+from stanza_sim.report.result import Drift, Result
 from stanza_sim.report.table import fixed, print_result
 
 
@@ -39,6 +39,19 @@ def test_a_row_with_its_measurement(make_row):
         "    loss 1.77 -> 0.775, accuracy 95.3%",
         "costs: roofline V100, by hand",
     ]
+
+
+def test_how_the_machine_moved_stands_below_the_error(make_row):
+    row = make_row(measured=True, drift=Drift(change=0.031))
+    text = printed(row)
+    assert "    machine: +3.1%\n" in text
+    assert "machine: how much longer the row's blocks took right after it than" in text
+    busy = replace(row.measurement, others=0.12, stolen=0.004)
+    text = printed(replace(row, drift=Drift(change=-0.004, against_profile=0.2), measurement=busy))
+    assert "    machine: -0.4%, +20.0% against the profile, 12% of the cores for other\n    processes\n" in text
+    assert "machine" not in printed(make_row(measured=True))
+    stolen = replace(row.measurement, stolen=0.05)
+    assert "machine: 5% of the cores for the virtual" in printed(replace(row, drift=None, measurement=stolen))
 
 
 def test_emulated_compute_is_said_and_has_no_losses(make_row):

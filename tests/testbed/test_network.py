@@ -116,6 +116,7 @@ REFUSED = {
         star_text().replace("cores: 2", "cores: 2, devices: [A100], intra: {kind: nvlink, rate: 1GB/s}"),
         "nvlink inside n-0",
     ),
+    "transport": (star_text().replace("rate:", "stream_rate: 1Mbps, rate:"), "the transport of n-0"),
     "ecmp": (leaf_spine_text(spines=2, routing="ecmp"), "ECMP over several ways"),
     "burst": (
         leaf_spine_text(spines=2, routing="spread").replace("spines: 2", "spines: 2, burst: 64KiB"),

@@ -24,8 +24,10 @@ class ProbeTimes:
     large: tuple[float, float] | None
 
 
-Times = dict[tuple[str, int, Phase], list[float]]
-"""Seconds of each repetition by (block, samples, phase)."""
+TimeId = tuple[str, int, Phase]
+"""(block, samples, phase) of a time."""
+Times = dict[TimeId, list[float]]
+"""Seconds of each repetition."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +42,33 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """Blocks that are timed together, one after the other, at one number of samples.
+
+    With `apart` the gradients of a block's input and of its weights are computed one after the other.
+    """
+
+    samples: int
+    apart: bool
+    blocks: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SectionsWanted:
+    """Sections to be timed, for about `seconds` and at least `least` times each.
+
+    `op_overhead_s` is what the engine adds to a computation.
+    """
+
+    model: ModelProfile
+    sections: tuple[Section, ...]
+    seconds: float
+    least: int
+    op_overhead_s: float
+    seed: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MessageCores:
     """What messages cost the cores of one rank, apart from computations: `ends` sent or received, `nbytes` in all."""
 
@@ -49,10 +78,24 @@ class MessageCores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SectionTimes:
+    """What one rank timed of sections: blocks, updates (None where none was made), and what messages cost its cores.
+
+    `messages` and `rests_s` have an entry for each section that was timed under load. `rests_s` are the seconds per
+    iteration for which a core that the ranks compute on had nothing to do: in each iteration they meet once.
+    """
+
+    blocks: Times
+    update_Bps: float | None
+    messages: tuple[MessageCores, ...]
+    rests_s: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RankTimes:
     """What one rank timed. `small` and `large` are probes: (wall seconds, own core seconds) of a message, or None.
 
-    `messages` has, for each section that was timed under load, what messages cost meanwhile.
+    `messages` and `rests_s` are as in `SectionTimes`.
     `small_bytes` and `large_bytes` are their sizes; only ranks 0 and 1 probe. `cores` are those of the rank's host.
     """
 
@@ -70,6 +113,7 @@ class RankTimes:
     small: tuple[float, float] | None
     large: tuple[float, float] | None
     messages: tuple[MessageCores, ...] = ()
+    rests_s: tuple[float, ...] = ()
 
 
 ProbeId = tuple[int, int, int, int]

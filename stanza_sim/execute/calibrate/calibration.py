@@ -5,11 +5,19 @@ from __future__ import annotations
 import datetime
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from statistics import median
+from statistics import fmean, median
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.version import __version__
-from stanza_sim.execute.calibrate.answers import ProbeTimes, RankTimes, Wanted
+from stanza_sim.execute.calibrate.answers import (
+    MessageCores,
+    ProbeTimes,
+    RankTimes,
+    SectionTimes,
+    TimeId,
+    Times,
+    Wanted,
+)
 from stanza_sim.execute.calibrate.tasks import ProbeTask, TimingTask
 from stanza_sim.execute.rank.job import Backend
 from stanza_sim.execute.start.protocol import Workers
@@ -94,29 +102,17 @@ def profile_of(times: Sequence[RankTimes], wanted: Wanted, precision: str) -> Pr
             f"ranks have different devices: {', '.join(sorted({t.device for t in times}))}",
             hint="block times are measured for one kind of device; predict with a topology that names the devices",
         )
+    merged = merge_times([t.blocks for t in times])
     blocks = []
     for name, counts in wanted.samples.items():
         for n in counts:
-            found = {
-                phase: [s for t in times for s in t.blocks.get((name, n, phase), ())]
-                for phase in (
-                    Phase.FORWARD,
-                    Phase.LOSS,
-                    Phase.BACKWARD,
-                    Phase.BACKWARD_INPUT,
-                    Phase.BACKWARD_WEIGHT,
-                )
-            }
-            own = [a + b for a, b in zip(found[Phase.FORWARD], found[Phase.BACKWARD], strict=False)]
+            passes = ((t.blocks[name, n, Phase.FORWARD], t.blocks[name, n, Phase.BACKWARD]) for t in times)
+            own = [a + b for forward, backward in passes for a, b in zip(forward, backward, strict=False)]
             blocks.append(
                 BlockTime(
                     block=name,
                     samples=n,
-                    forward_s=median(found[Phase.FORWARD]),
-                    backward_s=median(found[Phase.BACKWARD]),
-                    backward_input_s=median(found[Phase.BACKWARD_INPUT]),
-                    backward_weight_s=median(found[Phase.BACKWARD_WEIGHT]),
-                    loss_s=median(found[Phase.LOSS]) if found[Phase.LOSS] else None,
+                    **{field: merged[name, n, p] for field, p in PHASES.items() if (name, n, p) in merged},
                     spread=(max(own) - min(own)) / median(own),
                 )
             )
@@ -133,8 +129,52 @@ def profile_of(times: Sequence[RankTimes], wanted: Wanted, precision: str) -> Pr
         reduce_Bps=median(t.reduce_Bps for t in times),
         update_Bps=median(t.update_Bps for t in times),
         op_overhead_s=median(t.op_overhead_s for t in times),
+        wakeup_s=wakeup_s(times),
         loopback=_loopback(times),
     )
+
+
+PHASES = {
+    "forward_s": Phase.FORWARD,
+    "backward_s": Phase.BACKWARD,
+    "backward_input_s": Phase.BACKWARD_INPUT,
+    "backward_weight_s": Phase.BACKWARD_WEIGHT,
+    "loss_s": Phase.LOSS,
+}
+"""The fields of a `BlockTime` that are times of a phase."""
+APART = (Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
+"""The phases of a backward pass that computes the gradients of input and weights one after the other."""
+
+
+def merge_times(times: Sequence[Times]) -> dict[TimeId, float]:
+    """One time for each (block, samples, phase) from those of all ranks and repetitions.
+
+    It is their median, times a factor by which the blocks of one number of samples add up to the median of what they
+    add up to in each repetition: what is slow now and then is somewhere in every iteration, but in no block's median.
+    """
+    every: dict[TimeId, list[float]] = {}
+    for one in times:
+        for what, seconds in one.items():
+            every.setdefault(what, []).extend(seconds)
+    medians = {what: median(seconds) for what, seconds in every.items()}
+    factors: dict[int, float] = {}
+    for n in {n for _, n, _ in every}:
+        whole = [w for w in every if w[1] == n and not (w[2] in APART and (w[0], n, Phase.BACKWARD) in every)]
+        passes = [
+            sum(one[w][k] for w in whole) for one in times for k in range(min(len(one.get(w, ())) for w in whole))
+        ]
+        sum_s = sum(medians[w] for w in whole)
+        factors[n] = median(passes) / sum_s if passes and sum_s > 0 else 1.0
+    return {what: seconds * factors[what[1]] for what, seconds in medians.items()}
+
+
+def wakeup_s(times: Sequence[RankTimes | SectionTimes]) -> float | None:
+    """The wake-up of a lane on cores that ranks share; None where nothing was timed under load.
+
+    A mean, since the kernel counts idle time in hundredths of a second.
+    """
+    rests = [s for t in times for s in t.rests_s]
+    return fmean(rests) if rests else None
 
 
 def measure_loopback(workers: Workers, backend: Backend = Backend.AUTO) -> LoopbackTimes | None:
@@ -170,6 +210,11 @@ def _loopback(times: Sequence[RankTimes | ProbeTimes]) -> LoopbackTimes | None:
 def _factor_under_load(times: Sequence[RankTimes | ProbeTimes], message_core_s: float, byte_core_s: float) -> float:
     """How many times as much messages cost the cores while all ranks compute; 1 where that could not be timed."""
     sections = [m for t in times if isinstance(t, RankTimes) for m in t.messages]
-    alone_s = sum(m.ends * message_core_s + m.nbytes * byte_core_s for m in sections) / 2  # at each of two ends
+    return factor_under_load(sections, message_core_s, byte_core_s)
+
+
+def factor_under_load(sections: Sequence[MessageCores], message_core_s: float, byte_core_s: float) -> float:
+    """How many times as much messages cost the cores in `sections` as stated; 1 where that could not be timed."""
+    stated_s = sum(m.ends * message_core_s + m.nbytes * byte_core_s for m in sections) / 2  # at each of two ends
     core_s = sum(m.core_s for m in sections if m.ends)
-    return core_s / alone_s if min(core_s, alone_s) > 0 else 1.0
+    return core_s / stated_s if min(core_s, stated_s) > 0 else 1.0

@@ -5,7 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stanza_sim.execute.calibrate.answers import MessagesWanted, ProbeTimes, RankCores, RankMessages, RankTimes, Wanted
+from stanza_sim.execute.calibrate.answers import (
+    MessagesWanted,
+    ProbeTimes,
+    RankCores,
+    RankMessages,
+    RankTimes,
+    SectionsWanted,
+    SectionTimes,
+    Wanted,
+)
 from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Backend
 
@@ -37,6 +46,19 @@ class TimingTask:
         from stanza_sim.execute.calibrate.timing import time_all
 
         return time_all(self.wanted, context, beat)
+
+
+@dataclass(frozen=True, slots=True)
+class SectionsTask:
+    """Time sections of blocks, and nothing else."""
+
+    wanted: SectionsWanted
+
+    def __call__(self, context: Context, beat: Beat) -> SectionTimes:
+        """This rank's timings."""
+        from stanza_sim.execute.calibrate.sections import time_again
+
+        return time_again(self.wanted, context, beat)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,43 +1,33 @@
 """Timing on the ranks: blocks while all local ranks compute at once, and single messages between two of them.
 
-Nothing here runs a strategy's schedule: the blocks run without communication or, on cores that all ranks share, with
-that of `under_load`, and the probes send one message at a time between two ranks while the others rest.
+Nothing here runs a strategy's schedule: the blocks run as in `sections`, and the probes send one message at a time
+between two ranks while the others rest.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from statistics import median
 
 import torch
 from torch import Tensor
 
 from stanza_sim.base.processes import cores
-from stanza_sim.execute.calibrate.answers import MessageCores, ProbeTimes, RankTimes, Times, Wanted
-from stanza_sim.execute.calibrate.under_load import time_under_load
+from stanza_sim.execute.calibrate.answers import ProbeTimes, RankTimes, SectionsWanted, Wanted
+from stanza_sim.execute.calibrate.sections import Timer, sections_of, time_again, time_overhead
 from stanza_sim.execute.rank.clock import now
 from stanza_sim.execute.rank.context import Context, issue_for, transport_for
 from stanza_sim.execute.rank.engine import Engine
 from stanza_sim.execute.rank.exchange import gather_all, meet
 from stanza_sim.execute.rank.interfaces import Beat
-from stanza_sim.execute.rank.job import Backend, Optimizer, Training
+from stanza_sim.execute.rank.job import Backend
 from stanza_sim.execute.start.world import device_name
-from stanza_sim.execute.train.build import build
-from stanza_sim.execute.train.flat import FlatBundle, add_in_order, dtype_of, sgd_step
-from stanza_sim.execute.train.passes import Passes
-from stanza_sim.execute.train.samples import follow
-from stanza_sim.execute.train.slices import HeldBlock
-from stanza_sim.execute.train.values import RankValues
-from stanza_sim.model.profile import ModelProfile
+from stanza_sim.execute.train.flat import add_in_order, dtype_of, sgd_step
 from stanza_sim.schedule import (
-    Bundle,
     Collective,
     Compute,
     Group,
-    Op,
     Pattern,
-    Phase,
     Ranks,
     Schedule,
     Transfer,
@@ -46,11 +36,9 @@ from stanza_sim.schedule import (
     parse,
     project,
 )
-from stanza_sim.schedule.progress import WINDOW
 
-SECTION_S = 0.5
-"""Wall time spent on each pair of sample count and way of backward pass."""
-LEAST_CYCLES, MOST_CYCLES, DROPPED = 4, 60, 2
+SECTION_S, LEAST_CYCLES = 0.5, 4
+"""Wall time spent on each pair of sample count and way of backward pass, and how often it is timed at least."""
 SMALL_BYTES, LARGE_BYTES = 1024, 4 * 1024 * 1024
 SMALL_EXCHANGES, LARGE_EXCHANGES = 150, 12
 PROBE_ROUNDS = 5
@@ -61,107 +49,19 @@ NULL_OPS, NULL_ITERATIONS = 50, 20
 VECTOR_REPEATS = 15
 
 
-class _Timer:
-    """Core time of the calling thread on one CPU thread; wall time on a GPU and with several threads.
-
-    With several threads the wall time is divided by the ranks' demand for cores where that exceeds what there is.
-    """
-
-    def __init__(self, context: Context) -> None:
-        self._device = context.device
-        self.own = context.device.type == "cpu" and context.threads == 1
-        demand = context.local_size * context.threads
-        self._share = 1.0 if self.own or self._device.type != "cpu" else min(1.0, cores() / demand)
-
-    def __call__(self, body: Callable[[], None]) -> float:
-        if self.own:
-            begin = time.thread_time()
-            body()
-            return time.thread_time() - begin
-        self._synchronize()
-        begin = now()
-        body()
-        self._synchronize()
-        return (now() - begin) * self._share
-
-    def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-
-
-def alone(model: ModelProfile, samples: int, *, apart: bool) -> Schedule:
-    """One rank that passes forward and backward through the model, without any exchange.
-
-    With `apart` the gradients of a block's input and of its weights are computed one after the other.
-    """
-    ops: list[Op] = []
-
-    def add(phase: Phase, target: str) -> None:
-        after = (ops[-1].name,) if ops else ()
-        ops.append(Compute(name=f"{phase}.{target}", ranks="worker", phase=phase, target=target, after=after))
-
-    for b in model.blocks:
-        add(Phase.FORWARD, b.name)
-    add(Phase.LOSS, model.blocks[-1].name)
-    for b in reversed(model.blocks):
-        if apart:
-            add(Phase.BACKWARD_INPUT, b.name)
-            add(Phase.BACKWARD_WEIGHT, b.name)
-        else:
-            add(Phase.BACKWARD, b.name)
-    return Schedule(
-        name="alone",
-        model=model.name,
-        world_size=1,
-        batch_per_worker=samples,
-        itemsize=model.itemsize,
-        groups=(Group(name="worker", ranks=Ranks.of([0])),),
-        bundles=tuple(
-            Bundle(name=b.name, tensors=tuple(t.name for t in b.tensors), numel=b.numel, owners="worker")
-            for b in model.blocks
-            if b.tensors
-        ),
-        ops=tuple(ops),
-    )
-
-
 def time_all(wanted: Wanted, context: Context, beat: Beat) -> RankTimes:
     """Time blocks, reduction, update, the engine's overhead and single messages; every rank calls this at once."""
     context.start_thread()
-    timer = _Timer(context)
-    times: Times = {}
-    messages: list[MessageCores] = []
-    updates: list[float] = []
-    together = timer.own and 1 < context.world_size == context.local_size
-    overhead = _time_engine(context)
-    _, held, bundles = build(alone(wanted.model, 1, apart=False), wanted.model, 0, wanted.seed, context.device)
-    for count in sorted({n for counts in wanted.samples.values() for n in counts}):
-        blocks = frozenset(name for name, counts in wanted.samples.items() if count in counts)
-        for apart in (False, True):
-            schedule = alone(wanted.model, count, apart=apart)
-            passes = _filled(wanted, schedule, context, held, bundles)
-            if together:
-                found = time_under_load(
-                    passes,
-                    schedule,
-                    wanted.model,
-                    blocks,
-                    context,
-                    seconds=SECTION_S,
-                    least=LEAST_CYCLES,
-                    most=MOST_CYCLES,
-                    op_overhead_s=overhead,
-                    beat=beat,
-                )
-                for what, seconds in found.times.items():
-                    times.setdefault(what, []).extend(seconds)
-                updates += [] if found.update_Bps is None else [found.update_Bps]
-                messages.append(found.messages)
-            else:
-                _time_blocks(schedule, passes, blocks, context, timer, times)
-            beat()
-    numel = max(b.numel for b in wanted.model.blocks)
-    rates = time_vectors(numel, dtype_of(wanted.model.itemsize), max(wanted.contributions, 2), context)
+    model, parts = wanted.model, sections_of(wanted.samples)
+    overhead = time_overhead(model, parts[0], wanted.seed, context, beat)
+    if overhead is None:
+        overhead = _time_engine(context)
+    sections = SectionsWanted(
+        model=model, sections=parts, seconds=SECTION_S, least=LEAST_CYCLES, op_overhead_s=overhead, seed=wanted.seed
+    )
+    found = time_again(sections, context, beat)
+    numel = max(b.numel for b in model.blocks)
+    rates = time_vectors(numel, dtype_of(model.itemsize), max(wanted.contributions, 2), context)
     beat()
     loopback = probe(wanted.backend, context)
     name, driver = device_name(context.device)
@@ -170,62 +70,18 @@ def time_all(wanted: Wanted, context: Context, beat: Beat) -> RankTimes:
         device=name,
         driver=driver,
         cores=cores(),
-        blocks=times,
+        blocks=found.blocks,
         reduce_Bps=median(rates[0]),
-        update_Bps=median(updates or rates[1]),
+        update_Bps=median(rates[1]) if found.update_Bps is None else found.update_Bps,
         op_overhead_s=overhead,
         small_bytes=SMALL_BYTES,
         large_bytes=LARGE_BYTES,
         small=loopback.small,
         large=loopback.large,
-        messages=tuple(messages),
+        messages=found.messages,
+        rests_s=found.rests_s,
         torch_version=torch.__version__.split("+")[0],
     )
-
-
-def _filled(
-    wanted: Wanted, schedule: Schedule, context: Context, held: list[HeldBlock], bundles: dict[str, FlatBundle]
-) -> Passes:
-    """What carries out the computations of `schedule`, one of `alone`; each was done once in both generations."""
-    model, device, count = wanted.model, context.device, schedule.batch_per_worker
-    generator = torch.Generator().manual_seed(wanted.seed)
-    x = torch.randn((count, *model.input_shape), generator=generator).to(device=device, dtype=dtype_of(model.itemsize))
-    y = torch.randint(model.num_classes, (count,), generator=generator).to(device)
-    values = RankValues(
-        schedule=schedule,
-        model=model,
-        rank=0,
-        samples=follow(schedule, model),
-        blocks=held,
-        bundles=bundles,
-        batch=lambda iteration: (x, y),
-        device=device,
-    )
-    training = Training(iterations=MOST_CYCLES + 1, warmup=0, seed=wanted.seed, optimizer=Optimizer(lr=0.0))
-    passes = Passes(values, training)
-    for i in range(WINDOW):
-        for op in schedule.ops:
-            if isinstance(op, Compute):
-                passes.compute(op, i)
-    return passes
-
-
-def _time_blocks(
-    schedule: Schedule, passes: Passes, blocks: frozenset[str], context: Context, timer: _Timer, times: Times
-) -> None:
-    """Time `blocks`, in their order again and again, without any messages."""
-    again = [op for op in schedule.ops if isinstance(op, Compute) and op.target in blocks]
-    count = schedule.batch_per_worker
-    meet(context.rank, context.world_size)
-    begin = now()
-    for i in range(WINDOW, MOST_CYCLES):
-        for op in again:
-            seconds = timer(lambda op=op, i=i: passes.compute(op, i))  # type: ignore[misc]
-            if i >= DROPPED + WINDOW:
-                times.setdefault((op.target, count, op.phase), []).append(seconds)
-        if i >= DROPPED + WINDOW + LEAST_CYCLES and now() - begin > SECTION_S:
-            break
-    meet(context.rank, context.world_size)
 
 
 def time_vectors(
@@ -235,7 +91,7 @@ def time_vectors(
 
     On vectors of `numel` elements, with all ranks at once.
     """
-    timer = _Timer(context)
+    timer = Timer(context)
 
     def vectors(count: int) -> list[Tensor]:
         return [torch.zeros(numel, dtype=dtype, device=context.device) for _ in range(count)]

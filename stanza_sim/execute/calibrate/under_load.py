@@ -1,18 +1,21 @@
-"""Blocks timed under load: all ranks of a host compute while messages pass between pairs of them.
+"""Blocks timed under load: all ranks of a host compute while messages pass between them.
 
 Alone a block finds its data in the caches that it has just left, and a message wakes threads that nothing else keeps
 from running. In a run they disturb each other, so what both cost the cores is measured while they do. This is not any
-strategy's schedule: ranks 2i and 2i + 1 send each other as many bytes as a block has gradients, once they have it, and
-update the block when the other's have come.
+strategy's schedule: once a rank has a block's gradients, it sends as many bytes as they have, in equal parts, to all
+other ranks, and it updates the block when theirs have come. Messages come in volleys in most schedules, and one of a
+volley costs the cores half of what a lone one does, which wakes threads for itself alone.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field, replace
 
 import torch
 
+from stanza_sim.base.processes import cores
 from stanza_sim.execute.calibrate.answers import MessageCores, Times
 from stanza_sim.execute.rank.clock import now
 from stanza_sim.execute.rank.context import Context, transport_for
@@ -20,6 +23,7 @@ from stanza_sim.execute.rank.engine import Engine
 from stanza_sim.execute.rank.exchange import gather_all, meet
 from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Backend
+from stanza_sim.execute.rank.steal import idle_s
 from stanza_sim.execute.train.passes import Passes
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import (
@@ -42,14 +46,17 @@ TIMEOUT_S = 600.0
 """One computation may take this long."""
 TRIED = 2
 """Iterations that tell how long one takes."""
+OVERHEAD_ITERATIONS = 4
+MOST_REST_S = 4e-3
+"""A tick of a kernel at 250 Hz, in which the longest time slices of Linux's scheduler end (`CONFIG_HZ`)."""
 
 
 def schedule_under_load(
-    computations: Schedule, model: ModelProfile, blocks: frozenset[str], world_size: int
+    computations: Schedule, model: ModelProfile, blocks: frozenset[str], world_size: int, *, exchanging: bool = True
 ) -> Schedule:
-    """Those of `computations`, all of one rank, that are of `blocks`, on all ranks, with messages and updates.
+    """Those of `computations`, all of one rank, that are of `blocks`, on all ranks, with updates and with messages.
 
-    It trains nothing and is not legal: what arrives is not used.
+    It trains nothing and is not legal: what arrives is not used. Unless `exchanging` there are no messages.
     """
     computed = [op for op in computations.ops if isinstance(op, Compute) and op.target in blocks]
     sizes = {b.name: b.numel * model.itemsize for b in model.blocks if b.numel}
@@ -60,31 +67,31 @@ def schedule_under_load(
         ops.append(replace(op, ranks="all", after=before, after_previous=updates))
     for op in computed:
         if op.phase in (Phase.BACKWARD, Phase.BACKWARD_WEIGHT) and op.target in sizes:
-            there = Transfer(
-                name=f"even.{op.target}",
-                src="even",
-                dst="odd",
-                pattern=Pattern.ONE_TO_ONE,
+            exchange = Transfer(
+                name=f"exchange.{op.target}",
+                src="all",
+                dst="all",
+                pattern=Pattern.ALL_PAIRS,
                 values=(Value(ValueKind.ACT, op.target),),
-                nbytes=sizes[op.target],
+                nbytes=max(sizes[op.target] // max(world_size - 1, 1), 1),
                 channel=CHANNEL,
                 after=(op.name,),
             )
-            back = replace(there, name=f"odd.{op.target}", src="odd", dst="even")
-            arrived = tuple(f"{t.name}.recv" for t in (there, back))
             update = Compute(
-                name=f"update.{op.target}", ranks="all", phase=Phase.UPDATE, target=op.target, after=(op.name, *arrived)
+                name=f"update.{op.target}",
+                ranks="all",
+                phase=Phase.UPDATE,
+                target=op.target,
+                after=(op.name, f"{exchange.name}.recv") if exchanging else (op.name,),
             )
-            ops += [there, back, update]
-    paired = world_size - world_size % 2
-    groups = {"all": range(world_size), "even": range(0, paired, 2), "odd": range(1, paired, 2)}
+            ops += [exchange, update] if exchanging else [update]
     return Schedule(
         name="under_load",
         model=model.name,
         world_size=world_size,
         batch_per_worker=computations.batch_per_worker,
         itemsize=model.itemsize,
-        groups=tuple(Group(name=name, ranks=Ranks.of(ranks)) for name, ranks in groups.items()),
+        groups=(Group(name="all", ranks=Ranks.of(range(world_size))),),
         bundles=(),
         ops=tuple(ops),
     )
@@ -138,11 +145,77 @@ class _Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimesUnderLoad:
-    """What one rank found: core seconds of computations, bytes per second of updates, what messages cost its cores."""
+    """What one rank found: core seconds of computations, bytes per second of updates, what messages cost its cores,
+    and for how long a core had nothing to do in an iteration (see `SectionTimes`)."""
 
     times: Times
     update_Bps: float | None
     messages: MessageCores
+    rest_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ran:
+    """What a run came to: its wall time, this process's core time, and the core seconds that the machine was idle."""
+
+    work: _Work
+    took_s: float
+    core_s: float
+    idle_s: float
+
+
+class _Runner:
+    """Runs `schedule` on this rank again and again, with the same buffers; every rank calls it at once."""
+
+    def __init__(self, schedule: Schedule, passes: Passes, context: Context, beat: Beat) -> None:
+        self._schedule, self._passes, self._context, self._beat = schedule, passes, context, beat
+        self._groups = context.groups.prepare(schedule, Backend.GLOO)
+        self._program = project(schedule, context.rank)
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    def __call__(self, first: int, iterations: int) -> _Ran:
+        """Run iterations `first`, `first` + 1 and so on of the passes."""
+        context = self._context
+        work = _Work(self._passes, first, self._buffers)
+        transport = transport_for(context, Backend.GLOO, self._schedule, self._groups)
+        engine = Engine(self._program, iterations, work, transport, start=context.start_thread)
+        meet(context.rank, context.world_size)
+        begin_s, core_before_s, idle_before_s = now(), time.process_time(), idle_s()
+        engine.run(timeout_s=TIMEOUT_S, beat=self._beat)
+        found = _Ran(
+            work=work,
+            took_s=now() - begin_s,
+            core_s=time.process_time() - core_before_s,
+            idle_s=idle_s() - idle_before_s,
+        )
+        meet(context.rank, context.world_size)
+        return found
+
+
+def overhead_under_load(
+    passes: Passes, computations: Schedule, model: ModelProfile, blocks: frozenset[str], context: Context, *, beat: Beat
+) -> float:
+    """Core seconds that the engine adds to a computation of `blocks` while all ranks compute, without any messages.
+
+    It is five to ten times what it adds to a computation that does nothing, whose data and code are in the caches.
+    Every rank calls this at once.
+    """
+    run = _Runner(
+        schedule_under_load(computations, model, blocks, context.world_size, exchanging=False), passes, context, beat
+    )
+    run(0, TRIED)
+    found = run(TRIED, OVERHEAD_ITERATIONS)
+    return max((found.core_s - found.work.core_s) / found.work.computed, 0.0)
+
+
+def rest_s(idle_s: float, took_s: float, iterations: int, *, cores_in_all: int, computing: int) -> float:
+    """For how long a core that ranks compute on rests in an iteration in which all of them meet once.
+
+    Of a machine's `cores_in_all`, all but those `computing` rest anyway; together they rested for `idle_s` core seconds
+    in `took_s`. What is longer than `MOST_REST_S` is no wait for a core but for data, which has a price of its own.
+    """
+    rested_s = idle_s - (cores_in_all - computing) * took_s
+    return min(max(rested_s / computing / iterations, 0.0), MOST_REST_S)
 
 
 def time_under_load(
@@ -163,34 +236,28 @@ def time_under_load(
     Every rank calls this at once, on one host, with gloo. `beat` is called while there is progress.
     """
     schedule = schedule_under_load(computations, model, blocks, context.world_size)
-    groups = context.groups.prepare(schedule, Backend.GLOO)
-    program = project(schedule, context.rank)
-    buffers: dict[str, torch.Tensor] = {}
-
-    def run(first: int, iterations: int) -> tuple[_Work, float, float]:
-        work = _Work(passes, first, buffers)
-        transport = transport_for(context, Backend.GLOO, schedule, groups)
-        engine = Engine(program, iterations, work, transport, start=context.start_thread)
-        meet(context.rank, context.world_size)
-        begin_s, before_s = now(), time.process_time()
-        engine.run(timeout_s=TIMEOUT_S, beat=beat)
-        found = work, now() - begin_s, time.process_time() - before_s
-        meet(context.rank, context.world_size)
-        return found
-
-    _, took_s, _ = run(0, TRIED)
-    longest_s = max(gather_all(took_s, context.rank, context.world_size))
+    run = _Runner(schedule, passes, context, beat)
+    longest_s = max(gather_all(run(0, TRIED).took_s, context.rank, context.world_size))
     iterations = min(max(least, int(seconds * TRIED / longest_s)), most - TRIED)
-    work, _, core_s = run(TRIED, iterations)
+    found = run(TRIED, iterations)
+    work = found.work
     sizes = {b.name: b.numel * model.itemsize for b in model.blocks}
-    moved = [sizes[op.target] for op in schedule.ops if isinstance(op, Compute) and op.phase is Phase.UPDATE]
-    ends = 2 * iterations if context.rank < len(schedule.group("even")) + len(schedule.group("odd")) else 0
+    updated = sum(sizes[op.target] for op in schedule.ops if isinstance(op, Compute) and op.phase is Phase.UPDATE)
+    sent = [op for op in schedule.ops if isinstance(op, Transfer)]
+    ends = 2 * iterations * (context.world_size - 1)  # what a rank sends, and what it receives
     return TimesUnderLoad(
         times=work.found,
-        update_Bps=iterations * sum(moved) / work.update_s if work.update_s else None,
+        update_Bps=iterations * updated / work.update_s if work.update_s else None,
         messages=MessageCores(
-            core_s=core_s - work.core_s - work.computed * op_overhead_s,
-            ends=ends * len(moved),
-            nbytes=ends * sum(moved),
+            core_s=found.core_s - work.core_s - work.computed * op_overhead_s,
+            ends=ends * len(sent),
+            nbytes=ends * sum(op.nbytes for op in sent),
+        ),
+        rest_s=rest_s(
+            found.idle_s,
+            found.took_s,
+            iterations,
+            cores_in_all=os.cpu_count() or 1,
+            computing=min(cores(), context.local_size),
         ),
     )

@@ -149,8 +149,9 @@ class RankReport:
 
     `spans` are (unit, iteration, start, end) of computations and collectives. `loss_sums` are sums over the samples
     whose loss this rank computed, by iteration. `accuracy` and `parameters` come from rank 0 only. `realtime` says that
-    real-time scheduling was granted, `stolen` what share of its machine's cores a virtual machine's host took away in
-    the `took_s` seconds of the run.
+    real-time scheduling was granted. Of the cores of its `machine` (`clock.boot_id`), in the `took_s` seconds of the
+    run, `stolen` is the share that a virtual machine's host took away, `busy` that on which any process ran, and `own`
+    that on which this rank did.
     """
 
     rank: int
@@ -167,6 +168,9 @@ class RankReport:
     parameters: Mapping[str, Array] | None = None
     realtime: bool = False
     stolen: float = 0.0
+    busy: float = 0.0
+    own: float = 0.0
+    machine: str = ""
     took_s: float = 0.0
 
 
@@ -180,8 +184,8 @@ class Measurement:
     passed to `torch.distributed` in all iterations; of a backend's collective they count what a ring moves
     (`stanza_sim.schedule.collectives.collective_bytes`). `compute` says whether computations were emulated, and then
     there are no losses and no accuracy; `realtime` whether all ranks ran under real-time scheduling. `stolen` is the
-    share of the cores that a virtual machine's host took away (of the rank that suffered most); of so many `tries`
-    this is the one of which least was.
+    share of the cores that a virtual machine's host took away, `others` that on which processes ran which are no ranks
+    (both of the machine that suffered most); of so many `tries` this is the one of which least was taken away.
     """
 
     timeline: Timeline
@@ -197,6 +201,7 @@ class Measurement:
     compute: ComputeMode = ComputeMode.REAL
     realtime: bool = False
     stolen: float = 0.0
+    others: float = 0.0
     tries: int = 1
     parameters: Mapping[str, Array] | None = None
 

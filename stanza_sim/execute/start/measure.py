@@ -55,8 +55,17 @@ def merge(job: RunJob, reports: Sequence[RankReport]) -> Measurement:
         compute=ComputeMode.REAL if job.emulation is None else ComputeMode.EMULATED,
         realtime=all(r.realtime for r in reports),
         stolen=max(r.stolen for r in reports),
+        others=_others(reports),
         parameters=first.parameters,
     )
+
+
+def _others(reports: Sequence[RankReport]) -> float:
+    """The share of a machine's cores on which processes ran that are no ranks, of the machine where it is greatest."""
+    machines: dict[str, list[RankReport]] = {}
+    for r in reports:
+        machines.setdefault(r.machine, []).append(r)
+    return max(0.0, *(max(r.busy for r in here) - sum(r.own for r in here) for here in machines.values()))
 
 
 def iteration_durations(latest_end_s: Sequence[float], warmup: int) -> list[float]:

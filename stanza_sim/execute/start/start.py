@@ -120,9 +120,15 @@ def _pattern(hosts: Sequence[str]) -> tuple[int, ...]:
 
 
 def execute(
-    jobs: Sequence[RunJob], workers: Workers, *, done: Callable[[int, Measurement], None] = lambda i, m: None
+    jobs: Sequence[RunJob],
+    workers: Workers,
+    *,
+    done: Callable[[int, Measurement], None] = lambda i, m: None,
+    between: Callable[[int], None] = lambda i: None,
 ) -> list[Measurement]:
     """Run `jobs` one after another on `workers` and return their measurements; `done` is called after each.
+
+    `between(i)` is called right before job i, and with the number of jobs once all are done; it may use the workers.
 
     A short run during which a virtual machine's host took its cores away is done again (`steal`), in all processes
     alike, since all know of all ranks.
@@ -148,8 +154,10 @@ def execute(
             )
     found: list[Measurement] = []
     for i, job in enumerate(jobs):
+        between(i)
         found.append(_undisturbed(job, workers))
         done(i, found[-1])
+    between(len(jobs))
     return found
 
 

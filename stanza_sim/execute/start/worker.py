@@ -15,7 +15,7 @@ from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Backend, RankReport, RunJob
 from stanza_sim.execute.rank.offset import estimate_offset
 from stanza_sim.execute.rank.role import Role
-from stanza_sim.execute.rank.steal import Stolen
+from stanza_sim.execute.rank.steal import CoreUse
 from stanza_sim.execute.train.train import Trained
 from stanza_sim.schedule import project
 from stanza_sim.schedule.progress import Issue
@@ -53,10 +53,10 @@ def run_job(job: RunJob, context: Context, beat: Beat = lambda: None) -> RankRep
     )
     before = estimate_offset(rank, ranks, boot, boots[0])
     meet(rank, ranks)
-    stolen = Stolen()
+    use = CoreUse()
     with role.running() as realtime_granted:
         engine.run(timeout_s=job.timeout_s, beat=beat)
-    share_stolen, took_s = stolen.share(), stolen.elapsed_s()
+    took_s, stolen, busy, own = use.elapsed_s(), use.stolen(), use.busy(), use.own()
     meet(rank, ranks)
     after = estimate_offset(rank, ranks, boot, boots[0])
     result = role.result()
@@ -74,6 +74,9 @@ def run_job(job: RunJob, context: Context, beat: Beat = lambda: None) -> RankRep
         accuracy=result.accuracy,
         parameters=result.parameters,
         realtime=realtime_granted,
-        stolen=share_stolen,
+        stolen=stolen,
+        busy=busy,
+        own=own,
+        machine=boot,
         took_s=took_s,
     )

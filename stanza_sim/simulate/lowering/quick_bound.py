@@ -1,8 +1,8 @@
 """A quick lower bound on an iteration, from the schedule alone: nothing is checked, folded or lowered.
 
 It counts what every order of the work has in common with the exact bound (`bounds.py`) and is quick to add up: passes
-and losses on each lane and device, and what crosses each host's NICs. It leaves out sums, updates, loopbacks, cores and
-links between switches, so it is at or below the exact bound.
+and losses on each lane and device, and what crosses each host's NICs, limited processes and devices' links over PCIe.
+It leaves out sums, updates, loopbacks, cores and all other links, so it is at or below the exact bound.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.cluster.cluster import Cluster, IntraKind, Placement
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, CollectiveKind, Compute, Layout, Phase, Schedule, Transfer, slice_bounds
 from stanza_sim.schedule.collectives import has_closed_form
@@ -35,7 +35,9 @@ def quick_bound_s(
     `cost_of(rank)` gives the cost model of the device that a rank computes on. The cluster must have the schedule's
     number of ranks.
     """
-    return max(_computing_s(schedule, model, cluster, cost_of), _crossing_s(schedule, cluster))
+    return max(
+        _computing_s(schedule, model, cluster, cost_of), _crossing_s(schedule, cluster), _ends_s(schedule, cluster)
+    )
 
 
 # ---- computations -------------------------------------------------------------------------------------------------
@@ -85,7 +87,7 @@ def _crossing_s(schedule: Schedule, cluster: Cluster) -> float:
     hosts = np.array([p.host for p in cluster.placement], dtype=np.int64)
     if len(np.unique(hosts)) < 2:
         return 0.0
-    out, into = _transfers(schedule, hosts, len(cluster.hosts))
+    out, into = _transfers(schedule, hosts, hosts, len(cluster.hosts))
     links = [cluster.nic_links_of(h) for h in range(len(cluster.hosts))]
     capacity = [
         np.array([sum(cluster.links[p[side]].bandwidth_Bps for p in ports) for ports in links]) for side in (0, 1)
@@ -112,8 +114,32 @@ def _crossing_s(schedule: Schedule, cluster: Cluster) -> float:
     return float(max(bounds, default=0.0))
 
 
-def _transfers(schedule: Schedule, hosts: I64, count: int) -> tuple[F64, F64]:
-    """Bytes of transfers that leave, and that enter, each of `count` hosts."""
+def _ends_s(schedule: Schedule, cluster: Cluster) -> float:
+    """The busiest direction of a process between hosts, or of a device's link over PCIe, with transfers alone."""
+    hosts = np.array([p.host for p in cluster.placement], dtype=np.int64)
+    ranks = np.arange(cluster.world_size, dtype=np.int64)
+    found = [0.0]
+    of_process = [cluster.hosts[p.host].transport_of(p.device).process_Bps for p in cluster.placement]
+    if any(of_process):
+        capacity = np.array([limit_Bps or np.inf for limit_Bps in of_process])
+        found += [float((moved / capacity).max()) for moved in _transfers(schedule, hosts, ranks, len(ranks))]
+    over_pcie = [h for h, host in enumerate(cluster.hosts) if host.intra and host.intra.kind is IntraKind.PCIE]
+    if over_pcie:
+        ids: dict[Placement, int] = {}
+        places = np.array([ids.setdefault(p, len(ids)) for p in cluster.placement], dtype=np.int64)
+        for side, moved in enumerate(_transfers(schedule, places, places, len(ids))):
+            for place, nbytes in zip(ids, moved.tolist(), strict=True):
+                if place.device is not None and place.host in over_pcie:
+                    link = cluster.fabric.inside[place.host].devices[place.device][side]
+                    found.append(nbytes / cluster.links[link].bandwidth_Bps)
+    return max(found)
+
+
+def _transfers(schedule: Schedule, apart: I64, owner: I64, count: int) -> tuple[F64, F64]:
+    """Bytes of transfers that leave, and that enter, each of `count` owners of ranks, between ranks that are `apart`.
+
+    Both arrays are by rank: two ranks are apart if their entries in `apart` differ.
+    """
     ends: dict[tuple[object, ...], tuple[I64, I64]] = {}
     uniform: dict[tuple[object, ...], int] = defaultdict(int)
     sliced: dict[tuple[tuple[object, ...], str, bool], I64] = {}
@@ -121,14 +147,14 @@ def _transfers(schedule: Schedule, hosts: I64, count: int) -> tuple[F64, F64]:
 
     def add(src: I64, dst: I64, nbytes: npt.NDArray[np.generic] | None, times: float = 1.0) -> None:
         for side, ranks in ((out, src), (into, dst)):
-            side += times * np.bincount(hosts[ranks], weights=nbytes, minlength=count)
+            side += times * np.bincount(owner[ranks], weights=nbytes, minlength=count)
 
     for op in schedule.ops:
         if not isinstance(op, Transfer):
             continue
         key: tuple[object, ...] = (op.pattern, op.src, op.dst, op.pairs)
         if key not in ends:
-            pairs = [(a, b) for a, b in schedule.pairs(op) if hosts[a] != hosts[b]]
+            pairs = [(a, b) for a, b in schedule.pairs(op) if apart[a] != apart[b]]
             both = np.array(pairs, dtype=np.int64).reshape(-1, 2)
             ends[key] = both[:, 0], both[:, 1]
         bundles = [schedule.bundle(v.name) for v in op.values if v.kind.owner_sends is not None]
@@ -142,7 +168,7 @@ def _transfers(schedule: Schedule, hosts: I64, count: int) -> tuple[F64, F64]:
             slices = [slice_bounds(cut[0].numel, len(owners), i) for i in range(len(owners))]
             part = key, cut[0].owners, bool(op.values[0].kind.owner_sends)
             if part not in sliced:
-                sliced[part] = np.zeros(len(hosts), dtype=np.int64)
+                sliced[part] = np.zeros(len(owner), dtype=np.int64)
             sliced[part][list(owners)] += [(hi - lo) * schedule.itemsize for lo, hi in slices]
         else:
             uniform[key] += op.nbytes

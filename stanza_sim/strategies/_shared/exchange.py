@@ -70,8 +70,8 @@ def exchange_by_servers(
     pass waits for all of it. `grads_ready[block]` is the op after which the gradients of a block of `bundles` are
     complete. With `credit`, what is pushed and pulled goes by priority: see `Transfer`; owners then have a lane per
     block. With `hosts`, gradients are added up on each host first, and only the sum is pushed; parameters are pulled by
-    one rank of each host, which passes them on, or by every worker itself unless they `share_pulls`. To `pull_together` is to pull nothing before the last update at an owner, but to begin
-    the next forward pass with what is there.
+    one rank of each host, which passes them on, or by every worker itself unless they `share_pulls`. To `pull_together`
+    is to pull nothing before the last update at an owner, but to begin the next forward pass with what is there.
     """
     passing = hosts if share_pulls else None
     last = [grads_ready[block.name] for block in b.model.blocks if block.tensors and block.name in grads_ready]

@@ -44,9 +44,10 @@ def together(seconds: Mapping[str, float], key: Callable[[str], str]) -> dict[st
 
 
 def mean_op_seconds(result: CaseResult) -> dict[str, float]:
-    """Measured seconds by op kind, mean over repeats."""
-    kinds = sorted({kind for m in result.measured for kind in m.parts})
-    return {k: fsum(m.parts.get(k, 0.0) for m in result.measured) / len(result.measured) for k in kinds}
+    """Measured seconds by op kind, mean over the repeats that are compared."""
+    measured = result.compared
+    kinds = sorted({kind for m in measured for kind in m.parts})
+    return {k: fsum(m.parts.get(k, 0.0) for m in measured) / len(measured) for k in kinds}
 
 
 def differences(result: CaseResult, key: Callable[[str], str] = category_of) -> dict[str, float]:

@@ -94,6 +94,8 @@ class _Measured(Section):
     realtime: bool
     stolen: float
     tries: int
+    others: float = 0.0
+    drift: float | None = None
     predicted: _Prediction | None = None
 
 

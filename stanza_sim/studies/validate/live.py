@@ -85,6 +85,7 @@ def measured_of(plan: Plan, measurement: Measurement, *, iterations: int, wall_s
         realtime=measurement.realtime,
         stolen=measurement.stolen,
         tries=measurement.tries,
+        others=measurement.others,
     )
 
 
@@ -98,8 +99,8 @@ class LiveBench:
     """Runs the cases of a suite on this machine; see `stanza_sim.studies.validate.runner.Bench`.
 
     A network is calibrated with single messages between ranks in it. For real computations the blocks of its models are
-    timed as well, on all of its ranks at once, and again right before each repeat of a case, since the speed of shared
-    cores moves by a third within seconds; emulated ones take as long as the cost model says, so nothing is timed.
+    timed as well, on all of its ranks at once, and again right before and after each repeat of a case, since the speed
+    of shared cores moves by a third within seconds; emulated ones take as long as the cost model says, so nothing is.
     """
 
     def __init__(self, suite: Loaded[Suite], plans: CasePlans, cases: Sequence[Case], *, say: Say) -> None:
@@ -126,27 +127,46 @@ class LiveBench:
 
     def calibrate(self, network: str, cases: Sequence[Case]) -> str:
         """See `Bench`."""
+        with self._ranks(network) as workers:
+            begin = time.monotonic()
+            found = self._calibrate(cases[0], workers)
+            if not self._emulated:
+                for case in cases:
+                    self._profile(case, workers)
+            took_s = time.monotonic() - begin
+        return f"{_in_words(found)} ({took_s:.0f} s)"
+
+    def _calibrate(self, case: Case, workers: Workers) -> NetworkProfile:
+        """Calibrate the network of a case, on which `workers` are."""
         from stanza_sim.execute import Backend
-        from stanza_sim.execute.calibrate.calibration import calibrate
         from stanza_sim.execute.calibrate.network import calibrate_network
         from stanza_sim.profiles.network import with_network
 
-        stated, how = self._plans.clusters[network], self._suite.value.execute
-        backend = Backend(how.backend)
-        with self._ranks(network) as workers:
-            begin = time.monotonic()
-            found = calibrate_network(
-                workers, stated, testbed=_in_testbed(stated), realtime=self._realtime(cases[0]), backend=backend
+        stated, backend = self._plans.clusters[case.network], Backend(self._suite.value.execute.backend)
+        found = calibrate_network(
+            workers, stated, testbed=_in_testbed(stated), realtime=self._realtime(case), backend=backend
+        )
+        self._clusters[case.network] = with_network(stated, found)
+        return found
+
+    def _profile(self, case: Case, workers: Workers) -> Profile:
+        """The block times of a case's model, at all samples that cases of its network need; timed if not known yet."""
+        from stanza_sim.execute import Backend
+        from stanza_sim.execute.calibrate.calibration import calibrate
+
+        key = case.network, self._plans[case].entry.title
+        if key not in self._profiles:
+            plans = [self._plans[c] for c in self._plans.cases if c.network == case.network]
+            mine = [plan for plan in plans if plan.entry.title == key[1]]
+            suite = self._suite.value
+            self._profiles[key] = calibrate(
+                workers,
+                mine[0].model,
+                [plan.schedule for plan in mine],
+                backend=Backend(suite.execute.backend),
+                seed=suite.seed,
             )
-            if not self._emulated:
-                seed = self._suite.value.seed
-                for title, plans in self._by_model(cases).items():
-                    schedules = [p.schedule for p in plans]
-                    profile = calibrate(workers, plans[0].model, schedules, backend=backend, seed=seed)
-                    self._profiles[network, title] = profile
-            took_s = time.monotonic() - begin
-        self._clusters[network] = with_network(stated, found)
-        return f"{_in_words(found)} ({took_s:.0f} s)"
+        return self._profiles[key]
 
     def predict(self, case: Case) -> Predicted:
         """See `Bench`."""
@@ -164,25 +184,32 @@ class LiveBench:
 
     def measure(self, case: Case, predicted: Predicted) -> Measured:
         """See `Bench`."""
-        from stanza_sim.execute import Backend, execute
-        from stanza_sim.execute.calibrate.calibration import calibrate
+        from stanza_sim.execute import execute
 
         if self._workers is None:
             raise RuntimeError(f"network {case.network} is not open")
-        begin, load, plan, anew = time.monotonic(), machine.load(), self._plans[case], None
-        if not self._emulated:
-            how = self._suite.value
-            profile = calibrate(
-                self._workers, plan.model, [plan.schedule], backend=Backend(how.execute.backend), seed=how.seed
-            )
-            anew = self._plans.predict(case, self._clusters[case.network], profile)
-        iterations = timed_iterations(self._suite.value.timing, (anew or predicted).iteration_s)
-        (measurement,) = execute([self._job(case, iterations)], self._workers)
+        begin, load, plan, workers = time.monotonic(), machine.load(), self._plans[case], self._workers
+        iterations = timed_iterations(self._suite.value.timing, predicted.iteration_s)
+        job = self._job(case, iterations)
+        anew, drift = None, None
+        if self._emulated:
+            (measurement,) = execute([job], workers)
+        else:
+            from stanza_sim.experiment.retiming import Retimer
+
+            title = plan.entry.title
+            if case.network not in self._clusters:  # a journal that is continued has predictions, and no calibration
+                self._calibrate(case, workers)
+            retimer = Retimer(workers, [plan], {title: self._profile(case, workers)}, seed=self._suite.value.seed)
+            (measurement,) = execute([job], workers, between=retimer.between)
+            timed = retimer.timed(0)
+            anew = self._plans.predict(case, self._clusters[case.network], timed.profile)
+            drift = timed.drift.change
         if self._realtime(case) and not measurement.realtime:
             self._once("warning: real-time scheduling is not permitted here: ranks were scheduled as all processes are")
         wall_s = time.monotonic() - begin
         measured = measured_of(plan, measurement, iterations=iterations, wall_s=wall_s, load=load)
-        return replace(measured, predicted=anew)
+        return replace(measured, predicted=anew, drift=drift)
 
     @contextmanager
     def _ranks(self, network: str) -> Iterator[Workers]:
@@ -203,12 +230,6 @@ class LiveBench:
         """Whether the ranks of a case ask for real-time scheduling, when they are measured and when calibrated."""
         emulation = self._job(case, self._suite.value.timing.least).emulation
         return emulation is not None and emulation.realtime
-
-    def _by_model(self, cases: Sequence[Case]) -> dict[str, list[Plan]]:
-        found: dict[str, list[Plan]] = {}
-        for case in cases:
-            found.setdefault(self._plans[case].entry.title, []).append(self._plans[case])
-        return found
 
     def _once(self, text: str) -> None:
         """Say something that would otherwise be said whenever a network is opened."""

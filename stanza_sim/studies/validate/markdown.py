@@ -51,8 +51,8 @@ def _summary(report: Report) -> list[str]:
 def _before(report: Report) -> str:
     if any(m.predicted for r in report.results for m in r.measured):
         return (
-            "anything was measured, then anew before each repeat, with block times taken just then (speeds of cores "
-            "change); of these predictions the median one is compared"
+            "anything was measured, then anew for each repeat, from block times taken right before and after it "
+            "(speeds of cores change); of the repeats the one whose error is the median one is compared"
         )
     return "anything was measured"
 
@@ -93,6 +93,7 @@ _BUDGET = (
 
 def _cases(report: Report) -> list[str]:
     rows = []
+    timed_anew = any(r.drift is not None for r in report.results)
     for r in report.results:
         comm = r.error_of_comm_pct
         rows.append(
@@ -105,16 +106,22 @@ def _cases(report: Report) -> list[str]:
                 "" if comm is None else _signed(comm),
                 f"{100 * r.predicted.exposed_share:.0f}",
                 f"{100 * r.measured_exposed_s / r.measured_s:.0f}",
+                *(["" if r.drift is None else _signed(100 * r.drift)] if timed_anew else []),
             ]
         )
     heading = ["case", "predicted, ms", "measured, ms", "spread, %", "error, %", "of communication, %"]
     repeats = max(len(r.measured) for r in report.results)
+    compared, about_machine = f"Measured: median over {repeats} repeats", ""
+    if timed_anew:
+        compared = f"Measured: the one of {repeats} repeats whose error is the median one"
+        about_machine = " Machine: how much longer blocks took right after a repeat than right before it, where that "
+        about_machine += "changed most."
     return [
         "## Cases",
-        f"Measured: median over {repeats} repeats; spread: greatest less least of them over the median. Exposed: "
-        "share of the iteration in which ranks wait for what is moving, predicted and measured.",
+        f"{compared}; spread: greatest less least of them over the median. Exposed: share of the iteration in which "
+        f"ranks wait for what is moving, predicted and measured.{about_machine}",
         "",
-        *_table([*heading, "exposed, %", "measured, %"], rows),
+        *_table([*heading, "exposed, %", "measured, %", *(["machine, %"] if timed_anew else [])], rows),
         "",
     ]
 
@@ -136,6 +143,7 @@ def _circumstances(report: Report) -> list[str]:
         f"- cores taken away by the virtual machine's host (steal): at most {max(m.stolen for m in repeats):.1%} of "
         f"them in a repeat; {sum(m.tries > 1 for m in repeats)} of {len(repeats)} repeats were measured again, up to "
         f"{TRIES} times in all, because that was over {MOST_STOLEN:.0%}",
+        f"- cores that other processes had: at most {max(m.others for m in repeats):.0%} of them in a repeat",
         "",
         *_table(
             ["network", "what it is", "calibrated with single messages"],

@@ -39,8 +39,10 @@ class Measured:
     """One repeat of a case. Times in seconds per iteration, the iteration's own being a median over `iterations`.
 
     `wall_s` is what the repeat took in all, `load` the machine's load average (1 min) when it began, `stolen` the share
-    of the cores that its host took away meanwhile; of so many `tries` this is the one of which least was. `predicted`
-    is a prediction of this repeat, made right before it, where that differs from the one made at first.
+    of the cores that its host took away meanwhile and `others` that on which other processes ran; of so many `tries`
+    this is the one of which least was taken away. `predicted` is a prediction of this repeat, from block times taken
+    right before and after it, where there is one beside that made at first; `drift` is the time that its blocks took
+    after it over that before, less one.
     """
 
     iteration_s: float
@@ -54,33 +56,58 @@ class Measured:
     realtime: bool = False
     stolen: float = 0.0
     tries: int = 1
+    others: float = 0.0
+    drift: float | None = None
     predicted: Predicted | None = None
 
 
 def over_repeats(first: Predicted, measured: Sequence[Measured]) -> Predicted:
-    """The prediction to compare with the median of `measured`: `first`, or of those made anew the median one."""
-    each = sorted((m.predicted or first for m in measured), key=lambda p: p.iteration_s)
-    return replace(each[(len(each) - 1) // 2], source=first.source)
+    """The prediction to compare: `first`, or where repeats have predictions of their own that of `median_repeat`."""
+    chosen = median_repeat(measured)
+    return first if chosen is None or chosen.predicted is None else replace(chosen.predicted, source=first.source)
+
+
+def median_repeat(measured: Sequence[Measured]) -> Measured | None:
+    """The repeat whose own prediction has the median error; of an even number the one further down. None without any.
+
+    Each repeat is held against what was timed around it: a machine that drifts changes both alike.
+    """
+    each = [(m.predicted.iteration_s / m.iteration_s, m) for m in measured if m.predicted is not None]
+    return sorted(each, key=lambda pair: pair[0])[(len(each) - 1) // 2][1] if each else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CaseResult:
-    """A case with its prediction (see `over_repeats`) and at least one measurement."""
+    """A case with its prediction (see `over_repeats`) and at least one measurement.
+
+    `compared` are the measurements with which the prediction is compared: all, or the one that it is of.
+    """
 
     case: Case
     predicted: Predicted
     measured: tuple[Measured, ...]
 
     @property
+    def compared(self) -> tuple[Measured, ...]:
+        """See above."""
+        chosen = median_repeat(self.measured)
+        return self.measured if chosen is None else (chosen,)
+
+    @property
     def measured_s(self) -> float:
-        """Median over repeats of the iteration time."""
-        return median(m.iteration_s for m in self.measured)
+        """The iteration time that is compared: the median over repeats, or that of the median repeat."""
+        return median(m.iteration_s for m in self.compared)
+
+    @property
+    def drift(self) -> float | None:
+        """The greatest change of block times around a repeat, by its size; None where they were not timed."""
+        return max((m.drift for m in self.measured if m.drift is not None), key=abs, default=None)
 
     @property
     def spread_pct(self) -> float:
         """Greatest less least repeat, in percent of the median."""
         times = [m.iteration_s for m in self.measured]
-        return 100 * (max(times) - min(times)) / self.measured_s
+        return 100 * (max(times) - min(times)) / median(times)
 
     @property
     def error_pct(self) -> float:
@@ -89,8 +116,8 @@ class CaseResult:
 
     @property
     def measured_exposed_s(self) -> float:
-        """Median over repeats of the exposed communication, as `stanza_sim.timeline.measures.waiting` defines it."""
-        return median(m.exposed_comm_s for m in self.measured)
+        """The exposed communication that is compared, as `stanza_sim.timeline.measures.waiting` defines it."""
+        return median(m.exposed_comm_s for m in self.compared)
 
     @property
     def error_of_comm_pct(self) -> float | None:

@@ -140,6 +140,7 @@ def _case(report: Report, result: CaseResult) -> dict[str, Json]:
         "error_of_comm_pct": result.error_of_comm_pct,
         "predicted_exposed_s": p.exposed_comm_s,
         "measured_exposed_s": result.measured_exposed_s,
+        "machine_pct": None if result.drift is None else 100 * result.drift,
         "single_server": result.single_server,
         "predicted_parts_s": dict(p.parts),
         "measured_parts_s": budget.mean_op_seconds(result),
@@ -157,6 +158,8 @@ def _case(report: Report, result: CaseResult) -> dict[str, Json]:
                 "realtime": m.realtime,
                 "stolen": m.stolen,
                 "tries": m.tries,
+                "others": m.others,
+                "machine_pct": None if m.drift is None else 100 * m.drift,
                 "predicted_s": (m.predicted or p).iteration_s,
             }
             for m in result.measured
@@ -179,6 +182,7 @@ _CSV = (
     "error_of_comm_pct",
     "predicted_exposed_s",
     "measured_exposed_s",
+    "machine_pct",
 )
 
 

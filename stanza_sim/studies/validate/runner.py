@@ -42,7 +42,7 @@ class Bench(Protocol):
     def measure(self, case: Case, predicted: Predicted) -> Measured:
         """Run a case once, on the network that is open; `predicted` says how long it may take.
 
-        Where the speed of computations may have changed since, predict it anew before.
+        Where the speed of computations may have changed since, predict it anew from how fast they are around it.
         """
         ...
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stanza_sim.cluster import Cluster
+from stanza_sim.cluster import Cluster, Intra, IntraKind, Nic, PcieTree, Transport, star
 from stanza_sim.schedule import Schedule
 from stanza_sim.simulate.lowering.quick_bound import quick_bound_s
 from tests.schedule.random_schedules import legal_schedules
@@ -49,6 +51,24 @@ def test_of_any_schedule(data: st.DataObject) -> None:
 def test_where_links_are_busiest_it_is_the_exact_bound(which: str) -> None:
     name, given_settings = STRATEGIES[which]
     assert not_above(build(name, MODEL, 5, **given_settings), cluster(5)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("which", ["one server", "co-located, cut", "two servers, slices"])
+def test_where_processes_are_busiest_it_is_the_exact_bound(which: str) -> None:
+    name, given_settings = STRATEGIES[which]
+    slow = Nic(bandwidth_Bps=1e6, transport=Transport(process_Bps=1e5))
+    assert not_above(build(name, MODEL, 5, **given_settings), cluster(5, nic=slow)) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("which", ["one server", "two servers, cut", "co-located, cut", "all-reduce", "Stanza"])
+def test_of_hosts_with_trees(which: str) -> None:
+    name, given_settings = STRATEGIES[which]
+    tree = PcieTree(switches=((0, 1), (2, 3)), switch_Bps=5e5, sockets=2, memory_Bps=9e5)
+    intra = Intra(kind=IntraKind.PCIE, bandwidth_Bps=1e6, tree=tree)
+    hosts = cluster(2, ranks_per_host=4).hosts
+    for count in (1, 2):
+        on = star(replace(host, devices=("K80",) * 4, intra=intra) for host in hosts[:count])
+        not_above(build(name, MODEL, 4 * count, **given_settings), on)
 
 
 def test_without_a_network_there_is_computing() -> None:

@@ -165,9 +165,25 @@ def test_it_is_said_that_predictions_were_made_anew(report):
     (first, *others) = report.results
     anew = replace(first.measured[0], predicted=predicted(0.09))
     renewed = replace(report, results=(replace(first, measured=(anew, first.measured[1])), *others))
-    assert "then anew before each repeat, with block times taken just then" in report_markdown(renewed)
+    assert "then anew for each repeat, from block times taken right before and after it" in report_markdown(renewed)
     repeats = report_object(renewed)["cases"][0]["repeats"]
     assert [r["predicted_s"] for r in repeats] == [0.09, 0.099]
+
+
+def test_how_the_machine_moved_is_in_every_form(report):
+    first, *others = report.results
+    moved = replace(first.measured[0], predicted=predicted(0.09), drift=-0.031, others=0.07)
+    renewed = replace(report, results=(replace(first, measured=(moved, first.measured[1])), *others))
+    text = report_markdown(renewed)
+    assert "| machine, % |" in text
+    assert "| −3.10 |" in text
+    assert "- cores that other processes had: at most 7% of them in a repeat" in text
+    assert "machine, %" not in report_markdown(report)
+    case = report_object(renewed)["cases"][0]
+    assert case["machine_pct"] == pytest.approx(-3.1)
+    assert [(r["machine_pct"], r["others"]) for r in case["repeats"]] == [(pytest.approx(-3.1), 0.07), (None, 0.0)]
+    lines = list(csv.DictReader(io.StringIO(report_csv(renewed))))
+    assert [line["machine_pct"] for line in lines] == ["-3.1", "", ""]
 
 
 def test_what_the_host_took_away_is_said(report):

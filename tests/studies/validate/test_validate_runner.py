@@ -117,7 +117,7 @@ def test_a_journal_reads_back_to_what_was_written(tmp_path):
         journal.predict("b", second)
         journal.measure("a", 2, measured(0.1))
         journal.measure("a", 0, measured(1 / 7))
-        anew = replace(measured(0.2), predicted=predicted(0.19))
+        anew = replace(measured(0.2), predicted=predicted(0.19), drift=-0.1, others=0.2)
         journal.measure("b", 0, anew)
         done = journal.done
     found, size = read(tmp_path / NAME)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.studies.validate import budget
 from stanza_sim.studies.validate.records import over_repeats
 from stanza_sim.studies.validate.statistics import errors_of, judge, mixture, require_rules
 from stanza_sim.studies.validate.suite import Bounds, Rules
@@ -63,15 +64,24 @@ def test_a_result_is_a_median_of_its_repeats():
     assert result(predicted(0.09), measured(0.1)).error_pct == pytest.approx(-10)
 
 
-def test_of_predictions_made_anew_the_median_one_is_compared():
+def test_of_repeats_predicted_anew_the_one_with_the_median_error_is_compared():
     """Cores that are slow for a while make both longer; the source stays that of the first prediction."""
     first = predicted(0.2)
-    repeats = [replace(measured(s), predicted=predicted(p)) for s, p in ((0.1, 0.11), (0.16, 0.17), (0.12, 0.13))]
+    times = ((0.1, 0.14), (0.16, 0.17), (0.12, 0.12))  # errors of +40, +6.25 and 0%
+    repeats = [
+        replace(measured(s), predicted=predicted(p), drift=d) for (s, p), d in zip(times, (0.1, -0.3, 0.2), strict=True)
+    ]
     again = over_repeats(first, repeats)
-    assert again == predicted(0.13)
-    assert result(again, *repeats).error_pct == pytest.approx(100 * (0.13 / 0.12 - 1))
+    assert again == predicted(0.17)
+    found = result(again, *repeats)
+    assert (found.measured_s, found.measured_exposed_s) == (0.16, 0.08)
+    assert found.error_pct == pytest.approx(6.25)
+    assert found.spread_pct == pytest.approx(50)
+    assert found.drift == -0.3
+    assert sum(budget.differences(found).values()) == pytest.approx(0.01)
     assert over_repeats(first, [measured(0.1), measured(0.3)]) == first
-    assert over_repeats(first, [measured(0.1), repeats[0], measured(0.3)]) == first
+    assert over_repeats(first, [measured(0.1), repeats[0], measured(0.3)]) == predicted(0.14)
+    assert result(first, measured(0.1), measured(0.3)).drift is None
 
 
 def test_error_of_communication_time():

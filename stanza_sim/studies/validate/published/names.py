@@ -34,10 +34,12 @@ def plain(text: str) -> str:
 @cache
 def device_name(gpu: str) -> str | None:
     """The device whose name is in `gpu` ("NVIDIA Tesla V100-SXM2-16GB" is V100); None if we have none."""
-    known = {plain(name): name for name in config.available(config.Kind.DEVICES) if name != "cpu"}
-    text = plain(gpu)
-    found = [key for key in known if re.search(rf"{key}(?![0-9])", text)]
-    return known[max(found, key=len)] if found else None
+    found = []
+    for name in config.available(config.Kind.DEVICES):
+        written = r"[\s_-]*".join(re.findall("[a-z]+|[0-9]+", name.lower()))
+        if name != "cpu" and re.search(rf"(?<![a-z0-9]){written}(?![0-9])", gpu.lower()):
+            found.append(name)
+    return max(found, key=len, default=None)
 
 
 def precision_of(device: str, stated: str) -> str:

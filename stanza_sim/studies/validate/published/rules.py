@@ -23,7 +23,31 @@ from stanza_sim.studies.validate.published.names import device_name, model_of, p
 from stanza_sim.studies.validate.published.suite import Causes, PublishedSuite
 from stanza_sim.studies.validate.published.tables import TrainingRow
 
-RULES = """cluster: as many hosts as stated, one switch; GPUs inside a host over what `intra` says."""
+RULES = """\
+Cluster: as many hosts as stated on one switch, with NICs of `nic_gbps`. GPUs inside a host talk over NVLink, or over
+a tree of PCIe switches with up to 4 GPUs each, two sockets from 5 GPUs on, and host memory.
+
+Computation: a roofline or sum model spreads the time of a step over blocks and phases; where the source states one
+GPU's throughput, all of it is scaled to that. The slowest of all GPUs sets the pace (`losses.device_spread`).
+
+Transport: rdma as stated; gRPC for servers of TensorFlow over hosts (on networks of 80 Gb/s and more that of a
+supercomputer); MPI for horovod_mpi; else TCP, with EC2's limit of a flow where source or notes name EC2, AWS or an
+overlay network. Presets: stanza_sim/data/transports.
+
+all_reduce, ddp, names with nccl, and TensorFlow's other modes: all_reduce in PyTorch's buckets; horovod: in fusion
+buffers. Frameworks of TensorFlow and Horovod begin an iteration when a rank is through with the one before.
+
+tf_ps_cpu: a server on each host's CPU; tf_ps_gpu, mxnet_kv_single and mxnet_dist_device_sync on one host: shards
+beside all GPUs, whole tensors. tf_distributed: `servers` (one a host) on hosts' CPUs, balanced by bytes; gradients
+are summed on each host. TensorFlow pulls parameters at the beginning of a step; distributed_replicated as soon as
+they are updated, one GPU a host.
+
+mxnet_dist_device_sync on several hosts: shards beside GPUs, MXNet's assignment, hosts add up first; byteps: BytePS's
+assignment, co-located or on CPU machines of their own; sharded_head: all samples in one batch.
+
+Scored: rows that are usable, of several GPUs, with one GPU's throughput; all-reduces of 256 KiB and more; every row
+of one GPU.
+"""
 
 NVLINK = {"P100": "80GB/s", "V100": "150GB/s", "A100": "300GB/s", "H100": "450GB/s"}
 """Each direction of a GPU's NVLinks together (NVIDIA's data sheets: 4 x 20, 6 x 25, 12 x 25 and 18 x 25 GB/s)."""
@@ -146,8 +170,8 @@ def way_of(row: TrainingRow, causes: Causes) -> Way:
     if name.startswith("byteps"):
         pieces: dict[str, object] = {"assignment": "byteps", **local}
         if "cpu_servers" in name:
-            return Way(strategy="parameter_server", settings={**settings, "servers": servers}, server_hosts=servers)
-        return Way(strategy="parameter_server", settings={**colocated, **settings})
+            return Way(strategy="parameter_server", settings={**pieces, "servers": servers}, server_hosts=servers)
+        return Way(strategy="parameter_server", settings={**colocated, **pieces})
     raise InputError(f"strategy {name!r} is none that is predicted", hint="see the rules of --dry-run")
 
 

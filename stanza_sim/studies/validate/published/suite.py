@@ -17,7 +17,12 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import Rate, Seconds
 from stanza_sim.experiment.file import Name
 
-DATA = Path(__file__).parents[3] / "data" / "published"
+_DATA = Path(__file__).parents[3] / "data"
+OWN = {
+    "rows": _DATA / "published" / "rows.csv",
+    "nccl": _DATA / "published" / "nccl.csv",
+    "single": _DATA / "single_timings.csv",
+}
 """The project's own copies of the files."""
 
 Percent = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -97,7 +102,7 @@ def file_of(loaded: Loaded[PublishedSuite], what: Literal["rows", "nccl", "singl
     Raises `InputError` if it does not exist.
     """
     stated: str | None = getattr(loaded.value, what)
-    path = given or (loaded.path.parent / stated if stated is not None else DATA / f"{what}.csv")
+    path = given or (loaded.path.parent / stated if stated is not None else OWN[what])
     if not path.is_file():
         wrong = "is a folder" if path.is_dir() else "no such file"
         raise InputError(wrong, where=str(path), hint="name a CSV file, see stanza_sim/data/published/README.md")

@@ -1,0 +1,80 @@
+"""Published rows of nccl-tests and of single GPUs, read and predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from stanza_sim.base.errors import InputError
+from stanza_sim.studies.validate.published.nccl import predict_nccl
+from stanza_sim.studies.validate.published.scores import Outcome, RowKind
+from stanza_sim.studies.validate.published.tables import Cells, read_cells
+
+NCCL_COLUMNS = ("gpus", "bytes", "time_us_out_of_place")
+SINGLE_COLUMNS = ("gpu", "framework", "precision", "model", "factory", "batch", "image", "samples_per_s")
+SCORED_FROM = 256 * 1024
+"""Smaller all-reduces are listed: what a call costs decides there, and no training waits for it."""
+LARGE = 64 * 1024 * 1024
+"""From here on bandwidth decides."""
+
+
+def nccl_outcomes(path: Path) -> list[Outcome]:
+    """Read and predict rows of nccl-tests. Raises `InputError` with file and line."""
+    rows = read_cells(path, NCCL_COLUMNS)
+    sizes = []
+    for cells in rows:
+        gpus, nbytes = cells.count("gpus"), cells.number_of("bytes") and cells.count("bytes")
+        if nbytes is None:
+            raise cells.wrong("bytes", "is empty", "a whole number is needed")
+        sizes.append((gpus, nbytes))
+    try:
+        predicted = predict_nccl([{"gpus": gpus, "bytes": nbytes} for gpus, nbytes in sizes])
+    except InputError as error:
+        raise InputError(f"{error.where}: {error.message}", where=str(path), hint=error.hint) from None
+    return [
+        Outcome(
+            id=cells.text("id", str(cells.number)),
+            kind=RowKind.NCCL,
+            label=f"{nbytes:,} bytes on {gpus} GPUs",
+            predicted=microseconds,
+            measured=(measured := cells.number_of("time_us_out_of_place")),
+            scored=nbytes >= SCORED_FROM and measured is not None,
+            groups=(("GPUs", str(gpus)), ("bytes", "64 MiB and more" if nbytes >= LARGE else "below 64 MiB")),
+        )
+        for cells, (gpus, nbytes), microseconds in zip(rows, sizes, predicted, strict=True)
+    ]
+
+
+def single_outcomes(path: Path, tell: Callable[[str, int, int], None] = lambda *_: None) -> list[Outcome]:
+    """Read and predict rows of one GPU. Raises `InputError` for a file that is wrong."""
+    rows = read_cells(path, SINGLE_COLUMNS)
+    found = []
+    for done, cells in enumerate(rows, 1):
+        found.append(_single(cells))
+        tell(cells.text("model"), done, len(rows))
+    return found
+
+
+def _single(cells: Cells) -> Outcome:
+    measured, predicted, reason = cells.number_of("samples_per_s"), None, ""
+    try:
+        from stanza_sim.studies.validate.published.single import predict_single
+
+        predicted = predict_single(cells.cells)
+    except InputError as error:
+        reason = error.message
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        reason = "recording a model needs torch"
+    gpu, precision = cells.needed("gpu"), cells.text("precision")
+    return Outcome(
+        id=cells.text("id", str(cells.number)),
+        kind=RowKind.SINGLE,
+        label=f"{cells.needed('model')} {cells.text('batch')} on {gpu}, {precision}",
+        predicted=predicted,
+        measured=measured,
+        scored=predicted is not None and measured is not None,
+        reason=reason,
+        groups=(("GPU", gpu),),
+    )
