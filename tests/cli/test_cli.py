@@ -76,7 +76,7 @@ def test_run_prints_a_table(small):
         assert heading in lines[3]
     assert sum("bottleneck: " in line for line in lines) == 2
     assert "1.00x" in result.stdout
-    assert "costs: roofline V100, alexnet" in result.stdout
+    assert "costs: sum model V100, alexnet" in result.stdout
     assert result.stderr == ""
 
 
