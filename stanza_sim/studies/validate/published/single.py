@@ -4,8 +4,8 @@ Rules: the GPU is that of a device file whose `published:` names stand in the ro
 "autocast" is fp16 unless bf16 stands there; "TF32" and "fp32" are the device's fp32 setting. The model is torchvision's
 or timm's of the row's name as `factory` says; where timm is not installed, torchvision's twin. A step has the
 optimiser's update unless the framework says "forward and backward only", and is launched from Python unless it says
-"CUDA graphs" or "compile", or is TensorFlow or MXNet. Models are recorded whole on torch's meta device, once on a machine; no factor of a
-measured model is used, so that known and unknown models are predicted alike.
+"CUDA graphs" or "compile", or is TensorFlow or MXNet. Models are recorded whole on torch's meta device, once on a
+machine; no factor of a measured model is used, so that known and unknown models are predicted alike.
 """
 
 from __future__ import annotations
