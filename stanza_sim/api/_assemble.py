@@ -16,7 +16,7 @@ from stanza_sim.api.schedules import USE_CLUSTER, ModelSchedule
 from stanza_sim.base.config import Loaded, validate
 from stanza_sim.base.telling import Say
 from stanza_sim.cluster.cluster import Cluster
-from stanza_sim.experiment.file import Experiment, ModelEntry, Scale
+from stanza_sim.experiment.file import Execute, Experiment, ModelEntry, Scale
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
 from stanza_sim.experiment.rows import Plan, known_profiles, model_of
 from stanza_sim.experiment.scenario import Conditions, Scenario
@@ -42,6 +42,11 @@ class Setup:
     def cluster(self) -> Cluster:
         """The cluster, with the times of its network if these were measured."""
         return self.conditions.cluster
+
+    @property
+    def devices(self) -> frozenset[str]:
+        """The names of what ranks compute on."""
+        return frozenset(map(self.cluster.device_of, range(self.cluster.world_size)))
 
     def on(self, cluster: Cluster, costs: RankCosts | None) -> Setup:
         """The same on another cluster, with other costs if any were given."""
@@ -69,6 +74,14 @@ def experiment_of(
     data = {"name": "python", "cluster": "cluster", "models": list(models), "strategies": list(strategies)}
     given = {key: value for key, value in keys.items() if value is not None}
     return Loaded(value=validate({**data, **given}, Experiment, source), source=source, path=Path("python"))
+
+
+def with_dilation(function: str, loaded: Loaded[Experiment], dilate: float) -> Loaded[Experiment]:
+    """The experiment with its `execute.dilate` replaced. Raises `InputError` where that does not fit."""
+    execute = loaded.value.execute
+    given = validate({"compute": execute.compute, "dilate": dilate}, Execute, arguments(function))
+    changed = execute.model_copy(update={"dilate": given.dilate})
+    return replace(loaded, value=loaded.value.model_copy(update={"execute": changed}))
 
 
 def setup(

@@ -9,51 +9,9 @@ from stanza_sim.api._arguments import factor
 from stanza_sim.base.config import near
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.cluster import Cluster
-from stanza_sim.cluster.hardware import DirectedLink, Host, Nic, TokenBucket
+from stanza_sim.cluster.hardware import Nic
 
 FUNCTION = "what_if"
-
-
-def with_faster_network(cluster: Cluster, times: float) -> Cluster:
-    """All that messages cross carries so many times as many bytes per second: links, fabrics in hosts, loopbacks."""
-    cluster = with_faster_links(cluster, dict.fromkeys(range(len(cluster.links)), times))
-    return replace(cluster, hosts=tuple(_wider(host, times) for host in cluster.hosts))
-
-
-def with_faster_links(cluster: Cluster, times: Mapping[int, float]) -> Cluster:
-    """Links, by index, that carry so many times as many bytes per second. Other traffic stays what it is."""
-    return replace(
-        cluster,
-        links=tuple(_wider_link(link, times[q]) if q in times else link for q, link in enumerate(cluster.links)),
-    )
-
-
-def _wider_link(link: DirectedLink, times: float) -> DirectedLink:
-    return replace(link, bandwidth_Bps=link.bandwidth_Bps * times, bucket=_wider_bucket(link.bucket, times))
-
-
-def _wider_bucket(bucket: TokenBucket | None, times: float) -> TokenBucket | None:
-    return None if bucket is None else replace(bucket, peak_Bps=bucket.peak_Bps * times)
-
-
-def _wider(host: Host, times: float) -> Host:
-    def nic(one: Nic) -> Nic:
-        back = one.receive_bandwidth_Bps
-        return replace(
-            one,
-            bandwidth_Bps=one.bandwidth_Bps * times,
-            receive_bandwidth_Bps=None if back is None else back * times,
-            bucket=_wider_bucket(one.bucket, times),
-            transport=one.transport.scaled(times),
-        )
-
-    return replace(
-        host,
-        nic=nic(host.nic),
-        more_nics=tuple(map(nic, host.more_nics)),
-        intra=None if host.intra is None else replace(host.intra, bandwidth_Bps=host.intra.bandwidth_Bps * times),
-        loopback=replace(host.loopback, bandwidth_Bps=host.loopback.bandwidth_Bps * times),
-    )
 
 
 def with_rate(cluster: Cluster, rate_Bps: float) -> Cluster:

@@ -11,7 +11,8 @@ from stanza_sim.api.measuring import Measurement
 from stanza_sim.api.predictions import Prediction
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.tables import Tabular, shortened
-from stanza_sim.report.table import Column, fixed, print_grid
+from stanza_sim.report.table import Column, fixed, low_high, print_basis, print_grid, tied_note
+from stanza_sim.simulate.residual import tied
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -19,8 +20,11 @@ class Comparison(Tabular):
     """Predictions and measurements, one a row. It prints as a table, shows as HTML in a notebook, and `to_frame()` has
     all columns; times in seconds.
 
-    `speedup` is against the first row. `error_pct`, beside a prediction and a measurement of the same schedule, is what
-    is predicted over what is measured, less one, in percent: negative where the prediction is too fast.
+    `samples_per_s_low` and `samples_per_s_high` are with costs that are off as far as the prediction's `basis` says.
+    Predictions for one model are `tied_with` each other where some such costs reverse their order; what they share, the
+    devices or the network, is off alike. `speedup` is against the first row. `error_pct`, beside a prediction and a
+    measurement of the same schedule, is what is predicted over what is measured, less one, in percent: negative where
+    the prediction is too fast.
     """
 
     items: tuple[Prediction | Measurement, ...]
@@ -50,6 +54,14 @@ class Comparison(Tabular):
         predicted, measured = (other, one) if isinstance(one, Measurement) else (one, other)
         return 100 * (predicted.iteration_s / measured.iteration_s - 1)
 
+    @property
+    def tied_with(self) -> tuple[tuple[str, ...], ...]:
+        """For each row the labels of those that it cannot be told apart from; see `stanza_sim.simulate.residual`."""
+        return tuple(
+            tuple(other.label for j, other in enumerate(self.items) if j != i and _tied(one, other))
+            for i, one in enumerate(self.items)
+        )
+
     def _columns(self) -> Mapping[str, Sequence[object]]:
         items, first = self.items, self.items[0]
         predictions = [one if isinstance(one, Prediction) else None for one in items]
@@ -60,10 +72,14 @@ class Comparison(Tabular):
             "ranks": [one.schedule.world_size for one in items],
             "iteration_s": [one.iteration_s for one in items],
             "samples_per_s": [one.samples_per_s for one in items],
+            "samples_per_s_low": [None if one is None else one.samples_per_s_low for one in predictions],
+            "samples_per_s_high": [None if one is None else one.samples_per_s_high for one in predictions],
+            "tied_with": ["; ".join(tied) for tied in self.tied_with],
             "speedup": [one.samples_per_s / first.samples_per_s for one in items],
             "exposed_comm_s": [None if one is None else one.exposed_comm_s for one in predictions],
             "bound_s": [None if one is None else one.bound_s for one in predictions],
             "bottleneck": [None if one is None else one.bottleneck for one in predictions],
+            "basis": [None if one is None else one.basis for one in predictions],
             "error_pct": list(self.errors_pct),
         }
 
@@ -79,6 +95,7 @@ class Comparison(Tabular):
         columns = [
             Column(heading="iteration", unit="ms", cells=fixed(one.iteration_s * 1e3 for one in items)),
             Column(heading="samples/s", unit="", cells=fixed(one.samples_per_s for one in items)),
+            *low_high(predictions),
             Column(
                 heading="speed-up", unit="", cells=[f"{one.samples_per_s / first.samples_per_s:.2f}x" for one in items]
             ),
@@ -98,8 +115,24 @@ class Comparison(Tabular):
             columns.append(Column(heading="error", unit="%", cells=cells))
         labels = [one.label if isinstance(one, Prediction) else f"{one.label}, measured" for one in items]
         notes = [[] if one is None else [f"bottleneck: {one.bottleneck}"] for one in predictions]
+        notes = [note + tied_note(tied) for note, tied in zip(notes, self.tied_with, strict=True)]
         print_grid(console, labels, columns, notes)
+        print_basis(console, (one.basis for one in predictions if one is not None))
         return printed(console).rstrip("\n")
+
+
+def _tied(one: Prediction | Measurement, other: Prediction | Measurement) -> bool:
+    """Whether two predictions for one model cannot be told apart."""
+    if not isinstance(one, Prediction) or not isinstance(other, Prediction):
+        return False
+    a, b = one.with_spread(), other.with_spread()
+    if a.spread is None or b.spread is None or a.schedule.profile != b.schedule.profile:
+        return False
+    if one.setup is None or other.setup is None:
+        return tied(a.spread, b.spread)
+    share_network = one.setup.cluster.name == other.setup.cluster.name  # also where one of them is changed
+    share_devices = one.setup.devices == other.setup.devices
+    return tied(a.spread, b.spread, share_computation=share_devices, share_network=share_network)
 
 
 def compare(*items: Prediction | Measurement) -> Comparison:
@@ -111,12 +144,14 @@ def compare(*items: Prediction | Measurement) -> Comparison:
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
     >>> schedules = [ss.build_schedule(s, model, cluster, batch_per_worker=32) for s in ("all_reduce", "stanza")]
     >>> print(ss.compare(*(ss.predict(schedule, cluster) for schedule in schedules)))
-    strategy    iteration  samples/s  speed-up  exposed  bound
-                       ms                            ms     ms
-    all_reduce        727        176     1.00x    576.9    671
+    strategy    iteration  samples/s  low high  speed-up  exposed  bound
+                       ms               %    %                 ms     ms
+    all_reduce        727        176  -13  +15     1.00x    576.9    671
         bottleneck: node-0 receive side (worker, 3 more like it), 92% busy
-    stanza            186        515     2.93x     47.7    141
+    stanza            186        515   -9  +12     2.93x     47.7    141
         bottleneck: node-0 V100 (conv_worker, 2 more like it), 76% busy
+    network: as the topology states, 10 Gbps, taken to be within 15%; computation:
+      fitted, -8% to +11% of 3 published timings
     """
     with placed("compare"):
         hint = "should be what predict or measure returns"

@@ -83,8 +83,12 @@ class ExperimentResult(Tabular):
             key: [getattr(row, key) for row in rows]
             for key in ("model", "label", "strategy", "cluster", "nodes", "batch_per_worker", "precision", "seed")
         }
-        for key in ("iteration_s", "samples_per_s", "exposed_comm_s", "bound_s", "bottleneck", "cost_source"):
+        for key in (
+            *("iteration_s", "samples_per_s", "samples_per_s_low", "samples_per_s_high", "exposed_comm_s", "bound_s"),
+            *("bottleneck", "cost_source", "basis"),
+        ):
             columns[key] = [getattr(row.prediction, key) for row in rows]
+        columns["tied_with"] = ["; ".join(tied) for tied in self.result.tied_with()]
         if any(row.measurement is not None for row in rows):
             for key in ("iteration_s", "samples_per_s"):
                 columns[f"measured_{key}"] = [getattr(row.measurement, key, None) for row in rows]
@@ -131,6 +135,7 @@ class LoadedExperiment:
         *,
         execute: bool = False,
         testbed: bool = False,
+        dilate: float | None = None,
         profiles: str | Path | Sequence[str | Path] = (),
         save_profile: str | Path | None = None,
         say: Say = lambda text: None,
@@ -140,13 +145,19 @@ class LoadedExperiment:
         `profiles` are files of measured block times, or of a calibrated network, in the place of the experiment's own;
         block times that executing measures go to `save_profile`. With `testbed` ranks run in an emulated network
         (root). Rows have predictions that know what they were made of, unless they were made of what was measured just
-        then. Raises `InputError` and `RunError`; in a process that a launcher made a rank other than the first, the
-        result has no rows.
+        then. `dilate` is as in `measure`, and takes the place of the experiment's `execute.dilate`. Raises `InputError`
+        and `RunError`; in a process that a launcher made a rank other than the first, the result has no rows.
         """
         with placed("run"):
             given = paths(profiles, "run", "profiles")
+            loaded = self.loaded
+            if dilate is not None:
+                if not execute:
+                    hint = "add execute=True, testbed=True"
+                    raise InputError("nothing runs, so nothing can run more slowly", where="run: dilate", hint=hint)
+                loaded = _assemble.with_dilation("run", loaded, dilate)
             result = run_loaded(
-                self.loaded,
+                loaded,
                 execute=execute,
                 profiles=given,
                 save_profile=None if save_profile is None else Path(save_profile),

@@ -58,6 +58,7 @@ def measure(
     seed: int = 1,
     compute: Literal["real", "emulated"] = "real",
     testbed: bool = False,
+    dilate: float = 1.0,
     backend: Literal["auto", "gloo", "nccl"] = "auto",
     issue: Literal["auto", "eager", "in_order"] = "auto",
     threads_per_rank: int = 1,
@@ -70,9 +71,10 @@ def measure(
     Ranks are processes of this machine, those of the launcher that started this process (torchrun, Slurm), or with
     `testbed` they run in an emulated network (root). They train on `data` ("synthetic", "digits", or the import path
     of a Dataset); with `compute="emulated"` each computation is a wait of its predicted time instead. `iterations`
-    include `warmup`, which is not timed. `optimizer` is as in a file, such as {"lr": 0.02}. `timeout` is how long a
-    rank may stay silent, in seconds or as "60s". Raises `InputError` for what does not fit this machine, and `RunError`
-    if a rank fails.
+    include `warmup`, which is not timed. With `dilate`, for emulated computations in a testbed, links are so many times
+    slower, computations as much longer, and measured times divided by it. `optimizer` is as in a file, such as
+    {"lr": 0.02}. `timeout` is how long a rank may stay silent, in seconds or as "60s"; it is dilated too. Raises
+    `InputError` for what does not fit this machine, and `RunError` if a rank fails.
 
     >>> import stanza_sim as ss
     >>> here = ss.load_cluster("laptop", nodes=2)
@@ -93,6 +95,7 @@ def measure(
             "issue": issue,
             "threads_per_rank": threads_per_rank,
             "timeout": timeout,
+            "dilate": dilate,
         }
         keys = {
             "seed": seed,

@@ -10,16 +10,18 @@ from typing import Literal
 from stanza_sim.api import _assemble, _what_if
 from stanza_sim.api._arguments import factor, paths, placed
 from stanza_sim.api._assemble import Setup
-from stanza_sim.api._costs import FasterCosts, GivenCosts
+from stanza_sim.api._costs import GivenCosts
 from stanza_sim.api.schedules import ModelSchedule, of_model
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.tables import shortened
 from stanza_sim.base.units import format_time
 from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.cluster.faster import with_faster_links, with_faster_network
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
 from stanza_sim.simulate.costs import CostModel
 from stanza_sim.simulate.prediction import Prediction as Simulated
+from stanza_sim.simulate.slower_costs import SlowerCosts
 from stanza_sim.simulate.steady import steady_window
 from stanza_sim.timeline.critical_path import CriticalPath, critical_path
 
@@ -30,13 +32,17 @@ class Prediction(Simulated):
 
     `iteration_s`, `samples_per_s` (of the whole cluster), `bound_s` (what no order of the same work can beat),
     `bottleneck` (the resource that sets it, in words), `exposed_comm_s`, `idle_s`, `utilisation` by resource,
-    `op_seconds` by kind of op, `timeline`, and `repeats` where it was made of several.
+    `op_seconds` by kind of op, `timeline`, and `repeats` where it was made of several. `samples_per_s_low` and
+    `samples_per_s_high` are what is left of `samples_per_s` where costs are off as far as `basis` says; when they are
+    first asked for, it is simulated four times more.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
     >>> b = ss.predict(ss.build_schedule("all_reduce", model, cluster, batch_per_worker=32), cluster)
     >>> print(f"{b.iteration_s * 1e3:.0f} ms, limited by {b.bottleneck}")
     727 ms, limited by node-0 receive side (worker, 3 more like it), 92% busy
+    >>> f"{b.samples_per_s_low:.0f} < {b.samples_per_s:.0f} < {b.samples_per_s_high:.0f} samples/s"
+    '154 < 176 < 202 samples/s'
     """
 
     schedule: ModelSchedule
@@ -61,6 +67,25 @@ class Prediction(Simulated):
     def __repr__(self) -> str:
         speed = f"{format_time(self.iteration_s)} an iteration, {self.samples_per_s:,.4g} samples/s"
         return f"<Prediction of {shortened(self.label, 50)}: {speed}, limited by {shortened(self.bottleneck, 70)}>"
+
+    @property
+    def samples_per_s_low(self) -> float | None:
+        """Samples/s with computation and network as slow as their residuals allow; None if that is not known."""
+        spread = self.with_spread().spread
+        return None if spread is None else spread.low
+
+    @property
+    def samples_per_s_high(self) -> float | None:
+        """Samples/s with computation and network as fast as their residuals allow; None if that is not known."""
+        spread = self.with_spread().spread
+        return None if spread is None else spread.high
+
+    def with_spread(self) -> Prediction:
+        """Itself, once it knows how sure it is: it is simulated again unless that was done before."""
+        if self.spread is None and self.setup is not None:
+            found = self.setup.scenario(self.schedule).spread(self)
+            object.__setattr__(self, "spread", found)  # kept, as a cached property is
+        return self
 
     def critical_path(self) -> CriticalPath:
         """Return the chain of ops and waits that sets the time of an iteration, across ranks and iterations.
@@ -117,7 +142,7 @@ class Prediction(Simulated):
             cluster, costs = made.cluster, made.costs
             changes = []
             if (times := factor(network, name, "network")) != 1:
-                cluster = _what_if.with_faster_network(cluster, times)
+                cluster = with_faster_network(cluster, times)
                 changes.append(f"network x{times:g}")
             hosts: dict[int, float] = {}
             if (times := factor(compute, name, "compute")) != 1:
@@ -130,8 +155,9 @@ class Prediction(Simulated):
             for given in (link, nic, device, rank):
                 changes += [f"{key} x{times:g}" for key, times in (given or {}).items()]
             if costs is not None and hosts:
-                costs = FasterCosts(costs, [hosts.get(place.host, 1.0) for place in cluster.placement])
-            cluster = _what_if.with_faster_hosts(_what_if.with_faster_links(cluster, links), hosts)
+                speeds = [hosts.get(place.host, 1.0) for place in cluster.placement]
+                costs = SlowerCosts(costs, lambda rank, model: 1 / speeds[rank], "at other speeds")
+            cluster = _what_if.with_faster_hosts(with_faster_links(cluster, links), hosts)
             change = ", ".join([*([self.change] if self.change else []), *changes])
             return replace(_predicted(self.schedule, made.on(cluster, costs)), change=change)
 
@@ -159,6 +185,7 @@ def predict(
     jitter: Mapping[str, object] | None = None,
     straggler: Mapping[str, object] | None = None,
     repeats: int | None = None,
+    uncertainty: Mapping[str, object] | None = None,
     seed: int = 1,
 ) -> Prediction:
     """Return how long an iteration of `schedule` takes on `cluster`, and why.
@@ -167,10 +194,11 @@ def predict(
     constants give, which are fitted to published timings at `precision`, with kernels that are launched one by one or
     by CUDA graphs (`launch`); or what `costs(rank)` says, a cost model with seconds for each phase of a block. `jitter`
     ({"kind": "lognormal", "spread": 0.1}) and `straggler` ({"probability": 0.01, "slowdown": 3}) let computations vary
-    by chance, from `seed`; the answer is then the median of `repeats`. `issue` is how messages are issued ("in_order":
-    as with NCCL). Collectives between devices are NCCL's
-    unless `backend` is "gloo". A schedule that `build_schedule` did not build needs its `model`. Raises `InputError`
-    for what is wrong or does not fit, `ScheduleError` for an illegal schedule.
+    by chance, from `seed`; the answer is then the median of `repeats`. `uncertainty` ({"computation": 0.1, "network":
+    0.2}) is how far costs may be off, where that is not what their sources say. `issue` is how messages are issued
+    ("in_order": as with NCCL). Collectives between devices are NCCL's unless `backend` is "gloo". A schedule that
+    `build_schedule` did not build needs its `model`. Raises `InputError` for what is wrong or does not fit,
+    `ScheduleError` for an illegal schedule.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
@@ -195,6 +223,7 @@ def predict(
             "seed": seed,
             "execute": {"issue": issue, "backend": backend},
             "simulation": {key: value for key, value in simulation.items() if value is not None},
+            "uncertainty": uncertainty,
         }
         if costs is not None and not callable(costs):
             hint = "should be a function from a rank to its cost model"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 
@@ -27,6 +27,7 @@ from stanza_sim.studies.plan.session import Answer, PlanAnswers, check_not_launc
 from stanza_sim.studies.sweep.points import SweepRow
 from stanza_sim.studies.sweep.report import in_words, print_sweep, sweep_json
 from stanza_sim.studies.sweep.session import Sweep, SweepFindings
+from stanza_sim.studies.sweep.table import FIELDS
 from stanza_sim.studies.validate.records import Predicted
 from stanza_sim.studies.validate.report import Report, report_json
 
@@ -85,8 +86,12 @@ class PlanResult(Tabular):
                 " ".join(f"{k}={v}" for k, v in changed(one.choice.entry.settings).items()) for _, one in rows
             ],
         }
-        for key in ("samples_per_s", "iteration_s", "exposed_comm_s", "bound_s", "bottleneck"):
+        for key in (
+            *("samples_per_s", "samples_per_s_low", "samples_per_s_high", "iteration_s", "exposed_comm_s", "bound_s"),
+            *("bottleneck", "basis"),
+        ):
             columns[key] = [getattr(one.prediction, key) for _, one in rows]
+        columns["tied_with"] = ["; ".join(t) for answer in self.planned.answers for t in answer.found.tied_with()]
         return columns | {"memory_nbytes": [one.memory_nbytes for _, one in rows]}
 
 
@@ -219,8 +224,8 @@ class SweepResult(Tabular):
             axis.key: [point[i] for point, _ in lines] for i, axis in enumerate(swept.axes)
         }
         columns["feasible"] = [line.feasible for _, line in lines]
-        for field in fields(SweepRow):
-            columns.setdefault(field.name, [getattr(line, field.name) for _, line in lines])
+        for field in FIELDS:
+            columns.setdefault(field, [getattr(line, field) for _, line in lines])
         return columns
 
 
@@ -331,6 +336,7 @@ def validate(
     *,
     only: Sequence[str] = (),
     compute: str | None = None,
+    dilate: float | None = None,
     repeats: int | None = None,
     seed: int | None = None,
     set: Mapping[str, object] | None = None,
@@ -343,7 +349,7 @@ def validate(
 
     `only` keeps cases with one of these words in their names. The report is written to the folder `output`
     ("validation-SUITE"), where `resume` goes on with what an interrupted run left. With `dry_run` cases are predicted
-    only, on networks as their topologies state them. Raises `InputError` and `RunError`.
+    only, on networks as their topologies state them. `dilate` is as in `measure`. Raises `InputError` and `RunError`.
 
     >>> import stanza_sim as ss
     >>> ss.validate(only=["star-2-500/vgg16-big/ring"], dry_run=True)
@@ -353,7 +359,7 @@ def validate(
 
     name = "validate"
     with placed(name):
-        given = {"execute.compute": compute, "repeats": repeats, "seed": seed}
+        given = {"execute.compute": compute, "execute.dilate": dilate, "repeats": repeats, "seed": seed}
         found = predicted_suite(str(suite), overrides(set, name, **given), [only] if isinstance(only, str) else only)
         title = found.loaded.value.name
         if dry_run:

@@ -12,7 +12,7 @@ from stanza_sim.base.version import __version__
 from stanza_sim.cli.calibrate import CALIBRATE_EXAMPLES, calibrate
 from stanza_sim.cli.console import INTERRUPTED, errors_for_people, printing, say, speaks, stdout
 from stanza_sim.cli.import_ import import_commands
-from stanza_sim.cli.options import AsJson, ExperimentArgument, Profiles
+from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Profiles
 from stanza_sim.cli.plan import PLAN_EXAMPLES, plan
 from stanza_sim.cli.show import show
 from stanza_sim.cli.sweep import SWEEP_EXAMPLES, sweep
@@ -60,6 +60,7 @@ _RUN_EXAMPLES = """Examples:\n
 [bold]stanza-sim run ec2_v100 --set strategies.5.settings.fc_workers=2 --json[/]\n
 [bold]stanza-sim run laptop --execute -o results[/]\n
 [bold]sudo stanza-sim run ec2_v100 --set nodes=4 --set network.rate=500Mbps --execute --testbed --compute emulated[/]\n
+[bold]sudo stanza-sim run ec2_v100 --execute --testbed --compute emulated --dilate 40[/]\n
 [bold]torchrun --nproc-per-node 4 -m stanza_sim run laptop --execute --profile cpu.json[/]
 """
 
@@ -96,6 +97,7 @@ def run(
         bool,
         typer.Option("--testbed", help="With --execute: run the ranks in an emulated network of the cluster (root)."),
     ] = False,
+    dilate: Dilate = None,
     profile: Profiles = None,
     nccl: Annotated[
         str | None,
@@ -127,6 +129,9 @@ def run(
 
         if compute is not None and not execute:
             raise InputError("nothing is computed without --execute", where="--compute", hint="add --execute")
+        if dilate is not None and not execute:
+            hint = "add --execute --testbed --compute emulated"
+            raise InputError("nothing runs, so nothing can run more slowly", where="--dilate", hint=hint)
 
         if output is not None and speaks():
             check_writable(output)
@@ -135,6 +140,7 @@ def run(
             overrides=[
                 *(settings or []),
                 *([f"execute.compute={compute}"] if compute is not None else []),
+                *([f"execute.dilate={dilate}"] if dilate is not None else []),
                 *([f"network.nccl={nccl}"] if nccl is not None else []),
             ],
             execute=execute,

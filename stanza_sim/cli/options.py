@@ -16,6 +16,16 @@ Profiles = Annotated[
         "--profile", metavar="FILE", help="Measured block times, or a calibrated network.", show_default=False
     ),
 ]
+Dilate = Annotated[
+    str | None,
+    typer.Option(
+        "--dilate",
+        metavar="N",
+        help="In a testbed, with emulated compute: slow links down N times and computations too, and divide the times "
+        "that are measured by N. So one machine carries out rates that it could not reach.",
+        show_default=False,
+    ),
+]
 Jobs = Annotated[
     int | None,
     typer.Option("--jobs", min=1, help="Processes that simulate. [default: one for each core]", show_default=False),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stanza_sim.cli.console import errors_for_people, printing, say, stdout
-from stanza_sim.cli.options import AsJsonOfTables
+from stanza_sim.cli.options import AsJsonOfTables, Dilate
 from stanza_sim.cli.progress import terminal
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ EXAMPLES = """Examples:\n
 [bold]sudo stanza-sim validate -o results[/]\n
 [bold]sudo stanza-sim validate --resume -o results[/]\n
 [bold]sudo stanza-sim validate --only star-4-500 --repeats 5[/]\n
+[bold]sudo stanza-sim validate --only star-4-500 --dilate 4[/]\n
 [bold]stanza-sim validate real[/]\n
 [bold]stanza-sim validate published --rows mine.csv[/]
 """
@@ -44,6 +45,7 @@ def validate(
             show_default=False,
         ),
     ] = None,
+    dilate: Dilate = None,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="WORD", help="Only cases with this in their name.", show_default=False),
@@ -104,13 +106,20 @@ def validate(
 
         files = {"rows": rows, "nccl": nccl, "single": single}
         if is_published(suite or DEFAULT):
-            measuring = {"--only": only, "--compute": compute, "--repeats": repeats, "--seed": seed, "--resume": resume}
+            measuring = {
+                "--only": only,
+                "--compute": compute,
+                "--dilate": dilate,
+                "--repeats": repeats,
+                "--seed": seed,
+                "--resume": resume,
+            }
             _published(str(suite), settings or [], files, measuring, output, as_json=as_json, dry_run=dry_run)
             return
         if given_file := next((name for name, path in files.items() if path is not None), None):
             hint = "as in stanza-sim validate published"
             raise InputError("is for suites of published measurements", where=f"--{given_file}", hint=hint)
-        given = {"execute.compute": compute, "repeats": repeats, "seed": seed}
+        given = {"execute.compute": compute, "execute.dilate": dilate, "repeats": repeats, "seed": seed}
         given = {key: value for key, value in given.items() if value is not None}
         changes = [*(settings or []), *(f"{key}={value}" for key, value in given.items())]
         found = predicted_suite(suite or DEFAULT, changes, only or [])

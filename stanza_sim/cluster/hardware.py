@@ -237,7 +237,7 @@ class Host:
     speed of devices of one kind, relative to their mean; see `pace`. `reduce_Bps` is at how many bytes per second a
     rank on its cores adds up contributions and updates parameters; ranks on the cores of a host with devices do nothing
     else. `losses` are what a full host loses. `nccl` is the path of what NCCL reaches there, if that is stated; see
-    `stanza_sim.cluster.nccl`.
+    `stanza_sim.cluster.nccl`. All that is said there takes `nccl_times` as long.
     """
 
     name: str
@@ -251,6 +251,7 @@ class Host:
     intra: Intra | None = None
     staging: Staging | None = None
     nccl: str | None = None
+    nccl_times: float = 1.0
     reduce_Bps: float | None = None
     losses: Losses = Losses()
 

@@ -8,7 +8,7 @@ NVIDIA/nccl at commit 5067397, in microseconds. What the constants mean is said 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +37,10 @@ class ByProtocol:
     ll128: float
     simple: float
 
+    def slower(self, times: float) -> ByProtocol:
+        """So many times as long."""
+        return ByProtocol(ll=self.ll * times, ll128=self.ll128 * times, simple=self.simple * times)
+
     def __getitem__(self, protocol: Protocol) -> float:
         return float(getattr(self, protocol.value))
 
@@ -47,6 +51,10 @@ class HopLatencies:
 
     ring: ByProtocol
     tree: ByProtocol
+
+    def slower(self, times: float) -> HopLatencies:
+        """So many times as long."""
+        return HopLatencies(ring=self.ring.slower(times), tree=self.tree.slower(times))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +90,26 @@ class NcclPlatform:
     across_s: HopLatencies
     tree_channel_Bps: tuple[float, float, float]
     ll128_channel_Bps: float
+
+    def slower(self, times: float) -> NcclPlatform:
+        """The platform with all that it says taking so many times as long; shares of links are as they were."""
+        if times == 1:
+            return self
+        one, two, more = self.tree_channel_Bps
+        return replace(
+            self,
+            inside_Bps=None if self.inside_Bps is None else self.inside_Bps / times,
+            across_Bps=None if self.across_Bps is None else self.across_Bps / times,
+            memory_Bps=None if self.memory_Bps is None else self.memory_Bps / times,
+            memory_share=self.memory_share / times,
+            overhead_s=self.overhead_s * times,
+            launch_s=self.launch_s * times,
+            base_s=self.base_s.slower(times),
+            inside_s=self.inside_s.slower(times),
+            across_s=self.across_s.slower(times),
+            tree_channel_Bps=(one / times, two / times, more / times),
+            ll128_channel_Bps=self.ll128_channel_Bps / times,
+        )
 
 
 def _us(ll: float, ll128: float, simple: float) -> ByProtocolSection:
@@ -190,12 +218,17 @@ def _hops(section: HopSection) -> HopLatencies:
 
 
 def platform_on(host: Host) -> NcclPlatform:
-    """Return the platform of a host: the one that its topology states or, by what joins its devices, a shipped one.
+    """Return the platform of a host, `Host.nccl_times` as slow: the one that its topology states, or a shipped one.
 
-    That is `a100-nvlink` for A100s joined by NVLink, `nvlink` for other devices so joined, else `pcie`.
+    By what joins its devices that is `a100-nvlink` for A100s joined by NVLink, `nvlink` for others so joined, else
+    `pcie`.
     """
+    return load_nccl(_platform_name(host)).slower(host.nccl_times)
+
+
+def _platform_name(host: Host) -> str:
     if host.nccl is not None:
-        return load_nccl(host.nccl)
+        return host.nccl
     if host.intra is None or host.intra.kind is not IntraKind.NVLINK:
-        return load_nccl("pcie")
-    return load_nccl("a100-nvlink" if {*host.devices} == {"A100"} else "nvlink")
+        return "pcie"
+    return "a100-nvlink" if {*host.devices} == {"A100"} else "nvlink"

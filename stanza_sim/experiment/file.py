@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import inf
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -182,10 +183,19 @@ class Training(Section):
         return self
 
 
+def _dilation(value: object) -> object:
+    """A factor of at least 1, as it is; anything else is refused with what a dilation is."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < inf:
+        raise _wrong(f"{value!r} is not a number of times, 1 or more", "such as dilate: 40; 1 dilates nothing")
+    return value
+
+
 class Execute(Section):
     """How `--execute` starts the ranks."""
 
-    timeout: PositiveSeconds = Field(60.0, description="How long a rank may stay silent before the run has failed.")
+    timeout: PositiveSeconds = Field(
+        60.0, description="How long a rank may stay silent before the run has failed; multiplied by `dilate`."
+    )
     threads_per_rank: Count = Field(1, description="Threads of each rank's computation on a CPU.")
     backend: Literal["auto", "gloo", "nccl"] = Field("auto", description="auto: nccl with one GPU a rank, else gloo.")
     issue: Literal["auto", "eager", "in_order"] = Field(
@@ -199,8 +209,17 @@ class Execute(Section):
         description="Emulated: run ranks under real-time scheduling, if that is permitted; default with --testbed.",
     )
 
+    dilate: Annotated[float, BeforeValidator(_dilation)] = Field(
+        1.0,
+        description="Emulated, in a testbed: links are so many times slower and waits as much longer, and times that "
+        "are measured are divided by it.",
+    )
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
+        if self.dilate != 1 and self.compute == "real":
+            what = "dilate is for emulated compute: what is computed for real takes the time that it takes"
+            raise _wrong(what, "set compute: emulated (--compute emulated), or leave dilate out")
         if self.realtime and self.compute == "real":
             raise _wrong("realtime is for emulated compute: ranks that compute would hold all cores", "leave it out")
         if self.backend == "nccl" and self.compute == "emulated":
@@ -268,6 +287,19 @@ class Simulation(Section):
         return self.jitter.kind != "none" or self.straggler.probability is not None
 
 
+Share = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False, strict=True)]
+"""How far off a time may be: 0.2 is up to 1.2 times as long, or as short."""
+
+
+class Uncertainty(Section):
+    """How far off costs may be; see `stanza_sim.experiment.uncertainty`."""
+
+    computation: Share | None = Field(None, description="Of computations; default: the residual of their source.")
+    network: Share | None = Field(
+        None, description="Of messages; default: that of calibration, else of what is stated."
+    )
+
+
 class Experiment(Section):
     """One experiment file."""
 
@@ -288,6 +320,7 @@ class Experiment(Section):
     training: Training = Training()
     execute: Execute = Execute()
     simulation: Simulation = Simulation()
+    uncertainty: Uncertainty = Uncertainty()
     profile: str | None = Field(None, description="File with measured block times, relative to this file.")
 
     @model_validator(mode="after")

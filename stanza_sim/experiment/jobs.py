@@ -10,6 +10,7 @@ from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.telling import Say
 from stanza_sim.cluster import Cluster
+from stanza_sim.experiment import file
 from stanza_sim.experiment.file import Experiment
 from stanza_sim.experiment.rows import Plan
 from stanza_sim.profiles.blocks import Profile
@@ -34,12 +35,12 @@ def open_ranks(
     if how.compute == "emulated":
         from stanza_sim.experiment.emulation import notes_on
 
-        for note in notes_on(cluster):
+        for note in notes_on(cluster, how.dilate):
             say(f"note: {note}")
     if testbed:
         from stanza_sim.testbed import Testbed
 
-        bed = Testbed(cluster)
+        bed = Testbed(cluster, dilation=how.dilate)
         for note in bed.notes:
             say(f"note: {note}")
     with bed or nullcontext():
@@ -58,6 +59,19 @@ def open_ranks(
             yield workers
 
 
+DILATED_ITERATIONS, DILATED_WARMUP = 4, 1
+"""What runs where time is dilated, unless an experiment says how much does: each iteration takes long, and is close to
+the others."""
+
+
+def training_of(experiment: Experiment) -> file.Training:
+    """How many iterations are run, and of what kind."""
+    stated = experiment.training
+    if experiment.execute.dilate == 1 or stated.model_fields_set & {"iterations", "warmup"}:
+        return stated
+    return stated.model_copy(update={"iterations": DILATED_ITERATIONS, "warmup": DILATED_WARMUP})
+
+
 def jobs_of(
     loaded: Loaded[Experiment],
     plans: Sequence[Plan],
@@ -71,8 +85,10 @@ def jobs_of(
     In a testbed ranks that only wait run under real-time scheduling, unless the experiment says whether they do.
     """
     from stanza_sim.execute import Backend, Emulation, LearningRate, Optimizer, RunJob, Training
+    from stanza_sim.experiment.emulation import check_dilated
 
-    experiment, training = loaded.value, loaded.value.training
+    check_dilated(loaded, testbed=testbed)
+    experiment, training = loaded.value, training_of(loaded.value)
     emulations: list[Emulation | None] = [None] * len(plans)
     if experiment.execute.compute == "emulated":
         from stanza_sim.experiment.emulation import check_emulated, emulation_of
@@ -84,7 +100,7 @@ def jobs_of(
             costs = costs_for(
                 cluster, plan.model, experiment.precision, known.get(plan.entry.title), launch=experiment.launch
             )
-            emulations[i] = emulation_of(plan, cluster, costs, realtime=realtime)
+            emulations[i] = emulation_of(plan, cluster, costs, realtime=realtime, dilation=how.dilate)
     elif experiment.precision != "fp32":
         what = f"training in {experiment.precision} is not supported"
         hint = "set precision: fp32, or emulate with --compute emulated"
@@ -108,7 +124,7 @@ def jobs_of(
             ),
             backend=Backend(experiment.execute.backend),
             issue=Issue(experiment.execute.issue),
-            timeout_s=experiment.execute.timeout,
+            timeout_s=experiment.execute.timeout * experiment.execute.dilate,
             emulation=emulation,
         )
         for plan, emulation in zip(plans, emulations, strict=True)

@@ -16,6 +16,7 @@ from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_time
 from stanza_sim.base.version import __version__
 from stanza_sim.cluster import Cluster, with_loopback
+from stanza_sim.cluster.dilation import dilated, perceived
 from stanza_sim.execute.rank.steal import MOST_STOLEN
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
@@ -33,7 +34,7 @@ from stanza_sim.report.result import Drift, Result, Row
 from stanza_sim.simulate import Prediction
 
 if TYPE_CHECKING:  # imported where something is executed
-    from stanza_sim.execute import Measurement, Workers
+    from stanza_sim.execute import Measurement, RunJob, Workers
 
 PROGRESS_S = 5.0
 """Seconds between two lines on how far predictions are."""
@@ -46,7 +47,7 @@ def _predicted(
     found: list[Prediction] = []
     told_s = monotonic()
     for plan in plans:
-        found.append(conditions.scenario(plan, known.get(plan.entry.title)).predict())
+        found.append(conditions.scenario(plan, known.get(plan.entry.title)).predict_with_spread())
         if len(found) < len(plans) and monotonic() - told_s > PROGRESS_S:
             told_s = monotonic()
             hint = "" if find_spec("numba") else "; with numba (pip install 'stanza-sim[fast]') it would be faster"
@@ -134,7 +135,7 @@ def run_loaded(
     conditions = Conditions(loaded=loaded, cluster=cluster, network=network)
     predictions = _predicted(conditions, plans, known, say)
     none = [None] * len(plans)
-    return _result(loaded.value, cluster, plans, predictions, none, none)
+    return _result(loaded.value, cluster, plans, predictions, none, none, none)
 
 
 def _executed(
@@ -151,6 +152,7 @@ def _executed(
     """Calibrate what is not known, predict every row, then run it; see `run_loaded`."""
     from stanza_sim.execute import Backend
     from stanza_sim.execute import execute as run_jobs
+    from stanza_sim.experiment.emulation import dilated_run_notes
     from stanza_sim.experiment.network_cache import network_for
 
     experiment = loaded.value
@@ -158,6 +160,8 @@ def _executed(
     in_realtime = any(job.emulation is not None and job.emulation.realtime for job in jobs)
     backend = Backend(experiment.execute.backend)
     with open_ranks(loaded, cluster, testbed=testbed, say=say) as workers:
+        stated, dilation = cluster, experiment.execute.dilate
+        cluster = dilated(stated, dilation)
         network = network_for(
             workers, cluster, given=network, testbed=testbed, realtime=in_realtime, backend=backend, say=say
         )
@@ -172,11 +176,21 @@ def _executed(
             retimer = Retimer(workers, plans, known, seed=experiment.seed)
         elif network is None or network.loopback is None:
             cluster = _with_measured_loopback(cluster, known, plans, workers, say)
+        cluster = perceived(cluster, dilation)
         conditions = Conditions(loaded=loaded, cluster=cluster, network=network, executed=True)
+        predictions: list[Prediction] = []
+        undilated: Sequence[Prediction | None] = [None] * len(plans)
+        if retimer is None and workers.is_main:
+            predictions = _predicted(conditions, plans, known)
+            if dilation != 1:
+                undilated = _predicted(Conditions(loaded=loaded, cluster=stated), plans, known)
+                for note in dilated_run_notes(stated, cluster, jobs, predictions):
+                    say(f"note: {note}")
         measurements = run_jobs(
             jobs,
             workers,
             done=lambda i, m: say(_progress(i, plans, m)),
+            moving=lambda i, ended: say(_on_its_way(i, ended, plans[i], jobs[i])),
             between=(lambda i: None) if retimer is None else retimer.between,
         )
         wanted = [job.emulation is not None and job.emulation.realtime for job in jobs]
@@ -185,16 +199,18 @@ def _executed(
         if not workers.is_main:
             return None
         drifts: list[Drift | None] = [None] * len(plans)
-        if retimer is None:
-            predictions = _predicted(conditions, plans, known)
-        else:
+        if retimer is not None:
             timed = [retimer.timed(i, given=plan.entry.title in given) for i, plan in enumerate(plans)]
             drifts = [t.drift for t in timed]
-            predictions = [
-                conditions.scenario(plan, known[plan.entry.title] if plan.entry.title in given else t.profile).predict()
+            times = [
+                known[plan.entry.title] if plan.entry.title in given else t.profile
                 for plan, t in zip(plans, timed, strict=True)
             ]
-        return _result(experiment, cluster, plans, predictions, measurements, drifts)
+            predictions = [
+                conditions.scenario(plan, profile).predict_with_spread()
+                for plan, profile in zip(plans, times, strict=True)
+            ]
+        return _result(experiment, cluster, plans, predictions, measurements, drifts, undilated)
 
 
 def _with_measured_loopback(
@@ -266,6 +282,12 @@ def _complete(
             write_profile(known[title], Path(str(save_profile).replace("{model}", title)))
 
 
+def _on_its_way(index: int, ended: int, plan: Plan, job: RunJob) -> str:
+    """How far a run is that takes long."""
+    what = f"{plan.entry.title}, {plan.strategy.title}"
+    return f"running {index + 1}: {what}: {ended} of {job.training.iterations} iterations done"
+
+
 def _progress(index: int, plans: Sequence[Plan], measurement: Measurement) -> str:
     plan = plans[index]
     took = format_time(measurement.iteration_s)
@@ -283,12 +305,10 @@ def _result(
     predictions: Sequence[Prediction],
     measurements: Sequence[Measurement | None],
     drifts: Sequence[Drift | None],
+    undilated: Sequence[Prediction | None],
 ) -> Result:
-    rows = [
-        row_of(experiment, cluster, plan, prediction, measurement, drift)
-        for plan, prediction, measurement, drift in zip(plans, predictions, measurements, drifts, strict=True)
-    ]
-    return Result(experiment=experiment.name, rows=tuple(rows))
+    rows = zip(plans, predictions, measurements, drifts, undilated, strict=True)
+    return Result(experiment=experiment.name, rows=tuple(row_of(experiment, cluster, *one) for one in rows))
 
 
 def row_of(
@@ -298,6 +318,7 @@ def row_of(
     prediction: Prediction,
     measurement: Measurement | None = None,
     drift: Drift | None = None,
+    undilated: Prediction | None = None,
 ) -> Row:
     """The row of a report for one plan."""
     return Row(
@@ -314,4 +335,5 @@ def row_of(
         prediction=prediction,
         measurement=measurement,
         drift=drift,
+        undilated=undilated,
     )

@@ -6,27 +6,34 @@ long an iteration takes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster
+from stanza_sim.cluster.faster import with_slower_network
 from stanza_sim.experiment.file import Experiment
 from stanza_sim.experiment.rows import Plan
+from stanza_sim.experiment.uncertainty import Uncertainty, as_stated, network_residual
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.profiles.blocks import Profile, with_profile
 from stanza_sim.profiles.network import NetworkProfile
-from stanza_sim.schedule import Schedule
+from stanza_sim.schedule import Compute, Schedule
 from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate import Collectives, EngineChoice, Prediction
 from stanza_sim.simulate.costs import Costs, RankCosts, costs_for
 from stanza_sim.simulate.lowering.quick_bound import quick_bound_s
+from stanza_sim.simulate.residual import Corner, Residual, Spread, within
 from stanza_sim.simulate.run import SimulationCase
+from stanza_sim.simulate.slower_costs import SlowerCosts
 from stanza_sim.simulate.variation import JitterKind, Variation
 
 REPEATS = 20
 """How often what varies by chance is simulated unless stated otherwise."""
+AS_GIVEN = Uncertainty()
+MOST_EVENTS = 2_000_000
+"""What takes more events to simulate is not simulated again with costs that are off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +42,7 @@ class Scenario:
 
     `cluster` is as predictions see it (see `Conditions.seen`). `repeats` are for what varies by chance; left out, there
     are `REPEATS`. `network_note` is said with the prediction's costs. `repeats_at` is where `repeats` were stated.
+    `uncertainty` is how far the costs may be off.
     """
 
     schedule: Schedule
@@ -48,6 +56,7 @@ class Scenario:
     engine: EngineChoice = EngineChoice.AUTO
     issue: Issue = Issue.EAGER
     network_note: str = ""
+    uncertainty: Uncertainty = AS_GIVEN
 
     @property
     def by_chance(self) -> bool:
@@ -105,20 +114,72 @@ class Scenario:
             case = prepared or self.prepare()
             prediction = case.predict(case.run(go_on=go_on))
         source = self.costs.source  # by now it knows what it had to estimate
-        return replace(prediction, cost_source=f"{source}; {self.network_note}" if self.network_note else source)
+        return replace(
+            prediction,
+            cost_source=f"{source}; {self.network_note}" if self.network_note else source,
+            basis=self.uncertainty.basis(self.costs, self.cluster.world_size),
+        )
+
+    def at(self, corner: Corner) -> Scenario:
+        """The scenario with computation and network at an end of their residuals."""
+        off = self.uncertainty
+        return replace(
+            self,
+            cluster=with_slower_network(self.cluster, off.network.times(corner.slow_network)),
+            costs=SlowerCosts(
+                self.costs, lambda rank, costs: off.of(costs).times(corner.slow_computation), corner.value
+            ),
+        )
+
+    def spread(
+        self,
+        predicted: Prediction,
+        *,
+        corners: Iterable[Corner] = Corner,
+        go_on: Callable[[], bool] = lambda: True,
+    ) -> Spread | None:
+        """Samples/s as `predicted` and at `corners` of what its costs rest on; None where that would take too long.
+
+        What cannot differ is not simulated again. Raises `RunError` if after an iteration `go_on` says no.
+        """
+        if predicted.events > MOST_EVENTS:
+            return None
+        off = self.uncertainty
+        sends = not off.network.nothing and any(not isinstance(op, Compute) for op in self.schedule.ops)
+        computes = not all(one.nothing for one in off.computations(self.costs, self.cluster.world_size))
+        known: dict[tuple[bool, bool], float] = {}
+        found: dict[Corner, float] = {}
+        for corner in corners if sends or computes else ():
+            key = corner.slow_computation and computes, corner.slow_network and sends
+            if key not in known:
+                known[key] = self.at(corner).predict(go_on=go_on).samples_per_s
+            found[corner] = known[key]
+        return Spread(predicted=predicted.samples_per_s, corners=found)
+
+    @property
+    def most_reversed(self) -> float:
+        """By what factor the ratio of two such scenarios' samples/s may change within the residuals of their costs."""
+        return self.uncertainty.most_reversed(self.costs, self.cluster.world_size)
+
+    def predict_with_spread(self) -> Prediction:
+        """Simulate, and again at the corners of what the costs rest on. Raises as `predict`."""
+        prediction = self.predict()
+        return replace(prediction, spread=self.spread(prediction))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Conditions:
     """What the scenarios of one experiment have in common.
 
-    `cluster` has the times of `network`, if that was measured. `executed` predictions are compared with a run.
+    `cluster` has the times of `network`, if that was measured. `executed` predictions are compared with a run. Where
+    it `names_rate`, what a prediction rests on names the rate of the network.
     """
 
     loaded: Loaded[Experiment]
     cluster: Cluster
     network: NetworkProfile | None = None
     executed: bool = False
+    names_rate: bool = True
 
     def scenario(self, row: Plan, profile: Profile | None = None) -> Scenario:
         """The scenario of one row, with measured block times where there is a profile."""
@@ -146,6 +207,7 @@ class Conditions:
             engine=EngineChoice(simulation.engine),
             issue=experiment.execute.issued,
             network_note=self.network_note,
+            uncertainty=self.uncertainty,
         )
 
     def seen(self, model: ModelProfile, profile: Profile | None = None) -> tuple[Cluster, Costs]:
@@ -163,6 +225,21 @@ class Conditions:
         if experiment.execute.compute == "emulated" or experiment.execute.backend == "gloo" or on_cpu:
             cluster = replace(cluster, uses_nccl=False)
         return cluster, costs_for(cluster, model, experiment.precision, profile, launch=experiment.launch)
+
+    @property
+    def uncertainty(self) -> Uncertainty:
+        """How far costs may be off, as the experiment, the sources of computation times and the network's say.
+
+        Emulated computations take as long as predicted.
+        """
+        experiment = self.loaded.value
+        stated, computation = experiment.uncertainty, None
+        if experiment.execute.compute == "emulated":
+            computation = Residual(basis="emulated, as long as predicted")
+        if stated.computation is not None:
+            computation = within(stated.computation, as_stated(stated.computation))
+        network = network_residual(self.cluster, self.network, stated.network, with_rate=self.names_rate)
+        return Uncertainty(network=network, computation=computation)
 
     @property
     def network_note(self) -> str:

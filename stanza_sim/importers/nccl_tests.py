@@ -2,7 +2,8 @@
 
 A log has header lines (`#`), from which the GPUs, their hosts and the columns are taken, and a line for each size: its
 bytes, what was reduced, and for buffers out of place and in place the time in microseconds. Times out of place are
-used. Lines of other programs between them (such as `NCCL INFO`) are skipped, as is a last line that is cut short.
+used. Lines of other programs between them (such as `NCCL INFO`) are skipped, as are a line
+into which one was written and a last line that is cut short.
 
 A table is a CSV file with the columns `gpus`, `bytes` and `time_us_out_of_place`, of all-reduces, as in
 `stanza_sim/data/published/nccl.csv`.
@@ -35,6 +36,8 @@ _RANK = re.compile(r"#\s*Rank\s+(\d+)\s.*?\bPid\s+(\d+)\s+on\s+(\S+)\s+device\s+
 _THREADS = re.compile(r"#\s*nThread\s+(\d+)\s+nGpus\s+(\d+)\b")
 _PROGRAM = re.compile(r"\b(\w+?)_perf\b")
 _PREFIX = re.compile(r"^\[\d+,\d+\]<std(?:out|err)>:\s*|^\s*\d+:\s+(?=#|\d)")
+_TORN = re.compile(r"\bNCCL (?:INFO|WARN|TRACE)\b")
+"""In a line of times: another process wrote into it, and nobody knows what is missing."""
 _SIZE = re.compile(r"\s*\d+\s+\d+\s+[a-z]")
 _SIZE_HINT = "a line is: size count type redop root time algbw busbw #wrong (and again for in place)"
 
@@ -118,7 +121,7 @@ def _log(path: Path, text: str, hosts: int | None, gpus_per_host: int | None) ->
     devices: Counter[str] = Counter()
     program, driven = "", 0
     lines = [_PREFIX.sub("", line) for line in text.splitlines()]
-    sizes = [i for i, line in enumerate(lines) if _SIZE.match(line)]
+    sizes = [i for i, line in enumerate(lines) if _SIZE.match(line) and not _TORN.search(line)]
     columns = _columns(lines, [lines[i] for i in sizes])
     raw: list[tuple[int, int, float, str, str, float | None]] = []
     for i, line in enumerate(lines):
@@ -130,7 +133,7 @@ def _log(path: Path, text: str, hosts: int | None, gpus_per_host: int | None) ->
                 driven = int(threads[1]) * int(threads[2])
             if "Collective test starting" in line and (named := _PROGRAM.search(line)):
                 program = named[1]
-        elif _SIZE.match(line):
+        elif _SIZE.match(line) and not _TORN.search(line):
             made = _times(columns, line.split(), f"{path}:{i + 1}", last=i == sizes[-1])
             if made is not None:
                 raw.append((i, *made))

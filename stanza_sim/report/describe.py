@@ -17,6 +17,7 @@ from stanza_sim.base.units import Size, format_bytes, format_flops, format_rate,
 from stanza_sim.cluster.cluster import Cluster, LinkKind
 from stanza_sim.cluster.device import DeviceSpec, ModelEfficiency, ModelFactor, WorkConstants
 from stanza_sim.cluster.hardware import Losses, PcieTree
+from stanza_sim.cluster.nccl import platform_on
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.report.rich_table import plain_table
 
@@ -175,6 +176,9 @@ def print_cluster(cluster: Cluster, console: Console) -> None:
         costs = f"{format_time(loop.message_core_s)} of a core a message, {loop.byte_core_s * 1e9:.3g} ns a byte"
         rate = f"{loop.bandwidth_Bps / 1e9:g} GB/s, latency {format_time(loop.latency_s)}"
         facts.append(("inside a host", f"{rate}, {costs}"))
+    if first.devices and first.staging is None and cluster.world_size > 1:
+        why = "" if first.nccl else ", by what joins the devices"
+        facts.append(("NCCL", f"platform {platform_on(first).name}{why}"))
     if first.reduce_Bps is not None:
         facts.append(("servers on cores", f"sums and updates at {first.reduce_Bps / 1e9:g} GB/s"))
     if lost := _about_losses(first.losses):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from stanza_sim.base.tables import shortened
 from stanza_sim.schedule import Schedule
+from stanza_sim.simulate.residual import ties
 
 if TYPE_CHECKING:  # the executor needs torch, a report of predictions does not
     from stanza_sim.execute.rank.job import Measurement
@@ -37,7 +38,8 @@ class Drift:
 class Row:
     """One strategy on one model: the schedule, the prediction and the measurement (None if it was not executed).
 
-    `drift` is there where blocks were timed before and after it was measured.
+    `drift` is there where blocks were timed before and after it was measured. Where a dilated run was measured,
+    `prediction` is of that, and `undilated` of the cluster as its topology states it.
     """
 
     label: str
@@ -53,6 +55,7 @@ class Row:
     prediction: Prediction
     measurement: Measurement | None = None
     drift: Drift | None = None
+    undilated: Prediction | None = None
 
     def __repr__(self) -> str:
         where = f"{shortened(self.model, 30)} on {self.nodes:,} nodes of {shortened(self.cluster, 30)}"
@@ -61,9 +64,17 @@ class Row:
     @property
     def error_pct(self) -> float | None:
         """Prediction against measured median, in percent of the measured: negative where the prediction is too fast."""
-        if self.measurement is None:
+        return self._error_pct(self.prediction)
+
+    @property
+    def undilated_error_pct(self) -> float | None:
+        """As `error_pct`, of the prediction for the cluster as its topology states it; None unless time was dilated."""
+        return self._error_pct(self.undilated)
+
+    def _error_pct(self, prediction: Prediction | None) -> float | None:
+        if self.measurement is None or prediction is None:
             return None
-        return 100 * (self.prediction.iteration_s / self.measurement.iteration_s - 1)
+        return 100 * (prediction.iteration_s / self.measurement.iteration_s - 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +90,15 @@ class Result:
         for row in self.rows:
             groups.setdefault(row.model, []).append(row)
         return groups
+
+    def tied_with(self) -> list[tuple[str, ...]]:
+        """For each row the labels of those of its model that it is tied with; see `stanza_sim.simulate.residual`."""
+        found: dict[tuple[str, str], tuple[str, ...]] = {}
+        for model, rows in self.by_model().items():
+            labels = [row.label for row in rows]
+            for label, others in zip(labels, ties([row.prediction.spread for row in rows]), strict=True):
+                found[model, label] = tuple(labels[i] for i in others)
+        return [found[row.model, row.label] for row in self.rows]
 
 
 def loss_ends(losses: Sequence[float]) -> tuple[float, float]:
@@ -96,6 +116,7 @@ def _measured(row: Row) -> dict[str, Json] | None:
     first, last = loss_ends(m.losses) if m.losses else (None, None)
     return {
         "compute": m.compute.value,
+        "dilate": m.dilation,
         "iteration_s": m.iteration_s,
         "iteration_s_min": m.iteration_s_min,
         "iteration_s_max": m.iteration_s_max,
@@ -103,6 +124,13 @@ def _measured(row: Row) -> dict[str, Json] | None:
         "loss_first": _finite(first),
         "loss_last": _finite(last),
     }
+
+
+def _undilated(row: Row) -> dict[str, Json]:
+    """What the cluster as its topology states it would take, where time was dilated; nothing elsewhere."""
+    if row.undilated is None:
+        return {}
+    return {"undilated": {"iteration_s": row.undilated.iteration_s, "error_pct": row.undilated_error_pct}}
 
 
 def _machine(row: Row) -> dict[str, Json] | None:
@@ -136,8 +164,11 @@ def _repeats(row: Row) -> dict[str, Json]:
     }
 
 
-def run_object(row: Row) -> dict[str, Json]:
-    """One row as plain JSON values; times in seconds, `error_pct` as `Row.error_pct`."""
+def run_object(row: Row, tied_with: Sequence[str] = ()) -> dict[str, Json]:
+    """One row as plain JSON values; times in seconds, `error_pct` as `Row.error_pct`.
+
+    `tied_with` are the labels of rows beside it from which it cannot be told apart.
+    """
     return {
         "label": row.label,
         "model": row.model,
@@ -152,21 +183,26 @@ def run_object(row: Row) -> dict[str, Json]:
         "predicted": {
             "iteration_s": row.prediction.iteration_s,
             "samples_per_s": row.prediction.samples_per_s,
+            "samples_per_s_low": _finite(row.prediction.samples_per_s_low),
+            "samples_per_s_high": _finite(row.prediction.samples_per_s_high),
             "exposed_comm_s": row.prediction.exposed_comm_s,
             "bound_s": row.prediction.bound_s,
             "bottleneck": row.prediction.bottleneck,
             "cost_source": row.prediction.cost_source,
+            "basis": row.prediction.basis,
             **_repeats(row),
         },
+        "tied_with": list(tied_with),
         "measured": _measured(row),
         "error_pct": row.error_pct,
         "machine": _machine(row),
+        **_undilated(row),
     }
 
 
 def result_object(result: Result) -> dict[str, Json]:
     """The result as plain JSON values; see `run_object`."""
-    return {"experiment": result.experiment, "runs": [run_object(row) for row in result.rows]}
+    return {"experiment": result.experiment, "runs": list(map(run_object, result.rows, result.tied_with()))}
 
 
 def result_json(result: Result) -> str:

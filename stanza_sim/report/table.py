@@ -8,7 +8,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import floor, log10
+from math import floor, inf, log10
+from typing import TYPE_CHECKING, Protocol
 
 from rich.console import Console
 from rich.text import Text
@@ -17,11 +18,20 @@ from stanza_sim.report.compare import explain
 from stanza_sim.report.result import Result, Row, loss_ends
 from stanza_sim.simulate.prediction import Prediction
 
+if TYPE_CHECKING:
+    from stanza_sim.execute.rank.job import Measurement
+
 WIDTH = 80
 _GAP = "  "
-_MIN_LABEL = 16
+_MIN_LABEL = 14
+MOST_TIED = 4
+"""So many rows that another is tied with are named below it."""
 LEAST_SHARE = 0.01
 """Smaller shares of the cores are not worth a word."""
+
+
+LOW_HIGH = "low, high: samples/s if costs are off as far as the last lines of a table say."
+TIED = "tied: some such costs, the same for both rows, reverse their order or leave less than 2% between them."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,18 +108,76 @@ def print_grid(
             _note(console, note)
 
 
-def _predictions(console: Console, rows: Sequence[Row]) -> None:
+class Ranged(Protocol):
+    """What has samples/s, and these with costs that are off."""
+
+    @property
+    def samples_per_s(self) -> float | None:
+        """As predicted."""
+        ...
+
+    @property
+    def samples_per_s_low(self) -> float | None:
+        """The least; None where that is not known."""
+        ...
+
+    @property
+    def samples_per_s_high(self) -> float | None:
+        """The most."""
+        ...
+
+
+def low_high(rows: Sequence[Ranged | None]) -> list[Column]:
+    """How far samples/s may be below and above what is predicted, in percent; no column where nothing is known."""
+    if all(row is None or row.samples_per_s_low is None for row in rows):
+        return []
+    return [Column(heading="low high", unit="%    %", cells=[_low_high(row) for row in rows])]
+
+
+def _low_high(row: Ranged | None) -> str:
+    rate = None if row is None else row.samples_per_s
+    if row is None or row.samples_per_s_low is None or row.samples_per_s_high is None or not rate or rate == inf:
+        return "-    -"
+    low, high = (100 * (end / rate - 1) for end in (row.samples_per_s_low, row.samples_per_s_high))
+    return f"{low:>+3.0f} {high:>+4.0f}"
+
+
+def tied_note(labels: Sequence[str]) -> list[str]:
+    """The note of a row that cannot be told apart from others; of many, some are named."""
+    if not labels:
+        return []
+    more = f" and {len(labels) - MOST_TIED} more" if len(labels) > MOST_TIED else ""
+    return [f"tied with {'; '.join(labels[:MOST_TIED])}{more}"]
+
+
+def print_basis(console: Console, bases: Iterable[str], most: int = 6) -> None:
+    """Print what predictions rest on, each once, of many only some."""
+    told = [basis for basis in dict.fromkeys(bases) if basis]
+    for basis in told[:most]:
+        print_wrapped(console, basis)
+    if len(told) > most:
+        print_wrapped(console, f"and {len(told) - most} more: see --json")
+
+
+def print_wrapped(console: Console, text: str, style: str = "dim") -> None:
+    """Print a text in lines of 80 characters, those after the first indented."""
+    for line in textwrap.wrap(text, WIDTH, subsequent_indent="  ", break_long_words=False):
+        write_line(console, line, style)
+
+
+def _predictions(console: Console, rows: Sequence[Row], tied_with: Sequence[Sequence[str]]) -> None:
     found = [r.prediction for r in rows]
     base = found[0].samples_per_s
     columns = [
-        Column(heading="nodes", unit="", cells=[str(r.nodes) for r in rows]),
         Column(heading="iteration", unit="ms", cells=_ms(p.iteration_s for p in found)),
         Column(heading="samples/s", unit="", cells=fixed(p.samples_per_s for p in found)),
+        *low_high(found),
         Column(heading="speed-up", unit="", cells=[f"{p.samples_per_s / base:.2f}x" for p in found]),
         Column(heading="exposed", unit="ms", cells=_ms(p.exposed_comm_s for p in found)),
         Column(heading="bound", unit="ms", cells=_ms(p.bound_s for p in found)),
     ]
-    print_grid(console, [r.label for r in rows], columns, [_predicted_notes(p) for p in found])
+    notes = [_predicted_notes(p) + tied_note(tied) for p, tied in zip(found, tied_with, strict=True)]
+    print_grid(console, [r.label for r in rows], columns, notes)
 
 
 def _predicted_notes(prediction: Prediction) -> list[str]:
@@ -129,6 +197,9 @@ def _measured_notes(row: Row) -> list[str]:
     shares = explain(row.prediction.timeline, m.timeline, row.schedule)
     parts = ", ".join(f"{s.kind} {s.difference_s * 1e3:+.2f}" for s in shares)
     notes = [f"predicted less measured, ms: {parts}", *_machine_notes(row)]
+    if row.undilated is not None and (error := row.undilated_error_pct) is not None:
+        (took,) = _ms([row.undilated.iteration_s])
+        notes.append(f"undilated, as the topology states it: {took} ms predicted, {error:+.1f}%")
     if m.losses:
         first, last = loss_ends(m.losses)
         accuracy = "" if m.accuracy is None else f", accuracy {m.accuracy:.1%}"
@@ -166,24 +237,35 @@ def _measurements(console: Console, rows: Sequence[Row]) -> None:
     print_grid(console, [r.label for r, _, _ in done], columns, [_measured_notes(r) for r, _, _ in done])
 
 
+def _how(measurement: Measurement) -> str:
+    """How rows ran, for the title."""
+    dilated = "" if measurement.dilation == 1 else f", dilated {measurement.dilation:g} times"
+    return f", {measurement.compute} compute{dilated}"
+
+
 def print_result(result: Result, console: Console) -> None:
     """Print the whole result on `console`; lines are at most 80 characters wide unless a number needs more."""
     shared = result.rows[0]
-    ran = dict.fromkeys(f", {r.measurement.compute} compute" for r in result.rows if r.measurement is not None)
+    ran = dict.fromkeys(_how(r.measurement) for r in result.rows if r.measurement is not None)
     title = f"{result.experiment}: {shared.nodes} nodes of {shared.cluster}, {shared.precision}{''.join(ran)}"
     write_line(console, title, "bold")
+    tied = {(row.model, row.label): others for row, others in zip(result.rows, result.tied_with(), strict=True)}
     for model, rows in result.by_model().items():
         write_line(console, "")
         write_line(console, f"{model}, {rows[0].batch_per_worker} samples per worker", "bold cyan")
-        _predictions(console, rows)
+        _predictions(console, rows, [tied[model, row.label] for row in rows])
         _measurements(console, rows)
         for source in dict.fromkeys(r.prediction.cost_source for r in rows):
-            for line in textwrap.wrap(f"costs: {source}", WIDTH, subsequent_indent="  ", break_long_words=False):
-                write_line(console, line, "dim")
+            print_wrapped(console, f"costs: {source}")
+        print_basis(console, (r.prediction.basis for r in rows))
     legend = [
         "speed-up: samples/s against the first row. exposed: mean time that a rank waits for what is moving.",
         "bound: no schedule of this kind takes less on this cluster.",
     ]
+    if any(r.prediction.spread is not None for r in result.rows):
+        legend.append(LOW_HIGH)
+    if any(tied.values()):
+        legend.append(TIED)
     if (repeats := shared.prediction.repeats) is not None:
         legend.append(f"iteration: the median of {repeats.count} repeats; p5, p95: their 5th and 95th percentile.")
     if any(r.measurement is not None for r in result.rows):

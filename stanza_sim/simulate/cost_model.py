@@ -10,6 +10,8 @@ from stanza_sim.model.profile import Block, ModelProfile
 class CostModel(Protocol):
     """Seconds of each kind of computation on an otherwise idle device; `source` is printed with every prediction.
 
+    It may also have a `residual`, how far off all of these may be together: see `stanza_sim.simulate.residual`.
+
     A block may be a slice of one of the model's, with its name and its share of the work.
     """
 

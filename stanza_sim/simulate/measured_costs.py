@@ -8,6 +8,7 @@ from itertools import pairwise
 from stanza_sim.base.errors import InputError
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.profiles.blocks import BlockTime, Profile, require
+from stanza_sim.simulate.residual import Residual, within
 
 
 class MeasuredCosts:
@@ -41,6 +42,14 @@ class MeasuredCosts:
         if self._sliced:
             text += f"; slices of {', '.join(sorted(self._sliced))} by their share of the FLOPs"
         return text if self._speed == 1.0 else f"{text}, at {self._speed:g} of its speed"
+
+    @property
+    def residual(self) -> Residual:
+        """Half the spread of repeated timings, in the mean over blocks weighted by their times."""
+        rows = self._profile.blocks
+        total_s = sum(row.forward_s + row.backward_s for row in rows)
+        spread = sum(row.spread * (row.forward_s + row.backward_s) for row in rows) / total_s if total_s else 0.0
+        return within(spread / 2, f"block times measured, repeated within {spread / 2:.0%}")
 
     def _share(self, block: Block) -> float:
         """The share of a block that a slice of it is, by FLOPs; 1 of the block itself."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from stanza_sim.base.tables import Tabular, shortened
 from stanza_sim.base.units import format_time
+from stanza_sim.simulate.residual import Spread
 from stanza_sim.timeline import Timeline
 
 
@@ -32,7 +33,8 @@ class Prediction:
     beat; bytes are per iteration and rank (of the rank that stands for its class when folded). `steady` says that
     iterations repeat; otherwise `iteration_s` is a mean, which has `settled` or not after `iterations`. `repeats` is
     there for a prediction made of several (see `simulate_repeats`), of which all but `iteration_s` and `samples_per_s`
-    is the one in the middle.
+    is the one in the middle. `spread` has samples/s with costs that are off by their residuals, if it was simulated
+    with these; `basis` says what the prediction rests on and how far that can be trusted.
     """
 
     timeline: Timeline
@@ -52,6 +54,18 @@ class Prediction:
     events: int
     settled: bool = True
     repeats: Repeats | None = None
+    spread: Spread | None = None
+    basis: str = ""
+
+    @property
+    def samples_per_s_low(self) -> float | None:
+        """Samples/s with computation and network as slow as their residuals allow; None if that was not simulated."""
+        return None if self.spread is None else self.spread.low
+
+    @property
+    def samples_per_s_high(self) -> float | None:
+        """Samples/s with computation and network as fast as their residuals allow; None if that was not simulated."""
+        return None if self.spread is None else self.spread.high
 
     def __repr__(self) -> str:
         speed = f"{format_time(self.iteration_s)} an iteration, {self.samples_per_s:,.4g} samples/s"

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from stanza_sim.cluster.device import DeviceSpec, ModelEfficiency, ModelFactor
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import Block, ModelProfile
+from stanza_sim.simulate.fit_residual import roofline_residual
 
 FORWARD_PASSES = 2
 """Memory passes over the outputs of a block's operations in forward: each is written, then read by the next."""
@@ -84,6 +85,7 @@ class RooflineCosts:
         else:
             text += f"efficiency {value:.3g} ({spec.default_source})"
         self.source = text if speed == 1.0 else f"{text}, at {speed:g} of its speed"
+        self.residual = roofline_residual(spec, known_as, efficiency)
 
     def _phases(self, block: Block, scale: float) -> tuple[_Work, _Work, _Work]:
         """Return the work of forward, backward_input and backward_weight; `scale` is that of the item size."""

@@ -14,6 +14,7 @@ from stanza_sim.base.units import format_bytes
 from stanza_sim.cluster.hardware import Host
 from stanza_sim.model.profile import Block
 from stanza_sim.simulate.cost_model import CostModel
+from stanza_sim.simulate.residual import Residual, residual_of
 
 
 class ServerCosts:
@@ -27,6 +28,12 @@ class ServerCosts:
         """Where the numbers come from."""
         text = f"sums and updates on the host's cores at {format_bytes(self._reduce_Bps)}/s (reduce_rate)"
         return text if self._passes is None else f"{self._passes.source}; {text}"
+
+    @property
+    def residual(self) -> Residual:
+        """That of the passes; sums and updates go at the rate that is stated."""
+        rate = "sums at the rate that the topology states"
+        return Residual(basis=rate) if self._passes is None else residual_of(self._passes)
 
     def reduce_s(self, nbytes: int, contributions: int) -> float:
         """Each contribution is read once."""

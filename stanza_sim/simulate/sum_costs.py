@@ -25,6 +25,7 @@ from stanza_sim.base.op_kinds import OpKind
 from stanza_sim.cluster.device import DeviceSpec, Residuals, WorkConstants
 from stanza_sim.model.module_work import ModuleWork
 from stanza_sim.model.profile import Block, BlockKind, ModelProfile, OpWork, PassWork
+from stanza_sim.simulate.fit_residual import sum_residual
 from stanza_sim.simulate.roofline import (
     BACKWARD_INPUT_PASSES,
     BACKWARD_WEIGHT_PASSES,
@@ -200,6 +201,7 @@ class SumCosts:
         if launch is not Launch.EAGER:
             text += f", launched by {launch.value}"
         self.source = text if speed == 1.0 else f"{text}, at {speed:g} of its speed"
+        self.residual = sum_residual(constants, None if fit is None else known_as)
 
     def _phases(self, block: Block) -> tuple[PassTime, PassTime, PassTime]:
         times = self._times.outside_autocast() if block.fp32 else self._times

@@ -13,6 +13,7 @@ from typing import Self
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.processes import cores
 from stanza_sim.cluster import Cluster
+from stanza_sim.cluster.dilation import dilated
 from stanza_sim.testbed.guard import start_guard
 from stanza_sim.testbed.network import check_machine, network_of
 from stanza_sim.testbed.plan import INTERFACE, CommandPlan, make_plan, prefix_of
@@ -39,16 +40,24 @@ class Testbed:
     and SIGHUP, and by a guard if this process is killed. One that `up` made before is used and left as it was, but for
     the processes inside, which are ended. `up` and `down` are for one that outlives the process.
 
-    Hosts are numbered as in the cluster. Creating one touches nothing. Raises `InputError` for a cluster that cannot be
-    emulated, or not on this machine; `notes` say what is another value here than in the topology.
+    Hosts are numbered as in the cluster. With a `dilation` all rates are so many times lower. Creating one touches
+    nothing. Raises `InputError` for a cluster that cannot be emulated, or not on this machine; `notes` say what is
+    another value here than in the topology.
     """
 
-    def __init__(self, cluster: Cluster, *, source: str | None = None, registry: Registry | None = None) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        dilation: float = 1.0,
+        source: str | None = None,
+        registry: Registry | None = None,
+    ) -> None:
         require_linux()
-        network = network_of(cluster)
+        network = network_of(dilated(cluster, dilation))
         self.name = cluster.name
         self.plan: CommandPlan = make_plan(network, prefix_of(cluster.name, os.getuid()))
-        self.notes: tuple[str, ...] = (*network.notes, *check_machine(network, cores()))
+        self.notes: tuple[str, ...] = (*network.notes, *check_machine(network, cores(), dilation))
         self.registry = registry or Registry()
         self._source = cluster.name if source is None else source
         self._tools: Tools | None = None

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise, permutations
+from math import ceil, floor
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import format_rate, format_time
@@ -26,6 +27,9 @@ LIGHT_Bps, MOST_Bps = 0.25e9, 0.5e9
 Up to the first nothing is said, beyond the second the machine would be measured and not the network."""
 FASTEST_Bps = 0.25e9
 """The rate of a port up to which one connection reached it; at 4 Gbit/s it got a third to two thirds."""
+SLOWEST_Bps = 125e3
+"""The rate of a wire from which TCP's timers are not what is measured: the largest packet passes in 36 ms there, and
+an acknowledgement is delayed by 40 ms at least. With many pairs it also leaves each class of `htb` some kbit/s."""
 NEAR = 0.005
 """Efficiencies that differ by no more are taken as equal."""
 
@@ -136,15 +140,28 @@ def network_of(cluster: Cluster) -> Network:
     )
 
 
-def check_machine(network: Network, cores: int) -> tuple[str, ...]:
+def check_machine(network: Network, cores: int, dilation: float = 1.0) -> tuple[str, ...]:
     """Return what to note about the rates on a machine with `cores` cores.
 
-    Raises `InputError` for rates that it would not reach, so that it would be measured in place of the network.
+    `dilation` is what the rates of `network` were divided by. Raises `InputError` for rates that the machine would not
+    reach, so that it would be measured in place of the network, and for those that are too low to be shaped.
     """
     hosts, total_Bps = len(network.hosts), network.sent_Bps
     fastest = max((wire for wire in network.wires if not (wire.start.switch and wire.end.switch)), key=_rate_Bps)
+    slowest = min(network.wires, key=_rate_Bps)
+    if slowest.rate_Bps < SLOWEST_Bps:
+        what = f"{slowest.label}: {format_rate(slowest.rate_Bps)} is less than can be shaped here"
+        hint = f"at least {format_rate(SLOWEST_Bps)}"
+        if dilation > 1:
+            what = f"{what} (dilated {dilation:g} times)"
+            hint += f": dilate by {max(1, floor(dilation * slowest.rate_Bps / SLOWEST_Bps)):g} at most"
+        raise InputError(what, where=network.name, hint=hint)
     most_Bps = min(FASTEST_Bps, MOST_Bps * cores / hosts)
-    hint = f"at most {format_rate(most_Bps)} for each of {hosts} hosts here: set network.rate, or --rate of testbed up"
+    least = ceil(dilation * max(fastest.rate_Bps / FASTEST_Bps, total_Bps / (MOST_Bps * cores)))
+    hint = (
+        f"at most {format_rate(most_Bps)} for each of {hosts} hosts here: set network.rate, or --rate of testbed up; "
+        f"or, with emulated compute, --dilate {least:g} or more"
+    )
     if fastest.rate_Bps > FASTEST_Bps:
         what = f"{fastest.label}: {format_rate(fastest.rate_Bps)} is more than a port can be given here"
         raise InputError(what, where=network.name, hint=hint)

@@ -19,6 +19,15 @@ ROOT = Path(__file__).resolve().parents[2]
 CLUSTER, MODEL = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
 SCHEDULE = ss.build_schedule("all_reduce", MODEL, CLUSTER, batch_per_worker=32, label="a label that is " + "long " * 8)
 PREDICTION = ss.predict(SCHEDULE, CLUSTER)
+HOSTS = [
+    {
+        "name": "node",
+        "count": 4,
+        "cores": 8,
+        "devices": ["V100"],
+        "nic": {"rate": "10.5Gbps", "latency": "25us", "overhead": "15us", "efficiency": 0.99},
+    }
+]
 
 
 def measurement() -> ss.Measurement:
@@ -174,6 +183,33 @@ def test_a_prediction_beside_its_measurement_has_an_error() -> None:
     assert "-10.0" in str(table)
     assert ss.compare(PREDICTION, PREDICTION).errors_pct == (None, None)
     assert [one.label for one in table] == [PREDICTION.label] * 2
+
+
+def test_a_prediction_says_how_sure_it_is() -> None:
+    low, high = PREDICTION.samples_per_s_low, PREDICTION.samples_per_s_high
+    assert low is not None
+    assert high is not None
+    assert low < PREDICTION.samples_per_s < high
+    exact = ss.predict(SCHEDULE, CLUSTER, uncertainty={"network": 0, "computation": 0})
+    assert exact.samples_per_s_low == exact.samples_per_s == exact.samples_per_s_high
+    assert exact.basis == "network: exact, as stated; computation: exact, as stated"
+    frame = ss.compare(PREDICTION, exact).to_frame()
+    assert list(frame["samples_per_s_low"]) == [low, exact.samples_per_s]
+    assert list(frame["basis"]) == [PREDICTION.basis, exact.basis]
+
+
+def test_predictions_that_share_their_costs_are_compared_under_the_same_ones() -> None:
+    """5% more of the same network is more, whatever it is; 5% more of another may be less."""
+    faster = PREDICTION.what_if(network=1.05)
+    assert faster.samples_per_s_low < PREDICTION.samples_per_s_high
+    assert ss.compare(PREDICTION, faster).tied_with == ((), ())
+    other = ss.load_cluster({"name": "other", "hosts": HOSTS, "switches": [{"name": "switch"}]})
+    there = ss.predict(ss.build_schedule("all_reduce", MODEL, other, batch_per_worker=32), other)
+    assert there.samples_per_s > 1.03 * PREDICTION.samples_per_s
+    table = ss.compare(PREDICTION, there)
+    assert table.tied_with == ((there.label,), (PREDICTION.label,))
+    assert "tied with" in str(table)
+    assert max(map(len, str(table).splitlines())) <= 80
 
 
 # ---- what if ---------------------------------------------------------------------------------------------------------

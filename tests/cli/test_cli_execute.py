@@ -195,6 +195,7 @@ def test_losses_cannot_be_emulated(tmp_path, monkeypatch):
     assert "what is lost at n-0 cannot be emulated" in result.stderr
 
 
+FASTER = ("--compute", "emulated", "--testbed")
 ON_GPUS = ("--set", "cluster=multi-gpu", "--set", "nodes=2", "--set", "models=[alexnet]")
 
 
@@ -212,6 +213,13 @@ ON_GPUS = ("--set", "cluster=multi-gpu", "--set", "nodes=2", "--set", "models=[a
         ),
         (["ec2_v100", *ON_GPUS, "--compute", "emulated"], "nvlink inside node-0 cannot be emulated"),
         (["laptop", "--testbed"], "a single host cannot be emulated"),
+        (["ec2_v100", "--dilate", "4"], "dilate is for emulated compute"),
+        (["ec2_v100", "--compute", "emulated", "--dilate", "4"], "only links of a testbed can be slowed down"),
+        (["ec2_v100", "--compute", "emulated", "--dilate", "0.5"], "0.5 is not a number of times, 1 or more"),
+        (["ec2_v100", "--compute", "emulated", "--dilate", "fast"], "'fast' is not a number of times, 1 or more"),
+        (["ec2_v100", "--compute", "emulated", "--dilate=-3"], "-3 is not a number of times, 1 or more"),
+        (["ec2_v100", *FASTER, "--dilate", "4"], "--dilate 13 or more"),
+        (["ec2_v100", *FASTER, "--dilate", "20000"], "dilate by 10000 at most"),
         (["ec2_v100", "--set", "models=[alexnet]", "--save-profile", "no/p.json"], "--save-profile no/p.json"),
         (["ec2_v100", "--save-profile", "p.json"], "{model}"),
     ],
@@ -224,6 +232,13 @@ ON_GPUS = ("--set", "cluster=multi-gpu", "--set", "nodes=2", "--set", "models=[a
         "jitter",
         "nvlink",
         "one-host",
+        "dilated-real",
+        "dilated-here",
+        "dilation-below-1",
+        "dilation-a-word",
+        "dilation-negative",
+        "dilated-too-little",
+        "dilated-too-much",
         "folder",
         "several-models",
     ],

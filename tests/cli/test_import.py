@@ -111,3 +111,11 @@ def test_python_takes_the_same(tmp_path: Path) -> None:
         load_cluster("dgx-a100-16", nccl="x")
     with pytest.raises(InputError, match="load_cluster: nccl: is a int"):
         load_cluster("dgx-a100-16", nccl=3)  # type: ignore[arg-type]
+
+
+def test_show_cluster_says_which_platform_is_in_force(tmp_path: Path) -> None:
+    stated = call("show", "cluster", "dgx-a100-16").stdout
+    assert "platform a100-nvlink " in stated
+    assert "by what joins" not in stated
+    assert "platform pcie, by what joins the devices" in call("show", "cluster", "ec2-p3-10").stdout
+    assert "NCCL" not in call("show", "cluster", "laptop").stdout

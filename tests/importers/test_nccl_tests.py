@@ -39,6 +39,7 @@ def test_what_other_programs_print_is_passed_over(tmp_path: Path) -> None:
     """NCCL INFO lines, mpirun's tags, carriage returns, N/A for #wrong, times of zero, and a last line cut short."""
     text = log([(0, 0.0), (8, 0.0), (1024, 9.5)], wrong="N/A")
     text = text.replace("# Out of bounds", "a100-3:41:57 [0] NCCL INFO Connected all rings\n# Out of bounds")
+    text += "        4096          1024     float     sum a100-3:41:57 [0] NCCL INFO comm 0x55 rank 0\n"
     tagged = "\r\n".join(f"[1,0]<stdout>:{row}" for row in text.splitlines())
     found = read(tmp_path, f"{tagged}\r\n[1,0]<stdout>:        2048     512   float   sum")
     assert [(r.nbytes, r.seconds) for r in found.rows] == [(1024, pytest.approx(9.5e-6))]

@@ -20,13 +20,18 @@ RUN_KEYS = [
     "seed",
     "schedule_hash",
     "predicted",
+    "tied_with",
     "measured",
     "error_pct",
     "machine",
 ]
-PREDICTED_KEYS = ["iteration_s", "samples_per_s", "exposed_comm_s", "bound_s", "bottleneck", "cost_source"]
+PREDICTED_KEYS = [
+    *("iteration_s", "samples_per_s", "samples_per_s_low", "samples_per_s_high", "exposed_comm_s", "bound_s"),
+    *("bottleneck", "cost_source", "basis"),
+]
 MEASURED_KEYS = [
     "compute",
+    "dilate",
     "iteration_s",
     "iteration_s_min",
     "iteration_s_max",
@@ -49,10 +54,13 @@ def test_keys_and_values_of_the_json_object(make_row):
     assert first["settings"] == {"overlap": True}
     assert first["predicted"]["iteration_s"] == 7.6e-3
     assert first["measured"]["compute"] == "real"
+    assert first["measured"]["dilate"] == 1
     assert first["measured"]["iteration_s_max"] == 12.25e-3
     assert first["measured"]["loss_first"] == pytest.approx(2.0 - 0.05 * 4.5)
     assert first["measured"]["loss_last"] == pytest.approx(2.0 - 0.05 * 24.5)
     assert first["error_pct"] == pytest.approx(-24.0)
+    assert first["tied_with"] == []
+    assert first["predicted"]["samples_per_s_low"] is None
     assert first["machine"] == {"change_pct": None, "against_profile_pct": None, "others_pct": 0, "stolen_pct": 0}
     assert second["measured"] is None
     assert second["error_pct"] is None
@@ -66,6 +74,16 @@ def test_how_the_machine_moved_is_beside_the_error(make_row):
     assert machine == pytest.approx(
         {"change_pct": 3.0, "against_profile_pct": -20.0, "others_pct": 25.0, "stolen_pct": 0.4}
     )
+
+
+def test_a_dilated_run_says_so_and_what_the_undilated_cluster_would_take(make_row):
+    row = make_row(measured=True)
+    stated = replace(row.prediction, iteration_s=9e-3)
+    row = replace(row, measurement=replace(row.measurement, dilation=40.0), undilated=stated)
+    data = json.loads(result_json(Result(experiment="e", rows=(row,))))["runs"][0]
+    assert data["measured"]["dilate"] == 40.0
+    assert data["error_pct"] == pytest.approx(-24.0)
+    assert data["undilated"] == {"iteration_s": 9e-3, "error_pct": pytest.approx(-10.0)}
 
 
 def test_equal_results_give_equal_bytes(make_row):

@@ -10,6 +10,7 @@ from rich.console import Console
 from stanza_sim.execute.rank.job import ComputeMode
 from stanza_sim.report.result import Drift, Result
 from stanza_sim.report.table import fixed, print_result
+from stanza_sim.simulate.residual import Corner, Spread
 
 
 def printed(*rows, width: int = 80) -> str:
@@ -25,9 +26,9 @@ def test_a_row_with_its_measurement(make_row):
         "example: 2 nodes of star, fp32, real compute",
         "",
         "net, 4 samples per worker",
-        "strategy    nodes  iteration  samples/s  speed-up  exposed  bound",
-        "                          ms                            ms     ms",
-        "all-reduce      2       7.60      1,053     1.00x     4.00   4.00",
+        "strategy    iteration  samples/s  speed-up  exposed  bound",
+        "                   ms                            ms     ms",
+        "all-reduce       7.60      1,053     1.00x     4.00   4.00",
         "    bottleneck: node-0 transmit side (worker, 1 more like it), 53% busy",
         "",
         "strategy    predicted    measured        spread  samples/s  error",
@@ -61,6 +62,15 @@ def test_emulated_compute_is_said_and_has_no_losses(make_row):
     assert text.splitlines()[0] == "example: 2 nodes of star, fp32, emulated compute"
     assert "loss" not in text
     assert "compute" not in printed(make_row()).splitlines()[0]
+
+
+def test_a_dilated_run_is_called_that(make_row):
+    row = make_row(measured=True)
+    run = replace(row.measurement, compute=ComputeMode.EMULATED, losses=(), accuracy=None, dilation=40.0)
+    text = printed(replace(row, measurement=run, undilated=replace(row.prediction, iteration_s=9e-3)))
+    assert text.splitlines()[0] == "example: 2 nodes of star, fp32, emulated compute, dilated 40 times"
+    assert "    undilated, as the topology states it: 9.00 ms predicted, -10.0%" in text.splitlines()
+    assert "dilated" not in printed(make_row(measured=True))
 
 
 def test_speed_up_is_against_the_first_row_of_the_same_model(make_row):
@@ -105,3 +115,39 @@ def test_numbers_of_a_column_keep_three_digits_of_the_smallest(values):
     for cell, value in zip(cells, values, strict=True):
         shown = float(cell.replace(",", ""))
         assert abs(shown - value) <= max(5e-3 * value, 5e-4) * 1.0001
+
+
+def with_spread(row, label: str, rate: float, *corners: float):
+    spread = Spread(predicted=rate, corners=dict(zip(Corner, corners, strict=True)))
+    basis = "network: as the topology states, 10 Gbps, taken to be within 15%; computation: by hand, within 5%"
+    return replace(row, label=label, prediction=replace(row.prediction, samples_per_s=rate, spread=spread, basis=basis))
+
+
+def test_how_sure_a_row_is(make_row):
+    """Of "sends" the order with "computes" is reversed at a corner, of "other" with none."""
+    text = printed(
+        with_spread(make_row(), "computes", 1000.0, 800.0, 1250.0, 800.0, 1250.0),
+        with_spread(make_row(), "sends", 900.0, 720.0, 1120.0, 1080.0, 750.0),
+        with_spread(make_row(), "other", 10.0, 8.0, 12.5, 8.0, 12.5),
+    )
+    lines = text.splitlines()
+    assert lines[3:9] == [
+        "strategy  iteration  samples/s  low high  speed-up  exposed  bound",
+        "                 ms               %    %                 ms     ms",
+        "computes       7.60    1,000.0  -20  +25     1.00x     4.00   4.00",
+        "    bottleneck: node-0 transmit side (worker, 1 more like it), 53% busy",
+        "    tied with sends",
+        "sends          7.60      900.0  -20  +24     0.90x     4.00   4.00",
+    ]
+    assert lines[lines.index("costs: roofline V100, by hand") + 1 :][:2] == [
+        "network: as the topology states, 10 Gbps, taken to be within 15%; computation:",
+        "  by hand, within 5%",
+    ]
+    assert text.count("tied with") == 2
+    assert "tied: some such costs" in text.replace("\n", " ")
+    assert max(map(len, lines)) <= 80
+
+
+def test_a_row_that_was_not_simulated_again_has_no_range(make_row):
+    text = printed(with_spread(make_row(), "a", 100.0, 80.0, 125.0, 80.0, 125.0), make_row(label="b"))
+    assert next(line for line in text.splitlines() if line.startswith("b ")).split()[3:5] == ["-", "-"]

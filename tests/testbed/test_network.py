@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import rate
 from stanza_sim.cluster import LinkKind, load_cluster
+from stanza_sim.cluster.dilation import dilated
 from stanza_sim.testbed import GOODPUT_SHARE
 from stanza_sim.testbed.network import Network, check_machine, network_of
+from stanza_sim.testbed.shaping import shaper_of
 from tests.testbed.testbed_clusters import leaf_spine_text, load, star_text
 
 in_one_folder = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -167,6 +169,31 @@ def test_rates_that_the_machine_does_not_reach_are_refused(tmp_path):
     assert "at most 1 Gbps for each of 8 hosts" in str(refused.value)
     with pytest.raises(InputError, match=r"n-0 receive side: 2\.5 Gbps is more than a port"):
         check_machine(fast, cores=64)
+
+
+def test_what_is_too_fast_may_be_dilated_and_what_is_too_slow_not_so_much(tmp_path):
+    cluster = load(tmp_path, star_text(hosts=10, rate="10Gbps"))
+    for dilation, least in ((1.0, 13), (4.0, 13), (12.0, 13)):
+        with pytest.raises(InputError, match=rf"--dilate {least} or more"):
+            check_machine(network_of(dilated(cluster, dilation)), 2, dilation)
+    assert check_machine(network_of(dilated(cluster, 13.0)), 2, 13.0) != ()  # possible, but the machine is busy
+    assert check_machine(network_of(dilated(cluster, 25.0)), 2, 25.0) == ()
+    assert check_machine(network_of(dilated(cluster, 10_000.0)), 2, 10_000.0) == ()
+    with pytest.raises(
+        InputError, match=r"500 kbps is less than can be shaped here \(dilated 20000 times\)"
+    ) as refused:
+        check_machine(network_of(dilated(cluster, 20_000.0)), 2, 20_000.0)
+    assert refused.value.hint == "at least 1 Mbps: dilate by 10000 at most"
+    with pytest.raises(InputError, match="900 kbps is less than can be shaped here") as refused:
+        check_machine(network_of(load(tmp_path, star_text(rate="900kbps"))), 2)
+    assert refused.value.hint == "at least 1 Mbps"
+
+
+def test_a_dilated_token_bucket_holds_as_many_bytes_and_has_a_slower_peak(tmp_path):
+    text = star_text(rate="1Gbps").replace("efficiency: 0.956", "burst: 64KiB, peak: 2Gbps")
+    (wire, *_) = network_of(dilated(load(tmp_path, text), 10.0)).wires
+    shaper = shaper_of(wire.rate_Bps, wire.bucket)
+    assert (shaper.rate_bps, shaper.burst_bytes, shaper.peak_bps) == (100_000_000, 65536, 200_000_000)
 
 
 def test_trunks_of_a_cluster_keep_their_names(tmp_path):

@@ -1,5 +1,6 @@
 """`run --execute --testbed`: one rank in each host's namespace, and nothing left behind, however it ends."""
 
+import csv
 import json
 import os
 import signal
@@ -84,16 +85,17 @@ def within(seconds: float, done: Callable[[], bool]) -> bool:
     return done()
 
 
-def measured(folder: Path) -> dict[str, float]:
+def measured(folder: Path, *args: str, dilate: float = 1) -> dict[str, float]:
     """The error of each row, in percent, of a run that calibrates first."""
     folder.mkdir()
-    run = Run(folder, "--json")
+    run = Run(folder, "--json", *args)
     out, err = run.process.communicate(timeout=110)
     assert run.process.returncode == 0, err
     assert run.left() == []
     rows = json.loads(out)["runs"]
     for row in rows:
         assert row["measured"]["compute"] == "emulated"
+        assert row["measured"]["dilate"] == dilate
         # On loopback an iteration would take a tenth of this: the messages crossed the shaped links.
         assert row["predicted"]["exposed_comm_s"] > 0.5 * row["predicted"]["iteration_s"]
     return {row["label"]: row["error_pct"] for row in rows}
@@ -105,6 +107,27 @@ def test_what_is_predicted_is_measured(tmp_path):
     """What else this machine does makes one run late; a wrong prediction is wrong in each of three."""
     for attempt in "first", "second", "third":
         errors = measured(tmp_path / attempt)
+        if all(abs(error) < 12 for error in errors.values()):
+            return
+    raise AssertionError(errors)
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(360)
+def test_what_is_predicted_of_a_dilated_run_is_measured(tmp_path):
+    """Ten times slower, at ten times the rate that this machine is asked for: reported times are of the fast one."""
+    for attempt in "first", "second", "third":
+        folder = tmp_path / attempt
+        errors = measured(folder, "--set", "network.rate=2Gbps", "--dilate", "10", "-o", "out", dilate=10)
+        rows = json.loads((folder / "out" / "result.json").read_text())["runs"]
+        for row in rows:
+            assert row["undilated"]["iteration_s"] == pytest.approx(row["predicted"]["iteration_s"], rel=0.5)
+            # Spans are of the fast cluster too: an iteration of them fits the iteration that is reported.
+            (path,) = (folder / "out" / "spans").glob(f"*{row['label']}.measured.csv")
+            with path.open() as file:
+                spans = [s for s in csv.DictReader(file) if s["iteration"] == "3"]
+            length = max(float(s["end_s"]) for s in spans) - min(float(s["start_s"]) for s in spans)
+            assert length < 4 * row["measured"]["iteration_s_max"]
         if all(abs(error) < 12 for error in errors.values()):
             return
     raise AssertionError(errors)

@@ -97,3 +97,24 @@ def test_ctrl_c_leaves_nothing_but_the_journal_and_resume_completes_it(folder):
     assert data["errors_pct"]["max"] < 30
     assert not [name for name in os.listdir("/run/netns") if name.startswith(prefix)]
     assert in_session(again.pid) == []
+
+
+@pytest.mark.root
+@pytest.mark.xdist_group("testbed")
+@pytest.mark.timeout(300)
+@pytest.mark.alone
+def test_three_hosts_are_also_predicted_from_a_calibration_on_two(folder):
+    """Hosts are alike, so what two of them say of a message holds for three: the predictions are nearly the same."""
+    star = folder / "star.yaml"
+    star.write_text(star.read_text().replace("count: 2", "count: 3"))
+    run = start(folder, "--set", "calibrate_on=2", "--only", "ring", "--repeats", "1")
+    out, err = run.communicate(timeout=200)
+    assert run.returncode == 0, err
+    assert "calibrated on 2 hosts" in out
+    data = json.loads((folder / "out" / "results.json").read_text())
+    (case,) = data["cases"]
+    assert case["nodes"] == 3
+    assert case["small_predicted_s"] == pytest.approx(case["predicted_s"], rel=0.1)
+    assert case["small_predicted_s"] != case["predicted_s"], "calibrated again, on other ranks"
+    assert data["small_errors_pct"]["cases"] == 1
+    assert "on 2 hosts wake-up" in case["calibration"][0]

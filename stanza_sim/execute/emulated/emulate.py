@@ -1,7 +1,7 @@
 """One rank's part in a job whose computations are emulated: waits in their place, and buffers to send and receive.
 
-Contents do not matter, so one buffer serves all that is sent and one all that is received, each as long as the longest
-message or collective: that is all the memory that a rank of any model needs. A collective of the library still adds up
+Contents do not matter, so one `payload` serves all that is sent and one all that is received, each as long as the
+longest message or collective; that is little memory for a rank of any model. A collective of the library still adds up
 what it reduces. Nothing else computes, so how long an iteration takes does not depend on this machine's cores, as long
 as they carry the messages.
 """
@@ -19,9 +19,9 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from stanza_sim.execute.emulated.payload import payload
 from stanza_sim.execute.emulated.shared_state import SharedState
 from stanza_sim.execute.emulated.waits import Lanes, Shares, own_state, set_timer_slack
 from stanza_sim.execute.rank.exchange import meet, share
@@ -55,7 +55,8 @@ class EmulatedWork:
     def __init__(
         self, schedule: Schedule, rank: int, emulation: Emulation, lanes: Lanes, transport: TorchTransport
     ) -> None:
-        self._schedule, self._seconds, self._lanes = schedule, emulation.seconds[rank], lanes
+        self._schedule, self._lanes = schedule, lanes
+        self._seconds = {name: emulation.dilation * work_s for name, work_s in emulation.seconds[rank].items()}
         self._transport, self._dtype = transport, dtype_of(schedule.itemsize)
         self._unseen = unseen(project(schedule, rank))
         self._bundles = {b.name: b for b in schedule.bundles}
@@ -69,12 +70,11 @@ class EmulatedWork:
                 case Collective():
                     whole = self._sizes(op)[1] * schedule.itemsize
                     sends, receives = max(sends, whole), max(receives, whole)
-        self._out = torch.zeros(sends, dtype=torch.uint8)
-        self._in = torch.zeros(receives, dtype=torch.uint8)
+        self._out, self._in = payload(sends), payload(receives)
         self._views: dict[tuple[bool, int], Tensor] = {}
 
     def compute(self, op: Compute, iteration: int, ready_s: float) -> tuple[float, float]:
-        """Wait as long as the computation takes."""
+        """Wait as long as the computation takes, by the clock that everything is dilated by."""
         return self._lanes.compute(op.lane, ready_s, self._seconds[op.name], wait=op.name not in self._unseen)
 
     def collective(self, op: Collective, iteration: int) -> None:

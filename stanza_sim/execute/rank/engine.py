@@ -102,11 +102,11 @@ class Engine(Generic[Payload]):
 
     # ---- running -----------------------------------------------------------------------------------------------
 
-    def run(self, *, timeout_s: float, beat: Beat = lambda: None) -> None:
+    def run(self, *, timeout_s: float, beat: Beat = lambda ended=0: None) -> None:
         """Carry out all iterations; raises what a thread raised, and `RunError` if nothing completes for `timeout_s`.
 
-        `beat` is called about twice a second while there is progress. After an error threads may be left that
-        wait for other ranks for ever: the process must end.
+        `beat` is called about twice a second while there is progress, with the iterations that have ended. After an
+        error threads may be left that wait for other ranks for ever: the process must end.
         """
         if self._rules.finished:
             return
@@ -131,7 +131,7 @@ class Engine(Generic[Payload]):
                 completed = self._rules.completed
             if completed != seen:
                 seen, self.last_progress_s = completed, now()
-                beat()
+                beat(sum(end_s > 0 for end_s in self.iteration_end_s))
             elif now() - self.last_progress_s > timeout_s:
                 with self._lock:
                     story = self._rules.story()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
 from stanza_sim.schedule import Collective, Compute, Transfer
 
 In = TypeVar("In", contravariant=True)
 Out = TypeVar("Out", covariant=True)
-Beat = Callable[[], None]
-"""Called from time to time while a rank makes progress, to show that it does."""
+
+
+class Beat(Protocol):
+    """Called from time to time while a rank makes progress, to show that it does."""
+
+    def __call__(self, ended: int = 0, /) -> None:
+        """Take how many iterations have ended, where there are any."""
+        ...
 
 
 class Handle(Protocol):

@@ -101,12 +101,14 @@ class Emulation:
     `seconds[r][op]` is what the op takes at rank r on an idle device. `device[r]` is the number of the device on which
     rank r computes; ranks of one number share it, and are on one machine. `capacity[d]` computations run on device d
     at full speed at once, more share it. With `realtime` ranks run under real-time scheduling, if that is permitted.
+    With a `dilation` computations are waits so many times as long, and the times that are measured are divided by it.
     """
 
     seconds: tuple[Mapping[str, float], ...]
     device: tuple[int, ...]
     capacity: tuple[float, ...]
     realtime: bool = False
+    dilation: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +128,11 @@ class RunJob:
     timeout_s: float = 60.0
     keep_parameters: bool = False
     emulation: Emulation | None = None
+
+    @property
+    def dilation(self) -> float:
+        """How many times slower than reported everything happens; 1 unless computations are emulated so."""
+        return 1.0 if self.emulation is None else self.emulation.dilation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +192,8 @@ class Measurement:
     (`stanza_sim.schedule.collectives.collective_bytes`). `compute` says whether computations were emulated, and then
     there are no losses and no accuracy; `realtime` whether all ranks ran under real-time scheduling. `stolen` is the
     share of the cores that a virtual machine's host took away, `others` that on which processes ran which are no ranks
-    (both of the machine that suffered most); of so many `tries` this is the one of which least was taken away.
+    (both of the machine that suffered most); of so many `tries` this is the one of which least was taken away. The run
+    took `dilation` times as long as its times say.
     """
 
     timeline: Timeline
@@ -203,6 +211,7 @@ class Measurement:
     stolen: float = 0.0
     others: float = 0.0
     tries: int = 1
+    dilation: float = 1.0
     parameters: Mapping[str, Array] | None = None
 
     def __repr__(self) -> str:

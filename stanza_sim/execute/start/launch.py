@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self, TypeVar, cast
 
 from stanza_sim.base.errors import InputError, RunError
-from stanza_sim.execute.start.protocol import Answer, AnswerKind, Settings, Task
+from stanza_sim.execute.start.protocol import Answer, AnswerKind, Moving, Settings, Task
 
 T = TypeVar("T")
 
@@ -26,6 +26,8 @@ START_S = 120.0
 """How long ranks may take to import torch and to find each other, and to set up a task."""
 SILENCE_S = 8.0
 """A process that says nothing for so long is stopped or stuck; a busy machine may delay it by seconds."""
+MOVING_S, STILL_S = 10.0, 60.0
+"""How often it is told at most how far ranks are, and how often at least."""
 GRACE_S = 3.0
 """After the first failure, how long the other ranks have to say what they wait for."""
 LAST_LINES = 6
@@ -72,10 +74,12 @@ class _Rank:
         theirs.close()
         self.connection: Connection = ours
         self.heard_s = self.moved_s = time.monotonic()
+        self.ended = 0
         self.connection.send_bytes(pickle.dumps(settings))
 
     def send(self, task: bytes) -> None:
         self.heard_s = self.moved_s = time.monotonic()
+        self.ended = 0
         self.connection.send_bytes(task)
 
     def last_words(self) -> str:
@@ -169,18 +173,20 @@ class Pool:
             self.close()
             raise
 
-    def run(self, task: Task[T], timeout_s: float | None = None) -> list[T]:
+    def run(self, task: Task[T], timeout_s: float | None = None, *, moving: Moving | None = None) -> list[T]:
         """Carry out `task` on every rank and return the results by rank.
 
-        Raises the `InputError` of a rank, and `RunError` if one dies, fails, or is silent for longer than `timeout_s`
-        (default: the pool's): with what each rank said. Then all ranks are ended; the next task starts new ones.
+        `moving` is told from time to time how many iterations all ranks have done. Raises the `InputError` of a rank,
+        and `RunError` if one dies, fails, does not get on for longer than `timeout_s` (default: the pool's), or shows
+        no sign of life for the lesser of both: with what each rank said. Then all ranks are ended; the next task starts
+        new ones.
         """
         self.start()
         try:
             message = pickle.dumps(task)
             for rank in self._ranks:
                 rank.send(message)
-            return cast(list[T], self._await(AnswerKind.DONE, timeout_s or self.timeout_s))
+            return cast(list[T], self._await(AnswerKind.DONE, timeout_s or self.timeout_s, moving))
         except BaseException:
             self.close()
             raise
@@ -194,8 +200,9 @@ class Pool:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
-    def _await(self, wanted: AnswerKind, timeout_s: float) -> list[object]:
-        """Return the values of all ranks' answers of the kind `wanted`."""
+    def _await(self, wanted: AnswerKind, timeout_s: float, moving: Moving | None = None) -> list[object]:
+        """Return the values of all ranks' answers of the kind `wanted`; meanwhile tell `moving` how far they are."""
+        told_s, told = time.monotonic(), 0
         values: dict[int, object] = {}
         failures: dict[int, str] = {}
         deadline: float | None = None
@@ -220,12 +227,16 @@ class Pool:
                 if rank.rank in failures or rank.rank in values:
                     continue
                 # In a run a rank finds out by itself that nothing moves, and says what it waits for: leave it the time.
-                if now - rank.heard_s > max(timeout_s + GRACE_S, SILENCE_S):
+                if now - rank.heard_s > max(min(timeout_s, self.timeout_s) + GRACE_S, SILENCE_S):
                     failures[rank.rank] = f"did not answer for {now - rank.heard_s:.0f} s"
                 elif now - moved_s > max(timeout_s + GRACE_S, START_S):
                     failures[rank.rank] = f"did not get on for {now - rank.moved_s:.0f} s"
             if failures and deadline is None:
                 deadline = now + GRACE_S
+            ended = min((rank.ended for rank in waiting), default=0)
+            if moving is not None and not failures and now - told_s > (MOVING_S if ended > told else STILL_S):
+                told_s, told = now, ended
+                moving(ended)
         return [values[r] for r in range(len(self._ranks))]
 
     @staticmethod
@@ -240,6 +251,8 @@ class Pool:
             return None
         if answer.kind is not AnswerKind.ALIVE:
             rank.moved_s = rank.heard_s
+        if answer.kind is AnswerKind.MOVING and isinstance(answer.value, int):
+            rank.ended = answer.value
         return answer
 
     @staticmethod

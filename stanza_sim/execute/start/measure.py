@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import median
 
@@ -13,6 +13,7 @@ from stanza_sim.timeline.spans import Span, Timeline
 
 _End = tuple[str, int, int, int]
 """(op, iteration, source, destination) of a message."""
+_Clock = Callable[[float], float]
 
 
 def merge(job: RunJob, reports: Sequence[RankReport]) -> Measurement:
@@ -25,14 +26,16 @@ def merge(job: RunJob, reports: Sequence[RankReport]) -> Measurement:
 
     Losses are summed over ranks in rank order. Spans of the warm-up are dropped. A transfer's span at a rank begins
     when its first message had been posted at both ends and ends with the last arrival; a collective's begins when
-    the last member had joined. Raises `RunError` for a report that is missing or cut short.
+    the last member had joined. All times are divided by the job's dilation, where they are brought to one clock.
+    Raises `RunError` for a report that is missing or cut short.
     """
     schedule, training = job.schedule, job.training
     by_rank = {r.rank: r for r in reports}
     if sorted(by_rank) != list(range(schedule.world_size)):
         raise RunError(f"{schedule.name}: reports of ranks {sorted(by_rank)}, the schedule has {schedule.world_size}")
+    clocks = {rank: _clock(job, r) for rank, r in by_rank.items()}
     ends = {
-        rank: tuple(r.clock.to_rank0(t) for t in r.iteration_end_s)
+        rank: tuple(clocks[rank](t) for t in r.iteration_end_s)
         for rank, r in sorted(by_rank.items())
         if r.iteration_end_s
     }
@@ -42,7 +45,9 @@ def merge(job: RunJob, reports: Sequence[RankReport]) -> Measurement:
     losses = tuple(sum(s[i] for s in sums) / schedule.global_batch for i in range(training.iterations) if sums)
     first = by_rank[0]
     return Measurement(
-        timeline=Timeline(spans=tuple(_spans(job, by_rank)), iteration_end_s=ends, first_iteration=training.warmup),
+        timeline=Timeline(
+            spans=tuple(_spans(job, by_rank, clocks)), iteration_end_s=ends, first_iteration=training.warmup
+        ),
         iteration_s=median(durations),
         iteration_s_min=min(durations),
         iteration_s_max=max(durations),
@@ -55,6 +60,7 @@ def merge(job: RunJob, reports: Sequence[RankReport]) -> Measurement:
         compute=ComputeMode.REAL if job.emulation is None else ComputeMode.EMULATED,
         realtime=all(r.realtime for r in reports),
         stolen=max(r.stolen for r in reports),
+        dilation=job.dilation,
         others=_others(reports),
         parameters=first.parameters,
     )
@@ -77,14 +83,19 @@ def iteration_durations(latest_end_s: Sequence[float], warmup: int) -> list[floa
     return timed[:-1] if len(timed) > 1 else timed
 
 
-def _spans(job: RunJob, by_rank: dict[int, RankReport]) -> list[Span]:
+def _clock(job: RunJob, report: RankReport) -> _Clock:
+    """What turns a time of a rank's own clock into one of the run: on rank 0's clock, without the dilation."""
+    return lambda time_s: report.clock.to_rank0(time_s) / job.dilation
+
+
+def _spans(job: RunJob, by_rank: dict[int, RankReport], clocks: dict[int, _Clock]) -> list[Span]:
     schedule, first = job.schedule, job.training.warmup
     programs = {r: project(schedule, r).units for r in by_rank}
     sent: dict[_End, float] = {}
     arrivals: dict[_End, tuple[float, float, int]] = {}  # posted, arrived, bytes
     joined: dict[tuple[str, int], float] = {}
     for rank, report in by_rank.items():
-        to0, units = report.clock.to_rank0, programs[rank]
+        to0, units = clocks[rank], programs[rank]
         for m in report.sends:
             sent[units[m.unit].op.name, m.iteration, rank, m.peer] = to0(m.posted_s)
         for m in report.receives:
@@ -92,10 +103,10 @@ def _spans(job: RunJob, by_rank: dict[int, RankReport]) -> list[Span]:
         for unit, iteration, begin, _ in report.spans:
             if isinstance(units[unit].op, Collective):
                 key = units[unit].op.name, iteration
-                joined[key] = max(joined.get(key, begin), to0(begin))
+                joined[key] = max(joined.get(key, to0(begin)), to0(begin))
     spans: list[Span] = []
     for rank, report in by_rank.items():
-        to0, units = report.clock.to_rank0, programs[rank]
+        to0, units = clocks[rank], programs[rank]
         for unit, iteration, begin, end in report.spans:
             op = units[unit].op
             if iteration < first:

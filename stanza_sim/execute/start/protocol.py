@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, TypeVar
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+
+
+Moving = Callable[[int], None]
+"""Told how many iterations all ranks have done, while they go on."""
 
 
 class AnswerKind(StrEnum):
@@ -28,7 +33,7 @@ class AnswerKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """An answer of a rank with its value: the task's result, the `InputError`, or what failed."""
+    """An answer of a rank with its value: the task's result, the `InputError`, what failed, or how far it is."""
 
     kind: AnswerKind
     value: object
@@ -65,8 +70,11 @@ class Workers(Protocol):
     is_main: bool
     world_size: int
 
-    def run(self, task: Task[T], timeout_s: float | None = None) -> list[T]:
-        """Carry out `task` on every rank; the results by rank, the same in every process that calls this."""
+    def run(self, task: Task[T], timeout_s: float | None = None, *, moving: Moving | None = None) -> list[T]:
+        """Carry out `task` on every rank; the results by rank, the same in every process that calls this.
+
+        `moving`, if given, may be told from time to time how many iterations every rank has done.
+        """
         ...
 
     def close(self) -> None:

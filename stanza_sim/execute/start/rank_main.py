@@ -76,7 +76,7 @@ def serve(connection: Connection, settings: Settings) -> None:
                 task = cast(Task[object], pickle.loads(connection.recv_bytes()))
             except EOFError:
                 return
-            answer(AnswerKind.DONE, task(context, lambda: answer(AnswerKind.MOVING, None)))
+            answer(AnswerKind.DONE, task(context, lambda ended=0: answer(AnswerKind.MOVING, ended)))
     except InputError as error:
         answer(AnswerKind.BAD_INPUT, error)
     except RunError as error:

@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.cluster import Cluster
@@ -15,7 +16,7 @@ from stanza_sim.execute.rank.steal import MOST_STOLEN, SHORT_S, TRIES
 from stanza_sim.execute.start.environment import Place, place
 from stanza_sim.execute.start.launch import Pool, RankPlace
 from stanza_sim.execute.start.measure import merge
-from stanza_sim.execute.start.protocol import RankInfo, Workers
+from stanza_sim.execute.start.protocol import Moving, RankInfo, Workers
 from stanza_sim.execute.start.tasks import DescribeTask, RunTask
 from stanza_sim.execute.train.samples import follow
 from stanza_sim.schedule import check
@@ -124,11 +125,13 @@ def execute(
     workers: Workers,
     *,
     done: Callable[[int, Measurement], None] = lambda i, m: None,
+    moving: Callable[[int, int], None] = lambda i, ended: None,
     between: Callable[[int], None] = lambda i: None,
 ) -> list[Measurement]:
     """Run `jobs` one after another on `workers` and return their measurements; `done` is called after each.
 
-    `between(i)` is called right before job i, and with the number of jobs once all are done; it may use the workers.
+    While one takes long, `moving` is told how many of its iterations have ended. `between(i)` is called right before
+    job i, and with the number of jobs once all are done; it may use the workers.
 
     A short run during which a virtual machine's host took its cores away is done again (`steal`), in all processes
     alike, since all know of all ranks.
@@ -155,17 +158,17 @@ def execute(
     found: list[Measurement] = []
     for i, job in enumerate(jobs):
         between(i)
-        found.append(_undisturbed(job, workers))
+        found.append(_undisturbed(job, workers, partial(moving, i)))
         done(i, found[-1])
     between(len(jobs))
     return found
 
 
-def _undisturbed(job: RunJob, workers: Workers) -> Measurement:
+def _undisturbed(job: RunJob, workers: Workers, moving: Moving) -> Measurement:
     """Of up to `TRIES` runs of `job` the one of which least was taken away."""
     found: list[Measurement] = []
     while len(found) < TRIES:
-        reports = [r for r in workers.run(RunTask(job), job.timeout_s) if r is not None]
+        reports = [r for r in workers.run(RunTask(job), job.timeout_s, moving=moving) if r is not None]
         found.append(merge(job, reports))
         if found[-1].stolen <= MOST_STOLEN or max(r.took_s for r in reports) > SHORT_S:
             break

@@ -21,7 +21,7 @@ from stanza_sim.schedule import project
 from stanza_sim.schedule.progress import Issue
 
 
-def run_job(job: RunJob, context: Context, beat: Beat = lambda: None) -> RankReport | None:
+def run_job(job: RunJob, context: Context, beat: Beat = lambda ended=0: None) -> RankReport | None:
     """Run this rank's part of `job`; None where the schedule has fewer ranks. Every rank of the world calls this."""
     schedule, rank = job.schedule, context.rank
     backend = context.backend(job.backend)

@@ -19,7 +19,7 @@ from stanza_sim.base.errors import RunError, StanzaError
 from stanza_sim.execute.rank.context import Context
 from stanza_sim.execute.rank.exchange import gather_all, meet
 from stanza_sim.execute.start.environment import Place
-from stanza_sim.execute.start.protocol import RankInfo, Task
+from stanza_sim.execute.start.protocol import Moving, RankInfo, Task
 
 T = TypeVar("T")
 
@@ -115,14 +115,15 @@ class Joined:
         if kind is None:
             self.close()
 
-    def run(self, task: Task[T], timeout_s: float | None = None) -> list[T]:
+    def run(self, task: Task[T], timeout_s: float | None = None, *, moving: Moving | None = None) -> list[T]:
         """Carry out `task` with all other ranks; the results by rank. Raises `InputError` and `RunError`.
 
-        After an error this process can only end: the launcher then ends the other ranks.
+        `moving` is told nothing, since no rank knows how far the others are. After an error this process can only end:
+        the launcher then ends the other ranks.
         """
         rank, ranks = self._context.rank, self.world_size
         try:
-            return gather_all(task(self._context, lambda: None), rank, ranks)
+            return gather_all(task(self._context, lambda ended=0: None), rank, ranks)
         except StanzaError as error:
             _end_hard(error.exit_status)
             raise

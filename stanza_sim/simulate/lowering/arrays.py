@@ -246,11 +246,18 @@ def _with_ends(activities: MessageActivities, sent: _Sent, activity: I32, made: 
 
     `activity` is the load of each without them. Sizes matter only where a message costs cores by itself.
     """
-    size = sent.nbytes if activities.endpoints.count_sizes else np.ones_like(sent.nbytes)
-    kinds, inverse = np.unique(np.stack([activity, sent.src, sent.dst, size]), axis=1, return_inverse=True)
-    found: I32 = (len(made) + inverse.reshape(-1)).astype(np.int32)
+    endpoints = activities.endpoints
+    hosts = np.array([p.host for p in activities.cluster.placement], dtype=np.int64)
+    inside = np.array([endpoints.transport(r).process_inside for r in range(len(hosts))], dtype=np.bool_)
+    ends = (hosts[sent.src] != hosts[sent.dst]) | inside[sent.src] | inside[sent.dst]
+    size = sent.nbytes[ends] if endpoints.count_sizes else np.ones(int(ends.sum()), dtype=np.int64)
+    kinds, inverse = np.unique(
+        np.stack([activity[ends], sent.src[ends], sent.dst[ends], size]), axis=1, return_inverse=True
+    )
+    found: I32 = activity.copy()
+    found[ends] = len(made) + inverse.reshape(-1)
     for bare, src, dst, nbytes in kinds.T.tolist():
-        made.append(activities.endpoints.added(made[bare], Ends(src=src, dst=dst), nbytes))
+        made.append(endpoints.added(made[bare], Ends(src=src, dst=dst), nbytes))
     return found
 
 

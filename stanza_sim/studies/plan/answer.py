@@ -5,13 +5,23 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 
 from stanza_sim.base.units import format_bytes, format_rate, format_time
 from stanza_sim.report.result import Json, Result, run_object
-from stanza_sim.report.table import WIDTH, Column, fixed, print_grid, print_result, write_line
+from stanza_sim.report.table import (
+    WIDTH,
+    Column,
+    fixed,
+    low_high,
+    print_basis,
+    print_grid,
+    print_result,
+    tied_note,
+    write_line,
+)
 from stanza_sim.studies.plan.assess import Score
 from stanza_sim.studies.plan.choices import LeftOut, as_yaml
 from stanza_sim.studies.plan.explain import Explanation, Range, Turn, per_thousand
@@ -51,21 +61,24 @@ def _print_answer(answer: Answer, console: Console, top: int) -> None:
     if not shown:
         _paragraph(console, "no plan was simulated")
     else:
-        _print_ranking(shown, console)
+        _print_ranking(shown, found.tied_with()[:top], console)
     for text in _sentences(answer):
         _paragraph(console, text)
+    print_basis(console, (one.prediction.basis for one in shown))
 
 
-def _print_ranking(shown: tuple[Score, ...], console: Console) -> None:
+def _print_ranking(shown: tuple[Score, ...], tied_with: Sequence[tuple[str, ...]], console: Console) -> None:
     predictions = [one.prediction for one in shown]
     columns = [
         Column(heading="samples/s", unit="", cells=fixed(p.samples_per_s for p in predictions)),
+        *low_high(predictions),
         Column(heading="iteration", unit="ms", cells=fixed(p.iteration_s * 1e3 for p in predictions)),
         Column(heading="exposed", unit="ms", cells=fixed(p.exposed_comm_s * 1e3 for p in predictions)),
-        Column(heading="bound", unit="ms", cells=fixed(p.bound_s * 1e3 for p in predictions)),
         Column(heading="memory", unit="GB", cells=fixed(one.memory_nbytes / 1e9 for one in shown)),
     ]
-    print_grid(console, [one.choice.label for one in shown], columns, [()] * len(shown), heading="plan")
+    # Below a tie with the best nothing is told by who is tied with whom.
+    marks = [tied_note(["the best"] if shown[0].choice.label in tied else []) for tied in tied_with]
+    print_grid(console, [one.choice.label for one in shown], columns, marks, heading="plan")
 
 
 def _paragraph(console: Console, text: str) -> None:
@@ -88,6 +101,15 @@ def _sentences(answer: Answer) -> list[str]:
         f"best: {best.choice.label}. Its bottleneck: {p.bottleneck}; of {format_time(p.iteration_s)} an iteration, "
         f"communication is exposed for {format_time(p.exposed_comm_s)}"
     )
+    if tied := found.tied_with()[0]:
+        told.append(
+            f"{len(tied)} {'plan is' if len(tied) == 1 else 'plans are'} tied with the best: some costs within their "
+            "residuals, the same for both, reverse the order or leave less than 2% between them"
+        )
+    elif p.spread is None:
+        told.append(
+            "which plans are tied with it was not looked at: no time was left, or it takes too long to simulate"
+        )
     told.append(f"as a row of an experiment: {as_yaml(best.choice)}")
     if answer.explanation is not None:
         told += _reasons(best, answer.explanation)
@@ -169,16 +191,19 @@ def plan_json(plan_result: PlanAnswers, *, top: int) -> str:
 
 def _answer_object(answer: Answer, top: int) -> dict[str, Json]:
     found, problem = answer.found, answer.problem
-    winner = found.best
+    winner, tied = found.best, found.tied_with()
     best: dict[str, Json] | None = None
     if answer.best is not None and winner is not None:
-        best = run_object(answer.best) | {"memory_nbytes": winner.memory_nbytes, "sent_bytes": winner.sent_bytes}
+        best = run_object(answer.best, tied[0]) | {
+            "memory_nbytes": winner.memory_nbytes,
+            "sent_bytes": winner.sent_bytes,
+        }
     return {
         "model": problem.entry.title,
         "best": best,
         "ranked": [
-            run_object(row(problem, one)) | {"memory_nbytes": one.memory_nbytes, "sent_bytes": one.sent_bytes}
-            for one in found.ranked[:top]
+            run_object(row(problem, one), others) | {"memory_nbytes": one.memory_nbytes, "sent_bytes": one.sent_bytes}
+            for one, others in list(zip(found.ranked, tied, strict=True))[:top]
         ],
         "evaluated": found.evaluated,
         "pruned": found.pruned,

@@ -166,6 +166,16 @@ def weigh(problem: Problem, choice: Choice, least: float = 0.0, go_on: Callable[
     return Weighed(most_samples_per_s=most, score=score)
 
 
+@collector_off()
+def spread_of(problem: Problem, one: Score, go_on: Callable[[], bool] = lambda: True) -> Score:
+    """The score with what its samples/s are where costs are off; it is simulated again.
+
+    Raises `RunError` if after an iteration of a simulation `go_on` says no.
+    """
+    spread = problem.scenario(problem.plan(one.choice)).spread(one.prediction, go_on=go_on)
+    return replace(one, prediction=replace(one.prediction, spread=spread))
+
+
 def _needs(problem: Problem, plan: Plan, case: SimulationCase) -> dict[int, Memory]:
     half = problem.loaded.value.precision in HALF
     scale = 2 / plan.model.itemsize if half else 1.0

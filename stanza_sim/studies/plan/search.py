@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from time import monotonic
 
+from stanza_sim.simulate.residual import ties
 from stanza_sim.studies.plan.assess import SURE, Score, Sketch
 from stanza_sim.studies.plan.choices import Choice, LeftOut
 from stanza_sim.studies.plan.worker_pool import WorkerPool
@@ -79,6 +80,11 @@ class SearchResult:
     def best(self) -> Score | None:
         """The best plan, if any was simulated."""
         return self.ranked[0] if self.ranked else None
+
+    def tied_with(self) -> list[tuple[str, ...]]:
+        """For each ranked plan the labels of those that it is tied with; see `stanza_sim.simulate.residual`."""
+        found = ties([one.prediction.spread for one in self.ranked])
+        return [tuple(self.ranked[i].choice.label for i in others) for others in found]
 
     def best_of_others(self, count: int | None = None) -> list[Score]:
         """The best plan of each strategy but the winner's, the best first."""

@@ -22,10 +22,13 @@ from stanza_sim.studies.plan.assess import Problem, Score
 from stanza_sim.studies.plan.choices import choices, local_size
 from stanza_sim.studies.plan.explain import Explanation, explain
 from stanza_sim.studies.plan.search import Limits, Search, SearchResult, Stop
-from stanza_sim.studies.plan.worker_pool import worker_pool
+from stanza_sim.studies.plan.worker_pool import WorkerPool, worker_pool
 
 SEARCHING = 0.8
-"""The share of a model's time that is for the search; the rest is for explaining what it found."""
+"""The share of a model's time that is for the search; the rest is for how sure it is, and for explaining what it
+found."""
+SPREADS = 10
+"""So many of the best plans are simulated again with costs that are off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +154,7 @@ def plan_problems(
             explanation = None
             if not interrupted:
                 try:
+                    found = _with_spreads(pool, i, found, share.end_s)
                     end = Limits(deadline_s=share.end_s, max_evaluations=max_evaluations)
                     explanation = explain(pool, i, found, end)
                 except KeyboardInterrupt:
@@ -160,6 +164,15 @@ def plan_problems(
             if interrupted:
                 return PlanAnswers(experiment=experiment, answers=tuple(answers), interrupted=True)
     return PlanAnswers(experiment=experiment, answers=tuple(answers))
+
+
+def _with_spreads(pool: WorkerPool, index: int, found: SearchResult, end_s: float | None) -> SearchResult:
+    """The best plans with what their samples/s are where costs are off, as far as half of the time left allows."""
+    now_s = monotonic()
+    until_s = None if end_s is None else now_s + max(0.0, end_s - now_s) / 2
+    some = found.ranked[:SPREADS]
+    known = [new or one for one, new in zip(some, pool.spreads(index, some, until_s), strict=True)]
+    return replace(found, ranked=(*known, *found.ranked[SPREADS:]))
 
 
 class _Share:
@@ -189,7 +202,9 @@ class _Share:
 def row(problem: Problem, one: Score, *, whole: bool = False) -> Row:
     """The row that `run` would report for a plan; its prediction with its timeline only if `whole`."""
     plan = problem.plan(one.choice)
-    prediction = problem.predict(plan) if whole else one.prediction
+    prediction = one.prediction
+    if whole:
+        prediction = replace(problem.predict(plan), spread=prediction.spread)
     return row_of(problem.loaded.value, problem.cluster, plan, prediction)
 
 

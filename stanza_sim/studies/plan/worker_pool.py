@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from stanza_sim.base.errors import RunError
 from stanza_sim.base.processes import processes
-from stanza_sim.studies.plan.assess import Problem, Sketch, Variant, Weighed, sketch, weigh
+from stanza_sim.studies.plan.assess import Problem, Score, Sketch, Variant, Weighed, sketch, spread_of, weigh
 from stanza_sim.studies.plan.choices import Choice
 
 WORTH_IT = 60
@@ -79,6 +79,20 @@ def _weighed(problem: Problem, choice: Choice, least: float, deadline_s: float |
         raise
 
 
+def _spread(problem: int, one: Score, deadline_s: float | None) -> Score | None:
+    return None if _past(deadline_s) else _collected(_spread_of(_state.problems[problem], one, deadline_s))
+
+
+def _spread_of(problem: Problem, one: Score, deadline_s: float | None) -> Score | None:
+    """As `spread_of`; None if time runs out meanwhile."""
+    try:
+        return spread_of(problem, one, go_on=lambda: not _past(deadline_s))
+    except RunError:
+        if _past(deadline_s):
+            return None
+        raise
+
+
 def _past(deadline_s: float | None) -> bool:
     return deadline_s is not None and monotonic() >= deadline_s
 
@@ -118,6 +132,14 @@ class WorkerPool:
             return [None if _past(deadline_s) else _weighed(there, choice, least, deadline_s) for choice, least in some]
         submit = self._executor.submit
         return self._results([submit(_weigh, problem, one, least, deadline_s, at) for one, least in some], deadline_s)
+
+    def spreads(self, problem: int, some: Sequence[Score], deadline_s: float | None) -> list[Score | None]:
+        """Simulate plans again with costs that are off."""
+        if self._executor is None:
+            there = self.problems[problem]
+            return [None if _past(deadline_s) else _spread_of(there, one, deadline_s) for one in some]
+        submit = self._executor.submit
+        return self._results([submit(_spread, problem, one, deadline_s) for one in some], deadline_s)
 
     @staticmethod
     def _results(futures: Sequence[Future[_T | None]], deadline_s: float | None) -> list[_T | None]:

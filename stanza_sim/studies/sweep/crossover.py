@@ -4,20 +4,27 @@ A bisection only compares the two rows that win at its ends; at the place that i
 a third one wins, the places at which it takes over and gives way are looked for in turn. So every crossover that is
 reported is one, but a row that wins only briefly between two points may be missed. Where a bisection cannot go on, its
 bracket is what is known.
+
+Costs may be off, so a crossover is a range: around the place that is predicted the two rows are tied, as
+`stanza_sim.simulate.residual` says of rows that share their costs. Its ends are looked for in turn, outwards, no
+further than the axis goes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from stanza_sim.simulate.residual import Spread, tied
 from stanza_sim.studies.sweep.points import SweepRow, best_of
 from stanza_sim.studies.sweep.vary import Axis, Point, Scale, scale_of, shown, why_no_scale
 
 CLOSE = 0.005
 """A crossover is known when it is between two values that differ by no more than this, relatively."""
+CLOSE_END = 0.05
+"""The same for an end of its range."""
 MOST_STEPS = 40
 """A bisection that is not close by then ends: the place is as good as zero."""
 
@@ -37,9 +44,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crossover:
-    """`below` wins up to `low` (in the units of the axis's scale), `above` from `high` on.
+    """As predicted, `below` wins up to `wins_to` (in the units of the axis's scale), `above` from `wins_from` on.
 
-    Where these are not close, the place is anywhere between them, and `reason` says why no more is known.
+    Where these are not close, the place is anywhere between them, and `reason` says why no more is known. With costs
+    that are off it may be anywhere from `low` to `high`. An end that is `open_low` or `open_high` is that of the values
+    that were looked at: the rows are still tied there.
     """
 
     place: Place
@@ -47,6 +56,10 @@ class Crossover:
     high: float
     below: str
     above: str
+    wins_to: float
+    wins_from: float
+    open_low: bool = False
+    open_high: bool = False
     reason: str = ""
 
 
@@ -61,11 +74,15 @@ class Unlooked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """What a bisection wants to know: a model's rows at a point, all or those of two labels."""
+    """What a bisection wants to know: a model's rows at a point, all or those of two labels.
+
+    `off` asks for what these are with costs that are off, too.
+    """
 
     point: Point
     model: str
     labels: tuple[str, str] | None
+    off: bool = False
 
 
 Bisection = Generator[Ask, tuple[SweepRow, ...], list[Crossover]]
@@ -155,13 +172,69 @@ def _bisect(place: Place, scale: Scale, low: tuple[float, str], high: tuple[floa
             first = yield from _bisect(place, scale, low, (value, best.label))
             second = yield from _bisect(place, scale, (value, best.label), high)
             return [*first, *second]
-    return [Crossover(place=place, low=a, high=b, below=below, above=above, reason=reason)]
+    return [Crossover(place=place, low=a, high=b, below=below, above=above, wins_to=a, wins_from=b, reason=reason)]
 
 
-def _close(a: float, b: float, scale: Scale) -> bool:
+def ranges(axes: Sequence[Axis], found: Sequence[Crossover]) -> list[Bisection]:
+    """For each crossover, a bisection for both ends of its range: it returns the crossover with these."""
+    scales = [scale_of(axis) for axis in axes]
+    return [_ranged(one, scale, axes[one.place.axis]) for one in found if (scale := scales[one.place.axis]) is not None]
+
+
+def _ranged(one: Crossover, scale: Scale, axis: Axis) -> Bisection:
+    numbers = sorted(scale.number(value) for value in axis.values)
+    down = [value for value in reversed(numbers) if value < one.wins_to]
+    up = [value for value in numbers if value > one.wins_from]
+    low, open_low = yield from _end(one, scale, one.wins_to, down, wins=one.below)
+    high, open_high = yield from _end(one, scale, one.wins_from, up, wins=one.above)
+    return [replace(one, low=low, high=high, open_low=open_low, open_high=open_high)]
+
+
+def _end(
+    one: Crossover, scale: Scale, start: float, outward: Sequence[float], *, wins: str
+) -> Generator[Ask, tuple[SweepRow, ...], tuple[float, bool]]:
+    """From `start` outwards, the first value that is known at which `wins` surely does; and whether there is none."""
+
+    def ask(value: float) -> Ask:
+        return Ask(
+            point=one.place.at(scale.text(value)), model=one.place.model, labels=(one.below, one.above), off=True
+        )
+
+    inside, outside = start, None
+    for value in (start, *outward):
+        lines = yield ask(value)
+        if len([line for line in lines if line.feasible]) < 2:
+            return inside, True
+        if _surely(lines, wins):
+            outside = value
+            break
+        inside = value
+    if outside is None:
+        return inside, True
+    while not _close(min(inside, outside), max(inside, outside), scale, CLOSE_END):
+        middle = _middle(min(inside, outside), max(inside, outside), scale)
+        lines = yield ask(middle)
+        if _surely(lines, wins):
+            outside = middle
+        else:
+            inside = middle
+    return outside, False
+
+
+def _surely(lines: Sequence[SweepRow], wins: str) -> bool:
+    """Whether a row beats another with whatever costs; one that cannot be built beats none."""
+    mine = next((line for line in lines if line.label == wins and line.feasible), None)
+    other = next((line for line in lines if line.label != wins and line.feasible), None)
+    if mine is None or other is None:
+        return False
+    a, b = (one.spread or Spread(predicted=one.samples_per_s or 0.0) for one in (mine, other))
+    return a.predicted > b.predicted and not tied(a, b)
+
+
+def _close(a: float, b: float, scale: Scale, most: float = CLOSE) -> bool:
     if scale.whole and b - a <= 1:
         return True
-    return b - a <= CLOSE * max(abs(a), abs(b))
+    return b - a <= most * max(abs(a), abs(b))
 
 
 def _middle(a: float, b: float, scale: Scale) -> float:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 
 from stanza_sim.base.config import Loaded
@@ -14,20 +15,27 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.rows import cluster_of, known_profiles, model_of, plan_for
-from stanza_sim.experiment.scenario import Conditions
+from stanza_sim.experiment.scenario import Conditions, Scenario
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.profiles.blocks import Profile
 from stanza_sim.profiles.network import NetworkProfile, mismatches, with_network
+from stanza_sim.simulate import Prediction
+from stanza_sim.simulate.residual import OPPOSITE, SAME, Corner, Spread, ties
 
 BETWEEN = "; "
-"""Between two warnings of a line."""
+"""Between two warnings of a line, and between two labels."""
+CONTENDERS = 3
+"""So many rows of a model at a point are also predicted with costs that are off."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepRow:
     """One row at one point. A row that is not `feasible` has a `reason` and no figures; sizes in bytes, times in s.
 
-    `warnings` is what its network profile does not fit, joined by `BETWEEN`.
+    `warnings` is what its network profile does not fit, joined by `BETWEEN`. The best row of a model, and at most
+    `CONTENDERS` - 1 others that could overtake it, have `samples_per_s_low` and `_high`, with costs that are off as far
+    as `basis` says, and `tied_with`, the labels of those from which it cannot be told apart then. `spread` is what
+    these were found from; no file keeps it.
     """
 
     model: str
@@ -36,15 +44,20 @@ class SweepRow:
     nodes: int | None = None
     batch_per_worker: int | None = None
     samples_per_s: float | None = None
+    samples_per_s_low: float | None = None
+    samples_per_s_high: float | None = None
+    tied_with: str = ""
     iteration_s: float | None = None
     exposed_comm_s: float | None = None
     bound_s: float | None = None
     sent_bytes: int | None = None
     bottleneck: str = ""
     cost_source: str = ""
+    basis: str = ""
     schedule_hash: str = ""
     warnings: str = ""
     reason: str = ""
+    spread: Spread | None = None
 
     @property
     def feasible(self) -> bool:
@@ -52,15 +65,27 @@ class SweepRow:
         return self.samples_per_s is not None
 
 
+class Spreads(Enum):
+    """Which rows of a point are also predicted with costs that are off: the best ones, all of them, none."""
+
+    CONTENDERS = "contenders"
+    ALL = "all"
+    NONE = "none"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is to be predicted: an experiment with `overrides`; if given, only rows of this model, of these labels."""
+    """What is to be predicted: an experiment with `overrides`; if given, only rows of this model, of these labels.
+
+    `spreads` says which rows are also predicted with costs that are off.
+    """
 
     experiment: str
     overrides: tuple[str, ...]
     profiles: tuple[Path, ...] = ()
     model: str | None = None
     labels: tuple[str, ...] | None = None
+    spreads: Spreads = Spreads.CONTENDERS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,6 +131,8 @@ def predicted(point: Ready) -> tuple[SweepRow, ...]:
     for entry in experiment.models:
         if request.model not in (None, entry.title):
             continue
+        begin = len(lines)
+        made: dict[int, tuple[Scenario, Prediction]] = {}
         for row in experiment.strategies:
             if request.labels is not None and row.title not in request.labels:
                 continue
@@ -122,12 +149,14 @@ def predicted(point: Ready) -> tuple[SweepRow, ...]:
                 continue
             try:
                 plan = plan_for(point.loaded, cluster, entry, point.models[entry.title], row)
-                conditions = Conditions(loaded=point.loaded, cluster=cluster, network=point.network)
-                found = conditions.scenario(plan, point.known.get(entry.title)).predict()
+                conditions = Conditions(loaded=point.loaded, cluster=cluster, network=point.network, names_rate=False)
+                scenario = conditions.scenario(plan, point.known.get(entry.title))
+                found = scenario.predict()
             except InputError as error:
                 lines.append(replace(bare, reason=error.one_line))
                 continue
             alike = found.timeline.multiplicity
+            made[len(lines)] = scenario, found
             lines.append(
                 replace(
                     bare,
@@ -138,11 +167,39 @@ def predicted(point: Ready) -> tuple[SweepRow, ...]:
                     sent_bytes=sum(n * alike.get(rank, 1) for rank, n in found.sent_bytes.items()),
                     bottleneck=found.bottleneck,
                     cost_source=found.cost_source,
+                    basis=found.basis,
                     schedule_hash=plan.schedule.digest(),
                     warnings=warnings,
                 )
             )
+        lines[begin:] = _with_spreads(lines[begin:], {i - begin: two for i, two in made.items()}, request.spreads)
     return tuple(lines)
+
+
+def _with_spreads(
+    lines: Sequence[SweepRow], made: Mapping[int, tuple[Scenario, Prediction]], which: Spreads
+) -> list[SweepRow]:
+    """The rows of a model at a point, with `which` of them also predicted with costs that are off."""
+    if which is Spreads.NONE or not made:
+        return list(lines)
+    ranked = sorted(made, key=lambda i: -made[i][1].samples_per_s)
+    if which is Spreads.CONTENDERS:
+        scenario, best = made[ranked[0]]
+        least = best.samples_per_s / scenario.most_reversed / (1 + SAME)
+        ranked = [i for i in ranked if made[i][1].samples_per_s >= least][:CONTENDERS]
+    corners = OPPOSITE if which is Spreads.ALL else tuple(Corner)
+    found = {i: made[i][0].spread(made[i][1], corners=corners) for i in ranked}
+    result = list(lines)
+    for i, others in zip(ranked, ties([found[i] for i in ranked]), strict=True):
+        spread = found[i]
+        result[i] = replace(
+            lines[i],
+            samples_per_s_low=None if spread is None else spread.low,
+            samples_per_s_high=None if spread is None else spread.high,
+            tied_with=BETWEEN.join(lines[ranked[j]].label for j in others),
+            spread=spread,
+        )
+    return result
 
 
 def lines_of(request: Request) -> tuple[SweepRow, ...]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import textwrap
-from dataclasses import asdict
 
 from rich.console import Console
 
 from stanza_sim.report.result import Json
-from stanza_sim.report.table import WIDTH, Column, fixed, print_grid, write_line
+from stanza_sim.report.table import WIDTH, Column, fixed, low_high, print_basis, print_grid, tied_note, write_line
 from stanza_sim.studies.sweep.crossover import Crossover
-from stanza_sim.studies.sweep.points import best_of
+from stanza_sim.studies.sweep.crossover_file import crossover_cells, crossovers_path
+from stanza_sim.studies.sweep.points import BETWEEN, best_of
 from stanza_sim.studies.sweep.session import SweepFindings
+from stanza_sim.studies.sweep.table import FIELDS
 from stanza_sim.studies.sweep.vary import Axis, Point, scale_of, shown
 
 MOST_LINES = 60
@@ -31,10 +32,14 @@ def print_sweep(sweep_result: SweepFindings, console: Console) -> None:
     if sweep_result.table.path is None:
         _print_winners(sweep_result, console)
     else:
-        write_line(console, f"written to {sweep_result.table.path}")
+        path = sweep_result.table.path
+        _paragraph(console, f"written to {path}, the crossovers to {crossovers_path(path)}")
     write_line(console, "")
     for text in _sentences(sweep_result):
         _paragraph(console, text)
+    if any(line.feasible for line in lines):
+        write_line(console, "")
+        print_basis(console, (line.basis for line in lines))
     if bad:
         write_line(console, "")
         write_line(console, "infeasible", "bold")
@@ -82,10 +87,12 @@ def _print_winners(sweep_result: SweepFindings, console: Console) -> None:
         rates = iter(fixed(one.samples_per_s or 0.0 for one in best if one is not None))
         columns = [
             Column(heading="samples/s", unit="", cells=["-" if one is None else next(rates) for one in best]),
+            *low_high(best),
             Column(heading="winner", unit="", cells=["none is feasible" if one is None else one.label for one in best]),
         ]
         labels = [where(sweep_result.axes, point) for point in points]
-        print_grid(console, labels, columns, [()] * len(labels), heading="point")
+        notes = [tied_note(one.tied_with.split(BETWEEN)) if one is not None and one.tied_with else [] for one in best]
+        print_grid(console, labels, columns, notes, heading="point")
 
 
 def where(axes: tuple[Axis, ...], point: Point, but: int | None = None) -> str:
@@ -94,23 +101,38 @@ def where(axes: tuple[Axis, ...], point: Point, but: int | None = None) -> str:
 
 
 def in_words(one: Crossover, axes: tuple[Axis, ...]) -> str:
-    """`vgg16: Stanza wins up to 18.2 Gbps (network.rate), then all-reduce`; the bracket where it is not close."""
+    """`vgg16: Stanza wins up to 18.2 Gbps (network.rate), then all-reduce; they are tied from 15.1 to 22.4 Gbps`.
+
+    The bracket where the place is not close.
+    """
     axis = axes[one.place.axis]
     scale = scale_of(axis)
-    low, high = (f"{value}" if scale is None else shown(value, scale) for value in (one.low, one.high))
+    low, high, wins_to, wins_from = (
+        f"{value}" if scale is None else shown(value, scale)
+        for value in (one.low, one.high, one.wins_to, one.wins_from)
+    )
     rest = where(axes, one.place.point, one.place.axis)
     place = f"{one.place.model}, {rest}" if rest else one.place.model
     if one.reason:
-        text = f"{one.below} gives way to {one.above} somewhere between {low} and {high} ({axis.key})"
+        text = f"{one.below} gives way to {one.above} somewhere between {wins_to} and {wins_from} ({axis.key})"
         return f"{place}: {text}; {one.reason}"
-    return f"{place}: {one.below} wins up to {low} ({axis.key}), then {one.above}"
+    text = f"{place}: {one.below} wins up to {wins_to} ({axis.key}), then {one.above}"
+    if (one.low, one.high) == (one.wins_to, one.wins_from):
+        return text
+    ends = f"{low}{' or less' if one.open_low else ''} to {high}{' or more' if one.open_high else ''}"
+    return f"{text}; they are tied from {ends}"
 
 
 def sweep_json(sweep_result: SweepFindings) -> str:
     """The sweep as one JSON object, equal bytes for equal results; sizes in bytes, rates in bytes/s, times in s."""
     keys = [axis.key for axis in sweep_result.axes]
     lines: list[dict[str, Json]] = [
-        {"at": dict(zip(keys, point, strict=True)), "feasible": line.feasible, **asdict(line)}
+        {
+            "at": dict(zip(keys, point, strict=True)),
+            "feasible": line.feasible,
+            **{name: getattr(line, name) for name in FIELDS},
+            "tied_with": line.tied_with.split(BETWEEN) if line.tied_with else [],
+        }
         for point in sweep_result.points
         for line in sweep_result.table.lines[point]
     ]
@@ -128,17 +150,5 @@ def sweep_json(sweep_result: SweepFindings) -> str:
 
 
 def _crossover(one: Crossover, axes: tuple[Axis, ...]) -> dict[str, Json]:
-    axis = axes[one.place.axis]
-    scale = scale_of(axis)
-    others = {a.key: value for a, value in zip(axes, one.place.point, strict=True) if a is not axis}
-    return {
-        "model": one.place.model,
-        "key": axis.key,
-        "at": others,
-        "unit": "" if scale is None else scale.unit,
-        "low": one.low,
-        "high": one.high,
-        "below": one.below,
-        "above": one.above,
-        "reason": one.reason,
-    }
+    others = {a.key: v for i, (a, v) in enumerate(zip(axes, one.place.point, strict=True)) if i != one.place.axis}
+    return {"at": others, **crossover_cells(one, axes)}

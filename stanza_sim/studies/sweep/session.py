@@ -1,4 +1,4 @@
-"""A whole sweep: the points that are not in the file yet, then the crossovers between them."""
+"""A whole sweep: the points that are not in the file yet, then the crossovers between them and how sure these are."""
 
 from __future__ import annotations
 
@@ -15,9 +15,19 @@ from stanza_sim.base.telling import Tell
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.rows import model_of
 from stanza_sim.profiles.network import read_either
-from stanza_sim.studies.sweep.crossover import Ask, Crossover, Unlooked, bisections, in_step, unlooked
+from stanza_sim.studies.sweep.crossover import (
+    Ask,
+    Bisection,
+    Crossover,
+    Unlooked,
+    bisections,
+    in_step,
+    ranges,
+    unlooked,
+)
+from stanza_sim.studies.sweep.crossover_file import write_crossovers
 from stanza_sim.studies.sweep.inputs import KEYS, inputs_of
-from stanza_sim.studies.sweep.points import BETWEEN, Request, SweepRow
+from stanza_sim.studies.sweep.points import BETWEEN, Request, Spreads, SweepRow
 from stanza_sim.studies.sweep.table import Table, digest_of
 from stanza_sim.studies.sweep.vary import Axis, Point, check_values, combinations, points, read_axes
 from stanza_sim.studies.sweep.workers import Workers, dask_workers, local_workers
@@ -100,6 +110,8 @@ class Sweep:
                 tell("points", done, len(left))
             self.table.finish(self.points)
             crossovers = self._crossovers(workers, tell)
+        if self.table.path is not None:
+            write_crossovers(self.table.path, self.axes, crossovers)
         return SweepFindings(
             experiment=self.name,
             axes=self.axes,
@@ -111,15 +123,19 @@ class Sweep:
         )
 
     def _crossovers(self, workers: Workers, tell: Tell) -> list[Crossover]:
-        started = bisections(self.axes, {point: self.table.lines[point] for point in self.points})
+        places = bisections(self.axes, {point: self.table.lines[point] for point in self.points})
+        found = self._driven(places, workers, "crossovers", tell)
+        return self._driven(ranges(self.axes, found), workers, "their ranges", tell)
+
+    def _driven(self, started: Sequence[Bisection], workers: Workers, what: str, tell: Tell) -> list[Crossover]:
         driver = in_step(started)
-        tell("crossovers", 0, len(started))
+        tell(what, 0, len(started))
         try:
             asked = next(driver)
             while True:
                 answers = list(workers.each([self._question(ask) for ask in asked]))
                 asked = driver.send(answers)
-                tell("crossovers", len(started) - len(asked), len(started))
+                tell(what, len(started) - len(asked), len(started))
         except StopIteration as stop:
             found: list[Crossover] = stop.value
             return found
@@ -136,6 +152,7 @@ class Sweep:
             profiles=whole.profiles,
             model=ask.model,
             labels=ask.labels,
+            spreads=Spreads.ALL if ask.off else Spreads.NONE,
         )
 
     def _check_files(self) -> str:

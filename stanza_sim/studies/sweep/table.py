@@ -27,11 +27,16 @@ _WHOLE, _FRACTIONS = (
     ("nodes", "batch_per_worker", "sent_bytes"),
     (
         "samples_per_s",
+        "samples_per_s_low",
+        "samples_per_s_high",
         "iteration_s",
         "exposed_comm_s",
         "bound_s",
     ),
 )
+
+FIELDS = tuple(f.name for f in fields(SweepRow) if f.name != "spread")
+"""What a file keeps of a row."""
 
 
 def digest_of(overrides: Sequence[str], axes: Sequence[Axis]) -> str:
@@ -55,7 +60,7 @@ class Table:
             if axis.key in _WHOLE and (odd := [value for value in axis.values if not value.isdecimal()]):
                 hint = "give the number itself"
                 raise InputError(f"{odd[0]!r} is not a whole number", where=f"--vary {axis.key}={odd[0]}", hint=hint)
-        own = [f.name for f in fields(SweepRow) if f.name != "reason" and f.name not in self.keys]
+        own = [name for name in FIELDS if name not in ("reason", *self.keys)]
         self.columns = ("sweep", *self.keys, *own[:3], "feasible", *own[3:], "inputs", "reason")
         self.lines: dict[Point, tuple[SweepRow, ...]] = {}
 
@@ -127,7 +132,7 @@ class Table:
         for point in some:
             inputs = self.inputs(point)
             for line in self.lines[point]:
-                cells = {f.name: getattr(line, f.name) for f in fields(SweepRow)}
+                cells = {name: getattr(line, name) for name in FIELDS}
                 texts = {key: "" if value is None else str(value) for key, value in cells.items()}
                 texts |= {"sweep": self.digest, "feasible": "yes" if line.feasible else "no", "inputs": inputs}
                 writer.writerow(texts | dict(zip(self.keys, point, strict=True)))
@@ -168,14 +173,14 @@ class Table:
     def _line(self, cells: Mapping[str, str], number: int) -> SweepRow:
         values: dict[str, str | int | float | None] = {}
         try:
-            for f in fields(SweepRow):
-                text = cells.get(f.name, "")
-                if f.name in _WHOLE:
-                    values[f.name] = int(text) if text else None
-                elif f.name in _FRACTIONS:
-                    values[f.name] = float(text) if text else None
+            for name in FIELDS:
+                text = cells.get(name, "")
+                if name in _WHOLE:
+                    values[name] = int(text) if text else None
+                elif name in _FRACTIONS:
+                    values[name] = float(text) if text else None
                 else:
-                    values[f.name] = text
+                    values[name] = text
         except ValueError:
             raise self._foreign(f"has a line that is no line of a sweep: number {number}") from None
         return SweepRow(**values)  # type: ignore[arg-type]

@@ -72,6 +72,7 @@ class _Prediction(Section):
     source: str
     nodes: int
     servers: int
+    small_s: Time | None = None
 
 
 class _Predicted(_Prediction):

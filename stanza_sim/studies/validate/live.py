@@ -13,6 +13,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_rate, format_time
 from stanza_sim.cluster import Cluster
+from stanza_sim.cluster.dilation import dilated
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
 from stanza_sim.experiment.rows import Plan, cluster_of, plans_of
 from stanza_sim.experiment.scenario import Conditions
@@ -42,7 +43,21 @@ class CasePlans:
             experiment = experiment_of(suite, case)
             if case.network not in self.clusters:
                 self.clusters[case.network] = cluster_of(experiment)
+                self._check_nodes(case)
             (self._plans[case.name],) = plans_of(experiment, self.clusters[case.network])
+
+    def small_cluster(self, case: Case) -> Cluster | None:
+        """The case's network with as few nodes as it is also to be calibrated on; None if it is not."""
+        few = self.suite.value.calibrate_on
+        return None if few is None else cluster_of(experiment_of(self.suite, case, nodes=few))
+
+    def _check_nodes(self, case: Case) -> None:
+        """Raise `InputError` for a network that cannot be calibrated on so few nodes, or has no more than these."""
+        small, whole = self.small_cluster(case), self.clusters[case.network]
+        if small is not None and len(small.hosts) >= len(whole.hosts):
+            what = f"network {case.network} has {len(whole.hosts)} nodes, and is to be calibrated on {small.nodes}"
+            where = self.suite.source.where("calibrate_on")
+            raise InputError(what, where=where, hint="name fewer nodes, or larger networks")
 
     def __getitem__(self, case: Case) -> Plan:
         """The plan of a case."""
@@ -111,6 +126,7 @@ class LiveBench:
         self._suite, self._plans, self._say = suite, plans, say
         self._emulated = suite.value.execute.compute == "emulated"
         self._clusters: dict[str, Cluster] = {}  # as calibrated
+        self._small: dict[str, Cluster] = {}  # as calibrated on a few of its hosts
         self._profiles: dict[tuple[str, str], Profile] = {}  # by network and model
         self._workers: Workers | None = None
         self._said: set[str] = set()
@@ -134,19 +150,40 @@ class LiveBench:
                 for case in cases:
                     self._profile(case, workers)
             took_s = time.monotonic() - begin
-        return f"{_in_words(found)} ({took_s:.0f} s)"
+        words = f"{_in_words(found)} ({took_s:.0f} s)"
+        if (small := self._plans.small_cluster(cases[0])) is not None:
+            words += f"; on {small.nodes} hosts {self._calibrate_on(small, cases[0])}"
+        return words
+
+    def _calibrate_on(self, small: Cluster, case: Case) -> str:
+        """Calibrate a case's network on a few of its hosts; return what that came to, in words."""
+        from stanza_sim.execute import Backend
+        from stanza_sim.execute.calibrate.network import calibrate_network
+        from stanza_sim.profiles.network import with_network
+
+        begin, backend = time.monotonic(), Backend(self._suite.value.execute.backend)
+        with self._ranks(case.network, small) as workers:
+            found = calibrate_network(
+                workers, small, testbed=_in_testbed(small), realtime=self._realtime(case), backend=backend
+            )
+        self._small[case.network] = with_network(self._plans.clusters[case.network], found)
+        return f"{_in_words(found)} ({time.monotonic() - begin:.0f} s)"
 
     def _calibrate(self, case: Case, workers: Workers) -> NetworkProfile:
         """Calibrate the network of a case, on which `workers` are."""
         from stanza_sim.execute import Backend
         from stanza_sim.execute.calibrate.network import calibrate_network
-        from stanza_sim.profiles.network import with_network
+        from stanza_sim.experiment.emulation import on_testbed
 
-        stated, backend = self._plans.clusters[case.network], Backend(self._suite.value.execute.backend)
+        stated, how = self._plans.clusters[case.network], self._suite.value.execute
         found = calibrate_network(
-            workers, stated, testbed=_in_testbed(stated), realtime=self._realtime(case), backend=backend
+            workers,
+            dilated(stated, how.dilate),
+            testbed=_in_testbed(stated),
+            realtime=self._realtime(case),
+            backend=Backend(how.backend),
         )
-        self._clusters[case.network] = with_network(stated, found)
+        self._clusters[case.network] = on_testbed(stated, found, how.dilate)
         return found
 
     def _profile(self, case: Case, workers: Workers) -> Profile:
@@ -171,7 +208,10 @@ class LiveBench:
     def predict(self, case: Case) -> Predicted:
         """See `Bench`."""
         profile = self._profiles.get((case.network, self._plans[case].entry.title))
-        return self._plans.predict(case, self._clusters[case.network], profile)
+        found = self._plans.predict(case, self._clusters[case.network], profile)
+        if (small := self._small.get(case.network)) is not None:
+            found = replace(found, small_s=self._plans.predict(case, small).iteration_s)
+        return found
 
     @contextmanager
     def open(self, network: str) -> Iterator[None]:
@@ -189,7 +229,8 @@ class LiveBench:
         if self._workers is None:
             raise RuntimeError(f"network {case.network} is not open")
         begin, load, plan, workers = time.monotonic(), machine.load(), self._plans[case], self._workers
-        iterations = timed_iterations(self._suite.value.timing, predicted.iteration_s)
+        suite = self._suite.value
+        iterations = timed_iterations(suite.timing, predicted.iteration_s * suite.execute.dilate)
         job = self._job(case, iterations)
         anew, drift = None, None
         if self._emulated:
@@ -212,11 +253,11 @@ class LiveBench:
         return replace(measured, predicted=anew, drift=drift)
 
     @contextmanager
-    def _ranks(self, network: str) -> Iterator[Workers]:
-        """The ranks of a network, in a testbed if there are several hosts."""
-        cluster = self._plans.clusters[network]
+    def _ranks(self, network: str, small: Cluster | None = None) -> Iterator[Workers]:
+        """The ranks of a network, or of a `small` form of it, in a testbed if there are several hosts."""
+        cluster = small or self._plans.clusters[network]
         case = next(c for c in self._plans.cases if c.network == network)
-        experiment = experiment_of(self._suite, case)
+        experiment = experiment_of(self._suite, case, nodes=None if small is None else small.nodes)
         with open_ranks(experiment, cluster, testbed=_in_testbed(cluster), say=self._once) as workers:
             yield workers
 

@@ -24,6 +24,9 @@ def _summary(report: Report) -> list[str]:
     rows = [["all, % of the iteration", *_error_cells(errors)]]
     if (comm := report.comm_errors) is not None:
         rows.append(["all, % of exposed communication", *_error_cells(comm)])
+    if report.small_errors is not None:
+        rows[0][0] = "all, calibrated on all hosts, % of the iteration"
+        rows.insert(1, [f"all, {report.small}, % of the iteration", *_error_cells(report.small_errors)])
     part = "some cases of the suite" if report.chosen else f"{errors.count} cases"
     lines = [
         f"# Validation: {suite.name}",
@@ -92,7 +95,8 @@ _BUDGET = (
 
 
 def _cases(report: Report) -> list[str]:
-    rows = []
+    rows: list[list[str]] = []
+    small = [] if report.small_errors is None else [f"{report.small}, %"]
     timed_anew = any(r.drift is not None for r in report.results)
     for r in report.results:
         comm = r.error_of_comm_pct
@@ -103,13 +107,14 @@ def _cases(report: Report) -> list[str]:
                 f"{r.measured_s * 1e3:.1f}",
                 f"{r.spread_pct:.1f}",
                 _signed(r.error_pct),
+                *([] if not small else ["" if (e := r.small_error_pct) is None else _signed(e)]),
                 "" if comm is None else _signed(comm),
                 f"{100 * r.predicted.exposed_share:.0f}",
                 f"{100 * r.measured_exposed_s / r.measured_s:.0f}",
                 *(["" if r.drift is None else _signed(100 * r.drift)] if timed_anew else []),
             ]
         )
-    heading = ["case", "predicted, ms", "measured, ms", "spread, %", "error, %", "of communication, %"]
+    heading = ["case", "predicted, ms", "measured, ms", "spread, %", "error, %", *small, "of communication, %"]
     repeats = max(len(r.measured) for r in report.results)
     compared, about_machine = f"Measured: median over {repeats} repeats", ""
     if timed_anew:

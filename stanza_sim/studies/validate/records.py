@@ -18,7 +18,8 @@ class Predicted:
 
     `parts` are the seconds charged to each op kind, as `stanza_sim.report.compare.partition` defines them: they add up
     to a mean iteration of a rank that trains. `source` says where the costs of computations come from. `servers` is the
-    number of parameter servers (0 for a strategy that has none).
+    number of parameter servers (0 for a strategy that has none). `small_s` is the iteration as predicted from a
+    calibration on a few of the hosts only, where the suite asks for that.
     """
 
     iteration_s: float
@@ -27,6 +28,7 @@ class Predicted:
     source: str
     nodes: int
     servers: int = 0
+    small_s: float | None = None
 
     @property
     def exposed_share(self) -> float:
@@ -113,6 +115,12 @@ class CaseResult:
     def error_pct(self) -> float:
         """Predicted over measured, less one, in percent: negative where the prediction is too fast."""
         return 100 * (self.predicted.iteration_s / self.measured_s - 1)
+
+    @property
+    def small_error_pct(self) -> float | None:
+        """The error of the prediction from a calibration on a few hosts, as `error_pct`; None if there is none."""
+        small_s = self.predicted.small_s
+        return None if small_s is None else 100 * (small_s / self.measured_s - 1)
 
     @property
     def measured_exposed_s(self) -> float:

@@ -32,6 +32,8 @@ def check_rules(suite: Loaded[Suite], predictions: dict[str, Predicted]) -> None
 def header_of(suite: Suite) -> Header:
     """What a run of `suite` that begins here and now is about."""
     conditions = {**machine.versions(), "compute": suite.execute.compute}
+    if suite.execute.dilate != 1:
+        conditions["dilate"] = f"{suite.execute.dilate:g}"
     return Header(
         suite=suite.name,
         digest=suite.digest(),
@@ -95,10 +97,15 @@ def print_report(report: Report, folder: Path, console: Console) -> None:
         Column(heading="spread", unit="%", cells=[f"{r.spread_pct:6.1f}" for r in results]),
         Column(heading="error", unit="%", cells=[f"{r.error_pct:+6.1f}" for r in results]),
     ]
+    if report.small_errors is not None:
+        cells = ["-" if (e := r.small_error_pct) is None else f"{e:+6.1f}" for r in results]
+        columns.append(Column(heading=f"on {report.suite.calibrate_on}", unit="%", cells=cells))
     print_grid(console, [r.case.name for r in results], columns, [()] * len(results), heading="case")
     _print(console, "")
     _print(console, "absolute errors, %                cases  median    p90    max    mean, signed", "bold")
     _errors(console, "of the iteration", report.errors)
+    if report.small_errors is not None:
+        _errors(console, f"the same, {report.small}", report.small_errors)
     if (comm := report.comm_errors) is not None:
         _errors(console, "of exposed communication", comm)
     for group in budget.by_group(report.results, lambda r: r.case.strategy):

@@ -103,6 +103,13 @@ class Suite(Section):
     repeats: Count = Field(3, description="How often each case is measured.")
     precision: str = "fp32"
     bounds: Bounds = Bounds()
+    calibrate_on: int | None = Field(
+        None,
+        ge=2,
+        strict=True,
+        description="Each network is also calibrated on so many of its hosts, and every case predicted from that too.",
+    )
+    small_bounds: Bounds = Field(Bounds(), description="What errors of these predictions must not exceed, in percent.")
     rules: Rules | None = None
     timing: Timing = Timing()
     execute: Execute = Execute()
@@ -112,9 +119,22 @@ class Suite(Section):
     networks: dict[Name, Annotated[NetworkEntry, _from_name("cluster")]] = Field(min_length=1)
     cases: tuple[CaseEntry, ...] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _calibrates(self) -> Self:
+        if self.calibrate_on is not None and self.execute.compute == "real":
+            raise ValueError("calibrate_on is for emulated compute: real computations are timed on all ranks")
+        if self.calibrate_on is None and "small_bounds" in self.model_fields_set:
+            raise ValueError("small_bounds without calibrate_on")
+        return self
+
     def digest(self) -> str:
         """A hash of everything that the suite says but its order and its bounds, which change no case."""
-        said = self.model_dump(mode="json", exclude={"seed", "repeats", "bounds", "rules", "description"})
+        bounds = {"bounds", "small_bounds"}
+        said = self.model_dump(mode="json", exclude={"seed", "repeats", "rules", "description", *bounds})
+        if self.execute.dilate == 1:
+            del said["execute"]["dilate"]  # what it was before time could be dilated
+        if self.calibrate_on is None:  # as before there was such a key
+            del said["calibrate_on"]
         return sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -173,8 +193,13 @@ def chosen(cases: Sequence[Case], words: Sequence[str]) -> tuple[Case, ...]:
     return found
 
 
-def experiment_of(loaded: Loaded[Suite], case: Case, *, timed: int | None = None) -> Loaded[Experiment]:
-    """Return the case as an experiment of one row; `timed` is how many iterations to time, the least unless stated."""
+def experiment_of(
+    loaded: Loaded[Suite], case: Case, *, timed: int | None = None, nodes: int | None = None
+) -> Loaded[Experiment]:
+    """Return the case as an experiment of one row; `timed` is how many iterations to time, the least unless stated.
+
+    `nodes` replaces the number of nodes.
+    """
     suite = loaded.value
     network, how = suite.networks[case.network], suite.timing
     # One more at the end, behind which nothing runs, is not timed either.
@@ -182,7 +207,7 @@ def experiment_of(loaded: Loaded[Suite], case: Case, *, timed: int | None = None
     experiment = Experiment(
         name=suite.name,
         cluster=network.cluster,
-        nodes=network.nodes,
+        nodes=nodes or network.nodes,
         network=Network.model_construct(rate=network.rate),
         seed=suite.seed,
         precision=suite.precision,

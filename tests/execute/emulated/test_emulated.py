@@ -14,6 +14,7 @@ import pytest
 from stanza_sim.cluster import load_cluster
 from stanza_sim.execute.emulated.emulate import core_of, unseen
 from stanza_sim.execute.rank.job import ComputeMode, Emulation, Measurement, RunJob, Training
+from stanza_sim.execute.start import launch
 from stanza_sim.execute.start.launch import Pool, RankPlace
 from stanza_sim.execute.start.measure import merge
 from stanza_sim.execute.start.tasks import DescribeTask, RunTask
@@ -23,6 +24,7 @@ from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate.costs import costs_for
 from stanza_sim.simulate.lowering.compute_times import compute_seconds
 from stanza_sim.simulate.lowering.lower import lower
+from stanza_sim.timeline.spans import Span
 from tests.execute.execute_variants import VARIANTS, schedule_of
 from tests.execute.test_runs import every_kind, expected_bytes
 
@@ -109,6 +111,16 @@ def test_an_iteration_takes_what_its_computations_take(pool: Pool, tiny: ModelPr
     starts = sorted(s.start_s for s in measured.timeline.spans if s.op == "f")
     assert min(later - earlier for earlier, later in pairwise(starts)) >= 0.05 - 1e-9
     assert 0.048 < measured.iteration_s < 0.06  # ends are noted by threads that may wake up late
+
+
+def test_a_long_run_tells_how_far_it_is(pool: Pool, tiny: ModelProfile, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "MOVING_S", 0.3)
+    stated = Emulation(seconds=({"f": 0.01}, {"g": 0.01}), device=(0, 1), capacity=(1.0, 1.0), dilation=10.0)
+    told: list[int] = []
+    job = job_of(tiny, parse(CHAIN), emulation=stated, training=Training(iterations=15, warmup=1))
+    pool.run(RunTask(job), moving=told.append)  # 3 s
+    assert told
+    assert told == sorted(set(told) & set(range(1, 15)))
 
 
 CHAINS = """
@@ -201,6 +213,36 @@ def test_a_model_of_any_size_needs_no_more_than_its_longest_message(pool: Pool) 
     measured = run(pool, job)
     assert time.monotonic() - begin < 10
     assert measured.iteration_s == pytest.approx(sum(alone[0].values()), rel=0.05)
+
+
+def test_what_is_dilated_takes_longer_and_is_reported_as_stated(pool: Pool, tiny: ModelProfile) -> None:
+    """Five times as long by our clock, and every reported time a fifth of what the ranks saw, of every kind of op."""
+    schedule = every_kind()
+    stated = replace(emulation(schedule), dilation=5.0)
+    job = job_of(tiny, schedule, emulation=stated)
+    reports = [r for r in pool.run(RunTask(job)) if r is not None]
+    measured = merge(job, reports)
+    undivided = merge(replace(job, emulation=replace(stated, dilation=1.0)), reports)
+    assert (measured.dilation, undivided.dilation) == (5.0, 1.0)
+    for key in ("iteration_s", "iteration_s_min", "iteration_s_max"):
+        assert getattr(measured, key) == pytest.approx(getattr(undivided, key) / 5)
+    assert measured.samples_per_s == pytest.approx(undivided.samples_per_s * 5)
+    assert (measured.sent_bytes, measured.received_bytes) == (undivided.sent_bytes, undivided.received_bytes)
+    for one, other in zip(measured.timeline.spans, undivided.timeline.spans, strict=True):
+        assert replace(one, start_s=other.start_s, end_s=other.end_s) == other
+        assert (one.start_s, one.end_s) == (other.start_s / 5, other.end_s / 5)
+    ends = measured.timeline.iteration_end_s
+    assert ends == {r: tuple(t / 5 for t in each) for r, each in undivided.timeline.iteration_end_s.items()}
+    alone = [s for s in measured.timeline.spans if s.rank == 2 and isinstance(schedule.op(s.op), Compute)]
+    for s in alone:  # ranks 0 and 1 have two lanes, which share their device
+        assert s.duration_s == pytest.approx(stated.seconds[2][s.op], abs=1e-7)
+        assert other_duration(undivided, s) == pytest.approx(5 * stated.seconds[2][s.op], abs=1e-6)
+
+
+def other_duration(measurement: Measurement, span: Span) -> float:
+    """How long what `span` is of took by `measurement`."""
+    key = span.op, span.rank, span.iteration
+    return next(s.duration_s for s in measurement.timeline.spans if (s.op, s.rank, s.iteration) == key)
 
 
 def test_durations_are_those_of_the_prediction(tiny: ModelProfile) -> None:

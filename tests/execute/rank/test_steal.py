@@ -12,6 +12,7 @@ from stanza_sim.execute.rank import steal
 from stanza_sim.execute.rank.clock import ClockOffset
 from stanza_sim.execute.rank.job import RankReport, RunJob, Training
 from stanza_sim.execute.start.measure import merge
+from stanza_sim.execute.start.protocol import Moving
 from stanza_sim.execute.start.start import execute
 from stanza_sim.model.profile import ModelProfile
 from tests.execute.execute_variants import schedule_of
@@ -27,7 +28,9 @@ class Ranks:
     is_main: bool = True
     runs: int = field(default=0)
 
-    def run(self, task: object, timeout_s: float | None = None) -> list[RankReport | None]:
+    def run(
+        self, task: object, timeout_s: float | None = None, *, moving: Moving | None = None
+    ) -> list[RankReport | None]:
         each_s = 1.0 / (1 + self.runs)
         report = RankReport(
             rank=0,

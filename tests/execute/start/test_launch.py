@@ -122,6 +122,17 @@ def test_a_rank_may_rest_while_others_get_on(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.processes
+def test_a_stopped_rank_is_found_however_patient_a_task_is() -> None:
+    """A dilated run may make no progress for long; its processes show signs of life all the same."""
+    with Pool(2, timeout_s=1) as pool:
+        pool.start()
+        begin = time.monotonic()
+        with pytest.raises(RunError, match=r"rank 1 did not answer for \d+ s"):
+            pool.run(Misbehave(1, "stop"), timeout_s=2400)
+        assert time.monotonic() - begin < 60
+
+
+@pytest.mark.processes
 def test_no_orphan_is_left_when_the_parent_is_killed_or_interrupted() -> None:
     script = textwrap.dedent(
         """

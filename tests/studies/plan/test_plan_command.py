@@ -47,6 +47,18 @@ def test_json_has_the_best_plan_as_run_prints_it(plan_result):
     assert plan["explanation"]["runner_up"]["strategy"] != plan["best"]["strategy"]
 
 
+def test_json_says_how_sure_the_best_plans_are(plan_result):
+    (plan,) = json.loads(plan_result[2])["plans"]
+    labels = [one["label"] for one in plan["ranked"]]
+    for one in plan["ranked"]:
+        p = one["predicted"]
+        assert p["samples_per_s_low"] < p["samples_per_s"] < p["samples_per_s_high"]
+        assert p["basis"].startswith("network: as the topology states, 10 Gbps")
+        for other in one["tied_with"]:
+            if other in labels:
+                assert one["label"] in plan["ranked"][labels.index(other)]["tied_with"]
+
+
 def test_output_folder(plan_result):
     _, out, printed = plan_result
     assert (out / "result.json").read_text() == printed

@@ -2,16 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
 from stanza_sim import strategies
 from stanza_sim.base.errors import RunError
 from stanza_sim.experiment.file import StrategyEntry, load_experiment
+from stanza_sim.studies.plan import session
 from stanza_sim.studies.plan.assess import Problem, Score, sketch, weigh
 from stanza_sim.studies.plan.choices import Choice, as_yaml, choices, in_words, local_size
 from stanza_sim.studies.plan.search import SKETCHED_FOR_EACH, Limits, Search, Stop
-from stanza_sim.studies.plan.session import problems_of
+from stanza_sim.studies.plan.session import plan_problems, problems_of
 from stanza_sim.studies.plan.worker_pool import WorkerPool, worker_pool
 
 OLD = ("all_reduce", "parameter_server", "stanza")
@@ -80,6 +82,27 @@ def test_evaluations_are_limited_and_the_answer_is_reproducible(small):
     assert (found.evaluated, found.stop) == (6, Stop.EVALUATIONS)
     assert found.unreached == len(some) - 6 - found.pruned - found.same - len(found.left_out) > 0
     assert searched(problem, some, Limits(max_evaluations=6)).found() == found
+
+
+def test_without_time_no_plan_says_how_sure_it_is(small):
+    """What is left of a budget that is spent allows no further simulation; the ranking stays."""
+    loaded = load_experiment(str(small))
+    answers = plan_problems("small", problems_of(loaded, ()), loaded.value.strategies, end_s=monotonic())
+    (found,) = (answer.found for answer in answers.answers)
+    assert found.ranked
+    assert [one.prediction.spread for one in found.ranked] == [None] * len(found.ranked)
+    assert found.tied_with() == [()] * len(found.ranked)
+
+
+def test_only_the_best_plans_are_simulated_again(small, monkeypatch):
+    monkeypatch.setattr(session, "SPREADS", 2)
+    loaded = load_experiment(str(small))
+    answers = plan_problems("small", problems_of(loaded, ()), loaded.value.strategies, max_evaluations=6)
+    (answer,) = answers.answers
+    spreads = [one.prediction.spread for one in answer.found.ranked]
+    assert all(spreads[:2])
+    assert not any(spreads[2:])
+    assert answer.best.prediction.spread == spreads[0]
 
 
 def test_few_evaluations_make_few_sketches(small, monkeypatch):

@@ -2,8 +2,10 @@
 
 import csv
 import importlib
+import json
 import pickle
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -14,8 +16,9 @@ from stanza_sim.experiment.file import load_experiment
 from stanza_sim.experiment.rows import cluster_of, plans_of
 from stanza_sim.experiment.run import run_experiment
 from stanza_sim.experiment.scenario import Conditions
-from stanza_sim.studies.sweep.crossover import Ask, bisections, in_step
-from stanza_sim.studies.sweep.points import Ready, Request, SweepRow, predicted, ready
+from stanza_sim.simulate.residual import Corner, Spread, tied
+from stanza_sim.studies.sweep.crossover import Ask, bisections, in_step, ranges
+from stanza_sim.studies.sweep.points import Ready, Request, SweepRow, best_of, predicted, ready
 from stanza_sim.studies.sweep.report import in_words, sweep_json
 from stanza_sim.studies.sweep.session import Sweep
 from stanza_sim.studies.sweep.vary import Axis
@@ -232,7 +235,7 @@ def test_a_crossover_is_where_the_winner_changes(small):
     found = sweep_result(small, "network.rate=1Gbps,400Gbps")
     assert found.crossovers
     for one in found.crossovers:
-        for rate, winner in ((one.low, one.below), (one.high, one.above)):
+        for rate, winner in ((one.wins_to, one.below), (one.wins_from, one.above)):
             loaded = load_experiment(str(small), [f"network.rate={rate * 8e-9:.9f}Gbps"])
             cluster = cluster_of(loaded)
             conditions = Conditions(loaded=loaded, cluster=cluster)
@@ -240,8 +243,73 @@ def test_a_crossover_is_where_the_winner_changes(small):
                 p.strategy.title: conditions.scenario(p).predict().samples_per_s for p in plans_of(loaded, cluster)
             }
             assert max(rates, key=lambda title: rates[title]) == winner
-        assert one.high / one.low < 1.006
+        assert one.wins_from / one.wins_to < 1.006
+        assert one.low < one.wins_to
+        assert one.high > one.wins_from
         assert f"{one.below} wins up to" in in_words(one, found.axes)
+
+
+def test_beyond_its_range_a_crossover_is_sure(small):
+    """With costs off in opposite directions the winner changes within the range, and nowhere else."""
+    found = sweep_result(small, "network.rate=1Gbps,4000Gbps")
+    (one,) = found.crossovers
+    assert not one.open_low
+    assert not one.open_high
+    for rate, sure in ((one.low, one.below), (one.wins_to, ""), (one.wins_from, ""), (one.high, one.above)):
+        loaded = load_experiment(str(small), [f"network.rate={rate * 8e-9:.9f}Gbps"])
+        cluster = cluster_of(loaded)
+        conditions = Conditions(loaded=loaded, cluster=cluster)
+        plans = plans_of(loaded, cluster)
+        spreads = [conditions.scenario(plan).predict_with_spread().spread for plan in plans]
+        assert tied(*spreads) is not bool(sure)
+        if sure:
+            best = max(zip(spreads, plans, strict=True), key=lambda pair: pair[0].predicted)
+            assert best[1].strategy.title == sure
+    data = json.loads(sweep_json(found))["crossovers"][0]
+    assert (data["low"], data["high"]) == (one.low, one.high)
+    assert data["low"] < data["wins_to"] < data["wins_from"] < data["high"]
+    assert "they are tied from" in in_words(one, found.axes)
+
+
+def test_the_range_of_exact_costs_is_where_little_is_between_rows(small):
+    exact = ["uncertainty.computation=0", "uncertainty.network=0"]
+    (sure,) = sweep_result(small, "network.rate=1Gbps,400Gbps", overrides=exact).crossovers
+    (unsure,) = sweep_result(small, "network.rate=1Gbps,400Gbps").crossovers
+    assert (sure.wins_to, sure.wins_from) == (unsure.wins_to, unsure.wins_from)
+    assert unsure.low < sure.low < sure.wins_to
+    assert sure.wins_from < sure.high < unsure.high
+
+
+def test_crossovers_have_a_file_beside_that_of_the_points(small, tmp_path):
+    found = sweep_result(small, "network.rate=1Gbps,400Gbps", "batch_per_worker=16,32", output=tmp_path / "s.csv")
+    with (tmp_path / "s-crossovers.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(found.crossovers) > 0
+    for row, one in zip(rows, found.crossovers, strict=True):
+        numbers = [float(row[key]) for key in ("low", "wins_to", "wins_from", "high")]
+        assert numbers == [one.low, one.wins_to, one.wins_from, one.high]
+        assert (row["below"], row["above"]) == (one.below, one.above)
+        key, unit, other = (
+            ("network.rate", "B/s", "batch_per_worker")
+            if one.place.axis == 0
+            else ("batch_per_worker", "", "network.rate")
+        )
+        assert (row["key"], row["unit"], row["at"].partition("=")[0]) == (key, unit, other)
+
+
+def test_the_best_rows_of_a_point_say_how_sure_they_are(small, tmp_path):
+    found = sweep_result(small, RATES, output=tmp_path / "sweep.csv")
+    with (tmp_path / "sweep.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for point in found.points:
+        best = best_of(found.table.lines[point], "alexnet")
+        assert best.samples_per_s_low < best.samples_per_s < best.samples_per_s_high
+        assert best.basis.startswith("network: as the topology states, taken to be within 15%; computation: fitted, ")
+    assert [row["samples_per_s_low"] for row in rows] == [
+        "" if line.samples_per_s_low is None else str(line.samples_per_s_low) for line in found.lines
+    ]
+    for point in json.loads(sweep_json(found))["points"]:
+        assert isinstance(point["tied_with"], list)
 
 
 def line(label: str, rate: float) -> SweepRow:
@@ -313,6 +381,55 @@ def test_a_third_row_that_wins_in_between_is_found():
 def test_whole_numbers_are_found_exactly():
     (one,) = driven(Axis(key="nodes", values=("2", "64")), lambda x: {"a": 17.5, "b": x})
     assert (one.low, one.high) == (17, 18)
+
+
+def ranged(axis: Axis, speed, share: float) -> list:
+    """As `driven`, with ranges: what row "b" sends may take up to 1 + `share` times as long, or as short."""
+
+    def at(text: str, off: float) -> dict[str, float]:
+        return {label: rate * (off if label == "b" else 1.0) for label, rate in speed(float(text)).items()}
+
+    def answer(ask: Ask) -> tuple[SweepRow, ...]:
+        assert ask.off
+        text = ask.point[0]
+        ends = {Corner.COMPUTATION: 1 + share, Corner.NETWORK: 1 / (1 + share)}
+        corners = {corner: at(text, off) for corner, off in ends.items()}
+        return tuple(
+            replace(line(label, rate), spread=Spread(predicted=rate, corners={c: r[label] for c, r in corners.items()}))
+            for label, rate in at(text, 1.0).items()
+        )
+
+    driver = in_step(ranges([axis], driven(axis, speed)))
+    try:
+        asked = next(driver)
+        while True:
+            asked = driver.send([answer(ask) for ask in asked])
+    except StopIteration as stop:
+        return stop.value
+
+
+def test_a_range_ends_where_one_row_surely_wins():
+    """b = x beats a = 10 from x = 10 on; up to 1.5 times as slow or as fast, and 2% more, from 15.3 and below 6.5."""
+    (one,) = ranged(Axis(key="x", values=("1.0", "100.0")), lambda x: {"a": 10.0, "b": x}, 0.5)
+    assert one.wins_to <= 10 <= one.wins_from
+    low, high = 10 / 1.5 / 1.02, 10 * 1.5 * 1.02
+    assert low * 0.95 <= one.low <= low
+    assert high <= one.high <= high * 1.053
+    assert not one.open_low
+    assert not one.open_high
+
+
+def test_a_range_ends_with_its_axis():
+    (one,) = ranged(Axis(key="x", values=("8.0", "9.0", "11.0")), lambda x: {"a": 10.0, "b": x}, 0.5)
+    assert (one.low, one.high, one.open_low, one.open_high) == (8.0, 11.0, True, True)
+    words = in_words(one, (Axis(key="x", values=("8.0", "11.0")),))
+    assert words.endswith("they are tied from 8 or less to 11 or more")
+
+
+def test_the_range_of_a_count_is_of_counts():
+    (one,) = ranged(Axis(key="nodes", values=("2", "64")), lambda x: {"a": 17.5, "b": x}, 0.1)
+    assert (one.wins_to, one.wins_from) == (17, 18)
+    assert (one.low, one.high) == (15, 20)
 
 
 def test_points_without_a_feasible_row_are_passed_over():

@@ -50,6 +50,18 @@ def test_a_whole_run(call, bench, tmp_path):
     assert data["errors_pct"]["cases"] == 5
 
 
+def test_a_dilation_is_in_the_command_and_the_report(call, bench, tmp_path):
+    done = call("--dilate", 4, "-o", "here")
+    assert done.exit_code == 0, done.output
+    data = json.loads((tmp_path / "here" / "results.json").read_text())
+    assert data["command"].endswith("small.yaml --dilate 4")
+    assert data["conditions"]["dilate"] == "4"
+    assert "dilate 4" in (tmp_path / "here" / "report.md").read_text()
+    refused = call("--dilate", "half", "-o", "there")
+    assert refused.exit_code == 2
+    assert "'half' is not a number of times, 1 or more" in refused.stderr
+
+
 def test_only_some_cases_and_json(call, bench, tmp_path):
     done = call("--only", "slow", "--only", "vgg", "--json", "-o", "here")
     assert done.exit_code == 0, done.output

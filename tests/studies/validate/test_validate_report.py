@@ -4,8 +4,10 @@ import csv
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.studies.validate import folder
@@ -13,6 +15,7 @@ from stanza_sim.studies.validate.folder import open_journal, write_report
 from stanza_sim.studies.validate.journal import NAME, Header
 from stanza_sim.studies.validate.markdown import report_markdown
 from stanza_sim.studies.validate.report import Report, report_csv, report_json, report_object
+from stanza_sim.studies.validate.session import print_report
 from stanza_sim.studies.validate.suite import load_suite
 from tests.studies.validate.validate_fakes import measured, predicted, result
 
@@ -90,6 +93,36 @@ def test_the_report_for_people(report):
     assert "scatter.png" not in report_markdown(report)
     tables = [line.count("|") for line in text.splitlines() if line.startswith("| slow/alex")]
     assert tables == [9]
+
+
+def test_errors_of_a_small_calibration_stand_beside_those_of_the_whole(write_suite, report):
+    """Predicted from 2 hosts the first case is off by +1 and the second by -10%; the third was not."""
+    change = ("bounds: {median: 2, p90: 4, max: 8}", "bounds: {max: 10}\ncalibrate_on: 2\nsmall_bounds: {median: 3}")
+    suite = load_suite(str(write_suite(change)))[0].value
+    off = (0.101, 0.18, None)
+    results = tuple(
+        replace(r, predicted=replace(r.predicted, small_s=small)) for r, small in zip(report.results, off, strict=True)
+    )
+    small = replace(report, suite=suite, results=results)
+    assert small.small_errors.count == 2
+    assert [(v.name, round(v.value_pct, 6), v.held) for v in small.verdicts] == [
+        ("max", 9.0, True),
+        ("median, calibrated on 2 hosts", 5.5, False),
+    ]
+    data = report_object(small)
+    assert data["calibrated_on"] == 2
+    assert data["small_errors_pct"]["bias"] == pytest.approx(-4.5)
+    assert [case["small_error_pct"] for case in data["cases"]] == [pytest.approx(1), pytest.approx(-10), None]
+    text = report_markdown(small)
+    assert "| all, calibrated on 2 hosts, % of the iteration | 2 | 5.50 | 9.10 | 10.00 | −4.50 |" in text
+    assert "| error, % | calibrated on 2 hosts, % |" in text
+    rows = list(csv.DictReader(io.StringIO(report_csv(small))))
+    assert [row["small_predicted_s"] for row in rows] == ["0.101", "0.18", ""]
+    out = io.StringIO()
+    print_report(small, Path("there"), Console(file=out, width=80))
+    assert "the same, calibrated on 2 hosts" in out.getvalue()
+    assert "on 2" in out.getvalue().splitlines()[0]
+    assert "calibrated on" not in report_markdown(report)
 
 
 def test_equal_reports_are_equal_bytes(report):

@@ -110,7 +110,7 @@ def test_more_repeats_can_be_added(tmp_path, bench):
 
 
 def test_a_journal_reads_back_to_what_was_written(tmp_path):
-    first, second = predicted(0.1, exposed=0.25, servers=1, forward=0.06), predicted(1 / 3)
+    first, second = predicted(0.1, exposed=0.25, servers=1, forward=0.06), replace(predicted(1 / 3), small_s=0.3)
     with begin(tmp_path, header()) as journal:
         journal.note("n", "as it is")
         journal.predict("a", first)

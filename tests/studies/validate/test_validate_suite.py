@@ -6,7 +6,7 @@ from stanza_sim.base import config
 from stanza_sim.base.errors import InputError
 from stanza_sim.studies.validate.live import CasePlans
 from stanza_sim.studies.validate.report import EXPOSED_SHARE
-from stanza_sim.studies.validate.session import check_rules
+from stanza_sim.studies.validate.session import check_rules, header_of
 from stanza_sim.studies.validate.statistics import mixture
 from stanza_sim.studies.validate.suite import Timing, about_network, chosen, experiment_of, load_suite, timed_iterations
 
@@ -71,11 +71,65 @@ def test_a_case_that_cannot_be_is_named(write_suite):
         CasePlans(loaded, cases)
 
 
+SMALL = ("repeats: 2", "repeats: 2\ncalibrate_on: 2")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("calibrate_on=1", "calibrate_on"),
+        ("calibrate_on=2.5", "calibrate_on"),
+        ("calibrate_on=two", "calibrate_on"),
+        ("execute.compute=real", "calibrate_on is for emulated compute"),
+        ("small_bounds.median=-1", "small_bounds.median"),
+        ("small_bounds.mean=1", "small_bounds.mean"),
+    ],
+)
+def test_what_a_small_calibration_cannot_be(write_suite, change, message):
+    with pytest.raises(InputError, match=message):
+        load_suite(str(write_suite(SMALL)), [change])
+
+
+def test_bounds_of_a_small_calibration_need_one(write_suite):
+    with pytest.raises(InputError, match="small_bounds without calibrate_on"):
+        load_suite(str(write_suite()), ["small_bounds.median=2"])
+
+
+def test_a_network_is_calibrated_on_fewer_nodes_than_it_has(write_suite):
+    loaded, cases = load_suite(str(write_suite(SMALL)))
+    plans = CasePlans(loaded, cases)
+    assert {len(plans.small_cluster(case).hosts) for case in cases} == {2}
+    loaded, cases = load_suite(str(write_suite(SMALL)), ["calibrate_on=3"])
+    with pytest.raises(InputError, match=r"network slow has 3 nodes, and is to be calibrated on 3"):
+        CasePlans(loaded, cases)
+
+
+def test_the_digest_of_a_suite_without_a_small_calibration_is_that_of_before(write_suite):
+    suite = load_suite(str(write_suite()))[0].value
+    small = load_suite(str(write_suite(SMALL)))[0].value
+    other = load_suite(str(write_suite(SMALL)), ["calibrate_on=3"])[0].value
+    assert len({suite.digest(), small.digest(), other.digest()}) == 3
+    assert "calibrate_on" not in suite.model_dump(exclude_unset=True)
+
+
 def test_the_digest_is_that_of_the_cases(write_suite):
     suite = load_suite(str(write_suite()))[0].value
     same = load_suite(str(write_suite()), ["seed=5", "repeats=9", "bounds.max=1", "description=another"])[0].value
     other = load_suite(str(write_suite()), ["networks.fast.rate=400Mbps"])[0].value
     assert suite.digest() == same.digest() != other.digest()
+
+
+def test_a_dilation_is_part_of_the_cases(write_suite):
+    suite = load_suite(str(write_suite()))[0].value
+    same = load_suite(str(write_suite()), ["execute.dilate=1"])[0].value
+    other = load_suite(str(write_suite()), ["execute.dilate=4"])[0].value
+    assert suite.digest() == same.digest() != other.digest()
+    assert "dilate" not in header_of(suite).conditions
+    assert header_of(other).conditions["dilate"] == "4"
+    with pytest.raises(InputError, match=r"execute\.dilate=0: 0 is not a number of times, 1 or more"):
+        load_suite(str(write_suite()), ["execute.dilate=0"])
+    with pytest.raises(InputError, match="dilate is for emulated compute"):
+        load_suite(str(write_suite()), ["execute.dilate=4", "execute.compute=real"])
 
 
 def test_timed_iterations_fill_the_time():

@@ -1,0 +1,95 @@
+"""Clusters that are the same but for how fast messages are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.cluster.hardware import DirectedLink, Host, Nic, TokenBucket
+
+
+def with_faster_network(cluster: Cluster, times: float) -> Cluster:
+    """All that messages cross carries so many times as many bytes per second: links, fabrics in hosts, loopbacks."""
+    cluster = with_faster_links(cluster, dict.fromkeys(range(len(cluster.links)), times))
+    return replace(cluster, hosts=tuple(_wider(host, times) for host in cluster.hosts))
+
+
+def with_faster_links(cluster: Cluster, times: Mapping[int, float]) -> Cluster:
+    """Links, by index, that carry so many times as many bytes per second. Other traffic stays what it is."""
+    return replace(
+        cluster,
+        links=tuple(_wider_link(link, times[q]) if q in times else link for q, link in enumerate(cluster.links)),
+    )
+
+
+def _wider_link(link: DirectedLink, times: float) -> DirectedLink:
+    return replace(link, bandwidth_Bps=link.bandwidth_Bps * times, bucket=_wider_bucket(link.bucket, times))
+
+
+def _wider_bucket(bucket: TokenBucket | None, times: float) -> TokenBucket | None:
+    return None if bucket is None else replace(bucket, peak_Bps=bucket.peak_Bps * times)
+
+
+def _wider(host: Host, times: float) -> Host:
+    def nic(one: Nic) -> Nic:
+        back = one.receive_bandwidth_Bps
+        return replace(
+            one,
+            bandwidth_Bps=one.bandwidth_Bps * times,
+            receive_bandwidth_Bps=None if back is None else back * times,
+            bucket=_wider_bucket(one.bucket, times),
+            transport=one.transport.scaled(times),
+        )
+
+    return replace(
+        host,
+        nic=nic(host.nic),
+        more_nics=tuple(map(nic, host.more_nics)),
+        intra=None if host.intra is None else replace(host.intra, bandwidth_Bps=host.intra.bandwidth_Bps * times),
+        loopback=replace(host.loopback, bandwidth_Bps=host.loopback.bandwidth_Bps * times),
+    )
+
+
+def with_slower_network(cluster: Cluster, times: float) -> Cluster:
+    """Whatever messages take, they take so many times as long: rates are divided, latencies and overheads multiplied.
+
+    Bytes that pass at once, and what others send, stay what they are.
+    """
+    slower = with_faster_network(cluster, 1 / times)
+    return replace(
+        slower,
+        links=tuple(replace(link, latency_s=link.latency_s * times) for link in slower.links),
+        hosts=tuple(_later(host, times) for host in slower.hosts),
+        wakeup_latency_s=slower.wakeup_latency_s * times,
+    )
+
+
+def _later(host: Host, times: float) -> Host:
+    def nic(one: Nic) -> Nic:
+        back_s, cost = one.receive_latency_s, one.transport
+        return replace(
+            one,
+            latency_s=one.latency_s * times,
+            overhead_s=one.overhead_s * times,
+            receive_latency_s=None if back_s is None else back_s * times,
+            transport=replace(cost, message_core_s=cost.message_core_s * times, byte_core_s=cost.byte_core_s * times),
+        )
+
+    loop, intra, copies = host.loopback, host.intra, host.staging
+    return replace(
+        host,
+        nic=nic(host.nic),
+        more_nics=tuple(map(nic, host.more_nics)),
+        nccl_times=host.nccl_times * times,
+        intra=None if intra is None else replace(intra, latency_s=intra.latency_s * times),
+        loopback=replace(
+            loop,
+            latency_s=loop.latency_s * times,
+            message_core_s=loop.message_core_s * times,
+            byte_core_s=loop.byte_core_s * times,
+        ),
+        staging=None
+        if copies is None
+        else replace(copies, bandwidth_Bps=copies.bandwidth_Bps / times, latency_s=copies.latency_s * times),
+    )
