@@ -15,7 +15,7 @@ from stanza_sim.base.op_kinds import OpKind  # noqa: E402
 from stanza_sim.model import recorded as kept  # noqa: E402
 from stanza_sim.model import zoo  # noqa: E402
 from stanza_sim.model.extract import module_work  # noqa: E402
-from stanza_sim.model.extract.record import work_of, work_of_module  # noqa: E402
+from stanza_sim.model.extract.record import work_of  # noqa: E402
 from stanza_sim.model.module_work import read_works, work_of_profile, write_works  # noqa: E402
 from stanza_sim.model.profile import OpWork, PassWork  # noqa: E402
 from stanza_sim.model.published_names import source_of, twin_of  # noqa: E402
@@ -57,7 +57,7 @@ def test_convolutions_by_hand(make: object, kind: OpKind, share: int) -> None:
 
 def test_the_samples_need_no_gradient() -> None:
     module = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10)).to("meta")
-    work = by_kind(work_of_module(module, (30,)))
+    work = by_kind(work_of(module, (30,), list(module.parameters()), input_gradient=False))
     assert all(one.backward_input == PassWork() for one in work.values())
     linear = work[OpKind.LINEAR]
     assert linear.forward.flops == 2 * (30 * 20 + 20 * 10)
