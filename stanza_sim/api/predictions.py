@@ -177,6 +177,7 @@ def predict(
     costs: Callable[[int], CostModel] | None = None,
     profiles: str | Path | Sequence[str | Path] = (),
     precision: str = "fp32",
+    launch: Literal["eager", "graphs"] = "eager",
     engine: Literal["auto", "plain", "compiled"] = "auto",
     collectives: Literal["activity", "steps"] = "activity",
     issue: Literal["auto", "eager", "in_order"] = "auto",
@@ -189,14 +190,15 @@ def predict(
 ) -> Prediction:
     """Return how long an iteration of `schedule` takes on `cluster`, and why.
 
-    Computations cost what `profiles` (files of measured block times, and of a network) say, else what the roofline of
-    each device does, with the efficiency fitted to published timings at `precision`; or what `costs(rank)` says, a
-    cost model with seconds for each phase of a block. `jitter` ({"kind": "lognormal", "spread": 0.1}) and `straggler`
-    ({"probability": 0.01, "slowdown": 3}) let computations vary by chance, from `seed`; the answer is then the median
-    of `repeats`. `uncertainty` ({"computation": 0.1, "network": 0.2}) is how far costs may be off, where that is not
-    what their sources say. `issue` is how messages are issued ("in_order": as with NCCL). Collectives between devices
-    are NCCL's unless `backend` is "gloo". A schedule that `build_schedule` did not build needs its `model`. Raises
-    `InputError` for what is wrong or does not fit, `ScheduleError` for an illegal schedule.
+    Computations cost what `profiles` (files of measured block times, and of a network) say, else what each device's
+    constants give, which are fitted to published timings at `precision`, with kernels that are launched one by one or
+    by CUDA graphs (`launch`); or what `costs(rank)` says, a cost model with seconds for each phase of a block. `jitter`
+    ({"kind": "lognormal", "spread": 0.1}) and `straggler` ({"probability": 0.01, "slowdown": 3}) let computations vary
+    by chance, from `seed`; the answer is then the median of `repeats`. `uncertainty` ({"computation": 0.1, "network":
+    0.2}) is how far costs may be off, where that is not what their sources say. `issue` is how messages are issued
+    ("in_order": as with NCCL). Collectives between devices are NCCL's unless `backend` is "gloo". A schedule that
+    `build_schedule` did not build needs its `model`. Raises `InputError` for what is wrong or does not fit,
+    `ScheduleError` for an illegal schedule.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
@@ -217,6 +219,7 @@ def predict(
         }
         keys = {
             "precision": precision,
+            "launch": launch,
             "seed": seed,
             "execute": {"issue": issue, "backend": backend},
             "simulation": {key: value for key, value in simulation.items() if value is not None},

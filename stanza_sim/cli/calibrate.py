@@ -111,6 +111,9 @@ def _print(profile: NetworkProfile, console: Console) -> None:
         samples = timed.blocks[0].samples
         what = f"forward {forward_s * 1e3:.4g} ms, backward {backward_s * 1e3:.4g} ms"
         console.print(f"{timed.model.name}, {samples} samples: {what}", soft_wrap=True)
+    names = ", ".join(timed.model.name for timed in profile.models)
+    basis = f"block times of {names} as measured here; other models" if names else "no block was timed; all models"
+    console.print(f"computation in runs with this profile: {basis} as computed for their device", soft_wrap=True)
 
 
 def _cells(value: Estimate, scale: float, digits: int = 1) -> tuple[str, str]:

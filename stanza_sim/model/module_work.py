@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.files import write_whole
-from stanza_sim.model.profile import ModelProfile, OpWork
+from stanza_sim.base.op_kinds import OpKind
+from stanza_sim.model.profile import ModelProfile, OpWork, PassWork
 from stanza_sim.model.profile_json import work_from_data, work_to_data
 
 FORMAT = "stanza-sim-work/1"
@@ -27,11 +29,24 @@ def work_of_profile(profile: ModelProfile) -> ModuleWork:
     """Return the work of all blocks of a model; raise `InputError` if some block's is not known by kind of op."""
     if unknown := [b.name for b in profile.blocks if not b.work]:
         raise InputError(f"the work of block {unknown[0]} of {profile.name} is not known by kind of op")
-    return ModuleWork(
-        numel=profile.numel,
-        output_numel=profile.blocks[-1].output_numel,
-        work=tuple(work for block in profile.blocks for work in block.work),
+    every = [work for block in profile.blocks for work in block.work]
+    kinds = [[work for work in every if work.kind is kind] for kind in OpKind]
+    work = tuple(_sum(same) for same in kinds if same)
+    return ModuleWork(numel=profile.numel, output_numel=profile.blocks[-1].output_numel, work=work)
+
+
+def _sum(same: Sequence[OpWork]) -> OpWork:
+    """The work of ops of one kind together."""
+    forward, inputs, weights = (
+        PassWork(
+            flops=sum(p.flops for p in passes),
+            sample_nbytes=sum(p.sample_nbytes for p in passes),
+            fixed_nbytes=sum(p.fixed_nbytes for p in passes),
+            kernels=sum(p.kernels for p in passes),
+        )
+        for passes in zip(*(work.passes for work in same), strict=True)
     )
+    return OpWork(kind=same[0].kind, forward=forward, backward_input=inputs, backward_weight=weights)
 
 
 def to_data(known: ModuleWork) -> dict[str, object]:

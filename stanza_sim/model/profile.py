@@ -41,21 +41,22 @@ class PassWork:
     """The work of ops of one kind in one pass.
 
     `flops` and `sample_nbytes` are those of one sample; `fixed_nbytes` are touched whatever the batch (weights).
-    `kernels` are launched by a layer or its derivative; the sums of gradients that meet are not counted.
+    `kernels` are launched by a layer or its derivative; the sums of gradients that meet are not counted. They are a
+    whole number, except of a scaled model.
     """
 
     flops: int = 0
     sample_nbytes: int = 0
     fixed_nbytes: int = 0
-    kernels: int = 0
+    kernels: float = 0
 
-    def times(self, flops: float, sample_nbytes: float, fixed_nbytes: float) -> PassWork:
-        """Return the work with each amount multiplied by its factor and rounded; as many kernels."""
+    def times(self, flops: float, sample_nbytes: float, fixed_nbytes: float, kernels: float) -> PassWork:
+        """Return the work with each amount multiplied by its factor; all but kernels are rounded."""
         return PassWork(
             flops=round(self.flops * flops),
             sample_nbytes=round(self.sample_nbytes * sample_nbytes),
             fixed_nbytes=round(self.fixed_nbytes * fixed_nbytes),
-            kernels=self.kernels,
+            kernels=self.kernels * kernels,
         )
 
 
@@ -73,9 +74,11 @@ class OpWork:
         """Forward, input gradient and weight gradient."""
         return self.forward, self.backward_input, self.backward_weight
 
-    def times(self, flops: float = 1.0, sample_nbytes: float = 1.0, fixed_nbytes: float = 1.0) -> OpWork:
-        """Return the work with each amount multiplied by its factor and rounded; as many kernels."""
-        forward, inputs, weights = (work.times(flops, sample_nbytes, fixed_nbytes) for work in self.passes)
+    def times(
+        self, flops: float = 1.0, sample_nbytes: float = 1.0, fixed_nbytes: float = 1.0, kernels: float = 1.0
+    ) -> OpWork:
+        """Return the work with each amount multiplied by its factor; all but kernels are rounded."""
+        forward, inputs, weights = (work.times(flops, sample_nbytes, fixed_nbytes, kernels) for work in self.passes)
         return OpWork(kind=self.kind, forward=forward, backward_input=inputs, backward_weight=weights)
 
 
@@ -227,11 +230,11 @@ def with_boundary(profile: ModelProfile, boundary: int | str) -> ModelProfile:
 def scaled(profile: ModelProfile, *, nbytes: float = 1.0, compute: float = 1.0) -> ModelProfile:
     """Return a model of the shape of `profile` that sends `nbytes` times as much and computes `compute` times as long.
 
-    `nbytes` multiplies the elements of every parameter and of every block's output; `compute` the FLOPs of every block
-    and the memory traffic of its activations, and it divides a known throughput. Amounts are rounded to whole numbers,
-    of elements to at least one. Batch, labels (8 bytes a sample) and the number of operations stay as they are. There
-    is no module that has these numbers: the result has no `factory` and cannot be trained. Raises `InputError` for a
-    factor that is not positive.
+    `nbytes` multiplies the elements of every parameter and of every block's output; `compute` the FLOPs of every block,
+    the memory traffic of its activations and all its `work`, and it divides a known throughput. Amounts are rounded to
+    whole numbers, of elements to at least one. Batch, labels (8 bytes a sample) and a block's `kernels` stay as they
+    are. There is no module that has these numbers: the result has no `factory` and cannot be trained. Raises
+    `InputError` for a factor that is not positive.
     """
     for what, factor in (("bytes", nbytes), ("compute", compute)):
         if not 0 < factor < float("inf"):
@@ -258,7 +261,7 @@ def scaled(profile: ModelProfile, *, nbytes: float = 1.0, compute: float = 1.0) 
             backward_input_flops=work(b.backward_input_flops),
             backward_weight_flops=work(b.backward_weight_flops),
             bytes_touched=work(b.bytes_touched),
-            work=tuple(w.times(compute, compute, nbytes) for w in b.work),
+            work=tuple(w.times(compute, compute, compute, compute) for w in b.work),
         )
         for b in profile.blocks
     )

@@ -63,7 +63,7 @@ def _work_data(block: Block) -> dict[str, object]:
     return {**fp32, "work": work_to_data(block.work)} if block.work else fp32
 
 
-def work_to_data(work: tuple[OpWork, ...]) -> dict[str, list[list[int]]]:
+def work_to_data(work: tuple[OpWork, ...]) -> dict[str, list[list[float]]]:
     """Return work by kind of op as data for JSON: of each pass FLOPs and bytes a sample, bytes a call, and kernels."""
     return {one.kind.value: [[p.flops, p.sample_nbytes, p.fixed_nbytes, p.kernels] for p in one.passes] for one in work}
 
@@ -143,7 +143,7 @@ def _op_work(reader: _Reader) -> tuple[OpWork, ...]:
     found = []
     for kind in reader.data:
         rows = reader.array(kind)
-        good = [row for row in rows if isinstance(row, list) and len(row) == 4 and all(_is_count(n) for n in row)]
+        good = [row for row in rows if isinstance(row, list) and len(row) == 4 and _are_amounts(row)]
         if len(rows) != 3 or len(good) != 3:
             raise reader.wrong(kind, "[FLOPs, bytes a sample, bytes a call, kernels] of each of the three passes")
         passes = [PassWork(flops=f, sample_nbytes=s, fixed_nbytes=w, kernels=k) for f, s, w, k in good]
@@ -152,8 +152,10 @@ def _op_work(reader: _Reader) -> tuple[OpWork, ...]:
     return tuple(found)
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _are_amounts(row: list[object]) -> bool:
+    """Whether FLOPs and bytes are whole numbers and kernels any, none below zero."""
+    numbers = [n for n in row if isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < float("inf")]
+    return len(numbers) == len(row) and all(isinstance(n, int) for n in numbers[:3])
 
 
 class _Reader:

@@ -119,6 +119,13 @@ BAD = [
     (("timeout: 90s", "timeout: 90"), "execute.timeout", "no unit"),
     (("backend: gloo", "backend: mpi"), "execute.backend", "'nccl'"),
     (("cluster: star\n", ""), "example.yaml", "'cluster' is missing"),
+    (("cluster: star\n", "cluster: star\nlaunch: lazy\n"), "launch", "'eager'"),
+    (("batch_per_worker: 8, ", "throughput: {V100: {batch: 8}}, "), "models.1.throughput.V100", "samples_per_s"),
+    (
+        ("batch_per_worker: 8, ", "throughput: {V100: {samples_per_s: -1, batch: 8}}, "),
+        "models.1.throughput.V100.samples_per_s",
+        "greater than 0",
+    ),
     (("batch_per_worker: 8, ", "factory_kwarg: {}, "), "models.1.factory_kwarg", "did you mean factory_kwargs"),
 ]
 

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import stanza_sim as ss
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.op_kinds import PRODUCTS, OpKind
+from stanza_sim.cluster import load_cluster
 from stanza_sim.cluster.device import DeviceSpec, LaunchCost, Precision, WorkConstants, load_device
 from stanza_sim.model import zoo
 from stanza_sim.model.module_work import work_of_profile
@@ -152,16 +154,13 @@ def test_slices_take_their_share() -> None:
     assert fixed[1] < fixed[0]
 
 
-def test_scaled_models_scale_their_work() -> None:
-    half = scaled(RESNET, compute=0.5)
-    spec = device()
-    n = 64
-    launched = SumCosts(spec, RESNET).forward_s(RESNET.blocks[2], 0)
-    whole, small = (
-        SumCosts(spec, RESNET).forward_s(RESNET.blocks[2], n),
-        SumCosts(spec, half).forward_s(half.blocks[2], n),
-    )
-    assert small - launched == pytest.approx((whole - launched) / 2, rel=1e-6)
+def test_scaled_models_compute_so_many_times_as_long() -> None:
+    spec = device(overlap=1.25)
+    for factor in (0.5, 3):
+        other = scaled(RESNET, compute=factor)
+        for block, scaled_block in list(zip(RESNET.blocks, other.blocks, strict=True))[1:]:
+            whole_s = SumCosts(spec, RESNET).backward_s(block, 64)
+            assert SumCosts(spec, other).backward_s(scaled_block, 64) == pytest.approx(factor * whole_s, rel=1e-3)
 
 
 def test_a_block_of_which_only_totals_are_known_is_computed_roughly() -> None:
@@ -185,11 +184,14 @@ def test_an_unknown_launch_and_a_device_without_constants_are_refused() -> None:
 
 
 def test_costs_of_a_cluster_launch_as_asked() -> None:
-    from stanza_sim.cluster import load_cluster
-
     cluster = load_cluster("ec2-p3-10")
     eager, graphs = (costs_for(cluster, RESNET, launch=how)(0) for how in ("eager", "graphs"))
     assert step_s(graphs, RESNET, 4) < 0.7 * step_s(eager, RESNET, 4)
+    schedule = ss.build_schedule("local", RESNET, cluster, batch_per_worker=4)
+    one, other = (ss.predict(schedule, cluster, launch=how) for how in ("eager", "graphs"))
+    assert other.iteration_s < 0.7 * one.iteration_s
+    with pytest.raises(InputError, match=r"predict: launch.*'lazy'"):
+        ss.predict(schedule, cluster, launch="lazy")
 
 
 def test_blocks_in_fp32_are_left_out_of_autocast() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from stanza_sim.base.errors import InputError
 from stanza_sim.model.extract.chain import chain_of
 from stanza_sim.model.extract.factory import USER_ERRORS, Kwargs, build, build_module, describe, load_factory
-from stanza_sim.model.extract.record import outputs_of, work_of_module
+from stanza_sim.model.extract.record import outputs_of, work_of
 from stanza_sim.model.extract.split import SplitBlock, block_works, replace_dropout, split
 from stanza_sim.model.module_work import ModuleWork
 from stanza_sim.model.profile import Block, BlockKind, ModelProfile, ParamTensor, with_boundary
@@ -100,19 +100,25 @@ def module_work(factory_path: str, input_shape: tuple[int, ...], factory_kwargs:
     Residual branches that are dropped by chance (torchvision's `StochasticDepth`) are computed always. Raises
     `InputError` if the module cannot be built, or run on samples of `input_shape` on torch's meta device.
     """
-    module = build(factory_path, factory_kwargs, device="meta").to("meta")
+    module = build(factory_path, factory_kwargs, device="meta").to("meta").train()
     for part in module.modules():
         if type(part).__name__ == "StochasticDepth":
             part.__dict__["p"] = 0.0
+    outputs: list[int] = []
+
+    def call(samples: torch.Tensor) -> object:
+        returned: object = module(samples)
+        outputs[:] = [t.numel() // len(samples) for t in outputs_of(returned)]
+        return returned
+
     try:
-        work = work_of_module(module, input_shape)
-        outputs = outputs_of(module(torch.empty(2, *input_shape, device="meta")))
+        work = work_of(call, input_shape, list(module.parameters()), input_gradient=False)
     except USER_ERRORS as error:
         shape = " x ".join(map(str, input_shape))
         what = f"{type(module).__name__} cannot be recorded on samples of {shape}: {describe(error)}"
         raise InputError(what, where=f"model factory {factory_path!r}") from error
     numel = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    return ModuleWork(numel=numel, output_numel=outputs[0].numel() // 2 if outputs else 0, work=work)
+    return ModuleWork(numel=numel, output_numel=outputs[0] if outputs else 0, work=work)
 
 
 def _itemsize(module: nn.Module, where: str) -> int:

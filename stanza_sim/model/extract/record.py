@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from math import prod
 
 import torch
-from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -219,11 +218,3 @@ def work_of(
         if any(p != PassWork() for p in passes):
             works.append(OpWork(kind=kind, forward=passes[0], backward_input=passes[1], backward_weight=passes[2]))
     return tuple(works)
-
-
-def work_of_module(
-    module: nn.Module, input_shape: tuple[int, ...], dtype: torch.dtype = torch.float32
-) -> tuple[OpWork, ...]:
-    """Return the work of a whole module on the meta device in training; its input needs no gradient."""
-    module.train()
-    return work_of(module, input_shape, list(module.parameters()), dtype=dtype, input_gradient=False)

@@ -60,7 +60,8 @@ def model_of(name: str, classes: int | None) -> ModelProfile:
     named = next((known for known in ours if plain(known) == text), _MODELS.get(text))
     if named is not None:
         kwargs = {"classes": classes} if classes is not None and named in zoo.WIDE else None
-        return zoo.load_model(named, factory_kwargs=kwargs)
+        # Only their heads are one linear layer each, as a strategy that cuts the FC part needs it.
+        return zoo.load_model(named, factory_kwargs=kwargs, boundary="head" if named in zoo.WIDE else None)
     return _from_torchvision(name)
 
 

@@ -4,8 +4,8 @@ Rules: the GPU is that of a device file whose `published:` names stand in the ro
 "autocast" is fp16 unless bf16 stands there; "TF32" and "fp32" are the device's fp32 setting. The model is torchvision's
 or timm's of the row's name as `factory` says; where timm is not installed, torchvision's twin. A step has the
 optimiser's update unless the framework says "forward and backward only", and is launched from Python unless it says
-"CUDA graphs" or "compile". Models are recorded whole on torch's meta device, once on a machine; no factor of a
-measured model is used, so that known and unknown models are predicted alike.
+"CUDA graphs" or "compile", or is TensorFlow or MXNet. Models are recorded whole on torch's meta device, once on a
+machine; no factor of a measured model is used, so that known and unknown models are predicted alike.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from stanza_sim.simulate.sum_costs import Launch, module_step_s
 
 COLUMNS = ("gpu", "framework", "precision", "model", "factory", "batch", "image")
 """The columns that a prediction reads."""
+GRAPHS = ("cuda graphs", "compile", "tensorflow", "mxnet")
+"""Words of frameworks that do not launch kernels one by one from Python."""
 
 
 def predict_single(row: Mapping[str, str]) -> float:
@@ -37,7 +39,7 @@ def predict_single(row: Mapping[str, str]) -> float:
     device, batch = device_of(row["gpu"]), _count(row, "batch")
     framework = row["framework"].lower()
     known = work_of(row["model"].strip(), row["factory"].strip(), _count(row, "image"))
-    compiled = "cuda graphs" in framework or "compile" in framework
+    compiled = any(word in framework for word in GRAPHS)
     seconds = module_step_s(
         device,
         known,
