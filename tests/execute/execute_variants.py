@@ -38,6 +38,7 @@ VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
     ("ps-2-sliced-no-overlap", PS, 4, {"servers": 2, "assignment": "sliced", "slice": 500, "overlap": False}),
     ("ps-2-cut-credit", PS, 4, {"servers": 2, "assignment": "cut", "credit": 1}),
     ("ps-1-by-host", PS, 5, {"local": 2}),
+    ("ps-1-by-host-each-pulls-by-step", PS, 5, {"local": 2, "share_pulls": False, "pull": "step"}),
     ("ps-2-cut-by-uneven-host", PS, 5, {"servers": 2, "assignment": "cut", "local": 2}),
     ("colocated-cut-by-host", PS, 4, {"placement": "colocated", "assignment": "cut", "local": 2}),
     ("colocated-by-host-no-overlap", PS, 4, {"placement": "colocated", "servers": 2, "local": 2, "overlap": False}),

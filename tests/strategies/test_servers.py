@@ -355,3 +355,43 @@ def test_partial_sums_count_every_gradient_once(changes: list[tuple[str, str, st
     with pytest.raises(ScheduleError) as e:
         check(parse(text), toy())
     assert message in str(e.value)
+
+
+# ---- who pulls, and when ---------------------------------------------------------------------------------------------
+
+
+def test_each_worker_pulls_where_pulls_are_not_shared() -> None:
+    model = toy()
+    shared, each = (
+        build("parameter_server", model, 9, servers=1, local=4, share_pulls=shares) for shares in (True, False)
+    )
+    for schedule, pullers in ((shared, 2), (each, 8)):
+        check(schedule, model)
+        pulls = [op for op in schedule.ops if isinstance(op, Transfer) and op.channel == "pull"]
+        assert {len(schedule.group(op.dst)) for op in pulls} == {pullers}
+        assert sum(op.nbytes for op in pulls) == model.nbytes
+    assert any(op.name.startswith("spread.") for op in shared.ops)
+    assert not any(op.name.startswith("spread.") for op in each.ops)
+
+
+def test_pulls_by_step_wait_for_the_last_update_and_forward_passes_for_their_own() -> None:
+    model = toy()
+    schedule = build("parameter_server", model, 3, servers=1, pull="step")
+    check(schedule, model)
+    updates = {op.name for op in schedule.ops if isinstance(op, Compute) and op.phase is Phase.UPDATE}
+    pulls = [op for op in schedule.ops if isinstance(op, Transfer) and op.channel == "pull"]
+    assert pulls
+    assert all(updates <= set(op.after) for op in pulls)
+    forward = [op for op in schedule.ops if isinstance(op, Compute) and op.phase is Phase.FORWARD]
+    assert all(len(op.after_previous) <= 1 for op in forward)
+    slow = cluster(3, Nic(bandwidth_Bps=1e6))
+    ready = build("parameter_server", model, 3, servers=1)
+    times = [predict(s, model, slow, Costs()).iteration_s for s in (ready, schedule)]
+    assert times[0] < times[1]
+
+
+def test_pulls_are_shared_only_among_workers_of_a_host() -> None:
+    with pytest.raises(InputError, match="share pulls only with local"):
+        build("parameter_server", toy(), 4, share_pulls=False)
+    with pytest.raises(ValidationError, match="pull"):
+        build("parameter_server", toy(), 4, pull="later")

@@ -24,7 +24,7 @@ def picture_png(report: PublishedReport) -> bytes:
     except ImportError:
         raise InputError("pictures need matplotlib", hint="pip install 'stanza-sim[plot]'") from None
     with rc_context({"font.size": 9}):
-        figure = Figure(figsize=(13, 5.2), layout="constrained")
+        figure = Figure(figsize=(13, 4.6), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(1, 3)
         rows = [o for o in report.outcomes if o.scored and o.predicted]
@@ -52,7 +52,8 @@ def _efficiency(axes: Axes, rows: list[Outcome]) -> None:
         x = [o.measured / o.linear for o in of if o.measured and o.linear]
         y = [o.predicted / o.linear for o in of if o.predicted and o.linear]
         axes.scatter(x, y, s=18, linewidths=0, alpha=0.8, color=[colour], label=name, zorder=3)
-    ends = [0.009, 1.1]
+    shares = [v / o.linear for o in rows if o.linear for v in (o.measured, o.predicted) if v]
+    ends = [min([0.5, *shares]) / 1.2, 1.2]
     axes.plot(ends, ends, color=_GREY, linewidth=0.8, zorder=1)
     axes.axhline(1.0, color=_GREY, linewidth=0.8, linestyle=":", zorder=1)
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends, aspect="equal")

@@ -21,6 +21,7 @@ from stanza_sim.studies.validate.published.scores import (
 from stanza_sim.studies.validate.published.suite import PublishedSuite
 from stanza_sim.studies.validate.statistics import Errors, Verdict
 
+TITLES = {RowKind.TRAINING: "Training", RowKind.NCCL: "NCCL's all-reduce", RowKind.SINGLE: "One GPU"}
 UNITS = {RowKind.TRAINING: "samples/s", RowKind.NCCL: "us", RowKind.SINGLE: "samples/s"}
 
 
@@ -158,7 +159,7 @@ def report_markdown(report: PublishedReport, *, picture: str | None = None) -> s
         lines.append(f"- {verdict.name} {verdict.value_pct:.1f}%, bound {verdict.bound_pct:g}%{mark}")
     for kind in RowKind:
         if groups := report.groups(kind):
-            lines += ["", f"## {kind.capitalize()}", "", *_table(groups, report.constant)]
+            lines += ["", f"## {TITLES[kind]}", "", *_table(groups, report.constant)]
     lines += ["", "## Rows", "", "| row | what | predicted | measured | unit | error, % |", "| --- " * 6 + "|"]
     for o in report.outcomes:
         if o.scored and o.error_pct is not None:
