@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.cli.app import app
+from stanza_sim.model.profile import with_fused_tensors
 from stanza_sim.studies.validate.published import rules, tables
 from stanza_sim.studies.validate.published.names import device_name, model_of
 from stanza_sim.studies.validate.published.scores import Outcome, RowKind, fitted_constant, training_groups
@@ -118,8 +119,32 @@ def test_gpus_by_any_name(gpu: str, device: str | None) -> None:
 def test_models_by_other_names() -> None:
     assert model_of("ResNet-50", None).name == "resnet50"
     assert model_of("inception3", None).name == "inception_v3"
+    bert = model_of("BERT-large", None)
+    assert bert.numel == pytest.approx(335e6, rel=0.01)  # Devlin et al. 2018, 340M with the pooler
     with pytest.raises(InputError, match="neither shipped nor extracted"):
         model_of("no_such_model", None)
+
+
+def test_a_gpu_without_a_device_file_is_stood_in_for_where_its_throughput_is_known(tmp_path: Path) -> None:
+    one = predict_row(_row(tmp_path, gpu="Titan X", gpus_per_host="1", hosts="1"), SUITE)
+    assert one.predicted == pytest.approx(300)
+    half = predict_row(_row(tmp_path, gpu="K80", precision="fp16", gpus_per_host="1", hosts="1"), SUITE)
+    assert half.predicted == pytest.approx(300)
+    unknown = predict_row(_row(tmp_path, gpu="Titan X", single_gpu_samples_per_s=""), SUITE)
+    assert unknown.predicted is None
+    assert "Titan X" in unknown.reason
+
+
+def test_tensors_are_fused_within_blocks_up_to_a_size() -> None:
+    model = model_of("resnet50", None)
+    fused = with_fused_tensors(model, 2_000_000)
+    assert fused.nbytes == model.nbytes
+    assert [b.numel for b in fused.blocks] == [b.numel for b in model.blocks]
+    assert sum(len(b.tensors) for b in fused.blocks) < 0.5 * sum(len(b.tensors) for b in model.blocks)
+    alone = {t.numel for b in model.blocks for t in b.tensors}
+    assert all(t.numel * 4 <= 2_000_000 or t.numel in alone for b in fused.blocks for t in b.tensors)
+    with pytest.raises(InputError, match="cannot be fused"):
+        with_fused_tensors(model, 0)
 
 
 @pytest.mark.parametrize("name", sorted({row.strategy for row in tables.read_training(OWN["rows"]) if row.scored}))
@@ -196,7 +221,7 @@ def test_the_constant_makes_the_median_error_of_linear_scaling_least(tmp_path: P
 @pytest.fixture
 def small(tmp_path: Path) -> list[str]:
     nccl, single = tmp_path / "nccl.csv", tmp_path / "single.csv"
-    nccl.write_text("gpus,bytes,time_us_out_of_place\n8,1024,20\n8,67108864,600\n")
+    nccl.write_text("gpus,bytes,time_us_out_of_place\n8,1024,20\n8,67108864,600\n8,0,0\n")
     single.write_text(
         "gpu,framework,precision,model,factory,batch,image,samples_per_s\nA100,PyTorch,fp32,no_such,torchvision,12,224,9\n"
     )
@@ -214,6 +239,7 @@ def test_json_has_every_row_and_scores_what_counts(small: list[str]) -> None:
         ("3", "training", False),
         ("1", "nccl", False),
         ("2", "nccl", True),
+        ("3", "nccl", False),
         ("1", "single", False),
     ]
     first = data["rows"][0]

@@ -4,8 +4,8 @@ import pytest
 
 from stanza_sim.base import config
 from stanza_sim.base.errors import InputError
-from stanza_sim.studies.validate.published.suite import is_published
 from stanza_sim.studies.validate.live import CasePlans
+from stanza_sim.studies.validate.published.suite import is_published
 from stanza_sim.studies.validate.report import EXPOSED_SHARE
 from stanza_sim.studies.validate.session import check_rules, header_of
 from stanza_sim.studies.validate.statistics import mixture

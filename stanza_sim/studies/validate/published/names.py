@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from importlib.util import find_spec
 
 from stanza_sim.base import config
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.device import load_device
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.model.published_names import source_of
+from stanza_sim.model.recorded import extracted
+from stanza_sim.studies.validate.published.language import SIZES, language_model
 
 _MODELS = {
     "inception3": "inception_v3",
@@ -23,6 +27,8 @@ _MODELS = {
 }
 """Other names of models, without signs."""
 
+STAND_IN = "P100"
+"""The device that stands in for GPUs without a device file."""
 _PRECISIONS = {"amp": "fp16", "mixed": "fp16", "half": "fp16", "float16": "fp16", "float32": "fp32", "single": "fp32"}
 
 
@@ -42,10 +48,32 @@ def device_name(gpu: str) -> str | None:
     return max(found, key=len, default=None)
 
 
-def precision_of(device: str, stated: str) -> str:
-    """The precision as the device's file calls it; raises `InputError` if the device has no data for it."""
+def stand_in(gpu: str, *, calibrated: bool) -> str:
+    """The device of that name or, where one GPU's throughput is known, one that stands in for it.
+
+    Then only how the time of a step is spread over blocks is the stand-in's. Raises `InputError` for a GPU that has no
+    device file if its throughput is not known either.
+    """
+    if (name := device_name(gpu)) is not None:
+        return name
+    if calibrated:
+        return STAND_IN
+    known = ", ".join(name for name in config.available(config.Kind.DEVICES) if name != "cpu")
+    raise InputError(f"there is no device for {gpu!r}", hint=f"the devices are {known}")
+
+
+def precision_of(device: str, stated: str, *, calibrated: bool) -> str:
+    """The precision as the device's file calls it; of a calibrated row that the device has no data for, fp32.
+
+    Raises `InputError` for such a row that is not calibrated.
+    """
     name = _PRECISIONS.get(stated, stated)
-    load_device(device).precision(name)
+    try:
+        load_device(device).precision(name)
+    except InputError:
+        if not calibrated:
+            raise
+        return "fp32"
     return name
 
 
@@ -62,12 +90,23 @@ def model_of(name: str, classes: int | None) -> ModelProfile:
         kwargs = {"classes": classes} if classes is not None and named in zoo.WIDE else None
         # Only their heads are one linear layer each, as a strategy that cuts the FC part needs it.
         return zoo.load_model(named, factory_kwargs=kwargs, boundary="head" if named in zoo.WIDE else None)
-    return _from_torchvision(name)
+    if (size := SIZES.get(text)) is not None:
+        return language_model(name, size)
+    return _of_a_library(name)
 
 
-def _from_torchvision(name: str) -> ModelProfile:
+def _of_a_library(name: str) -> ModelProfile:
+    """A model of torchvision or, where that has none of the name and timm is installed, of timm."""
     side = 299 if "inception" in name.lower() else 224
-    try:
-        return zoo.load_model(f"torchvision.models:{name}", input_shape=(3, side, side))
-    except InputError as error:
-        raise InputError(f"model {name!r} is neither shipped nor extracted: {error.message}", hint=error.hint) from None
+    written = [name, name.lower().replace("-", "_"), plain(name)]
+    tries = [(text, "torchvision twin") for text in dict.fromkeys(written)]
+    tries += [(text, "timm") for text in dict.fromkeys(written) if find_spec("timm") is not None]
+    failed: list[str] = []
+    for text, factory in tries:
+        try:
+            return extracted(source_of(text, factory, side))
+        except InputError as error:
+            failed.append(error.message)
+        except ModuleNotFoundError as error:
+            raise InputError(f"model {name!r} is not shipped, and extracting it needs {error.name}") from None
+    raise InputError(f"model {name!r} is neither shipped nor extracted: {failed[0]}")

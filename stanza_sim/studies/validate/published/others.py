@@ -23,10 +23,7 @@ def nccl_outcomes(path: Path) -> list[Outcome]:
     rows = read_cells(path, NCCL_COLUMNS)
     sizes = []
     for cells in rows:
-        gpus, nbytes = cells.count("gpus"), cells.number_of("bytes") and cells.count("bytes")
-        if nbytes is None:
-            raise cells.wrong("bytes", "is empty", "a whole number is needed")
-        sizes.append((gpus, nbytes))
+        sizes.append((cells.count("gpus"), cells.count("bytes", least=0)))
     try:
         predicted = predict_nccl([{"gpus": gpus, "bytes": nbytes} for gpus, nbytes in sizes])
     except InputError as error:
@@ -37,7 +34,7 @@ def nccl_outcomes(path: Path) -> list[Outcome]:
             kind=RowKind.NCCL,
             label=f"{nbytes:,} bytes on {gpus} GPUs",
             predicted=microseconds,
-            measured=(measured := cells.number_of("time_us_out_of_place")),
+            measured=(measured := cells.number_of("time_us_out_of_place", least=0.0) or None),
             scored=nbytes >= SCORED_FROM and measured is not None,
             groups=(("GPUs", str(gpus)), ("bytes", "64 MiB and more" if nbytes >= LARGE else "below 64 MiB")),
         )

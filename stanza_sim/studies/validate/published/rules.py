@@ -19,7 +19,7 @@ from stanza_sim.base.located import Source
 from stanza_sim.cluster import Cluster, load
 from stanza_sim.cluster.topology import TopologySection
 from stanza_sim.model.profile import ModelProfile, Throughput, with_fused_tensors
-from stanza_sim.studies.validate.published.names import device_name, model_of, precision_of
+from stanza_sim.studies.validate.published.names import model_of, precision_of, stand_in
 from stanza_sim.studies.validate.published.suite import Causes, PublishedSuite
 from stanza_sim.studies.validate.published.tables import TrainingRow
 
@@ -97,10 +97,8 @@ class Setup:
 
 def setup_of(row: TrainingRow, suite: PublishedSuite) -> Setup:
     """What `row` is predicted with. Raises `InputError` for a row that says what we cannot predict."""
-    device = device_name(row.gpu)
-    if device is None:
-        known = ", ".join(name for name in config.available(config.Kind.DEVICES) if name != "cpu")
-        raise InputError(f"there is no device for {row.gpu!r}", hint=f"the devices are {known}")
+    calibrated = row.single_gpu_samples_per_s is not None
+    device = stand_in(row.gpu, calibrated=calibrated)
     model = model_of(row.model, row.classes)
     if row.single_gpu_samples_per_s is not None:
         known_of = Throughput(device=device, samples_per_s=row.single_gpu_samples_per_s, batch=row.batch_per_gpu)
@@ -114,7 +112,7 @@ def setup_of(row: TrainingRow, suite: PublishedSuite) -> Setup:
         strategy=way.strategy,
         settings=way.settings,
         batch=row.batch_per_gpu,
-        precision=precision_of(device, row.precision),
+        precision=precision_of(device, row.precision, calibrated=calibrated),
         nccl=suite.causes.nccl and way.transport != "mpi",
     )
 
@@ -150,7 +148,7 @@ def way_of(row: TrainingRow, causes: Causes) -> Way:
     if name.startswith("horovod"):
         transport = "mpi" if name.endswith("mpi") else ""
         return Way(strategy="all_reduce", settings={"fusion": "horovod"}, transport=transport, barrier=True)
-    if name in ("all_reduce", "ddp") or "nccl" in name:
+    if re.search("all_?reduce|ddp|nccl|ring", name):
         return Way(strategy="all_reduce", settings={}, barrier=True)
     if name == "sharded_head":
         return Way(strategy="sharded_head", settings={"fc_compute": "batch"})

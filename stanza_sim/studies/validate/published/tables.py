@@ -114,21 +114,22 @@ class Cells:
             raise self.wrong(column, "is empty", "a value is needed")
         return text
 
-    def number_of(self, column: str) -> float | None:
-        """A positive, finite number, or None where nothing is stated."""
+    def number_of(self, column: str, *, least: float | None = None) -> float | None:
+        """A positive, finite number, or one of at least `least`; None where nothing is stated."""
         if not (text := self.text(column)):
             return None
         try:
             value = float(text.replace(",", ""))
         except ValueError:
             raise self.wrong(column, f"is {text[:40]!r}", "a number is expected") from None
-        if not isfinite(value) or value <= 0:
-            raise self.wrong(column, f"is {text[:40]}", "a positive number is expected")
+        if not isfinite(value) or (value <= 0 if least is None else value < least):
+            what = "positive number" if least is None else f"number of at least {least:g}"
+            raise self.wrong(column, f"is {text[:40]}", f"a {what} is expected")
         return value
 
-    def count(self, column: str, default: int | None = None) -> int:
-        """A whole number of at least 1."""
-        value = self.number_of(column)
+    def count(self, column: str, default: int | None = None, *, least: int | None = None) -> int:
+        """A whole number of at least 1, or `least`."""
+        value = self.number_of(column, least=least)
         if value is None:
             if default is not None:
                 return default
