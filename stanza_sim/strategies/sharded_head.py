@@ -13,9 +13,9 @@ for others' turns.
 
 `activations: bf16` rounds what travels between workers; `stanza_sim.strategies.stanza` says how close to SGD it stays.
 
-Predicted on `ec2_v100` (ms per iteration): vgg16 by turns 246, in one batch 204, and 180 in 4 micro-batches of which
-one goes back eagerly (all-reduce 861, Stanza with one FC worker 231); resnet152 452, 441 and 490. Turns lose by their
-many small sums, each of which costs the latency of a ring.
+Predicted on `ec2_v100` (ms per iteration): vgg16 by turns 249, in one batch 203, and 187 in 4 micro-batches of which
+one goes back eagerly (all-reduce 867, Stanza with one FC worker 232); resnet152 485, 473 and 599. Turns lose by their
+many small sums, each of which costs the latency of a ring; micro-batches of resnet152 by their many small kernels.
 """
 
 from __future__ import annotations
