@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from stanza_sim.api.experiments import ExperimentResult, LoadedExperiment, load_experiment
     from stanza_sim.api.measuring import Measurement, calibrate, measure
     from stanza_sim.api.predictions import Prediction, predict
+    from stanza_sim.api.published import PublishedResult, validate_published
     from stanza_sim.api.schedules import ModelSchedule, build_schedule
     from stanza_sim.api.studies import PlanResult, SweepResult, ValidationResult, plan, sweep, validate
     from stanza_sim.base.errors import InputError, RunError, ScheduleError, StanzaError
@@ -40,6 +41,7 @@ _HOMES = {
     "api.experiments": ("ExperimentResult", "LoadedExperiment", "load_experiment"),
     "api.measuring": ("Measurement", "calibrate", "measure"),
     "api.predictions": ("Prediction", "predict"),
+    "api.published": ("PublishedResult", "validate_published"),
     "api.schedules": ("ModelSchedule", "build_schedule"),
     "api.studies": ("PlanResult", "SweepResult", "ValidationResult", "plan", "sweep", "validate"),
     "base.errors": ("InputError", "RunError", "ScheduleError", "StanzaError"),
@@ -72,6 +74,7 @@ __all__ = [
     "PathStep",
     "PlanResult",
     "Prediction",
+    "PublishedResult",
     "Row",
     "RunError",
     "Schedule",
@@ -98,6 +101,7 @@ __all__ = [
     "simulate_flows",
     "sweep",
     "validate",
+    "validate_published",
 ]
 
 

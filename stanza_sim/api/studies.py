@@ -356,9 +356,13 @@ def validate(
     <ValidationResult of emulated: 1 cases, predicted only>
     """
     from stanza_sim.studies.validate.chosen import predicted_suite
+    from stanza_sim.studies.validate.published.suite import is_published
 
     name = "validate"
     with placed(name):
+        if is_published(str(suite)):
+            hint = "use ss.validate_published"
+            raise InputError("is a suite of published measurements", where=f"{name}: suite", hint=hint)
         given = {"execute.compute": compute, "execute.dilate": dilate, "repeats": repeats, "seed": seed}
         found = predicted_suite(str(suite), overrides(set, name, **given), [only] if isinstance(only, str) else only)
         title = found.loaded.value.name

@@ -171,7 +171,9 @@ def _published(
             session.print_rules(loaded, files["rows"], stdout())
         return
     with _progress() as (tell, _):
-        report = session.judge_published(loaded, **files, tell=tell)
+        report = session.judge_published(
+            loaded, rows=files["rows"], nccl=files["nccl"], single=files["single"], tell=tell
+        )
     folder = output or (None if as_json else Path(f"validation-{loaded.value.name}"))
     if folder is not None:
         session.write_published(report, folder)

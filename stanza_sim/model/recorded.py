@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -56,7 +58,8 @@ def _kept(path: Path, make: Callable[[], _T], read: Callable[[bytes], _T], write
         return read(path.read_bytes())
     except (OSError, ValueError, RecursionError, InputError):
         pass
-    found = make()
+    with redirect_stdout(sys.stderr):  # what packages print when they are imported is no part of our output
+        found = make()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(write(found), path)

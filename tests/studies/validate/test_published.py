@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import stanza_sim as ss
 from stanza_sim.base.errors import InputError
 from stanza_sim.cli.app import app
 from stanza_sim.model.profile import with_fused_tensors
@@ -278,3 +279,14 @@ def test_what_does_not_fit_is_refused(arguments: list[str], says: str) -> None:
     result = CliRunner().invoke(app, ["validate", *arguments])
     assert result.exit_code == 2
     assert says in " ".join(result.output.split())
+
+
+def test_python_has_the_same_rows_as_a_frame(small: list[str]) -> None:
+    pytest.importorskip("pandas")
+    files = {key.removeprefix("--"): path for key, path in zip(small[::2], small[1::2], strict=True)}
+    found = ss.validate_published(**files)
+    frame = found.to_frame()
+    assert len(found) == len(frame) == 7
+    assert list(frame.scored) == [True, False, False, False, True, False, False]
+    assert json.loads(found.to_json())["rows"][0]["id"] == "1"
+    assert repr(found) == "<PublishedResult of published: 7 rows, 2 scored>"

@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib.util import find_spec
 
 from stanza_sim.base import config
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.device import DeviceSpec, load_device
-from stanza_sim.model.module_work import ModuleWork
+from stanza_sim.model.module_work import ModuleWork, read_works
 from stanza_sim.model.published_names import source_of
 from stanza_sim.model.recorded import recorded
+from stanza_sim.simulate.fit.rows import WORKS
 from stanza_sim.simulate.sum_costs import Launch, module_step_s
 
 COLUMNS = ("gpu", "framework", "precision", "model", "factory", "batch", "image")
@@ -82,10 +84,20 @@ def precision_of(text: str, device: DeviceSpec) -> str:
 
 
 def work_of(model: str, factory: str, image: int) -> ModuleWork:
-    """Return the work of a published model; without timm, that of its torchvision twin. Raises `InputError`."""
+    """Return the work of a published model; without timm, that of its torchvision twin. Raises `InputError`.
+
+    That of the models to which the constants were fitted is shipped, so it needs neither torch nor timm.
+    """
+    if (shipped := _shipped().get(f"{factory}:{model}:{image}")) is not None:
+        return shipped
     if factory == "timm" and find_spec("timm") is None:
         factory = "torchvision twin"
     return recorded(source_of(model, factory, image))
+
+
+@cache
+def _shipped() -> dict[str, ModuleWork]:
+    return read_works(WORKS)
 
 
 def _count(row: Mapping[str, str], key: str) -> int:
