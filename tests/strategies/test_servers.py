@@ -384,7 +384,7 @@ def test_pulls_by_step_wait_for_the_last_update_and_forward_passes_for_their_own
     assert all(updates <= set(op.after) for op in pulls)
     forward = [op for op in schedule.ops if isinstance(op, Compute) and op.phase is Phase.FORWARD]
     assert all(len(op.after_previous) <= 1 for op in forward)
-    slow = cluster(3, Nic(bandwidth_Bps=1e6))
+    slow = cluster(3, nic=Nic(bandwidth_Bps=1e6))
     ready = build("parameter_server", model, 3, servers=1)
     times = [predict(s, model, slow, Costs()).iteration_s for s in (ready, schedule)]
     assert times[0] < times[1]
