@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import csv
 import doctest
+import json
 import os
 import re
 import shlex
@@ -190,3 +191,14 @@ def test_the_glossary_has_every_column_of_a_sweep() -> None:
 def test_documents_stay_short() -> None:
     for name, most in MOST_LINES.items():
         assert len((ROOT / name).read_text().splitlines()) <= most, name
+
+
+def test_accuracy_has_the_figures_of_the_committed_reports() -> None:
+    text = (ROOT / "docs" / "explanation" / "accuracy.md").read_text()
+    summary = json.loads((ROOT / "experiments" / "validation" / "published" / "results.json").read_text())["summary"]
+    for group in [*summary["training"][:4], summary["nccl"][0], summary["single"][0]]:
+        errors = group["errors_pct"]
+        assert f"| {errors['rows']} | {errors['median']:.1f}%, {errors['p90']:.1f}% |" in text, group["name"]
+    for suite in ("emulated", "real"):
+        errors = json.loads((ROOT / "experiments" / "validation" / suite / "results.json").read_text())["errors_pct"]
+        assert f"median {errors['median']:.2f}%, p90 {errors['p90']:.2f}%, worst {errors['max']:.2f}%" in text, suite

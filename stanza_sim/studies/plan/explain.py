@@ -53,6 +53,10 @@ class Range:
     hurried: bool = False
 
 
+ROUNDING = 1e-9
+"""Differences smaller than this share of the time are those of rounding."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
     """What the runner-up loses on: seconds per 1,000 samples that it takes more than the best plan (negative: less)."""
@@ -108,7 +112,8 @@ def explain(pool: WorkerPool, index: int, found: SearchResult, limits: Limits) -
     others = found.best_of_others()
     loss = None
     if others:
-        differences = [b - a for a, b in zip(per_thousand(found.best), per_thousand(others[0]), strict=True)]
+        best, other = per_thousand(found.best), per_thousand(others[0])
+        differences = [b - a if abs(b - a) > ROUNDING * sum(best) else 0.0 for a, b in zip(best, other, strict=True)]
         loss = Loss(computing_s=differences[0], exposed_comm_s=differences[1], idle_s=differences[2])
     contenders = [found.best.choice, *_rivals(found)]
     ranges: dict[str, Range] = {}
