@@ -48,6 +48,16 @@ def measurement() -> ss.Measurement:
     return knowing(found, SCHEDULE, CLUSTER)
 
 
+def published() -> ss.PublishedResult:
+    from stanza_sim.studies.validate.published.report import PublishedReport
+    from stanza_sim.studies.validate.published.scores import Outcome, RowKind
+    from stanza_sim.studies.validate.published.suite import load_published
+
+    one = Outcome(id="1", kind=RowKind.NCCL, label="x" * 300, predicted=1.0, measured=1.0, scored=True)
+    suite = load_published("published").value
+    return ss.PublishedResult(report=PublishedReport(suite=suite, outcomes=(one,), own=frozenset(), seconds=0.0))
+
+
 @pytest.fixture(scope="module")
 def things() -> dict[str, object]:
     """One of every public type."""
@@ -82,6 +92,7 @@ def things() -> dict[str, object]:
         ss.plan(MODEL, CLUSTER, 32, max_evaluations=1),
         ss.sweep("ec2_v100", vary={"nodes": [2, 4]}, set={"models": ["alexnet"]}),
         ss.validate(only=["star-2-500/vgg16-big/ring"], dry_run=True),
+        published(),
     ]
     return {type(thing).__name__: thing for thing in found}
 

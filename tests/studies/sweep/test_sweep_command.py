@@ -42,7 +42,7 @@ def test_json_and_file(small, tmp_path):
     assert (crossover["unit"], crossover["below"], crossover["above"]) == ("B/s", "stanza", "all_reduce")
     again = call("sweep", small, *RATES, "--jobs", 1, "-o", out)
     assert "0 of them computed now" in again.stdout
-    assert f"written to {out}" in again.stdout.replace("\n", "")
+    assert "".join(f"written to {out}".split()) in "".join(again.stdout.split())
 
 
 @pytest.mark.parametrize(
