@@ -24,7 +24,7 @@ from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate import Collectives, EngineChoice, Prediction
 from stanza_sim.simulate.costs import Costs, RankCosts, costs_for
 from stanza_sim.simulate.lowering.quick_bound import quick_bound_s
-from stanza_sim.simulate.residual import Corner, Residual, Spread, within
+from stanza_sim.simulate.residual import OPPOSITE, Corner, Residual, Spread, between_corners, within
 from stanza_sim.simulate.run import SimulationCase
 from stanza_sim.simulate.slower_costs import SlowerCosts
 from stanza_sim.simulate.variation import JitterKind, Variation
@@ -140,16 +140,23 @@ class Scenario:
     ) -> Spread | None:
         """Samples/s as `predicted` and at `corners` of what its costs rest on; None where that would take too long.
 
-        What cannot differ is not simulated again. Raises `RunError` if after an iteration `go_on` says no.
+        What cannot differ is not simulated again. Where all computations share one residual, and do not vary by chance,
+        only the corners at which computation and network are off in opposite directions are: the other two follow from
+        them (`between_corners`). Raises `RunError` if after an iteration `go_on` says no.
         """
         if predicted.events > MOST_EVENTS:
             return None
-        off = self.uncertainty
+        off, wanted = self.uncertainty, tuple(corners)
+        computations = off.computations(self.costs, self.cluster.world_size)
         sends = not off.network.nothing and any(not isinstance(op, Compute) for op in self.schedule.ops)
-        computes = not all(one.nothing for one in off.computations(self.costs, self.cluster.world_size))
+        computes = not all(one.nothing for one in computations)
+        if sends and computes and len(computations) == 1 and len(wanted) == len(Corner) and not self.by_chance:
+            opposite = {corner: self.at(corner).predict(go_on=go_on).samples_per_s for corner in OPPOSITE}
+            every = between_corners(predicted.samples_per_s, opposite, computations[0], off.network)
+            return Spread(predicted=predicted.samples_per_s, corners=every)
         known: dict[tuple[bool, bool], float] = {}
         found: dict[Corner, float] = {}
-        for corner in corners if sends or computes else ():
+        for corner in wanted if sends or computes else ():
             key = corner.slow_computation and computes, corner.slow_network and sends
             if key not in known:
                 known[key] = self.at(corner).predict(go_on=go_on).samples_per_s

@@ -120,6 +120,30 @@ class Spread:
         return self.corners.get(corner, self.predicted)
 
 
+def between_corners(
+    predicted: float, opposite: Mapping[Corner, float], computation: Residual, network: Residual
+) -> dict[Corner, float]:
+    """Samples/s at all corners, from those as predicted and at the corners where costs are off in opposite ways.
+
+    If all costs are twice as high, an iteration takes twice as long, so its time is that of the network times a
+    function of how slow computations are relative to it. That is known at three such ratios, and taken to be linear
+    between them. As an iteration takes as long as the longest of many paths, it is convex in that ratio: what is
+    returned is never too fast.
+    """
+    slow, fast = opposite[Corner.COMPUTATION], opposite[Corner.NETWORK]
+    ratios = [computation.low / network.high, 1.0, computation.high / network.low]
+    times = [1 / (fast * network.high), 1 / predicted, 1 / (slow * network.low)]
+
+    def at(of_computation: float, of_network: float) -> float:
+        return 1 / (of_network * float(np.interp(of_computation / of_network, ratios, times)))
+
+    return {
+        Corner.SLOW: at(computation.high, network.high),
+        Corner.FAST: at(computation.low, network.low),
+        **opposite,
+    }
+
+
 def tied(a: Spread, b: Spread, *, share_computation: bool = True, share_network: bool = True) -> bool:
     """Whether some corner within the residuals reverses the order of two predictions, or makes their difference vanish.
 

@@ -65,6 +65,14 @@ def test_what_sends_nothing_is_off_by_computation_only(small):
     assert sends.high == sends.at(Corner.FAST)
 
 
+def test_corners_between_others_are_near_what_simulating_them_gives_and_never_too_fast(small):
+    for scenario in scenarios(small, "uncertainty.computation=0.4", "uncertainty.network=0.1")[1:]:
+        spread = scenario.spread(scenario.predict())
+        for corner in (Corner.SLOW, Corner.FAST):
+            simulated = scenario.at(corner).predict().samples_per_s
+            assert 0.95 * simulated <= spread.at(corner) <= simulated * (1 + 1e-6)
+
+
 def test_exact_costs_are_not_simulated_again(small, monkeypatch):
     for scenario in scenarios(small, "uncertainty.computation=0", "uncertainty.network=0"):
         found = scenario.predict()
