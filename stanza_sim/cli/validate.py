@@ -167,8 +167,12 @@ def _published(
         raise InputError("is for suites that are measured", where=used, hint=f"{suite} only predicts; leave it out")
     loaded = load_published(suite, settings)
     if dry_run:
+        found = session.setups(loaded, rows=files["rows"], nccl=files["nccl"], single=files["single"])
         with printing():
-            session.print_rules(loaded, files["rows"], stdout())
+            if as_json:
+                sys.stdout.write(session.rules_json(found))
+            else:
+                session.print_rules(found, stdout())
         return
     with _progress() as (tell, _):
         report = session.judge_published(

@@ -263,6 +263,19 @@ def test_a_dry_run_prints_the_rules_and_every_row(small: list[str]) -> None:
     assert result.exit_code == 0, result.output
     assert "Transport:" in result.stdout
     assert "1: all_reduce {fusion: horovod}" in result.stdout
+    assert "2: 67,108,864 bytes over [8] GPUs of dgx-a100-16" in result.stdout
+    assert "1: no_such of torchvision, 224 pixels, batch 12, on A100 in tf32" in result.stdout
+
+
+def test_a_dry_run_reads_every_file_and_speaks_json(small: list[str], tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["validate", "published", *small, "--dry-run", "--json"])
+    data = json.loads(result.stdout)
+    assert {kind: len(rows) for kind, rows in data["rows"].items()} == {"training": 3, "nccl": 3, "single": 1}
+    wrong = tmp_path / "wrong.csv"
+    wrong.write_text("gpus,bytes,time_us_out_of_place\n8,many,1\n")
+    result = CliRunner().invoke(app, ["validate", "published", "--nccl", str(wrong), "--dry-run"])
+    assert result.exit_code == 2
+    assert "bytes is 'many'" in result.output
 
 
 @pytest.mark.parametrize(

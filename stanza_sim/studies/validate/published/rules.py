@@ -27,15 +27,17 @@ RULES = """\
 Cluster: as many hosts as stated on one switch, with NICs of `nic_gbps`. GPUs inside a host talk over NVLink, or over
 a tree of PCIe switches with up to 4 GPUs each, two sockets from 5 GPUs on, and host memory.
 
-Computation: a roofline or sum model spreads the time of a step over blocks and phases; where the source states one
-GPU's throughput, all of it is scaled to that. The slowest of all GPUs sets the pace (`losses.device_spread`).
+Computation: the device's costs spread the time of a step over blocks and phases; where the source states one GPU's
+throughput, all of it is scaled to that. Then a P100 stands in for a GPU that has no device file, and fp32 for a
+precision that its file lacks. The slowest of all GPUs sets the pace (`losses.device_spread`). Models: shipped tables,
+BERT and GPT-2 by their published sizes, or torchvision's and timm's, extracted.
 
 Transport: rdma as stated; gRPC for servers of TensorFlow over hosts (on networks of 80 Gb/s and more that of a
 supercomputer); MPI for horovod_mpi; else TCP, with EC2's limit of a flow where source or notes name EC2, AWS or an
 overlay network. Presets: stanza_sim/data/transports.
 
 all_reduce, ddp, names with nccl, and TensorFlow's other modes: all_reduce in PyTorch's buckets; horovod: in fusion
-buffers. Frameworks of TensorFlow and Horovod begin an iteration when a rank is through with the one before.
+buffers. With these, and with TensorFlow's servers, a rank begins an iteration when it is through with the one before.
 
 tf_ps_cpu: a server on each host's CPU, from which parameters are pulled at the beginning of a step; tf_ps_gpu,
 mxnet_kv_single and mxnet_dist_device_sync on one host: shards beside all GPUs, whole tensors. tf_distributed:
@@ -45,6 +47,10 @@ small tensors of a block are exchanged as one of up to 2 MB.
 
 mxnet_dist_device_sync on several hosts: shards beside GPUs, MXNet's assignment, hosts add up first; byteps: BytePS's
 assignment, co-located or on CPU machines of their own; sharded_head: all samples in one batch.
+
+NCCL: all-reduces on dgx-a100-16, up to 8 GPUs on one host, more on the fewest hosts that share them out evenly. One
+GPU: costs without any factor of a measured model; with the optimiser's update unless the framework says forward and
+backward only, launched from Python unless it says CUDA graphs or compile, or is TensorFlow or MXNet.
 
 Scored: rows that are usable, of several GPUs, with one GPU's throughput; all-reduces of 256 KiB and more; every row
 of one GPU.

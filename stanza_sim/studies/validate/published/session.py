@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,7 +15,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.files import write_bytes, write_whole
 from stanza_sim.base.telling import Tell
 from stanza_sim.report.table import print_paragraph
-from stanza_sim.studies.validate.published.others import nccl_outcomes, single_outcomes
+from stanza_sim.studies.validate.published.others import nccl_outcomes, nccl_words, single_outcomes, single_words
 from stanza_sim.studies.validate.published.report import (
     UNITS,
     PublishedReport,
@@ -81,15 +82,35 @@ def write_published(report: PublishedReport, folder: Path) -> None:
 # ---- printing -------------------------------------------------------------------------------------------------------
 
 
-def print_rules(loaded: Loaded[PublishedSuite], rows: Path | None, console: Console) -> None:
-    """Print the rules, and what each training row is predicted with. Raises `InputError`."""
+def setups(
+    loaded: Loaded[PublishedSuite], *, rows: Path | None = None, nccl: Path | None = None, single: Path | None = None
+) -> dict[RowKind, dict[str, str]]:
+    """What each row of the files is predicted with, in words, by its id. Raises `InputError` for a wrong file."""
+    training = read_training(file_of(loaded, "rows", rows))
+    return {
+        RowKind.TRAINING: {row.id: _setup_words(row, loaded.value) for row in training},
+        RowKind.NCCL: nccl_words(file_of(loaded, "nccl", nccl)),
+        RowKind.SINGLE: single_words(file_of(loaded, "single", single)),
+    }
+
+
+def rules_json(found: dict[RowKind, dict[str, str]]) -> str:
+    """The rules, and by kind and id what each row is predicted with, as one JSON object."""
+    rules = [" ".join(paragraph.split()) for paragraph in RULES.split("\n\n")]
+    data = {"rules": rules, "rows": {kind.value: words for kind, words in found.items()}}
+    return json.dumps(data, indent=1) + "\n"
+
+
+def print_rules(found: dict[RowKind, dict[str, str]], console: Console) -> None:
+    """Print the rules, and what each row is predicted with."""
     _line(console, "Rules", "bold")
     for paragraph in RULES.split("\n\n"):
         print_paragraph(console, paragraph)
-    _line(console, "")
-    _line(console, "Rows", "bold")
-    for row in read_training(file_of(loaded, "rows", rows)):
-        _line(console, f"{row.id}: {_setup_words(row, loaded.value)}")
+    for kind, words in found.items():
+        _line(console, "")
+        _line(console, f"Rows: {kind}", "bold")
+        for name, text in words.items():
+            _line(console, f"{name}: {text}")
 
 
 def _setup_words(row: TrainingRow, suite: PublishedSuite) -> str:
