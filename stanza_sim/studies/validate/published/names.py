@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from stanza_sim.base import config
 from stanza_sim.base.errors import InputError
-from stanza_sim.cluster.device import load_device
+from stanza_sim.cluster.device import DeviceSpec, load_device
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.model.published_names import source_of
@@ -29,7 +29,6 @@ _MODELS = {
 
 STAND_IN = "P100"
 """The device that stands in for GPUs without a device file."""
-_PRECISIONS = {"amp": "fp16", "mixed": "fp16", "half": "fp16", "float16": "fp16", "float32": "fp32", "single": "fp32"}
 
 
 def plain(text: str) -> str:
@@ -48,33 +47,39 @@ def device_name(gpu: str) -> str | None:
     return max(found, key=len, default=None)
 
 
-def stand_in(gpu: str, *, calibrated: bool) -> str:
-    """The device of that name or, where one GPU's throughput is known, one that stands in for it.
+def device_of(gpu: str) -> DeviceSpec:
+    """The device whose name is in `gpu`. Raises `InputError` if we have none."""
+    if (name := device_name(gpu)) is None:
+        names = config.available(config.Kind.DEVICES)
+        known = ", ".join(name for name in names if load_device(name).published)
+        raise InputError(f"there is no device for {gpu!r}", hint=f"the devices are {known}")
+    return load_device(name)
 
-    Then only how the time of a step is spread over blocks is the stand-in's. Raises `InputError` for a GPU that has no
-    device file if its throughput is not known either.
+
+def precision_of(text: str, device: DeviceSpec) -> str:
+    """The precision that a published text means on a device, which need not have it. Raises `InputError`."""
+    words = text.lower()
+    if re.search(r"bf16|bfloat16", words):
+        return "bf16"
+    if re.search(r"amp|autocast|fp16|float16|half|mixed", words):
+        return "fp16"
+    if re.search(r"tf32|fp32|float|single", words):
+        return device.fp32_runs
+    raise InputError(f"the precision {text!r} is not known", hint="such as fp32, TF32, AMP fp16, bf16")
+
+
+def stand_ins(gpu: str, precision: str, *, calibrated: bool) -> tuple[DeviceSpec, str]:
+    """Device and precision of a row or, where one GPU's throughput is known, what stands in for those without data.
+
+    Then only how the time of a step is spread over blocks is theirs. Raises `InputError` for a GPU without a device
+    file, and for a precision that its file lacks, if the throughput is not known either.
     """
-    if (name := device_name(gpu)) is not None:
-        return name
-    if calibrated:
-        return STAND_IN
-    known = ", ".join(name for name in config.available(config.Kind.DEVICES) if name != "cpu")
-    raise InputError(f"there is no device for {gpu!r}", hint=f"the devices are {known}")
-
-
-def precision_of(device: str, stated: str, *, calibrated: bool) -> str:
-    """The precision as the device's file calls it; of a calibrated row that the device has no data for, fp32.
-
-    Raises `InputError` for such a row that is not calibrated.
-    """
-    name = _PRECISIONS.get(stated, stated)
-    try:
-        load_device(device).precision(name)
-    except InputError:
-        if not calibrated:
-            raise
-        return "fp32"
-    return name
+    device = load_device(STAND_IN) if calibrated and device_name(gpu) is None else device_of(gpu)
+    name = precision_of(precision, device)
+    if calibrated and name not in device.precisions:
+        return device, device.fp32_runs
+    device.precision(name)
+    return device, name
 
 
 @cache

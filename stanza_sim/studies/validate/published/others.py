@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.studies.validate.published.names import device_of, precision_of
 from stanza_sim.studies.validate.published.nccl import TOPOLOGY, gpus_by_host, predict_nccl
 from stanza_sim.studies.validate.published.scores import Outcome, RowKind
-from stanza_sim.studies.validate.published.single import device_of, precision_of, predict_single
+from stanza_sim.studies.validate.published.single import predict_single
 from stanza_sim.studies.validate.published.tables import Cells, read_cells
 
 NCCL_COLUMNS = ("gpus", "bytes", "time_us_out_of_place")

@@ -19,7 +19,7 @@ from stanza_sim.base.located import Source
 from stanza_sim.cluster import Cluster, load
 from stanza_sim.cluster.topology import TopologySection
 from stanza_sim.model.profile import ModelProfile, Throughput, with_fused_tensors
-from stanza_sim.studies.validate.published.names import model_of, precision_of, stand_in
+from stanza_sim.studies.validate.published.names import model_of, stand_ins
 from stanza_sim.studies.validate.published.suite import Causes, PublishedSuite
 from stanza_sim.studies.validate.published.tables import TrainingRow
 
@@ -104,21 +104,21 @@ class Setup:
 def setup_of(row: TrainingRow, suite: PublishedSuite) -> Setup:
     """What `row` is predicted with. Raises `InputError` for a row that says what we cannot predict."""
     calibrated = row.single_gpu_samples_per_s is not None
-    device = stand_in(row.gpu, calibrated=calibrated)
+    device, precision = stand_ins(row.gpu, row.precision, calibrated=calibrated)
     model = model_of(row.model, row.classes)
     if row.single_gpu_samples_per_s is not None:
-        known_of = Throughput(device=device, samples_per_s=row.single_gpu_samples_per_s, batch=row.batch_per_gpu)
+        known_of = Throughput(device=device.name, samples_per_s=row.single_gpu_samples_per_s, batch=row.batch_per_gpu)
         model = replace(model, throughput=(known_of,))
     if row.gpus >= FUSED_FROM:
         model = with_fused_tensors(model, FUSED_BYTES)
     way = way_of(row, suite.causes)
     return Setup(
-        topology=_topology(row, device, way, suite),
+        topology=_topology(row, device.name, way, suite),
         model=model,
         strategy=way.strategy,
         settings=way.settings,
         batch=row.batch_per_gpu,
-        precision=precision_of(device, row.precision, calibrated=calibrated),
+        precision=precision,
         nccl=suite.causes.nccl and way.transport != "mpi",
     )
 

@@ -1,6 +1,6 @@
 """One GPU's training throughput, by stated rules, from a row in the columns of `stanza_sim/data/single_timings.csv`.
 
-Rules: the GPU is that of a device file whose `published:` names stand in the row's `gpu`. Precision: "AMP" or
+Rules: the GPU is that of the device file whose name stands in the row's `gpu`. Precision: "AMP" or
 "autocast" is fp16 unless bf16 stands there; "TF32" and "fp32" are the device's fp32 setting. The model is torchvision's
 or timm's of the row's name as `factory` says; where timm is not installed, torchvision's twin. A step has the
 optimiser's update unless the framework says "forward and backward only", and is launched from Python unless it says
@@ -10,19 +10,17 @@ machine; no factor of a measured model is used, so that known and unknown models
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 
-from stanza_sim.base import config
 from stanza_sim.base.errors import InputError
-from stanza_sim.cluster.device import DeviceSpec, load_device
 from stanza_sim.model.module_work import ModuleWork, read_works
 from stanza_sim.model.published_names import source_of
 from stanza_sim.model.recorded import recorded
 from stanza_sim.simulate.fit.rows import WORKS
 from stanza_sim.simulate.sum_costs import Launch, module_step_s
+from stanza_sim.studies.validate.published.names import device_of, precision_of
 
 COLUMNS = ("gpu", "framework", "precision", "model", "factory", "batch", "image")
 """The columns that a prediction reads."""
@@ -51,36 +49,6 @@ def predict_single(row: Mapping[str, str]) -> float:
         update="forward and backward only" not in framework,
     )
     return batch / seconds
-
-
-def device_of(gpu: str) -> DeviceSpec:
-    """Return the device of a published name of a GPU, such as `NVIDIA GeForce RTX 3090` or `A100-SXM4-40GB`.
-
-    The longest name wins where several stand in it. Raises `InputError` where none does.
-    """
-    plain = re.sub(r"[\s_-]+", "", gpu).lower()
-    known = {name: load_device(name) for name in config.available(config.Kind.DEVICES)}
-    found: dict[str, DeviceSpec] = {}
-    for device in known.values():
-        for name in (device.name, *device.published):
-            if device.published and (short := re.sub(r"[\s_-]+", "", name).lower()) in plain:
-                found[short] = device
-    if not found:
-        names = ", ".join(name for name, device in known.items() if device.published)
-        raise InputError(f"there is no device like {gpu!r}", hint=f"devices: {names}")
-    return found[max(found, key=len)]
-
-
-def precision_of(text: str, device: DeviceSpec) -> str:
-    """Return the precision that a published text means on a device. Raises `InputError`."""
-    plain = text.lower()
-    if re.search(r"bf16|bfloat16", plain):
-        return "bf16"
-    if re.search(r"amp|autocast|fp16|float16|half|mixed", plain):
-        return "fp16"
-    if re.search(r"tf32|fp32|float", plain):
-        return device.fp32_runs
-    raise InputError(f"the precision {text!r} is not known", hint="such as fp32, TF32, AMP fp16, bf16")
 
 
 def work_of(model: str, factory: str, image: int) -> ModuleWork:

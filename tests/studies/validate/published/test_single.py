@@ -12,7 +12,8 @@ from stanza_sim.cluster.device import load_device
 from stanza_sim.model.module_work import read_works
 from stanza_sim.simulate.fit.rows import SINGLE, WORKS
 from stanza_sim.studies.validate.published import single
-from stanza_sim.studies.validate.published.single import device_of, precision_of, predict_single
+from stanza_sim.studies.validate.published.names import device_of, precision_of
+from stanza_sim.studies.validate.published.single import predict_single
 
 ROW = {
     "gpu": "A100-SXM4-40GB",
@@ -73,7 +74,7 @@ def test_precisions() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gpu": "RTX 4090"}, "no device like 'RTX 4090'\n  devices: A100"),
+        ({"gpu": "RTX 4090"}, "no device for 'RTX 4090'\n  the devices are A100"),
         ({"precision": "int8"}, "the precision 'int8' is not known"),
         ({"precision": "AMP", "gpu": "K80"}, "device K80 has no data for precision 'fp16'"),
         ({"batch": "-3"}, "batch is '-3'\n  a whole number"),
