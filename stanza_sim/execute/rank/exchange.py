@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import pickle
 from typing import TypeVar
 
@@ -9,6 +10,9 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
+
+PATIENCE = datetime.timedelta(hours=12)
+"""Time limit of torch's own operations: a rank that hangs is found by progress, not by the length of an operation."""
 
 
 def send_object(value: object, dst: int) -> None:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from stanza_sim.execute.rank.collective_exec import run_steps
+from stanza_sim.execute.rank.exchange import PATIENCE
 from stanza_sim.execute.rank.interfaces import Handle
 from stanza_sim.execute.rank.job import Backend
 from stanza_sim.schedule import Carrier, Collective, CollectiveKind, Schedule, Transfer
@@ -37,7 +38,7 @@ class ProcessGroups:
         found: dict[GroupKey, dist.ProcessGroup] = {}
         for key in sorted(group_keys(schedule, self._world)):
             if (backend, key) not in self._made:
-                made = dist.new_group(list(key[1]), backend=str(backend))
+                made = dist.new_group(list(key[1]), backend=str(backend), timeout=PATIENCE)
                 self._made[backend, key] = made if dist.get_rank() in key[1] else None
             group = self._made[backend, key]
             if group is not None:
