@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import pickle
 from typing import TypeVar
 
@@ -10,9 +9,6 @@ import torch
 import torch.distributed as dist
 
 T = TypeVar("T")
-
-PATIENCE = datetime.timedelta(hours=12)
-"""Time limit of torch's own operations: a rank that hangs is found by progress, not by the length of an operation."""
 
 
 def send_object(value: object, dst: int) -> None:

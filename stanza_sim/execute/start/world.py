@@ -21,8 +21,9 @@ from stanza_sim.execute.rank import devices
 from stanza_sim.execute.rank.clock import boot_id
 from stanza_sim.execute.rank.context import Context
 from stanza_sim.execute.rank.decision import Decision, RankFacts, Seat
-from stanza_sim.execute.rank.exchange import PATIENCE, gather_all, meet
+from stanza_sim.execute.rank.exchange import gather_all, meet
 from stanza_sim.execute.rank.job import Backend
+from stanza_sim.execute.rank.library import PATIENCE
 from stanza_sim.execute.start.decision import decide
 from stanza_sim.execute.start.environment import Place
 from stanza_sim.execute.start.protocol import Moving, RankInfo, Task

@@ -126,7 +126,8 @@ class Messages:
             return
         held = values.outputs if op.value.kind is ValueKind.ACT else values.gradients
         total = held[spot].clone(memory_format=torch.contiguous_format)
-        reducer.collective(op, total.view(-1), total.view(-1))
+        flat = total.view(-1)
+        reducer.collective(op, flat, flat)
         if op.value.kind is ValueKind.ACT:
             values.sums[spot] = total
         else:

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stanza_sim.execute.rank.clock import now
 from stanza_sim.execute.rank.exchange import gather
 from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Array, RunJob
@@ -52,9 +51,7 @@ class RankWork:
 
     def compute(self, op: Compute, iteration: int, ready_s: float) -> tuple[float, float]:
         """Carry out a computation."""
-        begin_s = now()
-        self.passes.compute(op, iteration)
-        return begin_s, now()
+        return self.passes.compute(op, iteration)
 
     def collective(self, op: Collective, iteration: int) -> None:
         """Carry out a collective."""
@@ -97,7 +94,7 @@ class Trained:
             batch=feed.batch,
             device=device,
         )
-        self._passes = Passes(values, training)
+        self._passes = Passes(values, training, context.accelerator)
         self.work = RankWork(self._passes, Messages(values), transport, schedule)
 
     def start_thread(self) -> None:

@@ -1,0 +1,38 @@
+"""Every variant on imitated GPUs, with NCCL and with gloo and staging, equals SGD and moves the schedule's bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from stanza_sim.execute.rank.job import Backend
+from stanza_sim.execute.standin.task import OnStandin
+from stanza_sim.execute.start.launch import Pool
+from stanza_sim.execute.start.measure import merge
+from stanza_sim.execute.train.reference import largest_deviation, train
+from stanza_sim.model.profile import ModelProfile
+from tests.execute.execute_variants import ROUNDED, VARIANTS, expected_bytes, job_of, schedule_of
+
+TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 1e-2
+
+
+@pytest.fixture(scope="module")
+def ranks() -> Iterator[Pool]:
+    with Pool(5, timeout_s=20) as pool:
+        yield pool
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("backend", [Backend.NCCL, Backend.GLOO])
+@pytest.mark.parametrize("variant", [v[0] for v in (*VARIANTS, *ROUNDED)])
+def test_a_variant_on_imitated_gpus_equals_sgd(ranks: Pool, tiny: ModelProfile, variant: str, backend: Backend) -> None:
+    _, strategy, world, settings = next(v for v in (*VARIANTS, *ROUNDED) if v[0] == variant)
+    schedule = schedule_of(tiny, strategy, world, settings)
+    job = job_of(tiny, schedule)
+    measured = merge(job, [r for r in ranks.run(OnStandin(job, backend)) if r is not None])
+    assert measured.parameters is not None
+    off = largest_deviation(dict(measured.parameters), train(job))
+    assert off <= (ROUNDED_TOLERANCE if variant in {v[0] for v in ROUNDED} else TOLERANCE)
+    sent, received = expected_bytes(schedule, job.training.iterations)
+    assert (list(measured.sent_bytes), list(measured.received_bytes)) == (sent, received)
