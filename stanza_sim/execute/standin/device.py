@@ -302,9 +302,9 @@ class Standin:
             stream.await_event(point)
 
     def host_buffer(self, nbytes: int) -> Tensor:
-        """See `Accelerator`."""
+        """See `Accelerator`. What it holds at first is no number."""
         with self.host():
-            return torch.empty(nbytes, dtype=torch.uint8)
+            return torch.full((nbytes,), 0xFF, dtype=torch.uint8)
 
     def host(self) -> AbstractContextManager[object]:
         """See `Accelerator`."""
