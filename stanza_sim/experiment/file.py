@@ -23,6 +23,7 @@ from stanza_sim import strategies
 from stanza_sim.base import config
 from stanza_sim.base.config import Count, Factor, Loaded, Section
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import Precision
 from stanza_sim.base.units import PositiveSeconds, Rate
 from stanza_sim.schedule.progress import Issue
 
@@ -310,7 +311,9 @@ class Experiment(Section):
     network: Network = Network()
     batch_per_worker: Batch = Field(32, description="Samples per worker and iteration, for models that do not say.")
     seed: int = Field(1, ge=0, lt=2**63, strict=True)
-    precision: str = "fp32"
+    precision: Precision = Field(
+        Precision.FP32, description="What is computed in: fp32 (no TF32), tf32, bf16 or fp16 (autocast)."
+    )
     launch: Literal["eager", "graphs"] = Field(
         "eager",
         description="How kernels reach a GPU: eager: op by op from Python; graphs: CUDA graphs, compiled steps.",
