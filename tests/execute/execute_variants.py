@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stanza_sim import strategies
+from stanza_sim.base.precision import Precision
 from stanza_sim.execute.rank.job import LearningRate, Measurement, Optimizer, RunJob, Training
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.execute.start.measure import merge
 from stanza_sim.execute.start.tasks import RunTask
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Schedule, check
+from stanza_sim.schedule import Schedule, Wire, check
 
 PS, AR, ST, LO = "parameter_server", "all_reduce", "stanza", "local"
 SF = "sufficient_factors"
@@ -152,9 +153,24 @@ TRAINING = Training(
 )
 
 
-def schedule_of(model: ModelProfile, strategy: str, world: int, settings: dict[str, object]) -> Schedule:
-    found = strategies.get(strategy)
-    made = found.build(model, world_size=world, batch_per_worker=6, settings=found.Settings.model_validate(settings))
+def schedule_of(
+    model: ModelProfile,
+    strategy: str,
+    world: int,
+    settings: dict[str, object],
+    *,
+    precision: Precision = Precision.FP32,
+    gradients: Wire = Wire.NATIVE,
+) -> Schedule:
+    made = strategies.build(
+        strategy,
+        model,
+        world_size=world,
+        batch_per_worker=6,
+        settings=strategies.get(strategy).Settings.model_validate(settings),
+        precision=precision,
+        gradients=gradients,
+    )
     check(made, model)
     return made
 

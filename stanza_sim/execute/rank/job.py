@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import Precision
 from stanza_sim.base.units import format_time
 from stanza_sim.execute.rank.clock import ClockOffset
 from stanza_sim.model.profile import ModelProfile
@@ -111,6 +112,11 @@ class Emulation:
     dilation: float = 1.0
 
 
+LOSS_SCALE = 1024.0
+"""What the loss is multiplied by in fp16: of the factors from 8 to 32,768 with which the networks of Micikevicius et
+al. (Mixed precision training, ICLR 2018, arXiv 1710.03740) were trained, one that leaves a factor of 64 to overflow."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunJob:
     """One schedule to be executed. `model` must name its factory, unless computations are emulated.
@@ -118,6 +124,10 @@ class RunJob:
     With `emulation` every computation is a wait, while every message is sent: nothing is trained. `timeout_s` is how
     long a rank may go without completing anything before the run has failed. `keep_parameters` returns the trained
     parameters with the measurement.
+
+    Blocks are computed in `precision`, while parameters, sums and updates are of the parameters' type. Where anything
+    is computed or travels in fp16, the mean loss of each worker's batch is multiplied by `loss_scale`; gradients are
+    divided by it when they update parameters, and one that has overflowed ends the run.
     """
 
     schedule: Schedule
@@ -128,6 +138,8 @@ class RunJob:
     timeout_s: float = 60.0
     keep_parameters: bool = False
     emulation: Emulation | None = None
+    precision: Precision = Precision.FP32
+    loss_scale: float = LOSS_SCALE
 
     @property
     def dilation(self) -> float:
