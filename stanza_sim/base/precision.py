@@ -29,5 +29,8 @@ class Precision(StrEnum):
 
 HALF = (Precision.FP16, Precision.BF16)
 """Precisions whose activations take 2 bytes, in memory and when they travel; in the others, the model's item size."""
-HALF_BYTES = 2
-"""Bytes of an element in either of them."""
+LOSS_SCALE = 1024.0
+"""What the loss is multiplied by in fp16: of the factors from 8 to 32,768 with which the networks of Micikevicius et
+al. (Mixed precision training, ICLR 2018, arXiv 1710.03740) were trained, one that leaves a factor of 64 to overflow."""
+HALF_BYTES, FLOAT_BYTES = 2, 4
+"""Bytes of an element in either of them, and in fp32."""

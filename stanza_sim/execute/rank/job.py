@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.base.precision import Precision
+from stanza_sim.base.precision import LOSS_SCALE, Precision
 from stanza_sim.base.units import format_time
 from stanza_sim.execute.rank.clock import ClockOffset
 from stanza_sim.model.profile import ModelProfile
@@ -110,11 +110,6 @@ class Emulation:
     capacity: tuple[float, ...]
     realtime: bool = False
     dilation: float = 1.0
-
-
-LOSS_SCALE = 1024.0
-"""What the loss is multiplied by in fp16: of the factors from 8 to 32,768 with which the networks of Micikevicius et
-al. (Mixed precision training, ICLR 2018, arXiv 1710.03740) were trained, one that leaves a factor of 64 to overflow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
