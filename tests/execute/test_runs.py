@@ -165,7 +165,7 @@ def expected_bytes(schedule: Schedule, iterations: int) -> tuple[list[int], list
                 received[d] += schedule.message_bytes(op, s, d)
         elif isinstance(op, Collective):
             for r in schedule.group(op.ranks):
-                out, back = collective_bytes(op, schedule.group(op.ranks), r, 4)
+                out, back = collective_bytes(op, schedule.group(op.ranks), r, schedule.itemsize_of(op))
                 sent[r] += out
                 received[r] += back
     return [n * iterations for n in sent], [n * iterations for n in received]
