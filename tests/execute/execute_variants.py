@@ -11,7 +11,8 @@ from stanza_sim.execute.start.launch import Pool
 from stanza_sim.execute.start.measure import merge
 from stanza_sim.execute.start.tasks import RunTask
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Schedule, Wire, check
+from stanza_sim.schedule import Collective, Schedule, Transfer, Wire, check
+from stanza_sim.schedule.collectives import collective_bytes
 
 PS, AR, ST, LO = "parameter_server", "all_reduce", "stanza", "local"
 SF = "sufficient_factors"
@@ -182,3 +183,18 @@ def job_of(model: ModelProfile, schedule: Schedule, **changes: object) -> RunJob
 
 def run(pool: Pool, job: RunJob) -> Measurement:
     return merge(job, [r for r in pool.run(RunTask(job)) if r is not None])
+
+
+def expected_bytes(schedule: Schedule, iterations: int) -> tuple[list[int], list[int]]:
+    sent, received = [0] * schedule.world_size, [0] * schedule.world_size
+    for op in schedule.ops:
+        if isinstance(op, Transfer):
+            for s, d in schedule.pairs(op):
+                sent[s] += schedule.message_bytes(op, s, d)
+                received[d] += schedule.message_bytes(op, s, d)
+        elif isinstance(op, Collective):
+            for r in schedule.group(op.ranks):
+                out, back = collective_bytes(op, schedule.group(op.ranks), r, schedule.itemsize_of(op))
+                sent[r] += out
+                received[r] += back
+    return [n * iterations for n in sent], [n * iterations for n in received]

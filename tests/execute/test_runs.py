@@ -15,10 +15,9 @@ from stanza_sim.execute.rank.job import Optimizer
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.execute.train.reference import largest_deviation, train
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, parse, project
-from stanza_sim.schedule.collectives import collective_bytes
+from stanza_sim.schedule import CollectiveKind, Compute, Phase, Schedule, parse, project
 from stanza_sim.schedule.progress import Issue
-from tests.execute.execute_variants import PS, ST, VARIANTS, job_of, run, schedule_of
+from tests.execute.execute_variants import PS, ST, VARIANTS, expected_bytes, job_of, run, schedule_of
 
 TOLERANCE = 1e-4
 BYTES_AND_SPANS = (
@@ -154,21 +153,6 @@ def test_another_seed_gives_other_losses(pool: Pool, tiny: ModelProfile) -> None
     job = job_of(tiny, schedule_of(tiny, ST, 3, {}))
     other = replace(job, training=replace(job.training, seed=4))
     assert run(pool, job).losses != run(pool, other).losses
-
-
-def expected_bytes(schedule: Schedule, iterations: int) -> tuple[list[int], list[int]]:
-    sent, received = [0] * schedule.world_size, [0] * schedule.world_size
-    for op in schedule.ops:
-        if isinstance(op, Transfer):
-            for s, d in schedule.pairs(op):
-                sent[s] += schedule.message_bytes(op, s, d)
-                received[d] += schedule.message_bytes(op, s, d)
-        elif isinstance(op, Collective):
-            for r in schedule.group(op.ranks):
-                out, back = collective_bytes(op, schedule.group(op.ranks), r, schedule.itemsize_of(op))
-                sent[r] += out
-                received[r] += back
-    return [n * iterations for n in sent], [n * iterations for n in received]
 
 
 @pytest.mark.parametrize("name", [v[0] for v in VARIANTS if v[0] in BYTES_AND_SPANS])

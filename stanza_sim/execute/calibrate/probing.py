@@ -18,7 +18,7 @@ from stanza_sim.execute.calibrate.answers import MessagesWanted, ProbeId, RankCo
 from stanza_sim.execute.calibrate.timing import time_vectors
 from stanza_sim.execute.emulated.emulate import core_of, realtime
 from stanza_sim.execute.rank.clock import ClockOffset, boot_id, now
-from stanza_sim.execute.rank.context import Context, issue_for
+from stanza_sim.execute.rank.context import Context, announced
 from stanza_sim.execute.rank.engine import Engine
 from stanza_sim.execute.rank.exchange import gather_all, meet, share
 from stanza_sim.execute.rank.interfaces import Beat, Handle
@@ -90,18 +90,33 @@ class _Stopwatch:
         self.seconds.append(now() - begin)
         return handle
 
+    def send_tagged(self, tensor: Tensor, dst: int, op: Transfer) -> Handle:
+        """See `AnnouncedTransport`."""
+        begin = now()
+        handle = self._transport.send_tagged(tensor, dst, op)
+        self.seconds.append(now() - begin)
+        return handle
+
     def receive(self, tensor: Tensor, src: int, channel: str) -> Handle:
         """See `TorchTransport`."""
         return self._transport.receive(tensor, src, channel)
+
+    def receive_tagged(self, tensor: Tensor, src: int, op: Transfer) -> Handle:
+        """See `AnnouncedTransport`."""
+        return self._transport.receive_tagged(tensor, src, op)
+
+    def next_announced(self, src: int) -> str:
+        """See `AnnouncedTransport`."""
+        inner = announced(self._transport)
+        if inner is None:
+            raise RuntimeError("messages are not announced")
+        return inner.next_announced(src)
 
     def together(
         self, sends: Sequence[tuple[Tensor, int]], receives: Sequence[tuple[Tensor, int]], channel: str
     ) -> list[Handle]:
         """See `TorchTransport`."""
-        begin = now()
-        handles = self._transport.together(sends, receives, channel)
-        self.seconds.extend([now() - begin] * len(sends))
-        return handles
+        return self._transport.together(sends, receives, channel)
 
 
 def probe_schedule(world_size: int, pair: tuple[int, int], sizes: Sequence[int]) -> Schedule:
@@ -159,16 +174,20 @@ def _messages(wanted: MessagesWanted, context: Context, beat: Beat) -> tuple[lis
             if context.rank in pair:
                 # gloo's messages are in host memory; what staging costs on top is not the network's.
                 device = context.device if backend is Backend.NCCL else torch.device("cpu")
-                transport = _Stopwatch(TorchTransport(schedule, context.rank, groups))
+                inner = TorchTransport(schedule, context.rank, groups, context.library(backend))
+                if backend is Backend.NCCL:
+                    inner = context.transport(backend, schedule, groups)
+                transport = _Stopwatch(inner)
                 engine = Engine(
                     project(schedule, context.rank),
                     repeats,
                     _ProbeWork(max(some), device),
                     transport,
-                    issue=issue_for(backend),
+                    announced=transport if announced(inner) else None,
                     start=context.start_thread,
                 )
                 engine.run(timeout_s=TIMEOUT_S, beat=beat)
+                inner.close()
                 for m, posting_s in zip(engine.sends, transport.seconds, strict=True):
                     direction = int(context.rank == pair[1])
                     sent.append(Sent((number, direction, m.nbytes, m.iteration), m.posted_s, posting_s))

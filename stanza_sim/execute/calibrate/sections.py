@@ -47,7 +47,7 @@ class Timer:
         demand = context.local_size * context.threads
         self._share = 1.0 if self.own or self._device.type != "cpu" else min(1.0, cores() / demand)
 
-    def __call__(self, body: Callable[[], None]) -> float:
+    def __call__(self, body: Callable[[], object]) -> float:
         """Carry out `body`; return the seconds that it took."""
         if self.own:
             begin = time.thread_time()
@@ -207,7 +207,7 @@ def _filled(
         arithmetic=Arithmetic(precision=precision),
     )
     training = Training(iterations=MOST_CYCLES + 1, warmup=0, seed=seed, optimizer=Optimizer(lr=0.0))
-    passes = Passes(values, training)
+    passes = Passes(values, training, context.accelerator)
     for i in range(WINDOW):
         for op in schedule.ops:
             if isinstance(op, Compute):

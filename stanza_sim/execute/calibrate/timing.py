@@ -16,7 +16,7 @@ from stanza_sim.base.processes import cores
 from stanza_sim.execute.calibrate.answers import ProbeTimes, RankTimes, SectionsWanted, Wanted
 from stanza_sim.execute.calibrate.sections import Timer, sections_of, time_again, time_overhead
 from stanza_sim.execute.rank.clock import now
-from stanza_sim.execute.rank.context import Context, issue_for, transport_for
+from stanza_sim.execute.rank.context import Context, announced
 from stanza_sim.execute.rank.engine import Engine
 from stanza_sim.execute.rank.exchange import gather_all, meet
 from stanza_sim.execute.rank.interfaces import Beat
@@ -156,7 +156,7 @@ def _time_engine(context: Context) -> float:
         lines.append(f"op{n}: forward b{n} @worker{after}")
     schedule = parse("\n".join(lines))
     work = _Bytes(0, torch.device("cpu"))
-    transport = transport_for(context, Backend.GLOO, schedule, {})
+    transport = context.transport(Backend.GLOO, schedule, {})
     engine = Engine(project(schedule, 0), NULL_ITERATIONS, work, transport, start=context.start_thread)
     meet(context.rank, context.world_size)
     begin = time.process_time()
@@ -224,16 +224,18 @@ def _probe(size: int, exchanges: int, context: Context, backend: Backend) -> tup
     for _ in range(1 + PROBE_ROUNDS):  # the first time connects
         meet(context.rank, context.world_size)
         if context.rank < 2:
+            transport = context.transport(backend, schedule, groups)
             engine = Engine(
                 project(schedule, context.rank),
                 exchanges,
                 _Bytes(size, context.device),
-                transport_for(context, backend, schedule, groups),
-                issue=issue_for(backend),
+                transport,
+                announced=announced(transport),
                 start=context.start_thread,
             )
             core = time.process_time()
             engine.run(timeout_s=60)
+            transport.close()
             ends = engine.iteration_end_s
             wall_s = (ends[-1] - ends[0]) / (2 * (exchanges - 1))
             found.append((wall_s, (time.process_time() - core) / (2 * exchanges)))

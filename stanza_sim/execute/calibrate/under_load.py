@@ -18,7 +18,7 @@ import torch
 from stanza_sim.base.processes import cores
 from stanza_sim.execute.calibrate.answers import MessageCores, Times
 from stanza_sim.execute.rank.clock import now
-from stanza_sim.execute.rank.context import Context, transport_for
+from stanza_sim.execute.rank.context import Context
 from stanza_sim.execute.rank.engine import Engine
 from stanza_sim.execute.rank.exchange import gather_all, meet
 from stanza_sim.execute.rank.interfaces import Beat
@@ -177,7 +177,7 @@ class _Runner:
         """Run iterations `first`, `first` + 1 and so on of the passes."""
         context = self._context
         work = _Work(self._passes, first, self._buffers)
-        transport = transport_for(context, Backend.GLOO, self._schedule, self._groups)
+        transport = context.transport(Backend.GLOO, self._schedule, self._groups)
         engine = Engine(self._program, iterations, work, transport, start=context.start_thread)
         meet(context.rank, context.world_size)
         begin_s, core_before_s, idle_before_s = now(), time.process_time(), idle_s()

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from stanza_sim.execute.rank.library import Library
 from stanza_sim.schedule import Collective, CollectiveKind, slice_bounds
 from stanza_sim.schedule.collectives import RankStep
 
@@ -24,6 +25,7 @@ def run_steps(
     output: Tensor,
     source: Tensor,
     group: dist.ProcessGroup,
+    library: Library,
     *,
     values: bool = True,
 ) -> tuple[int, int]:
@@ -31,11 +33,12 @@ def run_steps(
 
     `place` is (index of this rank in the group, size of the group). `output` and `source` are as torch's functions take
     them, one tensor for an all-reduce and a broadcast: `source` is left as it is otherwise. Only one thread may use
-    `group`. Without `values` the same messages travel, but nothing is added or copied: no result is meant.
+    `group`, whose messages `library` moves. Without `values` the same messages travel, but nothing is added or copied:
+    no result is meant.
     """
     if not values:
         longest = output if len(output) >= len(source) else source
-        moved = [_step(step, longest, group, values=False) for step in program]
+        moved = [_step(step, longest, group, library, values=False) for step in program]
         return sum(out for out, _ in moved), sum(back for _, back in moved)
     index, parts = place
     whole = output
@@ -45,11 +48,11 @@ def run_steps(
         case CollectiveKind.ALL_GATHER:
             size = len(source)
             whole[index * size : (index + 1) * size].copy_(source)
-        case _ if output is not source:
+        case _ if output.data_ptr() != source.data_ptr():
             whole.copy_(source)
     sent = received = 0
     for step in program:
-        out, back = _step(step, whole, group, values=True)
+        out, back = _step(step, whole, group, library, values=True)
         sent, received = sent + out, received + back
     if op.kind is CollectiveKind.REDUCE_SCATTER:
         lo, hi = slice_bounds(op.nbytes // whole.element_size(), parts, index)
@@ -57,16 +60,17 @@ def run_steps(
     return sent, received
 
 
-def _step(step: RankStep, whole: Tensor, group: dist.ProcessGroup, *, values: bool) -> tuple[int, int]:
+def _step(
+    step: RankStep, whole: Tensor, group: dist.ProcessGroup, library: Library, *, values: bool
+) -> tuple[int, int]:
     arriving = [whole[s.lo : s.hi] for s in step.receives]
     added = [values and s.reduce for s in step.receives]
     landing = [torch.empty_like(t) if add else t for add, t in zip(added, arriving, strict=True)]
     leaving = [whole[s.lo : s.hi] for s in step.sends]
-    # As one group, receives first: on gloo two ranks that both wait for a send never meet, on NCCL nor do single calls.
-    posts = [dist.P2POp(dist.irecv, t, s.src, group=group) for s, t in zip(step.receives, landing, strict=True)]
-    posts += [dist.P2POp(dist.isend, t, s.dst, group=group) for s, t in zip(step.sends, leaving, strict=True)]
-    for work in dist.batch_isend_irecv(posts):
-        work.wait()
+    sends = [(t, s.dst) for s, t in zip(step.sends, leaving, strict=True)]
+    receives = [(t, s.src) for s, t in zip(step.receives, landing, strict=True)]
+    for work in library.exchange(sends, receives, group):
+        library.wait(work)
     for add, mine, theirs in zip(added, arriving, landing, strict=True):
         if add:
             mine.add_(theirs)

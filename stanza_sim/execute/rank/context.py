@@ -9,10 +9,14 @@ import torch
 import torch.distributed as dist
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.execute.rank.accelerator import Accelerator, accelerator_of
+from stanza_sim.execute.rank.announced import NcclTransport
+from stanza_sim.execute.rank.groups import Groups, ProcessGroups
 from stanza_sim.execute.rank.job import Backend
-from stanza_sim.execute.rank.transport import GroupKey, ProcessGroups, StagedTransport, TorchTransport
+from stanza_sim.execute.rank.library import Gloo, Library, Nccl
+from stanza_sim.execute.rank.staging import HostBuffers, StagedTransport
+from stanza_sim.execute.rank.transport import TorchTransport
 from stanza_sim.schedule import Schedule
-from stanza_sim.schedule.progress import Issue
 
 
 @dataclass(slots=True)
@@ -26,8 +30,10 @@ class Context:
     threads: int
     kind: str = "cpu"
     host: str = field(default_factory=socket.gethostname)
-    groups: ProcessGroups = field(init=False)
     device: torch.device = field(init=False)
+    accelerator: Accelerator = field(init=False)
+    groups: ProcessGroups = field(init=False)
+    buffers: HostBuffers = field(init=False)
 
     def __post_init__(self) -> None:
         gpus = torch.cuda.device_count() if self.kind == "cuda" else 0
@@ -37,7 +43,9 @@ class Context:
                 hint="use a topology without devices, such as laptop",
             )
         self.device = torch.device(f"cuda:{self.local_rank % gpus}" if gpus else "cpu")
-        self.groups = ProcessGroups(self.world_size)
+        self.accelerator = accelerator_of(self.device)
+        self.groups = ProcessGroups(self.world_size, self.library)
+        self.buffers = HostBuffers(self.accelerator)
 
     def backend(self, wanted: Backend) -> Backend:
         """The backend to use; NCCL needs a GPU of its own for each local rank. Raises `InputError`."""
@@ -55,23 +63,26 @@ class Context:
     def start_thread(self) -> None:
         """What every computing thread must do first: both settings are the thread's own."""
         torch.set_num_threads(self.threads)
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
+        self.accelerator.start_thread()
+
+    def library(self, backend: Backend) -> Library:
+        """What moves tensors of this rank's with `backend`."""
+        return Nccl(self.accelerator) if backend is Backend.NCCL else Gloo()
+
+    def transport(self, backend: Backend, schedule: Schedule, groups: Groups, *, values: bool = True) -> TorchTransport:
+        """The transport of a run on this rank's device: staged where gloo is to move a GPU's tensors."""
+        library = self.library(backend)
+        if backend is Backend.NCCL:
+            return NcclTransport(
+                schedule, self.rank, groups, library, self.accelerator, self.start_thread, values=values
+            )
+        if self.accelerator.asynchronous:
+            return StagedTransport(
+                schedule, self.rank, groups, library, self.accelerator, self.buffers, self.start_thread, values=values
+            )
+        return TorchTransport(schedule, self.rank, groups, library, values=values)
 
 
-def issue_for(backend: Backend) -> Issue:
-    """How messages are issued on `backend` unless a job says otherwise: NCCL posts no receive ahead of need."""
-    return Issue.IN_ORDER if backend is Backend.NCCL else Issue.EAGER
-
-
-def transport_for(
-    context: Context,
-    backend: Backend,
-    schedule: Schedule,
-    groups: dict[GroupKey, dist.ProcessGroup],
-    *,
-    values: bool = True,
-) -> TorchTransport:
-    """The transport of a run on this rank's device: staged where gloo is to move a GPU's tensors."""
-    staged = context.device.type == "cuda" and backend is Backend.GLOO
-    return (StagedTransport if staged else TorchTransport)(schedule, context.rank, groups, values=values)
+def announced(transport: TorchTransport) -> NcclTransport | None:
+    """The transport, if it announces its messages: what the engine is told beside it."""
+    return transport if isinstance(transport, NcclTransport) else None

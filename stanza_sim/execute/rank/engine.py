@@ -5,6 +5,7 @@ carry it out: one for each lane and each group of collectives; one for each (sou
 waits for sends; and where messages are issued in order, one for each channel. Sends have no thread: whoever brings
 about that one may be posted posts it; but a lane goes on to its next unit once it has posted what was ready when it
 came, and leaves the rest to the thread that waits for sends. One lock guards the rules; nothing else is done meanwhile.
+Where messages are announced (NCCL), one thread for each source posts a receive when its message has been announced.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar
@@ -19,7 +21,7 @@ from typing import Any, Generic, TypeVar
 from stanza_sim.base.errors import RunError
 from stanza_sim.execute.rank.clock import now
 from stanza_sim.execute.rank.inbox import Inbox, Stopped
-from stanza_sim.execute.rank.interfaces import Beat, Handle, TaggedTransport, Transport, Work
+from stanza_sim.execute.rank.interfaces import AnnouncedTransport, Beat, Handle, TaggedTransport, Transport, Work
 from stanza_sim.execute.rank.job import Message
 from stanza_sim.execute.rank.tables import Endpoint, RankTables, Worker
 from stanza_sim.schedule import Collective, Compute, RankProgram, UnitKind
@@ -47,7 +49,8 @@ POST: tuple[Handle, Key] = (_Nothing(), (0, -1))
 
 class Engine(Generic[Payload]):
     """Runs `program` for `iterations` iterations. `start` is called in every thread first (device, thread count).
-    `tagged` is needed where a channel has credit and messages are issued eagerly.
+    `tagged` is needed where a channel has credit and messages are issued eagerly, and `announced` in place of both
+    where every message is announced.
 
     After `run`, `spans` has (unit, iteration, start, end) of computations and collectives, `sends` and `receives`
     the messages, `iteration_end_s[i]` the last completion of iteration i at this rank. What is done for each message
@@ -62,22 +65,26 @@ class Engine(Generic[Payload]):
         transport: Transport[Payload],
         *,
         tagged: TaggedTransport[Payload] | None = None,
+        announced: AnnouncedTransport[Payload] | None = None,
         issue: Issue = Issue.EAGER,
         start: Callable[[], None] = lambda: None,
     ) -> None:
         self.program, self.iterations = program, iterations
         self._work, self._transport, self._tagged_transport, self._start = work, transport, tagged, start
+        self._announced = announced
         tables = self._tables = RankTables.of(program, work.nbytes)
         messages = {unit: len(peers) for unit, peers in tables.peers.items()}
         self._rules = Progress(program, messages, iterations=iterations, issue=issue)
         self._in_order = in_order = issue is Issue.IN_ORDER
         self._inboxes: dict[Worker, Inbox[Key]] = {worker: Inbox() for worker in tables.worker_of.values()}
-        self._receivers: dict[Endpoint, Inbox[int]] = {e: Inbox() for e in (() if in_order else tables.arrivals)}
+        self._arrivals = tables.arrivals if announced is None else tables.by_source()
+        self._receivers: dict[Endpoint, Inbox[int]] = {e: Inbox() for e in (() if in_order else self._arrivals)}
         self._issuers: dict[str, Inbox[_Issued]] = {c: Inbox() for c in (tables.channels if in_order else ())}
         self._waiters: dict[Endpoint | None, SimpleQueue[tuple[Handle, Key] | None]] = {}
         self._lock, self._posting = threading.Lock(), threading.Lock()
         self._unsent: dict[Key, int] = {}  # messages of each send that are under way
         self._done = threading.Event()
+        self._ready = threading.Barrier(1)
         self._error: BaseException | None = None
         self.last_progress_s = now()
         self.spans: list[tuple[int, int, float, float]] = []
@@ -111,11 +118,14 @@ class Engine(Generic[Payload]):
         if self._rules.finished:
             return
         threads = self._threads()
-        with self._lock:
-            self._dispatch(self._rules.begin(now()))
+        self._ready = threading.Barrier(len(threads) + 1)
         for t in threads:
             t.start()
-        self._post()
+        with suppress(threading.BrokenBarrierError):  # by a thread that failed; `_watch` then ends
+            self._ready.wait()  # what threads need before they compute is there before anything moves
+            with self._lock:
+                self._dispatch(self._rules.begin(now()))
+            self._post()
         self._watch(timeout_s, beat)
         self._stop()
         if self._error is not None:
@@ -143,9 +153,9 @@ class Engine(Generic[Payload]):
         threads = [self._thread(self._work_serially, inbox) for inbox in self._inboxes.values()]
         if self._in_order:
             return threads + [self._thread(self._issue, *channel) for channel in self._issuers.items()]
-        for source, units in tables.arrivals.items():
-            any_order = tables.transfers[units[0]].credit > 0
-            threads.append(self._thread(self._receive_any if any_order else self._receive, *source))
+        for source, units in self._arrivals.items():
+            receive = self._receive_any if tables.transfers[units[0]].credit else self._receive
+            threads.append(self._thread(receive if self._announced is None else self._receive_announced, *source))
         rest: list[Endpoint | None] = [None] if tables.sends_any else []
         for endpoint in [*rest, *tables.awaited_from]:
             self._waiters[endpoint] = SimpleQueue()
@@ -156,12 +166,14 @@ class Engine(Generic[Payload]):
         def guarded() -> None:
             try:
                 self._start()
+                self._ready.wait()
                 body(*args)
-            except Stopped:
+            except (Stopped, threading.BrokenBarrierError):
                 pass
             except BaseException as error:  # noqa: BLE001 - raised again by `run`
                 self._error = self._error or error
                 self._done.set()
+                self._ready.abort()
 
         return threading.Thread(target=guarded, daemon=True, name=body.__name__.strip("_"))
 
@@ -252,7 +264,9 @@ class Engine(Generic[Payload]):
         for dst in tables.peers[unit]:
             payload = self._work.outgoing(op, iteration, dst)
             self._sends.append((unit, iteration, dst, now()))
-            if op.credit:
+            if self._announced is not None:
+                handle = self._announced.send_tagged(payload, dst, op)
+            elif op.credit:
                 handle = self._tagged.send_tagged(payload, dst, op)
             else:
                 handle = self._transport.send(payload, dst, op.channel)
@@ -337,6 +351,27 @@ class Engine(Generic[Payload]):
             handle, message = posted[name].popleft()
             handle.wait()
             self._arrived(message)
+
+    def _receive_announced(self, src: int, channel: str) -> None:
+        """Receive all messages from `src`, of all channels: each is posted once it has been announced, and awaited.
+
+        It waits for its iteration to open at this rank, which no message behind it is needed for.
+        """
+        inbox, transfers, transport = self._receivers[src, channel], self._tables.transfers, self._announced
+        if transport is None:
+            raise RuntimeError("messages are not announced")
+        units = {transfers[unit].name: unit for unit in self._arrivals[src, channel]}
+        seen = dict.fromkeys(units, 0)
+        for _ in range(self.iterations * len(units)):
+            name = transport.next_announced(src)
+            unit, iteration = units[name], seen[name]
+            seen[name] += 1
+            while iteration >= self._rules.opened:
+                inbox.get()
+            target = self._work.incoming(transfers[unit], iteration, src)
+            posted_s = now()
+            transport.receive_tagged(target, src, transfers[unit]).wait()
+            self._arrived((unit, iteration, src, posted_s))
 
     def _issue(self, channel: str, inbox: Inbox[_Issued]) -> None:
         """Issue the transfers of `channel` one after the other, each op's sends and receives together."""

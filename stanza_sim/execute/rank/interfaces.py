@@ -61,6 +61,25 @@ class TaggedTransport(Protocol[In]):
         ...
 
 
+class AnnouncedTransport(Protocol[In]):
+    """Moves messages each of which is announced to its receiver first, and received in the order of announcements.
+
+    So any order of posting will do, of all channels of a pair, with credit or without.
+    """
+
+    def send_tagged(self, tensor: In, dst: int, op: Transfer) -> Handle:
+        """Announce the message of `op` to `dst`, and post it."""
+        ...
+
+    def next_announced(self, src: int) -> str:
+        """Wait until `src` announces its next message to this rank, and return the name of that message's op."""
+        ...
+
+    def receive_tagged(self, tensor: In, src: int, op: Transfer) -> Handle:
+        """Post the receipt of the message of `op`, which `src` has announced last."""
+        ...
+
+
 class Work(Protocol[Out]):
     """What the units of a rank do."""
 

@@ -37,6 +37,13 @@ class RankTables:
     awaited_from: tuple[Endpoint, ...]
     sends_any: bool
 
+    def by_source(self) -> dict[Endpoint, tuple[int, ...]]:
+        """The units that receive from each source, on all channels; each endpoint's channel is empty."""
+        found: dict[Endpoint, tuple[int, ...]] = {}
+        for (src, _), units in self.arrivals.items():
+            found[src, ""] = (*found.get((src, ""), ()), *units)
+        return found
+
     @classmethod
     def of(cls, program: RankProgram, nbytes: Callable[[Transfer, int, int], int]) -> Self:
         """The tables of `program`, whose messages have `nbytes(op, source, destination)` bytes."""

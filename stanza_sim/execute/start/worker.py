@@ -8,7 +8,7 @@ from __future__ import annotations
 from stanza_sim.base.errors import InputError
 from stanza_sim.execute.emulated.emulate import Emulated
 from stanza_sim.execute.rank.clock import ClockOffset, boot_id
-from stanza_sim.execute.rank.context import Context, issue_for, transport_for
+from stanza_sim.execute.rank.context import Context, announced
 from stanza_sim.execute.rank.engine import Engine
 from stanza_sim.execute.rank.exchange import gather_all, meet
 from stanza_sim.execute.rank.interfaces import Beat
@@ -25,11 +25,15 @@ def run_job(job: RunJob, context: Context, beat: Beat = lambda ended=0: None) ->
     """Run this rank's part of `job`; None where the schedule has fewer ranks. Every rank of the world calls this."""
     schedule, rank = job.schedule, context.rank
     backend = context.backend(job.backend)
+    issue = Issue.EAGER if job.issue is Issue.AUTO else job.issue
+    if backend is Backend.NCCL and issue is Issue.IN_ORDER:
+        what = "issue: in_order is a way to use gloo; NCCL's messages are received in the order of their announcements"
+        raise InputError(what, where="execute.issue", hint="leave `issue` at auto, or use backend: gloo")
     groups = context.groups.prepare(schedule, backend)
     if rank >= schedule.world_size:
         return None
     context.start_thread()
-    transport = transport_for(context, backend, schedule, groups, values=job.emulation is None)
+    transport = context.transport(backend, schedule, groups, values=job.emulation is None)
     ranks, boot = schedule.world_size, boot_id()
     boots = gather_all(boot, rank, ranks)
     role: Role
@@ -37,26 +41,24 @@ def run_job(job: RunJob, context: Context, beat: Beat = lambda ended=0: None) ->
         role = Trained(job, context, transport, beat)
     else:
         role = Emulated(job, job.emulation, context, transport, boots)
-    issue = job.issue
-    if issue is Issue.AUTO:
-        issue = issue_for(backend)
-    if backend is Backend.NCCL and issue is Issue.EAGER:
-        raise InputError("NCCL posts no receive ahead of need", hint="leave `issue` at auto")
     engine = Engine(
         project(schedule, rank),
         job.training.iterations,
         role.work,
         transport,
         tagged=transport,
+        announced=announced(transport),
         issue=issue,
         start=role.start_thread,
     )
+    context.accelerator.synchronize()
     before = estimate_offset(rank, ranks, boot, boots[0])
     meet(rank, ranks)
     use = CoreUse()
     with role.running() as realtime_granted:
         engine.run(timeout_s=job.timeout_s, beat=beat)
     took_s, stolen, busy, own = use.elapsed_s(), use.stolen(), use.busy(), use.own()
+    transport.close()
     meet(rank, ranks)
     after = estimate_offset(rank, ranks, boot, boots[0])
     result = role.result()

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stanza_sim.execute.rank.accelerator import Accelerator
 from stanza_sim.execute.rank.job import Training
 from stanza_sim.execute.train.factors import Tap, packed, reconstruct
 from stanza_sim.execute.train.flat import sgd_step
@@ -31,8 +32,8 @@ class Passes:
     Losses are kept as tensors until `losses` is called, so that nothing waits for them.
     """
 
-    def __init__(self, values: RankValues, training: Training) -> None:
-        self.values, self.training = values, training
+    def __init__(self, values: RankValues, training: Training, accelerator: Accelerator) -> None:
+        self.values, self.training, self._accelerator = values, training, accelerator
         self.schedule, self.rank, self.device = values.schedule, values.rank, values.device
         self._loss: list[dict[int, Tensor]] = [{} for _ in range(training.iterations)]
         self._storage_of = {t: f.storage for f in values.bundles.values() for t in f.storage.extents}
@@ -57,8 +58,14 @@ class Passes:
         self._contributors = _contributors(self.schedule, self.rank, ValueKind.GRAD, ValueKind.SUM)
         self._gathered = _contributors(self.schedule, self.rank, ValueKind.PART)
 
-    def compute(self, op: Compute, iteration: int) -> None:
-        """Carry out `op`; on a GPU, return when it is done."""
+    def compute(self, op: Compute, iteration: int) -> tuple[float, float]:
+        """Carry out `op` and return, once that is done, when it began and when it ended."""
+        spent: list[object] = []  # what is no longer needed is kept until the device is done with it
+        began = self._accelerator.begin()
+        self._compute(op, iteration, spent)
+        return self._accelerator.finish(began)
+
+    def _compute(self, op: Compute, iteration: int, spent: list[object]) -> None:
         g = iteration % WINDOW
         values, bundles = self.values.generations[g], self.values.bundles
         match op.phase:
@@ -67,7 +74,7 @@ class Passes:
             case Phase.LOSS:
                 self._compute_loss(op, iteration, values)
             case Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT:
-                self._backward(op, g)
+                self._backward(op, g, spent)
             case Phase.PARTIAL:
                 bundles[op.target].add_up(g, self._gathered[op.target], self.rank)
             case Phase.REDUCE:
@@ -76,8 +83,6 @@ class Passes:
                 self._reconstruct(op, g)
             case Phase.UPDATE:
                 self._update(op, iteration)
-        if self.device.type == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()
 
     def losses(self) -> tuple[float, ...]:
         """Loss summed over the samples whose loss this rank computed, for each iteration."""
@@ -123,8 +128,8 @@ class Passes:
 
     # ---- backward --------------------------------------------------------------------------------------------------
 
-    def _backward(self, op: Compute, g: int) -> None:
-        """Compute the gradients that the phase of `op` names, and drop the block's graph after its last use."""
+    def _backward(self, op: Compute, g: int, spent: list[object]) -> None:
+        """Compute the gradients that the phase of `op` names; after its last use the block's graph is `spent`."""
         values, spot = self.values.generations[g], (op.target, op.microbatch)
         keep = self._last_use[spot] != op.name
         k = self.values.names.index(op.target)
@@ -147,8 +152,7 @@ class Passes:
                 names = [name for name, _ in block.parameters]
                 self._add_gradients(zip(names, found, strict=True), g, first=self._first_backward[op.target] == op.name)
         if not keep:
-            del values.graphs[spot]
-            values.tails.pop(spot, None)
+            spent += [values.graphs.pop(spot), values.tails.pop(spot, None)]
 
     def _gradients(self, spot: Spot, wanted: list[Tensor], values: Generation, *, keep: bool) -> list[Tensor]:
         """The gradients of what is `wanted` of a block's graph, which stays if `keep`."""

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stanza_sim.execute.rank.clock import now
+from stanza_sim.execute.rank.accelerator import Accelerator
 from stanza_sim.execute.rank.exchange import gather
 from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Array, RunJob
@@ -45,6 +45,7 @@ class RankWork:
     messages: Messages
     transport: TorchTransport
     schedule: Schedule
+    accelerator: Accelerator
 
     def __post_init__(self) -> None:
         self.nbytes = MessageSizes(self.schedule)
@@ -53,13 +54,12 @@ class RankWork:
 
     def compute(self, op: Compute, iteration: int, ready_s: float) -> tuple[float, float]:
         """Carry out a computation."""
-        begin_s = now()
-        self.passes.compute(op, iteration)
-        return begin_s, now()
+        return self.passes.compute(op, iteration)
 
     def collective(self, op: Collective, iteration: int) -> None:
-        """Carry out a collective."""
+        """Carry out a collective, and wait until what is made of its result (a sum widened, say) is there too."""
         self.messages.collective(op, iteration, self.transport)
+        self.accelerator.synchronize()
 
     def outgoing(self, op: Transfer, iteration: int, dst: int) -> Tensor:
         """The message to `dst`."""
@@ -99,8 +99,8 @@ class Trained:
             device=device,
             arithmetic=Arithmetic.of(job),
         )
-        self._passes = Passes(values, training)
-        self.work = RankWork(self._passes, Messages(values), transport, schedule)
+        self._passes = Passes(values, training, context.accelerator)
+        self.work = RankWork(self._passes, Messages(values), transport, schedule, context.accelerator)
 
     def start_thread(self) -> None:
         """See `Role`."""

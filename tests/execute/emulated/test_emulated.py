@@ -26,8 +26,8 @@ from stanza_sim.simulate.costs import costs_for
 from stanza_sim.simulate.lowering.compute_times import compute_seconds
 from stanza_sim.simulate.lowering.lower import lower
 from stanza_sim.timeline.spans import Span
-from tests.execute.execute_variants import VARIANTS, schedule_of
-from tests.execute.test_runs import every_kind, expected_bytes
+from tests.execute.execute_variants import VARIANTS, expected_bytes, schedule_of
+from tests.execute.test_runs import every_kind
 
 TRAINING = Training(iterations=6, warmup=1)
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from stanza_sim.base.errors import InputError, RunError
 from stanza_sim.execute.rank.clock import ClockOffset
 from stanza_sim.execute.rank.job import LearningRate
-from stanza_sim.execute.rank.transport import StagedTransport, TorchTransport
 from stanza_sim.execute.start.measure import iteration_durations
 from stanza_sim.execute.train import data
 from stanza_sim.execute.train.dropout import CounterDropout, keep_mask
@@ -160,34 +159,3 @@ def test_bytes_of_collectives() -> None:
         (0, 4000),
     ]
     assert collective_bytes(base, Ranks.of([3]), 3, 4) == (0, 0)
-
-
-def test_staging_copies_on_the_way_out_and_when_a_message_has_landed(monkeypatch: pytest.MonkeyPatch) -> None:
-    posted: list[torch.Tensor] = []
-
-    class Arrives:
-        def __init__(self, host: torch.Tensor) -> None:
-            self.host = host
-
-        def wait(self) -> None:
-            self.host.fill_(7)
-
-    monkeypatch.setattr(TorchTransport, "__init__", lambda self: None)
-    monkeypatch.setattr(TorchTransport, "send", lambda self, t, dst, channel: posted.append(t))
-    monkeypatch.setattr(TorchTransport, "receive", lambda self, t, src, channel: Arrives(t))
-    monkeypatch.setattr(
-        TorchTransport, "together", lambda self, sends, receives, channel: [Arrives(t) for t, _ in receives]
-    )
-    staged = StagedTransport()  # type: ignore[call-arg]
-    source = torch.arange(4.0)
-    staged.send(source, 1, "x")
-    source.zero_()  # the buffer may be reused at once
-    assert posted[0].tolist() == [0, 1, 2, 3]
-    one, two = torch.zeros(3), torch.zeros(2)
-    landing = staged.receive(one, 1, "x")
-    assert one.tolist() == [0, 0, 0]
-    landing.wait()
-    assert one.tolist() == [7, 7, 7]
-    for handle in staged.together([(source, 1)], [(two, 2)], "x"):
-        handle.wait()
-    assert two.tolist() == [7, 7]

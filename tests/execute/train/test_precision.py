@@ -19,6 +19,7 @@ from stanza_sim.base.errors import InputError, RunError
 from stanza_sim.base.precision import Precision
 from stanza_sim.execute.calibrate.calibration import calibrate
 from stanza_sim.execute.calibrate.sections import _filled, alone
+from stanza_sim.execute.rank.accelerator import Cpu
 from stanza_sim.execute.rank.context import Context
 from stanza_sim.execute.rank.job import RunJob
 from stanza_sim.execute.rank.supported import supported, unsupported
@@ -225,7 +226,7 @@ def test_blocks_are_timed_in_the_precision(pool: Pool, smooth: ModelProfile) -> 
 @pytest.mark.parametrize(("precision", "dtype"), [(Precision.FP32, torch.float32), (Precision.FP16, torch.float16)])
 def test_what_is_timed_is_what_is_trained(smooth: ModelProfile, precision: Precision, dtype: torch.dtype) -> None:
     schedule = alone(smooth, 4, apart=True)
-    context = cast(Context, SimpleNamespace(device=torch.device("cpu")))
+    context = cast(Context, SimpleNamespace(device=torch.device("cpu"), accelerator=Cpu()))
     _, held, bundles = build(schedule, smooth, 0, 1, context.device)
     passes = _filled(smooth, 1, schedule, context, held, bundles, precision)
     values = passes.values.generations[0]

@@ -1,0 +1,155 @@
+"""What comes before what: vector clocks of streams and of the host, and a watch over the bytes that they touch.
+
+As in torch's sanitizer of streams (`torch.cuda._sanitizer`): every kernel of a stream has a number; a stream knows up
+to which number each other stream was done before its own next kernel starts, and the host knows what it has waited for.
+A kernel may touch bytes that another one touched, if one of the two writes, only if it is known to come after it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+HOST = 0
+"""The host's number among the streams: all its threads together."""
+Clock = dict[int, int]
+"""For each stream, the number of the last of its kernels that is known to be done."""
+
+
+class Race(RuntimeError):
+    """Two kernels touch the same bytes, and nothing says which comes first."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Touch:
+    """Bytes [lo, hi) of a storage that kernel `number` of `stream` reads or writes."""
+
+    lo: int
+    hi: int
+    writes: bool
+    stream: int
+    number: int
+    name: str
+
+
+@dataclass(slots=True)
+class _Memory:
+    """A storage: the stream on which it was first written, and what touched it and is not known to be done."""
+
+    first: int
+    touches: list[_Touch] = field(default_factory=list)
+
+
+class Watch:
+    """The order of all kernels of one process. `names` are those of the streams."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._count = itertools.count(1)
+        self._clocks: dict[int, Clock] = {HOST: {}}
+        self._numbers: dict[int, int] = {HOST: 0}
+        self._memory: dict[int, _Memory] = {}
+        self._kept: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self.names: dict[int, str] = {HOST: "the host"}
+        self.races: list[str] = []
+        """What was found where nobody could be told at once: memory that was freed too early."""
+
+    def new_stream(self, name: str) -> int:
+        """The number of a stream called `name`."""
+        with self._lock:
+            number = next(self._count)
+            self.names[number], self._clocks[number], self._numbers[number] = name, {}, 0
+            return number
+
+    def launch(self, stream: int, name: str, reads: Iterable[Tensor] = (), writes: Iterable[Tensor] = ()) -> int:
+        """The host puts a kernel on `stream`, or does something itself: the kernel's number. Raises `Race`."""
+        with self._lock:
+            self._join(self._clocks[stream], self._clocks[HOST])
+            number = self._numbers[stream] = self._numbers[stream] + 1
+            touched = [self._touch(t, False, stream, number, name) for t in reads]
+            touched += [self._touch(t, True, stream, number, name) for t in writes]
+            for storage, touch in touched:
+                self._check(storage, touch)
+            for storage, touch in touched:
+                self._note(storage, touch)
+            if stream == HOST:
+                self._clocks[HOST][HOST] = number
+            return number
+
+    def point(self, stream: int) -> Clock:
+        """What is done once all that `stream` has been given is."""
+        with self._lock:
+            return {**self._clocks[stream], stream: self._numbers[stream]}
+
+    def after(self, stream: int, point: Clock) -> None:
+        """What `stream` is given from now on comes after `point`; for the host: it has waited for it."""
+        with self._lock:
+            self._join(self._clocks[stream], point)
+
+    @staticmethod
+    def _join(into: Clock, other: Clock) -> None:
+        for stream, number in other.items():
+            if number > into.get(stream, 0):
+                into[stream] = number
+
+    @staticmethod
+    def _touch(
+        tensor: Tensor, writes: bool, stream: int, number: int, name: str
+    ) -> tuple[torch.UntypedStorage, _Touch]:
+        storage = tensor.untyped_storage()
+        lo = int(tensor.storage_offset()) * tensor.element_size()
+        span = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
+        hi = lo + span * tensor.element_size()
+        return storage, _Touch(lo, int(hi), writes, stream, number, name)
+
+    def _check(self, storage: torch.UntypedStorage, touch: _Touch) -> None:
+        memory = self._memory.get(storage._cdata)
+        if memory is None:
+            return
+        clock = self._clocks[touch.stream]
+        for other in memory.touches:
+            apart = other.hi <= touch.lo or touch.hi <= other.lo
+            if apart or not (other.writes or touch.writes) or other.stream == touch.stream:
+                continue
+            if other.number > clock.get(other.stream, 0):
+                did, does = ("writes" if t.writes else "reads" for t in (other, touch))
+                raise Race(
+                    f"{touch.name} on {self.names[touch.stream]} {does} what {other.name} on "
+                    f"{self.names[other.stream]} {did}, and nothing puts the one before the other"
+                )
+
+    def _note(self, storage: torch.UntypedStorage, touch: _Touch) -> None:
+        key = storage._cdata
+        memory = self._memory.get(key)
+        if memory is None:
+            memory = self._memory[key] = _Memory(touch.stream)
+            self._kept[key] = weakref.ref(storage, partial(self._freed, key))
+        known = self._clocks[HOST]
+        memory.touches = [t for t in memory.touches if t.number > known.get(t.stream, 0)]
+        memory.touches.append(touch)
+
+    def _freed(self, key: int, _: object) -> None:
+        """A storage is gone. Its bytes may serve the stream that they were allocated on from now on."""
+        with self._lock:
+            memory = self._memory.pop(key, None)
+            self._kept.pop(key, None)
+            if memory is None or memory.first == HOST:
+                return
+            known = self._clocks[HOST]
+            clock = self._clocks[memory.first]
+            for t in memory.touches:
+                if t.stream not in (HOST, memory.first) and t.number > max(
+                    known.get(t.stream, 0), clock.get(t.stream, 0)
+                ):
+                    self.races.append(
+                        f"memory of {self.names[memory.first]} was freed while {t.name} on {self.names[t.stream]} "
+                        "may still use it"
+                    )
+                    return
