@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -113,6 +113,9 @@ class DeviceSpec:
 
     `published_fp32` names the precision in which the published timings ran that call themselves fp32 (a framework's
     setting, under which GPUs from Ampere on may compute in TF32). Only rules for published texts look at it.
+
+    `form` is how the part is built in (`SXM`, `PCIe` or `NVL`; None: any), and `reported` what a driver calls it
+    where that is not its name.
     """
 
     name: str
@@ -125,6 +128,8 @@ class DeviceSpec:
     published: tuple[str, ...]
     sources: tuple[str, ...]
     launch: LaunchCost | None = None
+    form: str | None = None
+    reported: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<DeviceSpec {shortened(self.name)}: {shortened(self.description, 80)}>"
@@ -199,6 +204,8 @@ class _PrecisionSection(Section):
 class _DeviceSection(Section):
     name: str = Field(min_length=1)
     description: str
+    form: Literal["SXM", "PCIe", "NVL"] | None = None
+    reported: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     memory: Size
     memory_bandwidth: Rate
     launch_overhead: Seconds
@@ -269,6 +276,8 @@ def _load(path: Path) -> DeviceSpec:
         launch=LaunchCost(forward_s=launch.forward, backward_s=launch.backward, overlap=launch.overlap)
         if launch
         else None,
+        form=section.form,
+        reported=section.reported,
     )
 
 

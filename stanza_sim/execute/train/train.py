@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stanza_sim.execute.rank.accelerator import Accelerator
 from stanza_sim.execute.rank.exchange import gather
 from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Array, RunJob
@@ -45,7 +44,6 @@ class RankWork:
     messages: Messages
     transport: TorchTransport
     schedule: Schedule
-    accelerator: Accelerator
 
     def __post_init__(self) -> None:
         self.nbytes = MessageSizes(self.schedule)
@@ -57,9 +55,9 @@ class RankWork:
         return self.passes.compute(op, iteration)
 
     def collective(self, op: Collective, iteration: int) -> None:
-        """Carry out a collective, and wait until what is made of its result (a sum widened, say) is there too."""
+        """Carry out a collective, and what is made of its result."""
         self.messages.collective(op, iteration, self.transport)
-        self.accelerator.synchronize()
+        self.passes.accelerator.synchronize()
 
     def outgoing(self, op: Transfer, iteration: int, dst: int) -> Tensor:
         """The message to `dst`."""
@@ -100,7 +98,7 @@ class Trained:
             arithmetic=Arithmetic.of(job),
         )
         self._passes = Passes(values, training, context.accelerator)
-        self.work = RankWork(self._passes, Messages(values), transport, schedule, context.accelerator)
+        self.work = RankWork(self._passes, Messages(values), transport, schedule)
 
     def start_thread(self) -> None:
         """See `Role`."""
