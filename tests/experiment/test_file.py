@@ -127,6 +127,15 @@ BAD = [
         "models.1.throughput.V100.samples_per_s",
         "greater than 0",
     ),
+    (
+        ("cluster: star\n", "cluster: star\nprecision: fp8\n"),
+        "example.yaml:3: precision",
+        "'fp32', 'tf32', 'bf16' or 'fp16'",
+    ),
+    (("cluster: star\n", "cluster: star\ngradients: int8\n"), "gradients", "'parameter', 'bf16' or 'fp16'"),
+    (("warmup: 5", "warmup: 5\n  loss_scale: 8"), "example.yaml", "training.loss_scale has no use: nothing is in fp16"),
+    (("warmup: 5", "warmup: 5\n  loss_scale: -8"), "training.loss_scale", "greater than 0"),
+    (("fc_workers: 2", "activations: fp8"), "strategies.1.settings.activations", "'fp32', 'bf16' or 'fp16'"),
     (("batch_per_worker: 8, ", "factory_kwarg: {}, "), "models.1.factory_kwarg", "did you mean factory_kwargs"),
 ]
 
