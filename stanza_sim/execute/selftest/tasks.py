@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,24 +25,32 @@ SIZES = (4, 1000, 65_536, 4_000_000)
 """Bytes of the messages that are staged."""
 
 
-def on_a_thread(body: Callable[[], T], start: Callable[[], None]) -> T:
-    """What `body` returns, or raises, in a thread of its own that called `start` first."""
-    found: list[T] = []
+def together(bodies: Sequence[Callable[[], T]], start: Callable[[], None]) -> list[T]:
+    """What `bodies` return, each in a thread of its own that called `start` first; raises what one of them raised."""
+    found: dict[int, T] = {}
     errors: list[BaseException] = []
 
-    def run() -> None:
+    def run(number: int) -> None:
         try:
             start()
-            found.append(body())
+            found[number] = bodies[number]()
         except BaseException as error:  # noqa: BLE001 - raised again in the thread that asked
             errors.append(error)
 
-    thread = threading.Thread(target=run, daemon=True, name="selftest")
-    thread.start()
-    thread.join()
+    threads = [threading.Thread(target=run, args=(n,), daemon=True, name=f"lane {n}") for n in range(len(bodies))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        while thread.is_alive() and not errors:
+            thread.join(0.1)
     if errors:
         raise errors[0]
-    return found[0]
+    return [found[number] for number in range(len(bodies))]
+
+
+def on_a_thread(body: Callable[[], T], start: Callable[[], None]) -> T:
+    """What `body` returns, or raises, in a thread of its own that called `start` first."""
+    return together([body], start)[0]
 
 
 def pattern(nbytes: int, seed: int) -> Tensor:
