@@ -41,14 +41,14 @@ ON_GPU = (
     Group(names=("gpu:blocks",), function=f"{_HERE}.blocks:blocks", limit_s=200, needs_s=30, gpu=True),
     Group(
         names=("gpu:local:fp32", "gpu:local:tf32"),
-        function=f"{_HERE}.predictions:local",
+        function=f"{_HERE}.gpu_predictions:local",
         limit_s=60,
         needs_s=20,
         gpu=True,
     ),
     Group(
         names=("gpu:shared:2", "gpu:shared:4"),
-        function=f"{_HERE}.predictions:shared",
+        function=f"{_HERE}.gpu_predictions:shared",
         limit_s=60,
         needs_s=20,
         gpu=True,

@@ -288,14 +288,14 @@ def waits(accelerator: Accelerator, library: Library, group: dist.ProcessGroup, 
     values = torch.ones(1000, device=accelerator.device)
     warm = dist.all_reduce(values, group=group, async_op=True)
     require(warm is not None, "this rank is not in the group")
-    library.wait(warm)  # type: ignore[arg-type]
+    library.wait(warm)
     sleep(SLEEP_S)
     begin_s = now()
     work = dist.all_reduce(values, group=group, async_op=True)
     require(work is not None, "this rank is not in the group")
-    work.wait()  # type: ignore[union-attr]
+    work.wait()
     raw_s = now() - begin_s
-    library.wait(work)  # type: ignore[arg-type]
+    library.wait(work)
     own_s = now() - begin_s
     require(own_s > SLEEP_S / 2, f"an operation behind a kernel of {SLEEP_S} s was taken for done after {own_s:.3f} s")
     accelerator.synchronize()

@@ -62,10 +62,13 @@ def chosen(name: str) -> Variant:
     return next(v for v in CHOSEN if v[0] == name)
 
 
-def schedule_of(model: ModelProfile, strategy: str, world: int, settings: dict[str, object]) -> Schedule:
+def schedule_of(
+    model: ModelProfile, strategy: str, world: int, settings: dict[str, object], *, batch_per_worker: int = 6
+) -> Schedule:
     """The schedule of a variant, checked."""
     found = strategies.get(strategy)
-    made = found.build(model, world_size=world, batch_per_worker=6, settings=found.Settings.model_validate(settings))
+    chosen = found.Settings.model_validate(settings)
+    made = found.build(model, world_size=world, batch_per_worker=batch_per_worker, settings=chosen)
     check(made, model)
     return made
 
