@@ -62,19 +62,18 @@ def rows(profiles: Iterable[Profile], address: str) -> str:
     for profile in profiles:
         model, batch = get(profile.model.name), profile.blocks[0].samples
         image = model.input_shape[-1]
-        table.writerow(
-            [
-                profile.device.removeprefix("cuda "),
-                f"PyTorch {profile.versions.get('torch', '')}, eager",
-                profile.precision,
-                profile.model.name,
-                "torchvision",
-                batch,
-                image,
-                f"{batch / step_s(profile):.1f}",
-                address,
-            ]
-        )
+        row = {
+            "gpu": profile.device.removeprefix("cuda "),
+            "framework": f"PyTorch {profile.versions.get('torch', '')}, eager",
+            "precision": profile.precision,
+            "model": profile.model.name,
+            "factory": "torchvision",
+            "batch": batch,
+            "image": image,
+            "samples_per_s": f"{batch / step_s(profile):.1f}",
+            "address": address,
+        }
+        table.writerow([row[name] for name in COLUMNS])
     return text.getvalue()
 
 

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from errno import EACCES
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -105,9 +106,16 @@ def _check_folder(path: Path) -> None:
         raise InputError("is no folder", where=f"-o {path}", hint="name a new or an empty folder")
     if path.is_dir() and any(path.iterdir()):
         raise InputError("is not empty", where=f"-o {path}", hint="name a new or an empty folder")
-    above = next(p for p in (path, *path.absolute().parents) if p.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise InputError("cannot be written", where=f"-o {path}", hint="name a folder that you may write to")
+    made = not path.exists()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(EACCES, os.strerror(EACCES))
+    except OSError as error:
+        hint = "name a folder that you may write to"
+        raise InputError(f"cannot be written: {error.strerror}", where=f"-o {path}", hint=hint) from None
+    if made:
+        path.rmdir()
 
 
 def _first_gpu() -> dict[str, str]:

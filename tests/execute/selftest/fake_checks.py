@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -90,7 +91,7 @@ def interrupts(here: Here) -> None:
     """As if Ctrl-C were pressed, for the process that started this one, after the first check."""
     with here.check(here.names[0]):
         pass
-    import signal
-
+    while not (here.folder / "checks.jsonl").exists():
+        time.sleep(0.05)
     os.kill(os.getppid(), signal.SIGINT)
     time.sleep(1000)
