@@ -147,6 +147,7 @@ class PeakTask:
 
     def __call__(self, context: Context, beat: Beat) -> int:
         """Bytes."""
+        context.start_thread()  # there are no statistics before CUDA has started
         torch.cuda.reset_peak_memory_stats(context.device)
         run_job(self.job, context, beat)
         return torch.cuda.max_memory_allocated(context.device)

@@ -13,7 +13,7 @@ from stanza_sim.execute.rank.accelerator import Cuda
 from stanza_sim.execute.rank.job import Backend
 from stanza_sim.execute.rank.library import Nccl
 from stanza_sim.execute.selftest import on_device
-from stanza_sim.execute.selftest.on_gpu import first
+from stanza_sim.execute.selftest.on_gpu import first, sharing
 from stanza_sim.execute.selftest.outcome import Here, Skipped, Wrong
 from stanza_sim.execute.selftest.tasks import on_a_thread
 from stanza_sim.execute.selftest.variants import job_of, schedule_of, tiny
@@ -53,7 +53,7 @@ def refusal(here: Here) -> str:
     """What two ranks on one GPU are told who want NCCL. Raises `Wrong` where they are not refused."""
     model = tiny()
     job = replace(job_of(model, schedule_of(model, "all_reduce", 2, {})), backend=Backend.NCCL)
-    with Pool(2, timeout_s=here.limit_s / 2, kind="cuda") as pool:
+    with Pool(2, timeout_s=here.limit_s / 2, kind="cuda", **sharing(2)) as pool:
         try:
             pool.run(RunTask(job))
         except InputError as error:

@@ -46,6 +46,12 @@ def first() -> torch.device:
     return device
 
 
+def sharing(ranks: int) -> dict[str, Any]:
+    """What a pool is told whose ranks share the GPU."""
+    decision = optional("stanza_sim.execute.rank.decision")
+    return {} if decision is None else {"seats": [decision.Seat(host=0, device=0, name="this GPU")] * ranks}
+
+
 def set_fp32(precision: str) -> None:
     """Compute fp32 as `ieee` or as `tf32`, by all of torch's switches (torch 2.9 on; the old ones contradict else)."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -161,7 +167,7 @@ class StagedOnGpu:
 
 def staged(here: Here) -> None:
     """Four ranks train on the one GPU, over staged gloo, and equal single-process SGD."""
-    with Pool(4, timeout_s=here.limit_s / 2, kind="cuda") as pool:
+    with Pool(4, timeout_s=here.limit_s / 2, kind="cuda", **sharing(4)) as pool:
         here.note("starting ranks")
         pool.start()
         for name in here.names:
@@ -205,7 +211,7 @@ def repeated(options: Mapping[str, Any], here: Here) -> str:
     model = tiny()
     job = job_of(model, schedule_of(model, "all_reduce", 2, {}), timeout_s=here.limit_s / 2, **options)
     runs: list[Mapping[str, Array]] = []
-    with Pool(2, timeout_s=here.limit_s / 2, kind="cuda", **options) as pool:
+    with Pool(2, timeout_s=here.limit_s / 2, kind="cuda", **options, **sharing(2)) as pool:
         for _ in range(2):
             measured = merge(job, [r for r in pool.run(StagedOnGpu(job)) if r is not None])
             runs.append(measured.parameters or {})

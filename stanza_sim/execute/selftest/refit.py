@@ -8,11 +8,12 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
-from statistics import median
+from itertools import combinations
 
 import numpy as np
 
 from stanza_sim.base.files import read_json, write_whole
+from stanza_sim.base.units import format_flops
 from stanza_sim.execute.selftest.outcome import Here, Skipped
 from stanza_sim.model.zoo import get
 from stanza_sim.profiles.blocks import Profile, read_profile
@@ -20,19 +21,24 @@ from stanza_sim.profiles.blocks import Profile, read_profile
 COLUMNS = ("gpu", "framework", "precision", "model", "factory", "batch", "image", "samples_per_s", "address")
 """Those of `stanza_sim/data/single_timings.csv`."""
 
+Timing = tuple[float, float, float]
+"""FLOPs, bytes of parameters and seconds of a block, forward and backward."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fit:
-    """Time of a block forward and backward = `launch_s` + FLOPs / `flops`, of `blocks` timings.
+    """Time of a block forward and backward = `launch_s` + FLOPs / `flops` + bytes of parameters / `weights_Bps`.
 
-    The errors' squares are least relative to the times. `off` is the median of the relative errors.
+    Fitted to `blocks` timings: the squares of the errors relative to the times are least, and no term is negative. One
+    that does not help is left out: 0 seconds, or None. `off` is the median of the relative errors.
     """
 
     part: str
     precision: str
     blocks: int
     launch_s: float
-    flops: float
+    flops: float | None
+    weights_Bps: float | None
     off: float
 
 
@@ -50,7 +56,8 @@ def refit(here: Here) -> None:
         text = {"device": profiles[0].device, "gpu": about, "fits": [asdict(fit) for fit in found]}
         write_whole(json.dumps(text, indent=1) + "\n", here.folder / "fit.json")
         said.detail = "; ".join(
-            f"{f.part} {f.precision} {f.flops / 1e12:.1f} TFLOP/s, off by {100 * f.off:.0f}%" for f in found
+            f"{f.part} {f.precision} {'-' if f.flops is None else format_flops(f.flops)}, off by {100 * f.off:.0f}%"
+            for f in found
         )
 
 
@@ -85,35 +92,40 @@ def step_s(profile: Profile) -> float:
 
 def fits(profiles: Iterable[Profile]) -> list[Fit]:
     """A fit for each part of models and each precision that has timings enough."""
-    timings: Mapping[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    timings: Mapping[tuple[str, str], list[Timing]] = defaultdict(list)
     for profile in profiles:
         model = get(profile.model.name)
-        first_fc = model.boundary
-        flops = {b.name: b.forward_flops + b.backward_input_flops + b.backward_weight_flops for b in model.blocks}
-        part = {b.name: "FC" if n >= first_fc else "CONV" for n, b in enumerate(model.blocks)}
+        blocks = {b.name: (n >= model.boundary, b) for n, b in enumerate(model.blocks)}
         for row in profile.blocks:
-            if flops[row.block]:
-                entry = row.samples * flops[row.block], row.forward_s + row.backward_s
-                timings[part[row.block], profile.precision].append(entry)
-    return [fit_of(part, precision, found) for (part, precision), found in sorted(timings.items()) if len(found) > 2]
+            is_fc, block = blocks[row.block]
+            flops = block.forward_flops + block.backward_input_flops + block.backward_weight_flops
+            if flops:
+                one = row.samples * flops, float(model.itemsize * block.numel), row.forward_s + row.backward_s
+                timings["FC" if is_fc else "CONV", profile.precision].append(one)
+    return [fit_of(part, precision, found) for (part, precision), found in sorted(timings.items()) if len(found) > 3]
 
 
-def fit_of(part: str, precision: str, timings: Sequence[tuple[float, float]]) -> Fit:
-    """The fit of (FLOPs, seconds). Neither constant is negative: without a positive launch it goes through 0."""
-    flops, seconds = np.array([f for f, _ in timings]), np.array([s for _, s in timings])
-    both = np.stack([1 / seconds, flops / seconds], axis=1)
-    scale = np.abs(both).max(axis=0)
-    solved, *_ = np.linalg.lstsq(both / scale, np.ones(len(seconds)), rcond=None)
-    launch_s, per_flop = (float(v) for v in solved / scale)
-    if launch_s < 0 or per_flop <= 0:
-        x = flops / seconds
-        launch_s, per_flop = 0.0, float(x.sum() / (x @ x))
-    off = [abs((launch_s + per_flop * f) / s - 1) for f, s in timings]
+def fit_of(part: str, precision: str, timings: Sequence[Timing]) -> Fit:
+    """The fit of (FLOPs, bytes of parameters, seconds): of all choices of terms the best without a negative one."""
+    flops, nbytes, seconds = (np.array(column, dtype=float) for column in zip(*timings, strict=True))
+    columns = np.stack([1 / seconds, flops / seconds, nbytes / seconds], axis=1)
+    scale = np.maximum(np.abs(columns).max(axis=0), np.finfo(float).tiny)
+    columns /= scale
+    best, error = np.zeros(3), np.inf
+    for count in (1, 2, 3):
+        for chosen in combinations(range(3), count):
+            solved, *_ = np.linalg.lstsq(columns[:, chosen], np.ones(len(seconds)), rcond=None)
+            off = float(((columns[:, chosen] @ solved - 1) ** 2).sum())
+            if (solved >= 0).all() and off < error:
+                best, error = np.zeros(3), off
+                best[list(chosen)] = solved
+    launch_s, per_flop, per_byte = (float(v) for v in best / scale)
     return Fit(
         part=part,
         precision=precision,
         blocks=len(timings),
         launch_s=launch_s,
-        flops=1 / per_flop,
-        off=median(off),
+        flops=1 / per_flop if per_flop else None,
+        weights_Bps=1 / per_byte if per_byte else None,
+        off=float(np.median(np.abs(columns @ best - 1))),
     )
