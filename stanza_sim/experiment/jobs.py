@@ -29,7 +29,7 @@ def open_ranks(
 
     Raises `InputError` and `RunError`.
     """
-    from stanza_sim.execute import ComputeMode, open_workers
+    from stanza_sim.execute import Backend, ComputeMode, open_workers
 
     how, bed = loaded.value.execute, None
     if how.compute == "emulated":
@@ -55,6 +55,8 @@ def open_ranks(
             timeout_s=how.timeout,
             compute=ComputeMode(how.compute),
             places=places,
+            backend=Backend(how.backend),
+            say=say,
         ) as workers:
             yield workers
 

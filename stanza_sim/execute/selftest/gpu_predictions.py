@@ -18,10 +18,10 @@ from stanza_sim.cluster.device import device_path, load_device
 from stanza_sim.execute.rank.context import Context
 from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import RunJob, Training
-from stanza_sim.execute.selftest.optional import optional
 from stanza_sim.execute.selftest.outcome import Here, require
 from stanza_sim.execute.selftest.predictions import command, digits, run
 from stanza_sim.execute.selftest.variants import schedule_of
+from stanza_sim.execute.start.fit import is_called
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.execute.start.worker import run_job
 from stanza_sim.model.zoo import get
@@ -110,15 +110,12 @@ def device(folder: Path) -> str:
 
 def device_called(driver_name: str) -> str | None:
     """The shipped device that a driver calls so."""
-    fit = optional("stanza_sim.execute.start.fit")
     for name in available(Kind.DEVICES):
         try:
             spec = load_device(name)
         except InputError:  # a user's own, and wrong
             continue
-        if spec.name != "cpu" and (
-            fit.is_called(spec, driver_name) if fit is not None else spec.name.lower() in driver_name.lower()
-        ):
+        if spec.name != "cpu" and is_called(spec, driver_name):
             return name
     return None
 

@@ -17,16 +17,18 @@ import torch
 
 from stanza_sim.base.files import read_json, write_whole
 from stanza_sim.base.units import format_bytes, format_time
+from stanza_sim.execute.rank import devices
 from stanza_sim.execute.rank.accelerator import Cuda
 from stanza_sim.execute.rank.context import Context
+from stanza_sim.execute.rank.decision import Seat
 from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Array, Backend, RankReport, RunJob
 from stanza_sim.execute.selftest import on_device
 from stanza_sim.execute.selftest.on_cores import off_by, try_buffers
-from stanza_sim.execute.selftest.optional import optional
 from stanza_sim.execute.selftest.outcome import Here, Skipped, Wrong, require
 from stanza_sim.execute.selftest.tasks import on_a_thread
 from stanza_sim.execute.selftest.variants import job_of, schedule_of, tiny
+from stanza_sim.execute.start.fit import fitting
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.execute.start.measure import merge
 from stanza_sim.execute.start.worker import run_job
@@ -48,8 +50,7 @@ def first() -> torch.device:
 
 def sharing(ranks: int) -> dict[str, Any]:
     """What a pool is told whose ranks share the GPU."""
-    decision = optional("stanza_sim.execute.rank.decision")
-    return {} if decision is None else {"seats": [decision.Seat(host=0, device=0, name="this GPU")] * ranks}
+    return {"seats": [Seat(host=0, device=0, name="this GPU")] * ranks}
 
 
 def set_fp32(precision: str) -> None:
@@ -67,7 +68,7 @@ def provenance(here: Here) -> None:
     """What GPU it is, which goes to `machine.json`; the topology that fits it; TF32 can be set and is obeyed."""
     with here.check("gpu:provenance") as said:
         device = first()
-        about = described(device)
+        about = described()
         known = read_json(here.folder / "machine.json", expected="what the session wrote")
         known = {**known, "gpu": about} if isinstance(known, dict) else {"gpu": about}
         write_whole(json.dumps(known, indent=2) + "\n", here.folder / "machine.json")
@@ -77,23 +78,16 @@ def provenance(here: Here) -> None:
         said.detail = "; ".join(words)
 
 
-def described(device: torch.device) -> dict[str, str]:
+def described() -> dict[str, str]:
     """What is known of the GPU and what runs on it, as text by name."""
-    devices = optional("stanza_sim.execute.rank.devices")
-    if devices is None:
-        found = torch.cuda.get_device_properties(device)
-        return {"device": found.name, "memory": format_bytes(found.total_memory), "CUDA": str(torch.version.cuda)}
-    (gpu,) = devices.visible()
-    text: dict[str, str] = devices.provenance(gpu).as_text()
-    return text
+    found = devices.visible()
+    require(len(found) == 1, f"{len(found)} GPUs are visible to the check, and it is for one")
+    return devices.provenance(found[0]).as_text()
 
 
 def topology() -> str:
     """Which shipped topology fits one host with this GPU."""
-    devices, fit = optional("stanza_sim.execute.rank.devices"), optional("stanza_sim.execute.start.fit")
-    if devices is None or fit is None:
-        return "no topology is looked for"
-    option = fit.fitting([devices.visible()])
+    option = fitting([devices.visible()])
     return "no shipped topology has this GPU" if option is None else f"use {option}"
 
 

@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Self, TypeVar, cast
 
 from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.execute.rank.decision import Seat
+from stanza_sim.execute.rank.job import Backend
 from stanza_sim.execute.start.protocol import Answer, AnswerKind, Moving, Settings, Task
 
 T = TypeVar("T")
@@ -102,6 +104,7 @@ class Pool:
     on leaving the context; no orphan is left by an exception or Ctrl-C. `threads_per_rank` is the number of torch
     threads of each, `kind` the device it computes on (`cpu` or `cuda`). `timeout_s` is how long a rank may be silent
     before the task has failed. `places[r]` is where rank r runs; left out, all run on this machine as it is.
+    `seats` is where the topology puts each rank, and `backend` what they are to talk over.
     """
 
     is_main = True
@@ -114,6 +117,8 @@ class Pool:
         timeout_s: float = 60.0,
         kind: str = "cpu",
         places: Sequence[RankPlace] | None = None,
+        backend: Backend = Backend.AUTO,
+        seats: Sequence[Seat] | None = None,
     ) -> None:
         if world_size < 1:
             raise InputError(f"a world of {world_size} ranks is too small", hint="at least one rank is needed")
@@ -123,6 +128,7 @@ class Pool:
         self._places = places
         self.timeout_s = timeout_s
         self._threads, self._kind = threads_per_rank, kind
+        self._backend, self._seats = backend, None if seats is None else tuple(seats)
         self._ranks: list[_Rank] = []
         self._folder: Path | None = None
 
@@ -140,7 +146,10 @@ class Pool:
         return [r.process.pid for r in self._ranks]
 
     def start(self) -> None:
-        """Start the ranks, if they are not running; returns when all have joined. Raises `RunError`."""
+        """Start the ranks, if they are not running; returns when all have joined.
+
+        Raises `RunError`, and the `InputError` of ranks whose devices are not as the topology says.
+        """
         if self._ranks:
             return
         self._folder = Path(tempfile.mkdtemp(prefix="stanza-sim-"))
@@ -164,6 +173,8 @@ class Pool:
                     threads=self._threads,
                     kind=self._kind,
                     init_method=f"file://{self._folder / 'store'}",  # needs no network that all ranks are on
+                    backend=self._backend,
+                    seats=self._seats,
                 )
                 own = {} if place is None else place.environment
                 prefix = () if place is None else place.prefix

@@ -56,7 +56,7 @@ class RankWork:
     def collective(self, op: Collective, iteration: int) -> None:
         """Carry out a collective, and what is made of its result."""
         self.messages.collective(op, iteration, self.transport)
-        self.passes.synchronize()
+        self.passes.accelerator.synchronize()
 
     def outgoing(self, op: Transfer, iteration: int, dst: int) -> Tensor:
         """The message to `dst`."""
