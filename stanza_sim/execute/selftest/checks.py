@@ -42,7 +42,7 @@ ON_GPU = (
     Group(
         names=("gpu:local:fp32", "gpu:local:tf32"),
         function=f"{_HERE}.gpu_predictions:local",
-        limit_s=60,
+        limit_s=90,
         needs_s=20,
         gpu=True,
     ),
