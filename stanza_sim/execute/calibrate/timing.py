@@ -137,6 +137,9 @@ class _Bytes:
         """Room for bytes."""
         return self._buffers[(2 * iteration + 1) % len(self._buffers)]
 
+    def landed(self, op: Transfer, iteration: int, src: int) -> None:
+        """Nothing is left to do."""
+
     def nbytes(self, op: Transfer, src: int, dst: int) -> int:
         """The probe's size."""
         return self._size

@@ -97,6 +97,9 @@ class EmulatedWork:
         """Where the message from `src` goes, as all do."""
         return self._view(self._in, self.nbytes(op, src, self._transport.rank))
 
+    def landed(self, op: Transfer, iteration: int, src: int) -> None:
+        """Nothing is left to do."""
+
     def _view(self, buffer: Tensor, nbytes: int) -> Tensor:
         key = buffer is self._out, nbytes
         view = self._views.get(key)

@@ -136,6 +136,8 @@ class FlatBundle:
         self.contributions: tuple[dict[int, Tensor], ...] = tuple({} for _ in range(WINDOW))
         self.parts: tuple[dict[int, Tensor], ...] = tuple({} for _ in range(WINDOW))
         self._partial: dict[int, Tensor] = {}
+        self.echo: Tensor | None = None
+        """Room for a copy of the whole that comes from another rank to an owner of a slice."""
 
     def zeros(self, numel: int) -> Tensor:
         """A vector of the bundle's type on its device."""

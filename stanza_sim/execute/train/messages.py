@@ -77,6 +77,8 @@ class Messages:
             flat = self._values.bundles[value.name]
             lo, hi = self._schedule.value_slice(op, value, src, self._rank) or (0, flat.bundle.numel)
             if value.kind in (ValueKind.PARAM, ValueKind.COPY):
+                if value.kind is ValueKind.COPY and flat.own is not None:
+                    return self._echo(flat)[lo:hi]
                 return self._whole(flat)[lo:hi]
             into = flat.parts[g] if value.kind is ValueKind.PART else flat.contributions[g]
             if src not in into:
@@ -87,6 +89,28 @@ class Messages:
             nbytes = self._schedule.message_bytes(op, src, self._rank)
             received[op.name, src] = torch.empty(nbytes, dtype=torch.uint8, device=self._values.device)
         return received[op.name, src]
+
+    def landed(self, op: Transfer, iteration: int, src: int) -> bool:
+        """Do what is left to do with a message that has come; whether there was anything.
+
+        A copy of all parameters of a bundle, some of which this rank owns and may be sending to others still, is put
+        in place but for those: they come back as they were.
+        """
+        value = op.values[0]
+        if value.kind is not ValueKind.COPY or (flat := self._values.bundles[value.name]).own is None:
+            return False
+        lo, hi = self._schedule.value_slice(op, value, src, self._rank) or (0, flat.bundle.numel)
+        whole, echo = self._whole(flat), self._echo(flat)
+        for a, b in ((lo, min(hi, flat.lo)), (max(lo, flat.hi), hi)):
+            if a < b:
+                whole[a:b].copy_(echo[a:b])
+        return True
+
+    def _echo(self, flat: FlatBundle) -> Tensor:
+        """Where copies of parameters are received of which this rank owns some."""
+        if flat.echo is None:
+            flat.echo = torch.empty_like(self._whole(flat))
+        return flat.echo
 
     def _whole(self, flat: FlatBundle) -> Tensor:
         """All parameters of a bundle that this rank must hold."""

@@ -66,6 +66,11 @@ class RankWork:
         """Where the message from `src` goes."""
         return self.messages.incoming(op, iteration, src)
 
+    def landed(self, op: Transfer, iteration: int, src: int) -> None:
+        """What is left to do with a message."""
+        if self.messages.landed(op, iteration, src):
+            self.passes.accelerator.synchronize()
+
 
 class Trained:
     """Computes and trains: with what this rank holds of the model, and its share of the data."""
