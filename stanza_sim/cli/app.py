@@ -14,6 +14,7 @@ from stanza_sim.cli.console import INTERRUPTED, errors_for_people, printing, say
 from stanza_sim.cli.import_ import import_commands
 from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Profiles
 from stanza_sim.cli.plan import PLAN_EXAMPLES, plan
+from stanza_sim.cli.selftest import SELFTEST_EXAMPLES, selftest
 from stanza_sim.cli.show import show
 from stanza_sim.cli.sweep import SWEEP_EXAMPLES, sweep
 from stanza_sim.cli.testbed import testbed as testbed_commands
@@ -37,6 +38,7 @@ app.command(epilog=PLAN_EXAMPLES)(plan)
 app.command(epilog=SWEEP_EXAMPLES)(sweep)
 app.command(epilog=CALIBRATE_EXAMPLES)(calibrate)
 app.command(epilog=EXAMPLES)(validate)
+app.command(epilog=SELFTEST_EXAMPLES)(selftest)
 
 
 def _version(asked: bool) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from stanza_sim.execute.selftest import variants
 from stanza_sim.execute.start.launch import Pool
-from stanza_sim.model.extract import extract
 from stanza_sim.model.profile import ModelProfile
 
 
@@ -19,4 +19,4 @@ def pool() -> Iterator[Pool]:
 
 @pytest.fixture(scope="session")
 def tiny() -> ModelProfile:
-    return extract("stanza_sim.model.examples:tiny_cnn", name="tiny", input_shape=(1, 8, 8))
+    return variants.tiny()

@@ -1,28 +1,22 @@
-"""Every variant of every strategy, as (id, strategy, world size, settings): what the tests of the executor run."""
+"""Every variant of every strategy: what the tests of the executor run, of which the self-test runs some too."""
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from stanza_sim import strategies
-from stanza_sim.base.precision import Precision
-from stanza_sim.execute.rank.job import LearningRate, Measurement, Optimizer, RunJob, Training
+from stanza_sim.execute.rank.job import Measurement, RunJob
+from stanza_sim.execute.selftest.variants import CHOSEN, TRAINING, Variant, expected_bytes, job_of, schedule_of
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.execute.start.measure import merge
 from stanza_sim.execute.start.tasks import RunTask
-from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Collective, Schedule, Transfer, Wire, check
-from stanza_sim.schedule.collectives import collective_bytes
+
+__all__ = ["ROUNDED", "TRAINING", "VARIANTS", "expected_bytes", "job_of", "run", "schedule_of"]
 
 PS, AR, ST, LO = "parameter_server", "all_reduce", "stanza", "local"
 SF = "sufficient_factors"
-VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
-    ("ps-1", PS, 4, {"servers": 1, "overlap": False}),
-    ("ps-1-overlap", PS, 4, {"servers": 1}),
+VARIANTS: list[Variant] = [
+    *CHOSEN,
     ("ps-2-balanced", PS, 5, {"servers": 2}),
     ("ps-2-cut", PS, 5, {"servers": 2, "assignment": "cut"}),
     ("ps-2-cut-no-overlap", PS, 4, {"servers": 2, "assignment": "cut", "overlap": False}),
-    ("colocated-cut", PS, 4, {"placement": "colocated", "assignment": "cut"}),
     ("colocated-cut-no-overlap", PS, 4, {"placement": "colocated", "assignment": "cut", "overlap": False}),
     ("colocated-balanced", PS, 4, {"placement": "colocated"}),
     ("colocated-balanced-no-overlap", PS, 3, {"placement": "colocated", "overlap": False}),
@@ -35,14 +29,10 @@ VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
         {"placement": "colocated", "assignment": "mxnet", "bigarray_bound": 1},
     ),
     ("colocated-byteps", PS, 4, {"placement": "colocated", "assignment": "byteps", "partition": "2kB"}),
-    ("ps-2-byteps-credit", PS, 5, {"servers": 2, "assignment": "byteps", "partition": "2kB", "credit": 2}),
-    ("colocated-sliced", PS, 4, {"placement": "colocated", "assignment": "sliced", "slice": 300}),
     ("ps-2-sliced-no-overlap", PS, 4, {"servers": 2, "assignment": "sliced", "slice": 500, "overlap": False}),
-    ("ps-2-cut-credit", PS, 4, {"servers": 2, "assignment": "cut", "credit": 1}),
     ("ps-1-by-host", PS, 5, {"local": 2}),
     ("ps-1-by-host-each-pulls-by-step", PS, 5, {"local": 2, "share_pulls": False, "pull": "step"}),
     ("ps-2-cut-by-uneven-host", PS, 5, {"servers": 2, "assignment": "cut", "local": 2}),
-    ("colocated-cut-by-host", PS, 4, {"placement": "colocated", "assignment": "cut", "local": 2}),
     ("colocated-by-host-no-overlap", PS, 4, {"placement": "colocated", "servers": 2, "local": 2, "overlap": False}),
     (
         "colocated-sliced-by-host",
@@ -50,16 +40,13 @@ VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
         5,
         {"placement": "colocated", "assignment": "sliced", "slice": 400, "local": 3},
     ),
-    ("all-reduce", AR, 4, {}),
     ("all-reduce-no-overlap", AR, 4, {"overlap": False}),
     ("all-reduce-small-buckets", AR, 5, {"first_bucket": "400B", "bucket": "2kB"}),
     ("all-reduce-horovod", AR, 4, {"fusion": "horovod", "buffer": "2kB"}),
     ("one-rank", AR, 1, {}),
-    ("stanza-1", ST, 4, {}),
     ("stanza-1-no-overlap", ST, 4, {"overlap": False}),
     ("stanza-1-ps", ST, 4, {"conv_exchange": "parameter_server"}),
     ("stanza-1-ps-no-overlap", ST, 4, {"conv_exchange": "parameter_server", "overlap": False}),
-    ("stanza-2", ST, 4, {"fc_workers": 2}),
     ("stanza-2-uneven", ST, 5, {"fc_workers": 2}),
     ("stanza-2-uneven-ps", ST, 5, {"fc_workers": 2, "conv_exchange": "parameter_server"}),
     ("all-reduce-by-ring", AR, 5, {"algorithm": "ring", "bucket": "2kB"}),
@@ -69,7 +56,6 @@ VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
     ("all-reduce-by-uneven-hierarchy", AR, 5, {"algorithm": "hierarchical", "local": 3, "chunk": "1kB"}),
     ("all-reduce-auto", AR, 5, {"algorithm": "auto", "start": "500B", "first_bucket": "400B", "bucket": "2kB"}),
     ("stanza-2-algorithms", ST, 5, {"fc_workers": 2, "algorithm": "halving_doubling", "fc_algorithm": "tree"}),
-    ("stanza-2-sliced", ST, 4, {"fc_workers": 2, "fc_parallel": "model"}),
     ("stanza-3-sliced-uneven", ST, 5, {"fc_workers": 3, "fc_parallel": "model"}),
     (
         "stanza-3-sliced-algorithm",
@@ -77,7 +63,6 @@ VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
         4,
         {"fc_workers": 3, "fc_parallel": "model", "fc_algorithm": "tree", "conv_exchange": "parameter_server"},
     ),
-    ("stanza-2-sliced-microbatches", ST, 4, {"fc_workers": 2, "fc_parallel": "model", "microbatches": 3}),
     (
         "stanza-2-sliced-arrival",
         ST,
@@ -91,7 +76,6 @@ VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
         4,
         {"fc_workers": 4, "fc_parallel": "model", "placement": "colocated", "fc_compute": "arrival"},
     ),
-    ("head", "sharded_head", 4, {}),
     ("head-uneven", "sharded_head", 5, {"overlap": False, "bucket": "100B"}),
     ("head-batch", "sharded_head", 3, {"fc_compute": "batch", "algorithm": "ring", "fc_algorithm": "halving_doubling"}),
     ("head-microbatches", "sharded_head", 4, {"fc_compute": "batch", "microbatches": 3, "eager_backward": 1}),
@@ -132,7 +116,7 @@ VARIANTS: list[tuple[str, str, int, dict[str, object]]] = [
     ("factors-one-rank", SF, 1, {}),
     ("stanza-colocated-servers", ST, 4, {"conv_exchange": "parameter_server", "placement": "colocated"}),
 ]
-ROUNDED: list[tuple[str, str, int, dict[str, object]]] = [
+ROUNDED: list[Variant] = [
     ("stanza-bf16", ST, 4, {"activations": "bf16"}),
     ("stanza-bf16-sliced", ST, 5, {"activations": "bf16", "fc_workers": 2, "fc_parallel": "model"}),
     ("head-bf16", "sharded_head", 3, {"activations": "bf16"}),
@@ -145,56 +129,7 @@ ROUNDED: list[tuple[str, str, int, dict[str, object]]] = [
     ),
 ]
 """Variants that round what they send: equal to SGD within a looser tolerance."""
-TRAINING = Training(
-    iterations=5,
-    warmup=1,
-    data="digits",
-    seed=3,
-    optimizer=Optimizer(lr=0.1, momentum=0.9, weight_decay=5e-3, schedule=LearningRate(kind="cosine", warmup=2)),
-)
-
-
-def schedule_of(
-    model: ModelProfile,
-    strategy: str,
-    world: int,
-    settings: dict[str, object],
-    *,
-    precision: Precision = Precision.FP32,
-    gradients: Wire = Wire.NATIVE,
-) -> Schedule:
-    made = strategies.build(
-        strategy,
-        model,
-        world_size=world,
-        batch_per_worker=6,
-        settings=strategies.get(strategy).Settings.model_validate(settings),
-        precision=precision,
-        gradients=gradients,
-    )
-    check(made, model)
-    return made
-
-
-def job_of(model: ModelProfile, schedule: Schedule, **changes: object) -> RunJob:
-    job = RunJob(schedule=schedule, model=model, training=TRAINING, timeout_s=15, keep_parameters=True)
-    return replace(job, **changes)
 
 
 def run(pool: Pool, job: RunJob) -> Measurement:
     return merge(job, [r for r in pool.run(RunTask(job)) if r is not None])
-
-
-def expected_bytes(schedule: Schedule, iterations: int) -> tuple[list[int], list[int]]:
-    sent, received = [0] * schedule.world_size, [0] * schedule.world_size
-    for op in schedule.ops:
-        if isinstance(op, Transfer):
-            for s, d in schedule.pairs(op):
-                sent[s] += schedule.message_bytes(op, s, d)
-                received[d] += schedule.message_bytes(op, s, d)
-        elif isinstance(op, Collective):
-            for r in schedule.group(op.ranks):
-                out, back = collective_bytes(op, schedule.group(op.ranks), r, schedule.itemsize_of(op))
-                sent[r] += out
-                received[r] += back
-    return [n * iterations for n in sent], [n * iterations for n in received]

@@ -284,7 +284,8 @@ class Standin:
         stream = self.current()
         if stream is None or not isinstance(began, Event):
             return began, now()  # type: ignore[return-value]
-        return began.at_s, stream.synchronize().at_s
+        ended = stream.synchronize()
+        return began.at_s, ended.at_s
 
     def synchronize(self) -> None:
         """See `Accelerator`."""
