@@ -32,6 +32,7 @@ from stanza_sim.execute.start.fit import fitting
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.execute.start.measure import merge
 from stanza_sim.execute.start.worker import run_job
+from stanza_sim.execute.train.arithmetic import set_fp32
 
 SIZES = (4, 4096, 65_536, 1 << 20, 1 << 24, 1 << 27, 512_000_000)
 """Bytes of the copies that are timed."""
@@ -51,14 +52,6 @@ def first() -> torch.device:
 def sharing(ranks: int) -> dict[str, Any]:
     """What a pool is told whose ranks share the GPU."""
     return {"seats": [Seat(host=0, device=0, name="this GPU")] * ranks}
-
-
-def set_fp32(precision: str) -> None:
-    """Compute fp32 as `ieee` or as `tf32`, by all of torch's switches (torch 2.9 on; the old ones contradict else)."""
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.backends.cuda.matmul.fp32_precision = precision
-    for name in ("conv", "rnn"):
-        getattr(torch.backends.cudnn, name).fp32_precision = precision
 
 
 # --- 0: provenance ---------------------------------------------------------------------------------------------------

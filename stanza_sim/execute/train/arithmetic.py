@@ -83,6 +83,11 @@ def switched(precision: Precision) -> Iterator[None]:
         _set(before)
 
 
+def set_fp32(value: str) -> None:
+    """Compute fp32 products of this process as `ieee` or as `tf32` from now on."""
+    _set([value] * len(_switches()))
+
+
 def _switches() -> list[Any]:
     """Those of linear layers, convolutions and recurrent layers on GPUs."""
     return [torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn]  # type: ignore[attr-defined]
