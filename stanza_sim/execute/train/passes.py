@@ -65,6 +65,10 @@ class Passes:
         self._compute(op, iteration, spent)
         return self._accelerator.finish(began)
 
+    def synchronize(self) -> None:
+        """Wait until all that the calling thread has begun is done."""
+        self._accelerator.synchronize()
+
     def _compute(self, op: Compute, iteration: int, spent: list[object]) -> None:
         g = iteration % WINDOW
         values, bundles = self.values.generations[g], self.values.bundles

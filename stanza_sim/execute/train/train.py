@@ -54,8 +54,9 @@ class RankWork:
         return self.passes.compute(op, iteration)
 
     def collective(self, op: Collective, iteration: int) -> None:
-        """Carry out a collective."""
+        """Carry out a collective, and what is computed from its result."""
         self.messages.collective(op, iteration, self.transport)
+        self.passes.synchronize()
 
     def outgoing(self, op: Transfer, iteration: int, dst: int) -> Tensor:
         """The message to `dst`."""
@@ -81,7 +82,10 @@ class Trained:
             first = schedule.data_ranks.index(rank) * schedule.batch_per_worker
             drawn = data.draw(train, schedule.global_batch, training.iterations, training.seed)
             numbers = [batch[first : first + schedule.batch_per_worker] for batch in drawn]
-        feed = data.Feed(self._items, numbers, dtype, device)
+        on_device = data.SYNTHETIC_ON_DEVICE_BYTES if training.data == "synthetic" else 0
+        feed = data.Feed(
+            self._items, numbers, dtype, context.accelerator, start=context.start_thread, on_device=on_device
+        )
         self._held, self._blocks, self._bundles = build(schedule, model, rank, training.seed, device)
         beat()
         values = RankValues(
