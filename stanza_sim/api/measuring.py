@@ -62,6 +62,7 @@ def measure(
     backend: Literal["auto", "gloo", "nccl"] = "auto",
     issue: Literal["auto", "eager", "in_order"] = "auto",
     threads_per_rank: int = 1,
+    deterministic: bool = False,
     timeout: str | float = "60s",
     profiles: str | Path | Sequence[str | Path] = (),
     say: Say = lambda text: None,
@@ -73,8 +74,9 @@ def measure(
     of a Dataset); with `compute="emulated"` each computation is a wait of its predicted time instead. `iterations`
     include `warmup`, which is not timed. With `dilate`, for emulated computations in a testbed, links are so many times
     slower, computations as much longer, and measured times divided by it. `optimizer` is as in a file, such as
-    {"lr": 0.02}. `timeout` is how long a rank may stay silent, in seconds or as "60s"; it is dilated too. Raises
-    `InputError` for what does not fit this machine, and `RunError` if a rank fails.
+    {"lr": 0.02}. With `deterministic` repeats are bitwise equal on GPUs too. `timeout` is how long a rank may stay
+    silent, in seconds or as "60s"; it is dilated too. Raises `InputError` for what does not fit this machine, and
+    `RunError` if a rank fails.
 
     >>> import stanza_sim as ss
     >>> here = ss.load_cluster("laptop", nodes=2)
@@ -94,6 +96,7 @@ def measure(
             "backend": backend,
             "issue": issue,
             "threads_per_rank": threads_per_rank,
+            "deterministic": deterministic,
             "timeout": timeout,
             "dilate": dilate,
         }

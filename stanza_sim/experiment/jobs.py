@@ -55,6 +55,7 @@ def open_ranks(
             timeout_s=how.timeout,
             compute=ComputeMode(how.compute),
             places=places,
+            deterministic=how.deterministic,
         ) as workers:
             yield workers
 
@@ -125,6 +126,7 @@ def jobs_of(
             backend=Backend(experiment.execute.backend),
             issue=Issue(experiment.execute.issue),
             timeout_s=experiment.execute.timeout * experiment.execute.dilate,
+            deterministic=experiment.execute.deterministic,
             emulation=emulation,
         )
         for plan, emulation in zip(plans, emulations, strict=True)

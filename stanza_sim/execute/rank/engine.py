@@ -68,10 +68,11 @@ class Engine(Generic[Payload]):
         announced: AnnouncedTransport[Payload] | None = None,
         issue: Issue = Issue.EAGER,
         start: Callable[[], None] = lambda: None,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self.program, self.iterations = program, iterations
         self._work, self._transport, self._tagged_transport, self._start = work, transport, tagged, start
-        self._announced = announced
+        self._announced, self._prepare = announced, prepare
         tables = self._tables = RankTables.of(program, work.nbytes)
         messages = {unit: len(peers) for unit, peers in tables.peers.items()}
         self._rules = Progress(program, messages, iterations=iterations, issue=issue)
@@ -166,6 +167,8 @@ class Engine(Generic[Payload]):
         def guarded() -> None:
             try:
                 self._start()
+                if body == self._work_serially:
+                    self._prepare()
                 self._ready.wait()
                 body(*args)
             except (Stopped, threading.BrokenBarrierError):

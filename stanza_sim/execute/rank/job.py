@@ -117,7 +117,7 @@ class RunJob:
 
     With `emulation` every computation is a wait, while every message is sent: nothing is trained. `timeout_s` is how
     long a rank may go without completing anything before the run has failed. `keep_parameters` returns the trained
-    parameters with the measurement.
+    parameters with the measurement. With `deterministic` repeats are bitwise equal on GPUs, as they always are on CPUs.
     """
 
     schedule: Schedule
@@ -127,6 +127,7 @@ class RunJob:
     issue: Issue = Issue.AUTO
     timeout_s: float = 60.0
     keep_parameters: bool = False
+    deterministic: bool = False
     emulation: Emulation | None = None
 
     @property

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self, TypeVar, cast
 
 from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.execute.start.environment import for_gpus
 from stanza_sim.execute.start.protocol import Answer, AnswerKind, Moving, Settings, Task
 
 T = TypeVar("T")
@@ -102,6 +103,7 @@ class Pool:
     on leaving the context; no orphan is left by an exception or Ctrl-C. `threads_per_rank` is the number of torch
     threads of each, `kind` the device it computes on (`cpu` or `cuda`). `timeout_s` is how long a rank may be silent
     before the task has failed. `places[r]` is where rank r runs; left out, all run on this machine as it is.
+    With `deterministic` GPUs are made ready for jobs that are.
     """
 
     is_main = True
@@ -114,6 +116,7 @@ class Pool:
         timeout_s: float = 60.0,
         kind: str = "cpu",
         places: Sequence[RankPlace] | None = None,
+        deterministic: bool = False,
     ) -> None:
         if world_size < 1:
             raise InputError(f"a world of {world_size} ranks is too small", hint="at least one rank is needed")
@@ -122,7 +125,7 @@ class Pool:
         self.world_size = world_size
         self._places = places
         self.timeout_s = timeout_s
-        self._threads, self._kind = threads_per_rank, kind
+        self._threads, self._kind, self._deterministic = threads_per_rank, kind, deterministic
         self._ranks: list[_Rank] = []
         self._folder: Path | None = None
 
@@ -151,6 +154,8 @@ class Pool:
             "PYTHONPATH": os.pathsep.join(dict.fromkeys(p or os.getcwd() for p in sys.path)),
             "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         }
+        if self._kind == "cuda":
+            environment |= for_gpus(environment, deterministic=self._deterministic)
         try:
             for rank in range(self.world_size):
                 place = None if self._places is None else self._places[rank]

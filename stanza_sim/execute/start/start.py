@@ -36,9 +36,11 @@ def open_workers(
     timeout_s: float = 60.0,
     compute: ComputeMode = ComputeMode.REAL,
     places: Sequence[RankPlace] | None = None,
+    deterministic: bool = False,
 ) -> Iterator[Workers]:
     """The ranks of `cluster`: those of the launcher that started this process, else local ones, at `places`.
 
+    With `deterministic` GPUs are made ready for jobs that are.
     With emulated computations no device is needed. Raises `InputError`, with the topology to use instead, if ranks,
     hosts or devices differ from the cluster's, and `RunError` if the ranks do not come up.
     """
@@ -57,14 +59,19 @@ def open_workers(
         )
     if here is None:
         with Pool(
-            cluster.world_size, threads_per_rank=threads_per_rank, timeout_s=timeout_s, kind=kind, places=places
+            cluster.world_size,
+            threads_per_rank=threads_per_rank,
+            timeout_s=timeout_s,
+            kind=kind,
+            places=places,
+            deterministic=deterministic,
         ) as pool:
             check_hosts(cluster, pool.run(DescribeTask()), devices=not emulated)
             yield pool
         return
     from stanza_sim.execute.start.world import Joined
 
-    with Joined(here, threads_per_rank=threads_per_rank, kind=kind) as joined:
+    with Joined(here, threads_per_rank=threads_per_rank, kind=kind, deterministic=deterministic) as joined:
         check_hosts(cluster, joined.run(DescribeTask()), devices=not emulated)
         yield joined
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from stanza_sim.base.errors import RunError, StanzaError
 from stanza_sim.execute.rank.context import Context
 from stanza_sim.execute.rank.exchange import gather_all, meet
-from stanza_sim.execute.start.environment import Place
+from stanza_sim.execute.start.environment import Place, for_gpus
 from stanza_sim.execute.start.protocol import Moving, RankInfo, Task
 
 T = TypeVar("T")
@@ -75,7 +75,11 @@ class Joined:
     Every rank must run the same tasks in the same order; each gets all results. `is_main` is True on rank 0 only.
     """
 
-    def __init__(self, place: Place, *, threads_per_rank: int = 1, kind: str = "cpu") -> None:
+    def __init__(
+        self, place: Place, *, threads_per_rank: int = 1, kind: str = "cpu", deterministic: bool = False
+    ) -> None:
+        if kind == "cuda":
+            os.environ.update(for_gpus(os.environ, deterministic=deterministic))  # CUDA has not started
         self.world_size = place.world_size
         self.is_main = place.rank == 0
         torch.set_num_threads(threads_per_rank)
