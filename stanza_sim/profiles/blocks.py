@@ -98,7 +98,7 @@ class Profile(Section):
 
     Of ranks on GPUs: `staging` are copies between device and host, `device_link` is a message between two devices of
     one host, and `collective_share` what a collective takes of a device while it runs: 1 - 1/f where a computation
-    beside it takes f times as long. `provenance` says on what it was measured, by name (see `docs/glossary.md`).
+    beside it takes f times as long. `provenance` says on what it was measured, by name.
     """
 
     format: Literal["stanza-sim-profile/1"] = "stanza-sim-profile/1"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -184,7 +184,8 @@ def _messages(wanted: MessagesWanted, context: Context, beat: Beat) -> tuple[lis
             meet(context.rank, context.world_size)
             if context.rank in pair:
                 # gloo's messages are in host memory; what staging costs on top is not the network's.
-                device, start = torch.device("cpu"), partial(torch.set_num_threads, context.threads)
+                device = torch.device("cpu")
+                start: Callable[[], None] = partial(torch.set_num_threads, context.threads)
                 inner = TorchTransport(schedule, context.rank, groups, context.library(backend))
                 if backend is Backend.NCCL:
                     device, start = context.device, context.start_thread

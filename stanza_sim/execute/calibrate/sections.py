@@ -212,7 +212,7 @@ def _filled(
         device=device,
     )
     training = Training(iterations=MOST_CYCLES + 1, warmup=0, seed=seed, optimizer=Optimizer(lr=0.0))
-    passes = Passes(values, training, context.accelerator)
+    passes = Passes(values, training, context.accelerator, kept=True)
     for i in range(WINDOW):
         for op in schedule.ops:
             if isinstance(op, Compute):

@@ -16,6 +16,7 @@ from torch import Tensor
 from stanza_sim.base.processes import cores
 from stanza_sim.execute.calibrate.answers import MessageTimes, ProbeTimes, RankTimes, SectionsWanted, Wanted
 from stanza_sim.execute.calibrate.on_device import COPY_BYTES, beside_collectives, time_copies
+from stanza_sim.execute.calibrate.provenance import provenance_of
 from stanza_sim.execute.calibrate.sections import Timer, sections_of, time_again, time_overhead
 from stanza_sim.execute.rank.clock import now
 from stanza_sim.execute.rank.context import Context, announced
@@ -85,6 +86,7 @@ def time_all(wanted: Wanted, context: Context, beat: Beat) -> RankTimes:
         copy_bytes=loopback.copy_bytes,
         copies=loopback.copies,
         beside_collective=loopback.beside_collective,
+        provenance=provenance_of(context.device),
         messages=found.messages,
         rests_s=found.rests_s,
         torch_version=torch.__version__.split("+")[0],
