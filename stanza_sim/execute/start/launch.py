@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self, TypeVar, cast
 
 from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.execute.start.deterministic import Deterministic
 from stanza_sim.execute.start.environment import for_gpus
 from stanza_sim.execute.start.protocol import Answer, AnswerKind, Moving, Settings, Task
 
@@ -103,7 +104,7 @@ class Pool:
     on leaving the context; no orphan is left by an exception or Ctrl-C. `threads_per_rank` is the number of torch
     threads of each, `kind` the device it computes on (`cpu` or `cuda`). `timeout_s` is how long a rank may be silent
     before the task has failed. `places[r]` is where rank r runs; left out, all run on this machine as it is.
-    With `deterministic` GPUs are made ready for jobs that are.
+    With `deterministic` all tasks compute bitwise alike each time, for which GPUs need variables before they start.
     """
 
     is_main = True
@@ -188,7 +189,7 @@ class Pool:
         """
         self.start()
         try:
-            message = pickle.dumps(task)
+            message = pickle.dumps(Deterministic(task) if self._deterministic else task)
             for rank in self._ranks:
                 rank.send(message)
             return cast(list[T], self._await(AnswerKind.DONE, timeout_s or self.timeout_s, moving))

@@ -40,7 +40,7 @@ def open_workers(
 ) -> Iterator[Workers]:
     """The ranks of `cluster`: those of the launcher that started this process, else local ones, at `places`.
 
-    With `deterministic` GPUs are made ready for jobs that are.
+    With `deterministic` all that they compute is bitwise equal each time, calibrations included.
     With emulated computations no device is needed. Raises `InputError`, with the topology to use instead, if ranks,
     hosts or devices differ from the cluster's, and `RunError` if the ranks do not come up.
     """

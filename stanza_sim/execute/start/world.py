@@ -18,6 +18,7 @@ import torch.distributed as dist
 from stanza_sim.base.errors import RunError, StanzaError
 from stanza_sim.execute.rank.context import Context
 from stanza_sim.execute.rank.exchange import gather_all, meet
+from stanza_sim.execute.start.deterministic import Deterministic
 from stanza_sim.execute.start.environment import Place, for_gpus
 from stanza_sim.execute.start.protocol import Moving, RankInfo, Task
 
@@ -80,6 +81,7 @@ class Joined:
     ) -> None:
         if kind == "cuda":
             os.environ.update(for_gpus(os.environ, deterministic=deterministic))  # CUDA has not started
+        self._deterministic = deterministic
         self.world_size = place.world_size
         self.is_main = place.rank == 0
         torch.set_num_threads(threads_per_rank)
@@ -127,7 +129,8 @@ class Joined:
         """
         rank, ranks = self._context.rank, self.world_size
         try:
-            return gather_all(task(self._context, lambda ended=0: None), rank, ranks)
+            mine = Deterministic(task) if self._deterministic else task
+            return gather_all(mine(self._context, lambda ended=0: None), rank, ranks)
         except StanzaError as error:
             _end_hard(error.exit_status)
             raise
