@@ -320,17 +320,22 @@ class Cluster:
 
 
 def place(
-    hosts: Iterable[Host], ranks_per_host: int | None, cpu_ranks_per_host: int | None = None
+    hosts: Iterable[Host],
+    ranks_per_host: int | None,
+    cpu_ranks_per_host: int | None = None,
+    ranks_per_device: int | None = None,
 ) -> tuple[Placement, ...]:
     """Return the placement of ranks host by host, in host order.
 
-    A host gets `ranks_per_host` ranks or, if that is None, one rank for each of its devices and at least one. Behind
-    all of them come, for each host with devices, `cpu_ranks_per_host` ranks on its cores.
+    A host gets `ranks_per_host` ranks or, if that is None, `ranks_per_device` for each of its devices (None: one) and
+    at least one; where several share a device, they take the devices in turn. Behind all of them come, for each host
+    with devices, `cpu_ranks_per_host` ranks on its cores.
     """
     hosts = tuple(hosts)
     placed = []
     for index, host in enumerate(hosts):
-        for device in range(ranks_per_host or max(1, len(host.devices))):
+        for number in range(ranks_per_host or max(1, (ranks_per_device or 1) * len(host.devices))):
+            device = number % len(host.devices) if ranks_per_device and host.devices else number
             placed.append(Placement(host=index, device=device if host.devices else None))
     for index, host in enumerate(hosts):
         placed += [Placement(host=index)] * (cpu_ranks_per_host or 0 if host.devices else 0)

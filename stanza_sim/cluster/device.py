@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -109,7 +109,11 @@ class Precision:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DeviceSpec:
-    """A device's data. `fp32_runs` names the precision that a framework's fp32 setting means on it."""
+    """A device's data. `fp32_runs` names the precision that a framework's fp32 setting means on it.
+
+    `form` is how the part is built in (`SXM`, `PCIe` or `NVL`; None: any), and `reported` what a driver calls it
+    where that is not its name.
+    """
 
     name: str
     description: str
@@ -121,6 +125,8 @@ class DeviceSpec:
     published: tuple[str, ...]
     sources: tuple[str, ...]
     launch: LaunchCost | None = None
+    form: str | None = None
+    reported: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"<DeviceSpec {shortened(self.name)}: {shortened(self.description, 80)}>"
@@ -195,6 +201,8 @@ class _PrecisionSection(Section):
 class _DeviceSection(Section):
     name: str = Field(min_length=1)
     description: str
+    form: Literal["SXM", "PCIe", "NVL"] | None = None
+    reported: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     memory: Size
     memory_bandwidth: Rate
     launch_overhead: Seconds
@@ -259,6 +267,8 @@ def _load(path: Path) -> DeviceSpec:
         launch=LaunchCost(forward_s=launch.forward, backward_s=launch.backward, overlap=launch.overlap)
         if launch
         else None,
+        form=section.form,
+        reported=section.reported,
     )
 
 

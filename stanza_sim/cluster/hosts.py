@@ -253,5 +253,6 @@ def too_many_ranks(placement: Iterable[Placement], hosts: Sequence[Host], where:
             raise InputError(f"a rank on the cores of {host.name}, which has devices", where=where, hint=hint)
         has = len(hosts[placed.host].devices)
         if placed.device is not None and placed.device >= has:
-            what, hint = f"more ranks on {hosts[placed.host].name} than its {has} devices", "a device takes one rank"
+            what = f"more ranks on {hosts[placed.host].name} than its {has} devices"
+            hint = "a device takes one rank; to let ranks share devices, state ranks_per_device, or HOST/0 in placement"
             raise InputError(what, where=where, hint=hint)

@@ -73,7 +73,8 @@ class Builder:
         """Return the cluster; see `load_cluster`."""
         topology = self.topology
         counts, ranks_per_host, fabric_section = self._scaled(nodes)
-        if (most := sum(count or 1 for count in counts) * (ranks_per_host or 1)) > MOST_RANKS:
+        of_host = ranks_per_host or (topology.ranks_per_device or 1) * max(len(g.devices) or 1 for g in topology.hosts)
+        if (most := sum(count or 1 for count in counts) * of_host) > MOST_RANKS:
             what, hint = f"{most:,} hosts or ranks are too many", f"{MOST_RANKS:,} are the most"
             raise InputError(what, where=self.source.where("hosts"), hint=hint)
         groups = self._groups(counts)
@@ -316,8 +317,10 @@ class Builder:
         if topology.cpu_ranks_per_host is not None and not any(host.devices for host in hosts):
             where, hint = self.source.where("cpu_ranks_per_host"), "ranks are on cores anyway: state ranks_per_host"
             raise InputError("cpu_ranks_per_host, but no host has devices", where=where, hint=hint)
+        per_device = self._per_device(hosts, ranks_per_host)
         if topology.placement is None:
-            placed = place(hosts, ranks_per_host, topology.cpu_ranks_per_host)
+            on_host = ranks_per_host if per_device is None else None
+            placed = place(hosts, on_host, topology.cpu_ranks_per_host, per_device)
             key: tuple[str | int, ...] = ("ranks_per_host",)
         else:
             if topology.ranks_per_host is not None:
@@ -331,16 +334,50 @@ class Builder:
             used = [0] * len(hosts)
             ranks = []
             for rank, stated in enumerate(topology.placement):
-                name = stated if stated in index else stated.removesuffix("/cpu")
+                name, device = self._spot(stated, index)
                 if name not in index:
                     where, hint = self.source.where("placement", rank), known_names(name, index)
                     raise InputError(f"rank {rank} is on a missing host {name!r}", where=where, hint=hint)
                 host = index[name]
-                if name != stated:
+                if device == "cpu":
                     ranks.append(Placement(host=host))
+                    continue
+                if device is not None:
+                    if int(device) >= len(hosts[host].devices):
+                        where = self.source.where("placement", rank)
+                        hint = f"{name} has {len(hosts[host].devices)} devices, numbered from 0"
+                        raise InputError(f"rank {rank} is on a missing device {stated!r}", where=where, hint=hint)
+                    ranks.append(Placement(host=host, device=int(device)))
                     continue
                 ranks.append(Placement(host=host, device=used[host] if hosts[host].devices else None))
                 used[host] += 1
             placed, key = tuple(ranks), ("placement",)
         too_many_ranks(placed, hosts, self.source.where(*key))
         return placed
+
+    @staticmethod
+    def _spot(stated: str, index: dict[str, int]) -> tuple[str, str | None]:
+        """Return the host of an entry of `placement:` and, where it is stated, `cpu` or the number of the device."""
+        name, _, device = stated.rpartition("/")
+        if stated not in index and (device == "cpu" or (device.isascii() and device.isdigit())):
+            return name, device
+        return stated, None
+
+    def _per_device(self, hosts: tuple[Host, ...], ranks_per_host: int | None) -> int | None:
+        """Return how many ranks share each device, by `ranks_per_device` or so that there are `ranks_per_host`."""
+        per_device = self.topology.ranks_per_device
+        if per_device is None:
+            return None
+        where = self.source.where("ranks_per_device")
+        for key in ("ranks_per_host", "placement"):
+            if getattr(self.topology, key) is not None:
+                raise InputError(f"ranks_per_device and {key} exclude each other", where=where)
+        if any(not host.devices for host in hosts):
+            hint = "list devices, or state ranks_per_host"
+            raise InputError("ranks_per_device, but a host has no devices", where=where, hint=hint)
+        if ranks_per_host is None:
+            return per_device
+        if ranks_per_host % (devices := len(hosts[0].devices)):
+            hint = f"use a multiple of {devices}: its devices are shared by equal numbers of ranks"
+            raise InputError(f"nodes={ranks_per_host} does not fit {devices} devices", where=where, hint=hint)
+        return ranks_per_host // devices

@@ -313,7 +313,8 @@ class TopologySection(Section):
     """A topology file. `fabric` stands for `switches` and `links`.
 
     `cpu_ranks_per_host` places so many ranks on the cores of each host with devices, after all others; in `placement`
-    such a rank is `HOST/cpu`.
+    such a rank is `HOST/cpu`. `ranks_per_device` places so many ranks on each device, which they share; in `placement`
+    `HOST/2` is a rank on the host's device number 2, and several may be there.
     """
 
     name: str = Field(min_length=1)
@@ -329,3 +330,4 @@ class TopologySection(Section):
     placement: tuple[str, ...] | None = None
     ranks_per_host: Count | None = None
     cpu_ranks_per_host: Count | None = None
+    ranks_per_device: Count | None = None

@@ -42,7 +42,7 @@ def calibrate_cluster(
             places = places_in(bed, cluster)
         # In a testbed the devices that a topology names are not there.
         compute = ComputeMode.EMULATED if testbed else ComputeMode.REAL
-        with open_workers(cluster, compute=compute, places=places) as workers:
+        with open_workers(cluster, compute=compute, places=places, say=say) as workers:
             found = calibrate_network(workers, cluster, testbed=testbed, realtime=realtime, models=models, say=say)
             is_main = workers.is_main
     if realtime and not found.realtime:

@@ -29,7 +29,7 @@ def open_ranks(
 
     Raises `InputError` and `RunError`.
     """
-    from stanza_sim.execute import ComputeMode, open_workers
+    from stanza_sim.execute import Backend, ComputeMode, open_workers
 
     how, bed = loaded.value.execute, None
     if how.compute == "emulated":
@@ -56,6 +56,8 @@ def open_ranks(
             compute=ComputeMode(how.compute),
             places=places,
             deterministic=how.deterministic,
+            backend=Backend(how.backend),
+            say=say,
         ) as workers:
             yield workers
 

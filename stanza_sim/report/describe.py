@@ -210,6 +210,7 @@ def print_device(device: DeviceSpec, console: Console) -> None:
     facts = [
         ("device", device.name),
         ("", device.description),
+        *([("form", device.form)] if device.form else []),
         ("memory", f"{format_bytes(device.memory_nbytes)} at {device.memory_bandwidth_Bps / 1e9:.4g} GB/s"),
         ("kernel launch", format_time(device.launch_overhead_s)),
     ]

@@ -38,7 +38,7 @@ def call(folder: Path, script: str, *args: str, **more: str) -> subprocess.Compl
     return subprocess.run(command, cwd=ROOT, env=env, text=True, capture_output=True, timeout=20, check=False)
 
 
-@pytest.mark.parametrize("script", ["slurm.sbatch", "torchrun.sh"])
+@pytest.mark.parametrize("script", ["slurm.sbatch", "slurm-gpu.sbatch", "torchrun.sh"])
 def test_bash_can_read_it(script: str) -> None:
     done = subprocess.run(["bash", "-n", str(EXAMPLES / script)], text=True, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -57,6 +57,13 @@ def test_torchrun_is_told_hosts_and_where_they_meet(tmp_path: Path) -> None:
     )
 
 
+def test_torchrun_starts_as_many_ranks_on_each_host_as_it_is_told(tmp_path: Path) -> None:
+    done = call(tmp_path, "torchrun.sh", "2", "1", "10.0.0.1", "mine", PROCESSES="8")
+    arguments, _ = json.loads(done.stdout)
+    assert arguments[arguments.index("--nproc-per-node") + 1] == "8"
+    assert arguments[-2:] == ["--set", "nodes=2"]
+
+
 def test_torchrun_without_its_arguments_says_what_they_are(tmp_path: Path) -> None:
     done = call(tmp_path, "torchrun.sh", "3", "1")
     assert (done.returncode, done.stdout) == (2, "")
@@ -72,6 +79,23 @@ def test_the_batch_script_starts_a_step_on_all_nodes(tmp_path: Path) -> None:
     )
     assert threads == "2"
     assert call(tmp_path, "slurm.sbatch", SLURM_JOB_ID="17").returncode != 0  # not in a job: no number of nodes
+
+
+def test_the_batch_script_for_gpus_asks_for_one_for_each_task(tmp_path: Path) -> None:
+    job = {"SLURM_JOB_ID": "17", "SLURM_NNODES": "2", "SLURM_CPUS_PER_TASK": "4"}
+    arguments, threads = json.loads(call(tmp_path, "slurm-gpu.sbatch", "mine", **job).stdout)
+    assert " ".join(arguments) == (
+        "--cpus-per-task=4 --kill-on-bad-exit=1 python3 -m stanza_sim run mine --execute "
+        "--output results-17 --set nodes=2 --set execute.threads_per_rank=4"
+    )
+    assert threads == "4"
+    one, _ = json.loads(call(tmp_path, "slurm-gpu.sbatch", "mine", **job | {"SLURM_NNODES": "1"}).stdout)
+    assert not any(word.startswith("nodes=") for word in one)
+    asked = dict(re.findall(r"^#SBATCH --([a-z-]+)=(\d+)$", (EXAMPLES / "slurm-gpu.sbatch").read_text(), re.MULTILINE))
+    assert asked["ntasks-per-node"] == asked["gpus-per-node"] == "8"
+    done = call(tmp_path, "slurm-gpu.sbatch", **job)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "EXPERIMENT" in done.stderr
 
 
 def test_their_experiment_takes_the_number_of_hosts() -> None:

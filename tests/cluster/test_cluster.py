@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stanza_sim.base import config
+from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster, Host, Loopback, Nic, load_cluster, star, with_loopback
 from stanza_sim.cluster.device import load_device
 
@@ -214,3 +215,45 @@ def test_loopback_of_a_calibration() -> None:
     cluster = with_loopback(load_cluster("star"), slow)
     assert {host.loopback for host in cluster.hosts} == {slow}
     assert cluster.route(0, 1) == (0, 3)
+
+
+SHARED = """\
+name: t
+{scales}
+hosts:
+  - {{name: n, cores: 8, devices: [V100, A100]}}
+{placed}
+"""
+
+
+def test_ranks_share_devices_in_turn(tmp_path: Path) -> None:
+    cluster = _load(tmp_path, SHARED.format(scales="", placed="ranks_per_device: 2"))
+    assert [p.device for p in cluster.placement] == [0, 1, 0, 1]
+    assert [cluster.device_of(r) for r in range(4)] == ["V100", "A100", "V100", "A100"]
+    text = SHARED.format(scales="scales: ranks", placed="ranks_per_device: 2")
+    assert [p.device for p in _load(tmp_path, text, nodes=6).placement] == [0, 1, 0, 1, 0, 1]
+    with pytest.raises(InputError, match=r"nodes=3 does not fit 2 devices\n  use a multiple of 2"):
+        _load(tmp_path, text, nodes=3)
+
+
+def test_ranks_are_placed_on_devices_by_number(tmp_path: Path) -> None:
+    cluster = _load(tmp_path, SHARED.format(scales="", placed="placement: [n/1, n/0, n/1]"))
+    assert [p.device for p in cluster.placement] == [1, 0, 1]
+    assert not any(cluster.on_cores(r) for r in range(3))
+
+
+def test_devices_must_be_there_to_be_shared(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="ranks_per_device, but a host has no devices"):
+        _load(tmp_path, "name: t\nhosts: [{name: n, cores: 8}]\nranks_per_device: 2\n")
+
+
+def test_one_host_of_h100() -> None:
+    one, eight, shared = (load_cluster(name) for name in ("hgx-h100-1", "hgx-h100-8", "one-gpu-shared"))
+    assert (one.world_size, eight.world_size, shared.world_size) == (1, 8, 2)
+    assert [p.device for p in eight.placement] == list(range(8))
+    assert [p.device for p in load_cluster("hgx-h100-8", nodes=3).placement] == [0, 1, 2]
+    assert [p.device for p in load_cluster("one-gpu-shared", nodes=4).placement] == [0, 0, 0, 0]
+    board = load_cluster("hgx-h100").hosts[0]
+    assert (eight.hosts[0].intra, eight.hosts[0].cores) == (board.intra, board.cores)
+    with pytest.raises(InputError, match="more ranks on local than its 8 devices"):
+        load_cluster("hgx-h100-8", nodes=9)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from stanza_sim.cluster import Nic
+from stanza_sim.cluster import Nic, Placement
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import ModelProfile
 from tests.schedule.toys import ZERO, Costs, build, cluster, predict, toy
@@ -130,6 +132,21 @@ def test_ranks_that_share_cores_take_as_much_longer() -> None:
     assert alone.iteration_s == pytest.approx(compute_s(model, 4, costs), rel=1e-6)
     assert shared.iteration_s == pytest.approx(2 * alone.iteration_s, rel=1e-6)
     assert "cores" in shared.bottleneck
+    assert shared.bound_s == pytest.approx(shared.iteration_s, rel=1e-6)
+
+
+@pytest.mark.parametrize("sharing", [2, 4])
+def test_ranks_that_share_a_device_take_as_much_longer(sharing: int) -> None:
+    """So many busy ranks on one of the host's devices take exactly so many times as long as each on its own."""
+    model = toy(100)
+    schedule = build("all_reduce", model, sharing, overlap=False)
+    costs = Costs(flops_s=1e-3)
+    apart = cluster(1, ranks_per_host=sharing)
+    alone = predict(schedule, model, apart, costs)
+    on_one = replace(apart, placement=(Placement(host=0, device=0),) * sharing)
+    shared = predict(schedule, model, on_one, costs)
+    assert alone.iteration_s == pytest.approx(compute_s(model, 4, costs), rel=1e-6)
+    assert shared.iteration_s == pytest.approx(sharing * alone.iteration_s, rel=1e-6)
     assert shared.bound_s == pytest.approx(shared.iteration_s, rel=1e-6)
 
 

@@ -69,7 +69,7 @@ class ProvenanceTask:
         """What is known of this rank's GPU, by name."""
         from stanza_sim.execute.calibrate.provenance import provenance_of
 
-        return provenance_of(context.device)
+        return provenance_of(context)
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ def time_all(wanted: Wanted, context: Context, beat: Beat) -> RankTimes:
         copy_bytes=loopback.copy_bytes,
         copies=loopback.copies,
         beside_collective=loopback.beside_collective,
-        provenance=provenance_of(context.device),
+        provenance=provenance_of(context),
         messages=found.messages,
         rests_s=found.rests_s,
         torch_version=torch.__version__.split("+")[0],

@@ -32,7 +32,7 @@ from stanza_sim.execute.rank.groups import Groups, Use
 from stanza_sim.execute.rank.interfaces import Handle
 from stanza_sim.execute.rank.library import Library
 from stanza_sim.execute.rank.transport import TorchTransport, posted
-from stanza_sim.schedule import Schedule, Transfer
+from stanza_sim.schedule import Collective, Schedule, Transfer
 
 
 class NcclTransport(TorchTransport):
@@ -107,6 +107,11 @@ class NcclTransport(TorchTransport):
     ) -> list[Handle]:
         """Raise `InputError`: each message is posted by itself."""
         raise InputError("NCCL's messages are posted one by one", hint="leave `issue` at auto")
+
+    def collective(self, op: Collective, output: Tensor, source: Tensor) -> None:
+        """See `TorchTransport`; what the thread has put on its stream around it is done too when this returns."""
+        super().collective(op, output, source)
+        self._accelerator.synchronize()
 
     def _group(self) -> dist.ProcessGroup:
         if self._announcements is None:

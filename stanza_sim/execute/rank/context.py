@@ -6,11 +6,10 @@ import socket
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed as dist
 
-from stanza_sim.base.errors import InputError
 from stanza_sim.execute.rank.accelerator import Accelerator, accelerator_of
 from stanza_sim.execute.rank.announced import NcclTransport
+from stanza_sim.execute.rank.decision import Decision
 from stanza_sim.execute.rank.groups import Groups, ProcessGroups
 from stanza_sim.execute.rank.job import Backend
 from stanza_sim.execute.rank.library import Gloo, Library, Nccl
@@ -21,7 +20,10 @@ from stanza_sim.schedule import Schedule
 
 @dataclass(slots=True)
 class Context:
-    """A rank's place in the world, for as many jobs as it runs. `kind` is `cpu` or `cuda`, `host` its host's name."""
+    """A rank's place in the world, for as many jobs as it runs. `kind` is `cpu` or `cuda`, `host` its host's name.
+
+    `decision` is what all ranks of the world hold to: which GPU each takes (None: cores), and whether NCCL can be used.
+    """
 
     rank: int
     world_size: int
@@ -30,35 +32,22 @@ class Context:
     threads: int
     kind: str = "cpu"
     host: str = field(default_factory=socket.gethostname)
+    decision: Decision = field(default_factory=Decision)
     device: torch.device = field(init=False)
     accelerator: Accelerator = field(init=False)
     groups: ProcessGroups = field(init=False)
     buffers: HostBuffers = field(init=False)
 
     def __post_init__(self) -> None:
-        gpus = torch.cuda.device_count() if self.kind == "cuda" else 0
-        if self.kind == "cuda" and not gpus:
-            raise InputError(
-                "the topology has GPUs, but torch finds none on this machine",
-                hint="use a topology without devices, such as laptop",
-            )
-        self.device = torch.device(f"cuda:{self.local_rank % gpus}" if gpus else "cpu")
+        gpu = self.decision.gpu(self.rank)
+        self.device = torch.device("cpu" if gpu is None else f"cuda:{gpu.index}")
         self.accelerator = accelerator_of(self.device)
         self.groups = ProcessGroups(self.world_size, self.library)
         self.buffers = HostBuffers(self.accelerator)
 
     def backend(self, wanted: Backend) -> Backend:
-        """The backend to use; NCCL needs a GPU of its own for each local rank. Raises `InputError`."""
-        gpus = torch.cuda.device_count() if self.kind == "cuda" else 0
-        possible = gpus >= self.local_size and dist.is_nccl_available()
-        if wanted is Backend.NCCL and not possible:
-            raise InputError(
-                f"backend nccl needs one GPU for each of {self.local_size} local ranks, here are {gpus}",
-                hint="use backend: gloo, or auto",
-            )
-        if wanted is not Backend.AUTO:
-            return wanted
-        return Backend.NCCL if possible else Backend.GLOO
+        """The backend to use, the same at all ranks; NCCL needs a GPU of its own for each. Raises `InputError`."""
+        return self.decision.backend(wanted)
 
     def start_thread(self) -> None:
         """What every computing thread must do first: both settings are the thread's own."""

@@ -151,7 +151,7 @@ class Engine(Generic[Payload]):
     def _threads(self) -> list[threading.Thread]:
         """The threads of this rank, not yet started."""
         tables = self._tables
-        threads = [self._thread(self._work_serially, inbox) for inbox in self._inboxes.values()]
+        threads = [self._thread(self._work_serially, inbox, at=worker) for worker, inbox in self._inboxes.items()]
         if self._in_order:
             return threads + [self._thread(self._issue, *channel) for channel in self._issuers.items()]
         for source, units in self._arrivals.items():
@@ -163,7 +163,7 @@ class Engine(Generic[Payload]):
             threads.append(self._thread(self._wait_for_sends, self._waiters[endpoint]))
         return threads
 
-    def _thread(self, body: Callable[..., None], *args: object) -> threading.Thread:
+    def _thread(self, body: Callable[..., None], *args: object, at: object = None) -> threading.Thread:
         def guarded() -> None:
             try:
                 self._start()
@@ -178,7 +178,8 @@ class Engine(Generic[Payload]):
                 self._done.set()
                 self._ready.abort()
 
-        return threading.Thread(target=guarded, daemon=True, name=body.__name__.strip("_"))
+        name = body.__name__.strip("_")
+        return threading.Thread(target=guarded, daemon=True, name=name if at is None else f"{name} {at}")
 
     def _stop(self) -> None:
         """Let every thread end once it has done what it was told."""

@@ -20,12 +20,14 @@ from torch import Tensor
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.execute.rank.accelerator import Accelerator
+from stanza_sim.execute.rank.clock import now
 from stanza_sim.schedule import Collective, CollectiveKind
 
 PATIENCE = datetime.timedelta(hours=12)
 """Time limit of torch's own operations: a rank that hangs is found by progress, not by the length of an operation."""
-POLL_S = 2e-5
-"""How long a thread sleeps between looks at whether NCCL has moved a message."""
+POLL_S, POLLS = (2e-5, 1e-3), 16
+"""The least and the most that a thread sleeps between looks at whether NCCL has moved a message, and by what part of
+the time that it has waited it may find out too late."""
 MOST_COMMUNICATORS = 32
 """As many streams of one priority as torch's pool has; communicators that shared one would wait for each other."""
 
@@ -121,8 +123,9 @@ class Nccl(Gloo):
 
     def wait(self, work: dist.Work) -> None:
         """Look until it is done; `Work.wait` then raises what went wrong, and returns at once otherwise."""
+        begin_s = now()
         while not work.is_completed():
-            time.sleep(POLL_S)
+            time.sleep(min(max(POLL_S[0], (now() - begin_s) / POLLS), POLL_S[1]))
         work.wait()
 
     def collective(self, op: Collective, output: Tensor, source: Tensor, group: dist.ProcessGroup) -> None:

@@ -42,18 +42,27 @@ class Stream:
             except BaseException as error:  # noqa: BLE001 - raised again where the host waits
                 self.error = self.error or error
 
-    def launch(self, name: str, body: Body, reads: Iterable[Tensor] = (), writes: Iterable[Tensor] = ()) -> Clock:
-        """Give it a kernel; what is done once that is."""
-        self.watch.launch(self.number, name, reads, writes)
+    def launch(
+        self,
+        name: str,
+        body: Body,
+        reads: Iterable[Tensor] = (),
+        writes: Iterable[Tensor] = (),
+        *,
+        arrives: bool = False,
+    ) -> None:
+        """Give it a kernel; `arrives` says that it waits for a message from another process."""
+        ended = threading.Event()
+        self.watch.launch(self.number, name, reads, writes, ended=ended, arrives=arrives)
 
         def kernel() -> None:
             if self._jitter_s:
                 time.sleep(self._random.uniform(0.0, self._jitter_s))
             with torch._C._AutoDispatchBelowADInplaceOrView():  # graphs and versions of tensors are the host's affair
                 body()
+            ended.set()
 
         self._queue.put(kernel)
-        return self.watch.point(self.number)
 
     def record(self) -> Event:
         """What it has been given up to now."""
@@ -120,8 +129,12 @@ class Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func.is_view or func in _NOTHING_TO_DO or func.namespace == "prim":
+        if func.is_view or func.namespace == "prim":
             return func(*args, **kwargs)
+        if func in _NOTHING_TO_DO:
+            made = func(*args, **kwargs)
+            self.stream.watch.allocate(self.stream.number, func._schema.name, made)
+            return made
         if func in _HOST_READS:
             self.stream.synchronize()
             return func(*args, **kwargs)
@@ -136,6 +149,9 @@ class Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.stream.synchronize()
             return func(*args, **kwargs)
         made, returned = outputs
+        for tensor in made:
+            if tensor is not None:
+                self.stream.watch.allocate(self.stream.number, func._schema.name, tensor)
         name = func._schema.name.removeprefix("aten::")
 
         def body() -> None:
@@ -289,9 +305,9 @@ class Standin:
             stream.await_event(point)
 
     def host_buffer(self, nbytes: int) -> Tensor:
-        """See `Accelerator`."""
+        """See `Accelerator`. What it holds at first is no number."""
         with self.host():
-            return torch.empty(nbytes, dtype=torch.uint8)
+            return torch.full((nbytes,), 0xFF, dtype=torch.uint8)
 
     def host(self) -> AbstractContextManager[object]:
         """See `Accelerator`."""

@@ -79,7 +79,7 @@ class NcclGroup(dist.ProcessGroup):
             self._make()
             move().wait()
 
-        self._stream.launch(name, body, reads, written)
+        self._stream.launch(name, body, reads, written, arrives=writes)
         return StreamWork(self._stream.record(), self._device, self._stream)
 
     def send(self, tensors: Tensors, dst: int, tag: int = 0) -> StreamWork:
@@ -102,7 +102,7 @@ class NcclGroup(dist.ProcessGroup):
         current = self._device.current()
         if current is not None:
             self._stream.await_event(current.record())
-        self._stream.launch("group of messages", body, [t for t, _ in sends], [t for t, _ in receives])
+        self._stream.launch("group of messages", body, [t for t, _ in sends], [t for t, _ in receives], arrives=True)
         return StreamWork(self._stream.record(), self._device, self._stream)
 
     def _collective(self, name: str, reads: Tensors, writes: Tensors, call: Callable[[], dist.Work]) -> StreamWork:

@@ -3,6 +3,9 @@
 As in torch's sanitizer of streams (`torch.cuda._sanitizer`): every kernel of a stream has a number; a stream knows up
 to which number each other stream was done before its own next kernel starts, and the host knows what it has waited for.
 A kernel may touch bytes that another one touched, if one of the two writes, only if it is known to come after it.
+
+What orders through other processes is not known here: a message may answer what this rank sent before, and then come
+after that was read. So a message that arrives may write what a kernel touched that has ended, known or not.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ class Race(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class _Touch:
-    """Bytes [lo, hi) of a storage that kernel `number` of `stream` reads or writes."""
+    """Bytes [lo, hi) of a storage that kernel `number` of `stream` reads or writes; `ended` once it has."""
 
     lo: int
     hi: int
@@ -37,13 +40,15 @@ class _Touch:
     stream: int
     number: int
     name: str
+    ended: threading.Event
 
 
 @dataclass(slots=True)
 class _Memory:
-    """A storage: the stream on which it was first written, and what touched it and is not known to be done."""
+    """A storage: the stream on which it was allocated, and what touched it and is not known to be done."""
 
-    first: int
+    owner: int
+    name: str = ""
     touches: list[_Touch] = field(default_factory=list)
 
 
@@ -68,20 +73,39 @@ class Watch:
             self.names[number], self._clocks[number], self._numbers[number] = name, {}, 0
             return number
 
-    def launch(self, stream: int, name: str, reads: Iterable[Tensor] = (), writes: Iterable[Tensor] = ()) -> int:
-        """The host puts a kernel on `stream`, or does something itself: the kernel's number. Raises `Race`."""
+    def launch(
+        self,
+        stream: int,
+        name: str,
+        reads: Iterable[Tensor] = (),
+        writes: Iterable[Tensor] = (),
+        *,
+        ended: threading.Event | None = None,
+        arrives: bool = False,
+    ) -> int:
+        """The host puts a kernel on `stream`, or does something itself: the kernel's number. Raises `Race`.
+
+        `ended` is set once the kernel has ended; `arrives` says that it waits for a message from another process.
+        """
+        ended = ended or threading.Event()
         with self._lock:
             self._join(self._clocks[stream], self._clocks[HOST])
             number = self._numbers[stream] = self._numbers[stream] + 1
-            touched = [self._touch(t, False, stream, number, name) for t in reads]
-            touched += [self._touch(t, True, stream, number, name) for t in writes]
+            touched = [self._touch(t, False, stream, number, name, ended) for t in reads]
+            touched += [self._touch(t, True, stream, number, name, ended) for t in writes]
             for storage, touch in touched:
-                self._check(storage, touch)
+                self._check(storage, touch, arrives=arrives)
             for storage, touch in touched:
                 self._note(storage, touch)
             if stream == HOST:
                 self._clocks[HOST][HOST] = number
             return number
+
+    def allocate(self, stream: int, name: str, tensor: Tensor) -> None:
+        """`tensor` is new memory of `stream`, made by `name`; used again as soon as the host has let it go."""
+        with self._lock:
+            memory = self._of(tensor.untyped_storage())
+            memory.owner, memory.name = stream, name
 
     def point(self, stream: int) -> Clock:
         """What is done once all that `stream` has been given is."""
@@ -101,15 +125,15 @@ class Watch:
 
     @staticmethod
     def _touch(
-        tensor: Tensor, writes: bool, stream: int, number: int, name: str
+        tensor: Tensor, writes: bool, stream: int, number: int, name: str, ended: threading.Event
     ) -> tuple[torch.UntypedStorage, _Touch]:
         storage = tensor.untyped_storage()
         lo = int(tensor.storage_offset()) * tensor.element_size()
         span = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) if tensor.numel() else 0
         hi = lo + span * tensor.element_size()
-        return storage, _Touch(lo, int(hi), writes, stream, number, name)
+        return storage, _Touch(lo, int(hi), writes, stream, number, name, ended)
 
-    def _check(self, storage: torch.UntypedStorage, touch: _Touch) -> None:
+    def _check(self, storage: torch.UntypedStorage, touch: _Touch, *, arrives: bool) -> None:
         memory = self._memory.get(storage._cdata)
         if memory is None:
             return
@@ -118,7 +142,7 @@ class Watch:
             apart = other.hi <= touch.lo or touch.hi <= other.lo
             if apart or not (other.writes or touch.writes) or other.stream == touch.stream:
                 continue
-            if other.number > clock.get(other.stream, 0):
+            if other.number > clock.get(other.stream, 0) and not (arrives and other.ended.is_set()):
                 did, does = ("writes" if t.writes else "reads" for t in (other, touch))
                 raise Race(
                     f"{touch.name} on {self.names[touch.stream]} {does} what {other.name} on "
@@ -126,30 +150,33 @@ class Watch:
                 )
 
     def _note(self, storage: torch.UntypedStorage, touch: _Touch) -> None:
-        key = storage._cdata
-        memory = self._memory.get(key)
-        if memory is None:
-            memory = self._memory[key] = _Memory(touch.stream)
-            self._kept[key] = weakref.ref(storage, partial(self._freed, key))
+        memory = self._of(storage)
         known = self._clocks[HOST]
         memory.touches = [t for t in memory.touches if t.number > known.get(t.stream, 0)]
         memory.touches.append(touch)
+
+    def _of(self, storage: torch.UntypedStorage) -> _Memory:
+        key = storage._cdata
+        memory = self._memory.get(key)
+        if memory is None:
+            memory = self._memory[key] = _Memory(HOST)
+            self._kept[key] = weakref.ref(storage, partial(self._freed, key))
+        return memory
 
     def _freed(self, key: int, _: object) -> None:
         """A storage is gone. Its bytes may serve the stream that they were allocated on from now on."""
         with self._lock:
             memory = self._memory.pop(key, None)
             self._kept.pop(key, None)
-            if memory is None or memory.first == HOST:
+            if memory is None or memory.owner == HOST:
                 return
-            known = self._clocks[HOST]
-            clock = self._clocks[memory.first]
+            known = {**self._clocks[HOST]}
+            self._join(known, self._clocks[memory.owner])
             for t in memory.touches:
-                if t.stream not in (HOST, memory.first) and t.number > max(
-                    known.get(t.stream, 0), clock.get(t.stream, 0)
-                ):
-                    self.races.append(
-                        f"memory of {self.names[memory.first]} was freed while {t.name} on {self.names[t.stream]} "
-                        "may still use it"
-                    )
-                    return
+                if t.stream in (HOST, memory.owner) or t.number <= known.get(t.stream, 0):
+                    continue
+                made, used = self.names[memory.owner], self.names[t.stream]
+                self.races.append(
+                    f"memory of {memory.name} on {made} was freed while {t.name} on {used} may still use it"
+                )
+                return

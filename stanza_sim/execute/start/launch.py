@@ -18,6 +18,8 @@ from types import TracebackType
 from typing import Self, TypeVar, cast
 
 from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.execute.rank.decision import Seat
+from stanza_sim.execute.rank.job import Backend
 from stanza_sim.execute.start.deterministic import Deterministic
 from stanza_sim.execute.start.environment import for_gpus
 from stanza_sim.execute.start.protocol import Answer, AnswerKind, Moving, Settings, Task
@@ -105,6 +107,7 @@ class Pool:
     threads of each, `kind` the device it computes on (`cpu` or `cuda`). `timeout_s` is how long a rank may be silent
     before the task has failed. `places[r]` is where rank r runs; left out, all run on this machine as it is.
     With `deterministic` all tasks compute bitwise alike each time, for which GPUs need variables before they start.
+    `seats` is where the topology puts each rank, and `backend` what they are to talk over.
     """
 
     is_main = True
@@ -118,6 +121,8 @@ class Pool:
         kind: str = "cpu",
         places: Sequence[RankPlace] | None = None,
         deterministic: bool = False,
+        backend: Backend = Backend.AUTO,
+        seats: Sequence[Seat] | None = None,
     ) -> None:
         if world_size < 1:
             raise InputError(f"a world of {world_size} ranks is too small", hint="at least one rank is needed")
@@ -127,6 +132,7 @@ class Pool:
         self._places = places
         self.timeout_s = timeout_s
         self._threads, self._kind, self._deterministic = threads_per_rank, kind, deterministic
+        self._backend, self._seats = backend, None if seats is None else tuple(seats)
         self._ranks: list[_Rank] = []
         self._folder: Path | None = None
 
@@ -144,7 +150,10 @@ class Pool:
         return [r.process.pid for r in self._ranks]
 
     def start(self) -> None:
-        """Start the ranks, if they are not running; returns when all have joined. Raises `RunError`."""
+        """Start the ranks, if they are not running; returns when all have joined.
+
+        Raises `RunError`, and the `InputError` of ranks whose devices are not as the topology says.
+        """
         if self._ranks:
             return
         self._folder = Path(tempfile.mkdtemp(prefix="stanza-sim-"))
@@ -170,6 +179,8 @@ class Pool:
                     threads=self._threads,
                     kind=self._kind,
                     init_method=f"file://{self._folder / 'store'}",  # needs no network that all ranks are on
+                    backend=self._backend,
+                    seats=self._seats,
                 )
                 own = {} if place is None else place.environment
                 prefix = () if place is None else place.prefix

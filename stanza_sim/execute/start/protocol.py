@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from stanza_sim.execute.rank.decision import Seat
+from stanza_sim.execute.rank.devices import GpuInfo, Provenance
 from stanza_sim.execute.rank.interfaces import Beat
+from stanza_sim.execute.rank.job import Backend
 
 if TYPE_CHECKING:
     from stanza_sim.execute.rank.context import Context
@@ -41,7 +44,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What a rank is started with. `local_rank` counts the ranks of its `host` (None: the machine's own name)."""
+    """What a rank is started with. `local_rank` counts the ranks of its `host` (None: the machine's own name).
+
+    `seats` is where the topology puts each rank, `backend` what is asked for.
+    """
 
     rank: int
     world_size: int
@@ -51,6 +57,8 @@ class Settings:
     threads: int
     kind: str
     init_method: str
+    backend: Backend = Backend.AUTO
+    seats: tuple[Seat, ...] | None = None
 
 
 class Task(Protocol[T_co]):
@@ -84,8 +92,20 @@ class Workers(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankInfo:
-    """Where a rank is, and on what it computes: `device` begins with `cpu` or `cuda`."""
+    """Where a rank is, and on what it computes: `device` begins with `cpu` or `cuda`.
+
+    On a GPU, `gpu` says which, `provenance` what runs on it, and `sharing` which ranks compute on it, this one among
+    them.
+    """
 
     host: str
     device: str
     driver: str | None = None
+    gpu: GpuInfo | None = None
+    provenance: Provenance | None = None
+    sharing: tuple[int, ...] = ()
+
+    @property
+    def capability(self) -> tuple[int, int] | None:
+        """CUDA's compute capability (major, minor); None on cores, and where nothing tells it."""
+        return None if self.gpu is None else self.gpu.capability

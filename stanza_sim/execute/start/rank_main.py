@@ -69,6 +69,8 @@ def serve(connection: Connection, settings: Settings) -> None:
             kind=settings.kind,
             init_method=settings.init_method,
             host=settings.host,
+            backend=settings.backend,
+            seats=settings.seats,
         )
         answer(AnswerKind.READY, None)
         while True:

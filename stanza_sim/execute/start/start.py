@@ -10,10 +10,14 @@ from dataclasses import replace
 from functools import partial
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.telling import Say
 from stanza_sim.cluster.cluster import Cluster
-from stanza_sim.execute.rank.job import ComputeMode, Measurement, RunJob
+from stanza_sim.execute.rank.decision import Seat
+from stanza_sim.execute.rank.devices import GpuInfo, on_machine
+from stanza_sim.execute.rank.job import Backend, ComputeMode, Measurement, RunJob
 from stanza_sim.execute.rank.steal import MOST_STOLEN, SHORT_S, TRIES
 from stanza_sim.execute.start.environment import Place, place
+from stanza_sim.execute.start.fit import check_gpu, fitting, fitting_hint, note_on_cores
 from stanza_sim.execute.start.launch import Pool, RankPlace
 from stanza_sim.execute.start.measure import merge
 from stanza_sim.execute.start.protocol import Moving, RankInfo, Workers
@@ -36,19 +40,23 @@ def open_workers(
     timeout_s: float = 60.0,
     compute: ComputeMode = ComputeMode.REAL,
     places: Sequence[RankPlace] | None = None,
+    backend: Backend = Backend.AUTO,
     deterministic: bool = False,
+    say: Say = lambda text: None,
 ) -> Iterator[Workers]:
     """The ranks of `cluster`: those of the launcher that started this process, else local ones, at `places`.
 
-    With `deterministic` all that they compute is bitwise equal each time, calibrations included.
-    With emulated computations no device is needed. Raises `InputError`, with the topology to use instead, if ranks,
-    hosts or devices differ from the cluster's, and `RunError` if the ranks do not come up.
+    With emulated computations no device is needed; with `deterministic` all that ranks compute is bitwise equal each
+    time, calibrations included. `say` is told what is as the cluster says, but not quite. Raises `InputError`, with the
+    topology to use instead, if ranks, hosts or devices differ from the cluster's or cannot talk over `backend`, and
+    `RunError` if the ranks do not come up.
     """
     require_torch()
     here = place()
     emulated = compute is ComputeMode.EMULATED
     has_devices = any(cluster.host_of(r).devices for r in range(cluster.world_size))
     kind = "cuda" if has_devices and not emulated else "cpu"
+    seats = seats_of(cluster) if kind == "cuda" else None
     if places is None:
         check_ranks(cluster, here)
     elif here is not None:
@@ -57,6 +65,8 @@ def open_workers(
             where="--testbed",
             hint="run the command without a launcher",
         )
+    if not emulated and (here is None or here.rank == 0) and (note := note_on_cores(cluster)) is not None:
+        say(f"note: {note}")
     if here is None:
         with Pool(
             cluster.world_size,
@@ -65,15 +75,27 @@ def open_workers(
             kind=kind,
             places=places,
             deterministic=deterministic,
+            backend=backend,
+            seats=seats,
         ) as pool:
-            check_hosts(cluster, pool.run(DescribeTask()), devices=not emulated)
+            for warning in check_hosts(cluster, pool.run(DescribeTask()), devices=not emulated):
+                say(f"warning: {warning}")
             yield pool
         return
     from stanza_sim.execute.start.world import Joined
 
-    with Joined(here, threads_per_rank=threads_per_rank, kind=kind, deterministic=deterministic) as joined:
-        check_hosts(cluster, joined.run(DescribeTask()), devices=not emulated)
+    with Joined(
+        here, threads_per_rank=threads_per_rank, kind=kind, backend=backend, seats=seats, deterministic=deterministic
+    ) as joined:
+        found = check_hosts(cluster, joined.run(DescribeTask()), devices=not emulated)
+        for warning in found if joined.is_main else ():
+            say(f"warning: {warning}")
         yield joined
+
+
+def seats_of(cluster: Cluster) -> tuple[Seat, ...]:
+    """Where `cluster` puts each rank."""
+    return tuple(Seat(host=p.host, device=p.device, name=cluster.device_of(r)) for r, p in enumerate(cluster.placement))
 
 
 def check_ranks(cluster: Cluster, here: Place | None) -> None:
@@ -84,7 +106,7 @@ def check_ranks(cluster: Cluster, here: Place | None) -> None:
             raise InputError(
                 f"topology {cluster.name} places {cluster.world_size} ranks on {len(used)} hosts, this is one machine",
                 where="--execute",
-                hint=f"use --set cluster=laptop --set nodes={cluster.world_size} here, --testbed to emulate the hosts, "
+                hint=f"use {_one_machine(cluster)} here, --testbed to emulate the hosts, "
                 "or start one process per rank with torchrun or srun",
             )
         return
@@ -92,12 +114,34 @@ def check_ranks(cluster: Cluster, here: Place | None) -> None:
         raise InputError(
             f"{here.launcher} started {here.world_size} ranks, topology {cluster.name} has {cluster.world_size}",
             where="--execute",
-            hint=f"use --set nodes={here.world_size}, or start {cluster.world_size} ranks",
+            hint=_right_number(cluster, here),
         )
 
 
-def check_hosts(cluster: Cluster, ranks: Sequence[RankInfo], *, devices: bool = True) -> None:
-    """Raise `InputError` if `ranks` share hosts in another way than `cluster` says, or have other `devices`."""
+def _one_machine(cluster: Cluster) -> str:
+    """The options that choose a topology for this machine: with GPUs where `cluster` has some and one fits."""
+    gpus = on_machine() if any(host.devices for host in cluster.hosts) else ()
+    return (fitting([gpus]) if gpus else None) or f"--set cluster=laptop --set nodes={cluster.world_size}"
+
+
+def _right_number(cluster: Cluster, here: Place) -> str:
+    """What makes the launcher's ranks those of `cluster`; its `nodes` counts ranks or hosts."""
+    start = f"start {cluster.world_size} ranks"
+    if cluster.nodes_are_ranks:
+        return f"use --set nodes={here.world_size}, or {start}"
+    on_first = len(cluster.ranks_on(0))
+    if any(len(cluster.ranks_on(h)) != on_first for h in range(len(cluster.hosts))):
+        return start
+    if here.world_size % on_first:
+        return f"{start}: it has {on_first} on each host, and `nodes` counts hosts"
+    return f"use --set nodes={here.world_size // on_first} (hosts, of {on_first} ranks each), or {start}"
+
+
+def check_hosts(cluster: Cluster, ranks: Sequence[RankInfo], *, devices: bool = True) -> list[str]:
+    """Return what `devices` of `ranks` differ in from those of `cluster`, where it is no more than their form.
+
+    Raises `InputError` if `ranks` share hosts in another way than `cluster` says, or have other devices.
+    """
     real = _pattern([r.host for r in ranks])
     wanted = _pattern([str(cluster.placement[r].host) for r in range(cluster.world_size)])
     if real != wanted:
@@ -106,19 +150,35 @@ def check_hosts(cluster: Cluster, ranks: Sequence[RankInfo], *, devices: bool = 
             f"{len(ranks)} ranks run on {hosts} hosts ({', '.join(dict.fromkeys(r.host for r in ranks))}), "
             f"topology {cluster.name} places them on {placed}",
             where="--execute",
-            hint=f"use --set cluster=laptop --set nodes={len(ranks)}"
-            if hosts == 1
-            else f"use a topology of {hosts} hosts in which rank r is on host {list(real)}[r]",
+            hint=_other_hosts(ranks, real),
         )
+    warnings: list[str] = []
     for r, info in enumerate(ranks if devices else ()):
-        wants = cluster.device_of(r)
-        has = info.device.removeprefix("cuda ")
-        if cluster.host_of(r).devices and wants.lower() not in has.lower():
+        if cluster.on_cores(r):
+            continue
+        gpu = info.gpu
+        if gpu is None and info.device.startswith("cuda "):
+            gpu = GpuInfo(index=0, uuid=None, name=info.device.removeprefix("cuda "))
+        if gpu is None:
             raise InputError(
-                f"rank {r} has a {has}, topology {cluster.name} says {wants}",
+                f"rank {r} has a {info.device}, topology {cluster.name} says {cluster.device_of(r)}",
                 where="--execute",
-                hint=f"use a topology whose hosts have devices like {has}",
+                hint="use a topology without devices, such as laptop",
             )
+        warnings += check_gpu(r, gpu, cluster.device_of(r), cluster.name)
+    return list(dict.fromkeys(warnings))
+
+
+def _other_hosts(ranks: Sequence[RankInfo], real: Sequence[int]) -> str:
+    """Which topology has its ranks on hosts as `real` says."""
+    if all(info.gpu is not None for info in ranks):
+        on = [
+            [g for h, info in zip(real, ranks, strict=True) if h == n and (g := info.gpu)] for n in dict.fromkeys(real)
+        ]
+        return fitting_hint(on)
+    if len(set(real)) == 1:
+        return f"use --set cluster=laptop --set nodes={len(ranks)}"
+    return f"use a topology of {len(set(real))} hosts in which rank r is on host {list(real)}[r]"
 
 
 def _pattern(hosts: Sequence[str]) -> tuple[int, ...]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import datetime
 import os
 import socket
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -16,16 +17,19 @@ import torch
 import torch.distributed as dist
 
 from stanza_sim.base.errors import RunError, StanzaError
+from stanza_sim.execute.rank import devices
+from stanza_sim.execute.rank.clock import boot_id
 from stanza_sim.execute.rank.context import Context
+from stanza_sim.execute.rank.decision import Decision, RankFacts, Seat
 from stanza_sim.execute.rank.exchange import gather_all, meet
+from stanza_sim.execute.rank.job import Backend
+from stanza_sim.execute.rank.library import PATIENCE
+from stanza_sim.execute.start.decision import decide
 from stanza_sim.execute.start.deterministic import Deterministic
 from stanza_sim.execute.start.environment import Place, for_gpus
 from stanza_sim.execute.start.protocol import Moving, RankInfo, Task
 
 T = TypeVar("T")
-
-PATIENCE = datetime.timedelta(hours=12)
-"""Time limit of torch's own operations: a rank that hangs is found by progress, not by the length of an operation."""
 
 
 def join(
@@ -38,24 +42,44 @@ def join(
     init_method: str,
     kind: str = "cpu",
     host: str | None = None,
+    backend: Backend = Backend.AUTO,
+    seats: Sequence[Seat] | None = None,
 ) -> Context:
-    """Join as `rank`; returns when all ranks have.
+    """Join as `rank`; returns when all ranks have, and have decided which GPU each takes and how they talk.
 
     The default group is gloo's, for setting up and talking beside the run; messages of schedules have groups of
     their own. `init_method` is torch's (`file://`, `tcp://` or `env://`). `host` is the name of this rank's host where
-    it is not the machine's own.
+    it is not the machine's own. `seats` is where the topology puts each rank. Raises `InputError`, the same at all
+    ranks, where the devices are not what the topology or the `backend` needs.
     """
     torch.set_num_threads(threads)
     if world_size == local_size and "GLOO_SOCKET_IFNAME" not in os.environ and Path("/sys/class/net/lo").exists():
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=world_size, timeout=PATIENCE)
-    return Context(rank, world_size, local_rank, local_size, threads, kind, host or socket.gethostname())
+    host = host or socket.gethostname()
+    if kind == "cpu":  # every rank knows already what all would say
+        decision = decide([facts_of(host, r, kind) for r in range(world_size)], backend)
+    else:
+        decision = decide(gather_all(facts_of(host, local_rank, kind), rank, world_size), backend, seats)
+    return Context(rank, world_size, local_rank, local_size, threads, kind, host, decision)
+
+
+def facts_of(host: str, local_rank: int, kind: str) -> RankFacts:
+    """What this rank tells all others of itself when it joins."""
+    return RankFacts(
+        host=host,
+        machine=boot_id(),
+        local_rank=local_rank,
+        kind=kind,
+        gpus=devices.visible() if kind == "cuda" else (),
+        nccl=dist.is_nccl_available(),
+    )
 
 
 def device_name(device: torch.device) -> tuple[str, str | None]:
     """Kind and name of a device, as in `cpu Intel(R) Xeon(R)`, and its driver if it has one."""
     if device.type == "cuda":
-        return f"cuda {torch.cuda.get_device_name(device)}", torch.version.cuda
+        return f"cuda {torch.cuda.get_device_name(device)}", devices.driver_version()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -66,18 +90,37 @@ def device_name(device: torch.device) -> tuple[str, str | None]:
 
 def describe(context: Context) -> RankInfo:
     """Where this rank is and on what it computes."""
-    device, driver = device_name(context.device)
-    return RankInfo(host=context.host, device=device, driver=driver)
+    gpu = context.decision.gpu(context.rank)
+    if gpu is None:
+        device, driver = device_name(context.device)
+        return RankInfo(host=context.host, device=device, driver=driver)
+    about = devices.provenance(gpu)
+    return RankInfo(
+        host=context.host,
+        device=f"cuda {gpu.name}",
+        driver=about.driver,
+        gpu=gpu,
+        provenance=about,
+        sharing=context.decision.sharing(context.rank),
+    )
 
 
 class Joined:
     """This process as one rank of a world that a launcher started. Use as a context manager.
 
     Every rank must run the same tasks in the same order; each gets all results. `is_main` is True on rank 0 only.
+    `backend` and `seats` are as in `join`; raises as it does, and `RunError` where the ranks do not find each other.
     """
 
     def __init__(
-        self, place: Place, *, threads_per_rank: int = 1, kind: str = "cpu", deterministic: bool = False
+        self,
+        place: Place,
+        *,
+        threads_per_rank: int = 1,
+        kind: str = "cpu",
+        backend: Backend = Backend.AUTO,
+        seats: Sequence[Seat] | None = None,
+        deterministic: bool = False,
     ) -> None:
         if kind == "cuda":
             os.environ.update(for_gpus(os.environ, deterministic=deterministic))  # CUDA has not started
@@ -97,15 +140,29 @@ class Joined:
             raise RunError(
                 f"rank {place.rank} could not join the others at {place.address}:{place.port}: {error}"
             ) from error
-        hosts = Counter(gather_all(socket.gethostname(), place.rank, place.world_size))
+        host = socket.gethostname()
+        facts = gather_all(facts_of(host, place.local_rank, kind), place.rank, place.world_size)
         self._context = Context(
             place.rank,
             place.world_size,
             place.local_rank,
-            hosts[socket.gethostname()],
+            Counter(f.host for f in facts)[host],
             threads_per_rank,
             kind,
+            host,
+            self._decided(facts, place.rank, backend, seats),
         )
+
+    @staticmethod
+    def _decided(facts: Sequence[RankFacts], rank: int, backend: Backend, seats: Sequence[Seat] | None) -> Decision:
+        """What all ranks decide. An error is that of all: each says it and ends, once all have the facts."""
+        try:
+            return decide(facts, backend, seats)
+        except StanzaError as error:
+            with suppress(RuntimeError):  # of a rank that has ended already
+                meet(rank, len(facts))
+            _end_hard(error.exit_status)
+            raise
 
     @staticmethod
     def _meeting_point(place: Place) -> str:

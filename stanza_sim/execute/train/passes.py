@@ -35,7 +35,7 @@ class Passes:
 
     def __init__(self, values: RankValues, training: Training, accelerator: Accelerator, *, kept: bool = False) -> None:
         self._kept = kept
-        self.values, self.training, self._accelerator = values, training, accelerator
+        self.values, self.training, self.accelerator = values, training, accelerator
         self.schedule, self.rank, self.device = values.schedule, values.rank, values.device
         self._loss: list[dict[int, Tensor]] = [{} for _ in range(training.iterations)]
         self._storage_of = {t: f.storage for f in values.bundles.values() for t in f.storage.extents}
@@ -70,13 +70,9 @@ class Passes:
     def compute(self, op: Compute, iteration: int) -> tuple[float, float]:
         """Carry out `op` and return, once that is done, when it began and when it ended."""
         spent: list[object] = []  # what is no longer needed is kept until the device is done with it
-        began = self._accelerator.begin()
+        began = self.accelerator.begin()
         self._compute(op, iteration, spent)
-        return self._accelerator.finish(began)
-
-    def synchronize(self) -> None:
-        """Wait until all that the calling thread has begun is done."""
-        self._accelerator.synchronize()
+        return self.accelerator.finish(began)
 
     def _compute(self, op: Compute, iteration: int, spent: list[object]) -> None:
         g = iteration % WINDOW

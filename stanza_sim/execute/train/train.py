@@ -54,9 +54,9 @@ class RankWork:
         return self.passes.compute(op, iteration)
 
     def collective(self, op: Collective, iteration: int) -> None:
-        """Carry out a collective, and what is computed from its result."""
+        """Carry out a collective, and what is made of its result."""
         self.messages.collective(op, iteration, self.transport)
-        self.passes.synchronize()
+        self.passes.accelerator.synchronize()
 
     def outgoing(self, op: Transfer, iteration: int, dst: int) -> Tensor:
         """The message to `dst`."""

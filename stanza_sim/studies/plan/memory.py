@@ -191,16 +191,27 @@ def too_much(cluster: Cluster, needs: Mapping[int, Memory]) -> str | None:
     """Why a plan does not fit the devices of `cluster`; None if it does, as far as their memory is known."""
     for rank, need in needs.items():
         if (has := capacity(cluster, rank)) is not None and need.nbytes > has:
+            of = f" for each of {ranks} ranks" if (ranks := sharing(cluster, rank)) > 1 else ""
             return (
                 f"rank {rank} needs {format_bytes(need.nbytes)}, most of it for {need.largest}, "
-                f"{cluster.device_of(rank)} has {format_bytes(has)}"
+                f"{cluster.device_of(rank)} has {format_bytes(has)}{of}"
             )
     return None
 
 
 def capacity(cluster: Cluster, rank: int) -> int | None:
-    """Bytes of the device of `rank`; None for a rank on its host's cores, since topologies do not state a host's."""
-    return None if cluster.on_cores(rank) else load_device(cluster.device_of(rank)).memory_nbytes
+    """Bytes of the device of `rank`, an equal part of them where ranks share it.
+
+    None for a rank on its host's cores, since topologies do not state a host's.
+    """
+    if cluster.on_cores(rank):
+        return None
+    return load_device(cluster.device_of(rank)).memory_nbytes // sharing(cluster, rank)
+
+
+def sharing(cluster: Cluster, rank: int) -> int:
+    """How many ranks compute where `rank` does."""
+    return sum(cluster.placement[r] == cluster.placement[rank] for r in cluster.ranks_on(cluster.placement[rank].host))
 
 
 def not_judged(cluster: Cluster) -> Sequence[int]:

@@ -4,12 +4,13 @@ import pytest
 
 from stanza_sim import strategies
 from stanza_sim.base.op_kinds import OpKind
+from stanza_sim.cluster import load_cluster
 from stanza_sim.experiment.file import load_experiment
 from stanza_sim.model import zoo
 from stanza_sim.schedule import Transfer
 from stanza_sim.studies.plan.assess import weigh
 from stanza_sim.studies.plan.choices import Choice
-from stanza_sim.studies.plan.memory import memory_of, not_judged
+from stanza_sim.studies.plan.memory import capacity, memory_of, not_judged, too_much
 from stanza_sim.studies.plan.session import problems_of
 
 MODEL = zoo.get("alexnet")
@@ -32,6 +33,14 @@ def received(schedule, rank):
         for op in schedule.ops
         if isinstance(op, Transfer)
     }
+
+
+def test_ranks_that_share_a_device_share_its_memory():
+    shared, apart = load_cluster("one-gpu-shared", nodes=4), load_cluster("hgx-h100-8", nodes=4)
+    assert capacity(shared, 1) == capacity(apart, 1) // 4
+    need = memory_of(schedule_of("all_reduce", 4), MODEL, {1: {}}, activation_scale=1000)[1]
+    assert capacity(apart, 1) > capacity(shared, 1)
+    assert "H100 has 20 GB for each of 4 ranks" in (too_much(shared, {1: need}) or "")
 
 
 def test_a_rank_of_an_all_reduce_holds_the_model_its_gradients_and_its_batch():
