@@ -112,6 +112,9 @@ class _Work:
     def _buffer(self, op: Transfer, iteration: int, peer: int, *, sent: bool) -> torch.Tensor:
         return self.buffers[op.name, iteration % WINDOW, peer, sent]
 
+    def landed(self, op: Transfer, iteration: int, src: int) -> None:
+        """Nothing is left to do."""
+
     def nbytes(self, op: Transfer, src: int, dst: int) -> int:
         """The op's size."""
         return op.nbytes

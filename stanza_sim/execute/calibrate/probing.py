@@ -82,6 +82,9 @@ class _ProbeWork:
             self._apart[key] = torch.ones(op.nbytes, dtype=torch.uint8, device=self._in.device)
         return self._apart[key]
 
+    def landed(self, op: Transfer, iteration: int, src: int) -> None:
+        """Nothing is left to do."""
+
     def nbytes(self, op: Transfer, src: int, dst: int) -> int:
         """The op's size."""
         return op.nbytes
@@ -260,6 +263,9 @@ class _WakeupLatency:
 
     def incoming(self, op: Transfer, iteration: int, src: int) -> None:
         """Nothing is received."""
+
+    def landed(self, op: Transfer, iteration: int, src: int) -> None:
+        """Nothing is left to do."""
 
     def nbytes(self, op: Transfer, src: int, dst: int) -> int:
         """As if there were a byte."""

@@ -12,6 +12,7 @@ from statistics import median
 
 import torch
 
+from stanza_sim.base.precision import Precision
 from stanza_sim.base.processes import cores
 from stanza_sim.execute.calibrate.answers import MessageCores, Section, SectionsWanted, SectionTimes, Times
 from stanza_sim.execute.calibrate.on_device import time_on_device
@@ -21,6 +22,7 @@ from stanza_sim.execute.rank.context import Context
 from stanza_sim.execute.rank.exchange import meet
 from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Optimizer, Training
+from stanza_sim.execute.train.arithmetic import Arithmetic, switched
 from stanza_sim.execute.train.build import build
 from stanza_sim.execute.train.flat import FlatBundle, dtype_of
 from stanza_sim.execute.train.passes import Passes
@@ -108,7 +110,14 @@ def timed_under_load(timer: Timer, context: Context) -> bool:
     return timer.own and 1 < context.world_size == context.local_size
 
 
-def time_overhead(model: ModelProfile, section: Section, seed: int, context: Context, beat: Beat) -> float | None:
+def time_overhead(
+    model: ModelProfile,
+    section: Section,
+    seed: int,
+    context: Context,
+    beat: Beat,
+    precision: Precision = Precision.FP32,
+) -> float | None:
     """Seconds that the engine adds to a computation of `section`, on cores that all ranks share or on a GPU; else None.
 
     Of cores these are core seconds.
@@ -119,13 +128,14 @@ def time_overhead(model: ModelProfile, section: Section, seed: int, context: Con
         return None
     _, held, bundles = build(alone(model, 1, apart=False), model, 0, seed, context.device)
     schedule = alone(model, section.samples, apart=section.apart)
-    passes = _filled(model, seed, schedule, context, held, bundles)
-    if on_device:
-        found = time_on_device(
-            passes, schedule, model, section.blocks, context, seconds=0.0, least=1, most=MOST_CYCLES, beat=beat
-        )
-        return found.op_overhead_s
-    return overhead_under_load(passes, schedule, model, section.blocks, context, beat=beat)
+    with switched(precision):
+        passes = _filled(model, seed, schedule, context, held, bundles, precision)
+        if on_device:
+            found = time_on_device(
+                passes, schedule, model, section.blocks, context, seconds=0.0, least=1, most=MOST_CYCLES, beat=beat
+            )
+            return found.op_overhead_s
+        return overhead_under_load(passes, schedule, model, section.blocks, context, beat=beat)
 
 
 def time_again(wanted: SectionsWanted, context: Context, beat: Beat) -> SectionTimes:
@@ -133,6 +143,11 @@ def time_again(wanted: SectionsWanted, context: Context, beat: Beat) -> SectionT
 
     Every rank calls this at once.
     """
+    with switched(wanted.precision):
+        return _time_again(wanted, context, beat)
+
+
+def _time_again(wanted: SectionsWanted, context: Context, beat: Beat) -> SectionTimes:
     context.start_thread()
     timer = Timer(context)
     times: Times = {}
@@ -144,7 +159,7 @@ def time_again(wanted: SectionsWanted, context: Context, beat: Beat) -> SectionT
     _, held, bundles = build(alone(model, 1, apart=False), model, 0, wanted.seed, context.device)
     for section in wanted.sections:
         schedule = alone(model, section.samples, apart=section.apart)
-        passes = _filled(model, wanted.seed, schedule, context, held, bundles)
+        passes = _filled(model, wanted.seed, schedule, context, held, bundles, wanted.precision)
         if together:
             found = time_under_load(
                 passes,
@@ -195,6 +210,7 @@ def _filled(
     context: Context,
     held: list[HeldBlock],
     bundles: dict[str, FlatBundle],
+    precision: Precision,
 ) -> Passes:
     """What carries out the computations of `schedule`, one of `alone`; each was done once in both generations."""
     device, count = context.device, schedule.batch_per_worker
@@ -210,6 +226,7 @@ def _filled(
         bundles=bundles,
         batch=lambda iteration: (x, y),
         device=device,
+        arithmetic=Arithmetic(precision=precision),
     )
     training = Training(iterations=MOST_CYCLES + 1, warmup=0, seed=seed, optimizer=Optimizer(lr=0.0))
     passes = Passes(values, training, context.accelerator, kept=True)

@@ -69,7 +69,7 @@ def test_everything_is_timed_written_and_read(
     wanted = Wanted(model=tiny, samples={b.name: (4,) for b in tiny.blocks}, contributions=2, backend=backend)
     found = ranks.run(quick(WithStandin(TimingTask(wanted))))
     assert [r.small is not None and r.large is not None for r in found] == [r < 2 for r in range(ranks.world_size)]
-    profile = profile_of(found, wanted, "fp32")
+    profile = profile_of(found, wanted)
     assert {row.block for row in profile.blocks} == {b.name for b in tiny.blocks}
     assert all(row.forward_s > 0 and row.backward_s > 0 for row in profile.blocks)
     assert profile.op_overhead_s > 0
