@@ -64,6 +64,7 @@ def measure(
     backend: Literal["auto", "gloo", "nccl"] = "auto",
     issue: Literal["auto", "eager", "in_order"] = "auto",
     threads_per_rank: int = 1,
+    deterministic: bool = False,
     timeout: str | float = "60s",
     profiles: str | Path | Sequence[str | Path] = (),
     say: Say = lambda text: None,
@@ -76,8 +77,9 @@ def measure(
     `warmup`, which is not timed. With `dilate`, for emulated computations in a testbed, links are so many times slower,
     computations as much longer, and measured times divided by it. `optimizer` is as in a file, such as {"lr": 0.02}. It
     trains in `precision`, default that for which the schedule was built; where anything is in fp16 the loss is
-    multiplied by `loss_scale`. `timeout` is how long a rank may stay silent, in seconds or as "60s"; it is dilated too.
-    Raises `InputError` for what does not fit this machine, and `RunError` if a rank fails.
+    multiplied by `loss_scale`. With `deterministic` repeats are bitwise equal on GPUs too. `timeout` is how long a rank
+    may stay silent, in seconds or as "60s"; it is dilated too. Raises `InputError` for what does not fit this machine,
+    and `RunError` if a rank fails.
 
     >>> import stanza_sim as ss
     >>> here = ss.load_cluster("laptop", nodes=2)
@@ -103,6 +105,7 @@ def measure(
             "backend": backend,
             "issue": issue,
             "threads_per_rank": threads_per_rank,
+            "deterministic": deterministic,
             "timeout": timeout,
             "dilate": dilate,
         }

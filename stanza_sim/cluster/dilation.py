@@ -21,7 +21,6 @@ from stanza_sim.cluster.hardware import (
     Losses,
     Nic,
     PcieTree,
-    Staging,
     TokenBucket,
     Traffic,
     Transport,
@@ -167,10 +166,6 @@ def _perceived_losses(losses: Losses, by: float) -> Losses:
     )
 
 
-def _perceived_staging(part: Staging, by: float) -> Staging:
-    return replace(part, bandwidth_Bps=part.bandwidth_Bps / by, latency_s=part.latency_s * by)
-
-
 def _perceived_host(host: Host, by: float) -> Host:
     return replace(
         host,
@@ -178,6 +173,6 @@ def _perceived_host(host: Host, by: float) -> Host:
         more_nics=tuple(_perceived_nic(nic, by) for nic in host.more_nics),
         loopback=_perceived_loopback(host.loopback, by),
         intra=None if host.intra is None else _perceived_inside(host.intra, by),
-        staging=None if host.staging is None else _perceived_staging(host.staging, by),
+        staging=None if host.staging is None else host.staging.slower(by),
         losses=_perceived_losses(host.losses, by),
     )

@@ -89,7 +89,5 @@ def _later(host: Host, times: float) -> Host:
             message_core_s=loop.message_core_s * times,
             byte_core_s=loop.byte_core_s * times,
         ),
-        staging=None
-        if copies is None
-        else replace(copies, bandwidth_Bps=copies.bandwidth_Bps / times, latency_s=copies.latency_s * times),
+        staging=None if copies is None else copies.slower(times),
     )

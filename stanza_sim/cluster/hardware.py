@@ -157,12 +157,34 @@ class Loopback:
 class Staging:
     """Copies between the devices of a host and its memory, which messages take where NICs cannot reach devices.
 
-    A device copies in each direction with `bandwidth_Bps`, which its copies share, after `latency_s`; see
-    `stanza_sim.simulate.lowering.messages` for what is copied when.
+    A device copies in each direction with `bandwidth_Bps`, which its copies share, after `latency_s`; to the device
+    with `back_Bps` after `back_latency_s`, where these are others. See `stanza_sim.simulate.lowering.messages` for what
+    is copied when.
     """
 
     bandwidth_Bps: float
     latency_s: float = 0.0
+    back_Bps: float | None = None
+    back_latency_s: float | None = None
+
+    def way(self, side: str) -> tuple[float, float]:
+        """Bytes per second and seconds of latency from a device (`out`) or to it (`in`)."""
+        if side == "out":
+            return self.bandwidth_Bps, self.latency_s
+        return (
+            self.back_Bps or self.bandwidth_Bps,
+            self.latency_s if self.back_latency_s is None else self.back_latency_s,
+        )
+
+    def slower(self, times: float) -> Staging:
+        """The same, so many times slower."""
+        return replace(
+            self,
+            bandwidth_Bps=self.bandwidth_Bps / times,
+            latency_s=self.latency_s * times,
+            back_Bps=None if self.back_Bps is None else self.back_Bps / times,
+            back_latency_s=None if self.back_latency_s is None else self.back_latency_s * times,
+        )
 
 
 class IntraKind(StrEnum):

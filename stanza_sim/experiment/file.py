@@ -214,6 +214,9 @@ class Execute(Section):
         description="Emulated: run ranks under real-time scheduling, if that is permitted; default with --testbed.",
     )
 
+    deterministic: Annotated[bool, Field(strict=True)] = Field(
+        False, description="Real: repeats are bitwise equal on GPUs too, as they are on CPUs; slower."
+    )
     dilate: Annotated[float, BeforeValidator(_dilation)] = Field(
         1.0,
         description="Emulated, in a testbed: links are so many times slower and waits as much longer, and times that "
@@ -225,6 +228,8 @@ class Execute(Section):
         if self.dilate != 1 and self.compute == "real":
             what = "dilate is for emulated compute: what is computed for real takes the time that it takes"
             raise _wrong(what, "set compute: emulated (--compute emulated), or leave dilate out")
+        if self.deterministic and self.compute == "emulated":
+            raise _wrong("deterministic is for real compute: what is emulated has no results", "leave it out")
         if self.realtime and self.compute == "real":
             raise _wrong("realtime is for emulated compute: ranks that compute would hold all cores", "leave it out")
         if self.backend == "nccl" and self.compute == "emulated":

@@ -56,6 +56,7 @@ def open_ranks(
             timeout_s=how.timeout,
             compute=ComputeMode(how.compute),
             places=places,
+            deterministic=how.deterministic,
             backend=Backend(how.backend),
             say=say,
         ) as workers:
@@ -147,6 +148,7 @@ def jobs_of(
             backend=Backend(experiment.execute.backend),
             issue=Issue(experiment.execute.issue),
             timeout_s=experiment.execute.timeout * experiment.execute.dilate,
+            deterministic=experiment.execute.deterministic,
             emulation=emulation,
             precision=experiment.precision,
             loss_scale=training.loss_scale,

@@ -255,11 +255,13 @@ def _complete(
     """Time the blocks of every model that has no profile in `known`; warn where a known one is from elsewhere."""
     from stanza_sim.execute import Backend
     from stanza_sim.execute.calibrate.calibration import calibrate
+    from stanza_sim.execute.calibrate.tasks import ProvenanceTask
     from stanza_sim.execute.start.tasks import DescribeTask
 
     device = workers.run(DescribeTask())[0].device
     here = {"torch": version("torch").partition("+")[0], "python": platform.python_version(), "stanza_sim": __version__}
-    found = [d for profile in known.values() for d in mismatches(profile, device=device, versions=here)]
+    on = workers.run(ProvenanceTask())[0] if any(profile.provenance for profile in known.values()) else {}
+    found = [d for profile in known.values() for d in mismatches(profile, device=device, versions=here, provenance=on)]
     for difference in dict.fromkeys(found):
         say(f"warning: {difference}")
     for title, profile in known.items():

@@ -9,7 +9,7 @@ ranks cost each other through caches and memory stays in.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -19,7 +19,8 @@ from pydantic import Field
 from stanza_sim.base.config import Count, Factor, Section, Source, validate
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.files import read_json, write_whole
-from stanza_sim.cluster.cluster import Cluster, Loopback, with_loopback
+from stanza_sim.cluster.cluster import Cluster, Host, Loopback, with_loopback
+from stanza_sim.cluster.hardware import DirectedLink, LinkKind, Staging
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.model.profile_json import fingerprint
 
@@ -65,6 +66,27 @@ class LoopbackTimes(Section):
     bandwidth_Bps: Factor
 
 
+class CopyTimes(Section):
+    """A copy between a device and page-locked memory: n bytes take `latency_s + n / bandwidth_Bps`, alone."""
+
+    latency_s: Time
+    bandwidth_Bps: Factor
+
+
+class StagingTimes(Section):
+    """Copies from a device to its host's memory (`out`) and back (`back`); see `stanza_sim.cluster.Staging`."""
+
+    out: CopyTimes
+    back: CopyTimes
+
+
+class DeviceLinkTimes(Section):
+    """A message of NCCL between two devices of one host, over what joins them, as a pair of ranks sees it."""
+
+    latency_s: Time
+    bandwidth_Bps: Factor
+
+
 class Profile(Section):
     """A profile file.
 
@@ -73,6 +95,10 @@ class Profile(Section):
     `op_overhead_s` what running any computation op costs on top of the work itself. `wakeup_s` is a lane's wake-up on
     cores that ranks share: for how long a core has nothing to do when all ranks wait for each other once, since threads
     sleep and ranks do not finish together (None: the cluster's own is used).
+
+    Of ranks on GPUs: `staging` are copies between device and host, `device_link` is a message between two devices of
+    one host, and `collective_share` what a collective takes of a device while it runs: 1 - 1/f where a computation
+    beside it takes f times as long. `provenance` says on what it was measured, by name.
     """
 
     format: Literal["stanza-sim-profile/1"] = "stanza-sim-profile/1"
@@ -90,6 +116,10 @@ class Profile(Section):
     op_overhead_s: Time = 0.0
     wakeup_s: Time | None = None
     loopback: LoopbackTimes | None = None
+    staging: StagingTimes | None = None
+    device_link: DeviceLinkTimes | None = None
+    collective_share: Annotated[float, Field(strict=True, ge=0, lt=1)] | None = None
+    provenance: dict[str, str] = Field(default_factory=dict)
 
 
 def read_profile(path: Path) -> Profile:
@@ -116,10 +146,17 @@ def check_blocks(blocks: Iterable[BlockTime], where: str) -> None:
 
 def write_profile(profile: Profile, path: Path) -> None:
     """Write a profile, whole or not at all; raise `InputError` if it cannot be written there."""
-    data = profile.model_dump()
+    data = profile.model_dump(exclude=_absent(profile))
     blocks = ",\n".join(f"    {json.dumps(row)}" for row in data.pop("blocks"))
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in data.items())
     write_whole(f'{{\n{lines},\n  "blocks": [\n{blocks}\n  ]\n}}\n', path)
+
+
+def _absent(profile: Profile) -> set[str]:
+    """What only profiles of GPUs have, where there is none."""
+    return {
+        n for n in ("staging", "device_link", "collective_share", "provenance") if getattr(profile, n) in (None, {})
+    }
 
 
 def differences(profile: Profile, model: ModelProfile, precision: str) -> list[str]:
@@ -150,10 +187,12 @@ def mismatches(
     host_cores: int | None = None,
     ranks_at_once: int | None = None,
     versions: Mapping[str, str] | None = None,
+    provenance: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Return a warning for each way in which a profile comes from another place than the one described.
 
-    What is None, or a package that only one side knows, is not compared.
+    What is None, or a package that only one side knows, is not compared; of `provenance` the clocks are not, which
+    change by themselves.
     """
     pairs: list[tuple[str, object, object]] = [
         ("device", profile.device, device),
@@ -161,6 +200,11 @@ def mismatches(
         ("cores", profile.host_cores, host_cores),
         ("ranks at once", profile.ranks_at_once, ranks_at_once),
         *((name, profile.versions.get(name), version) for name, version in (versions or {}).items()),
+        *(
+            (name, profile.provenance.get(name), value)
+            for name, value in (provenance or {}).items()
+            if name not in ("device", "driver") and "clock" not in name
+        ),
     ]
     return differing(f"the profile of {profile.date}", pairs)
 
@@ -175,10 +219,64 @@ def differing(profile: str, pairs: Iterable[tuple[str, object, object]]) -> list
 
 
 def with_profile(cluster: Cluster, profile: Profile) -> Cluster:
-    """Return `cluster` with the profile's loopback on every host and its wake-up, as far as the profile has them."""
+    """Return `cluster` with what the profile has: loopback, wake-up, and of GPUs the copies, links and losses.
+
+    Copies are those of hosts that stage, links those inside hosts that have them, and a collective's share is that of
+    all hosts with devices.
+    """
     if profile.wakeup_s is not None:
         cluster = replace(cluster, wakeup_latency_s=profile.wakeup_s)
-    return cluster if profile.loopback is None else with_loopback(cluster, loopback_of(profile.loopback))
+    if profile.loopback is not None:
+        cluster = with_loopback(cluster, loopback_of(profile.loopback))
+    return with_devices(cluster, profile.staging, profile.device_link, profile.collective_share)
+
+
+def with_devices(
+    cluster: Cluster, staging: StagingTimes | None, link: DeviceLinkTimes | None, collective_share: float | None
+) -> Cluster:
+    """Return `cluster` with what was measured of devices, as far as it was; see `with_profile`."""
+    if staging is None and link is None and collective_share is None:
+        return cluster
+    hosts = tuple(_measured(host, staging, link, collective_share) for host in cluster.hosts)
+    links = tuple(_measured_link(link, hosts) for link in cluster.links)
+    return replace(cluster, hosts=hosts, links=links)
+
+
+def _measured(
+    host: Host, staging: StagingTimes | None, link: DeviceLinkTimes | None, collective_share: float | None
+) -> Host:
+    """`host` with what was measured of devices; a host without any stays."""
+    if not host.devices:
+        return host
+    if staging is not None and host.staging is not None:
+        copies = Staging(
+            bandwidth_Bps=staging.out.bandwidth_Bps,
+            latency_s=staging.out.latency_s,
+            back_Bps=staging.back.bandwidth_Bps,
+            back_latency_s=staging.back.latency_s,
+        )
+        host = replace(host, staging=copies)
+    if collective_share is not None:
+        host = replace(host, losses=replace(host.losses, collective_share=collective_share))
+    if link is None or host.staging is not None:
+        return host
+    if host.intra is None:  # devices talk over what stands for the loopback; it costs no core
+        there = replace(host.loopback, bandwidth_Bps=link.bandwidth_Bps, latency_s=link.latency_s)
+        return replace(host, loopback=replace(there, message_core_s=0.0, byte_core_s=0.0))
+    if host.intra.tree is not None:  # what is between the devices may have limited the pair
+        return replace(host, intra=replace(host.intra, latency_s=link.latency_s / 2))
+    inside = replace(host.intra, bandwidth_Bps=link.bandwidth_Bps, efficiency=1.0, latency_s=link.latency_s / 2)
+    return replace(host, intra=inside)
+
+
+def _measured_link(link: DirectedLink, hosts: Sequence[Host]) -> DirectedLink:
+    """`link` as its host has it, if it is a device's."""
+    if link.kind not in (LinkKind.DEVICE_OUT, LinkKind.DEVICE_IN) or link.host is None:
+        return link
+    intra = hosts[link.host].intra
+    if intra is None:
+        return link
+    return replace(link, bandwidth_Bps=intra.bandwidth_Bps * intra.efficiency, latency_s=intra.latency_s)
 
 
 def loopback_of(measured: LoopbackTimes) -> Loopback:

@@ -33,7 +33,18 @@ from stanza_sim.cluster.cluster import Cluster, Host, Nic, with_loopback
 from stanza_sim.cluster.hardware import DirectedLink, LinkKind, TokenBucket
 from stanza_sim.cluster.pair_kinds import PairKind, pair_kinds, raw_Bps
 from stanza_sim.profiles.blocks import FORMAT as PROFILE_FORMAT
-from stanza_sim.profiles.blocks import LoopbackTimes, Profile, Time, check_blocks, differing, loopback_of, profile_of
+from stanza_sim.profiles.blocks import (
+    DeviceLinkTimes,
+    LoopbackTimes,
+    Profile,
+    StagingTimes,
+    Time,
+    check_blocks,
+    differing,
+    loopback_of,
+    profile_of,
+    with_devices,
+)
 
 FORMAT = "stanza-sim-network/1"
 SAME = 0.001
@@ -141,7 +152,8 @@ class NetworkProfile(Section):
 
     `testbed` says that the network was emulated on this machine, `realtime` that ranks ran under real-time scheduling.
     `hop_s` is from marking a dependency as met to the lane's thread running, `reduce_Bps` and `update_Bps` as in a
-    `Profile`, of which there is one for each of `models` that was timed. `loopback` is there where ranks share a host.
+    `Profile`, of which there is one for each of `models` that was timed. `loopback` is there where ranks share a host;
+    `staging`, `device_link` and `collective_share` are as in a `Profile`.
     """
 
     format: Literal["stanza-sim-network/1"] = "stanza-sim-network/1"
@@ -153,6 +165,9 @@ class NetworkProfile(Section):
     machine: Machine
     pairs: tuple[PairTimes, ...]
     loopback: LoopbackTimes | None = None
+    staging: StagingTimes | None = None
+    device_link: DeviceLinkTimes | None = None
+    collective_share: Annotated[float, Field(strict=True, ge=0, lt=1)] | None = None
     stretches: tuple[Stretch, ...] = ()
     hop_s: Estimate
     reduce_Bps: Estimate
@@ -266,6 +281,7 @@ def with_network(cluster: Cluster, profile: NetworkProfile) -> Cluster:
     """
     if profile.loopback is not None:
         cluster = with_loopback(cluster, loopback_of(profile.loopback))
+    cluster = with_devices(cluster, profile.staging, profile.device_link, profile.collective_share)
     if profile.pairs and len(cluster.hosts) > 1:
         cluster = _Applied(cluster, profile.pairs).cluster()
     return replace(cluster, wakeup_latency_s=profile.hop_s.value)

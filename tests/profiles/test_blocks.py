@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Loopback, load_cluster
+from stanza_sim.cluster.hardware import LinkKind, Staging
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import with_boundary
 from stanza_sim.model.profile_json import fingerprint
@@ -154,3 +156,78 @@ def test_the_loopback_of_a_profile_replaces_that_of_the_hosts() -> None:
     measured = Loopback(latency_s=1e-5, message_core_s=2e-5, byte_core_s=1e-9, bandwidth_Bps=3e9)
     assert with_profile(laptop, _profile()).hosts[0].loopback == measured
     assert with_profile(laptop, _profile().model_copy(update={"loopback": None, "wakeup_s": None})) == laptop
+
+
+DEVICES = {
+    "staging": {
+        "out": {"latency_s": 1e-5, "bandwidth_Bps": 2e10},
+        "back": {"latency_s": 2e-5, "bandwidth_Bps": 1e10},
+    },
+    "device_link": {"latency_s": 8e-6, "bandwidth_Bps": 4e10},
+    "collective_share": 0.2,
+    "provenance": {"CUDA": "13.0", "uuid": "a", "SM clock": "1980 MHz now"},
+}
+
+
+def on_devices() -> Profile:
+    return Profile.model_validate(_profile().model_copy(update={"loopback": None}).model_dump() | DEVICES)
+
+
+def test_what_was_measured_of_devices_reads_back_and_is_left_out_where_there_is_none(tmp_path: Path) -> None:
+    write_profile(on_devices(), tmp_path / "gpu.json")
+    assert read_profile(tmp_path / "gpu.json") == on_devices()
+    write_profile(_profile(), tmp_path / "cpu.json")
+    assert not set(DEVICES) & set(json.loads((tmp_path / "cpu.json").read_text()))
+
+
+def test_copies_are_those_of_hosts_that_stage() -> None:
+    before = load_cluster("multi-gpu")
+    assert with_profile(before, on_devices()).hosts[0].staging is None
+    stages = (replace(host, staging=Staging(bandwidth_Bps=1e9)) for host in before.hosts)
+    before = replace(before, hosts=tuple(stages))
+    after = with_profile(before, on_devices())
+    staging = after.hosts[0].staging
+    assert staging is not None
+    assert (staging.way("out"), staging.way("in")) == ((2e10, 1e-5), (1e10, 2e-5))
+    assert staging.slower(2).way("in") == (5e9, 4e-5)
+    assert after.hosts[0].loopback == before.hosts[0].loopback
+    assert after.hosts[0].losses.collective_share == 0.2
+    assert with_profile(load_cluster("laptop"), on_devices()).hosts[0].losses.collective_share == 0.0
+
+
+def test_a_link_between_devices_is_that_of_hosts_that_have_links() -> None:
+    before = load_cluster("dgx-1-v100", nodes=2)
+    after = with_profile(before, on_devices())
+    intra = after.hosts[0].intra
+    assert intra is not None
+    assert (intra.bandwidth_Bps, intra.efficiency, intra.latency_s) == (4e10, 1.0, 4e-6)
+    changed = [link for was, link in zip(before.links, after.links, strict=True) if was != link]
+    assert {link.kind for link in changed} == {LinkKind.DEVICE_OUT, LinkKind.DEVICE_IN}
+    assert {(link.bandwidth_Bps, link.latency_s) for link in changed} == {(4e10, 4e-6)}
+
+
+def test_another_gpu_is_warned_about_and_other_clocks_are_not() -> None:
+    here = {"CUDA": "13.1", "uuid": "b", "SM clock": "1200 MHz now", "driver": "580"}
+    found = mismatches(on_devices(), provenance=here)
+    assert [line.partition("with ")[2] for line in found] == ["CUDA 13.0, here it is 13.1", "uuid a, here it is b"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("collective_share", 1.0),
+        ("collective_share", -0.1),
+        ("device_link", {"latency_s": -1e-6, "bandwidth_Bps": 1e9}),
+        (
+            "staging",
+            {"out": {"latency_s": 0.0, "bandwidth_Bps": 0.0}, "back": {"latency_s": 0.0, "bandwidth_Bps": 1e9}},
+        ),
+        ("staging", {"out": {"latency_s": 0.0, "bandwidth_Bps": 1e9}}),
+        ("provenance", {"CUDA": 13}),
+    ],
+)
+def test_wrong_measurements_of_devices_are_refused(tmp_path: Path, key: str, value: object) -> None:
+    path = tmp_path / "wrong.json"
+    path.write_text(json.dumps(on_devices().model_dump() | {key: value}))
+    with pytest.raises(InputError, match=key):
+        read_profile(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from stanza_sim.base.precision import Precision
 from stanza_sim.execute.calibrate.single import Sizes
@@ -11,6 +11,13 @@ from stanza_sim.execute.rank.clock import ClockOffset
 from stanza_sim.execute.rank.job import Backend
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Phase
+
+MessageTimes = tuple[float, float | None]
+"""Wall seconds of a message, and core seconds of its rank's process; None where these cannot be told.
+
+A thread that waits for a GPU spins, which counts as time of a core and costs nobody any; messages between devices have
+no core seconds that could be told apart from that.
+"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +28,18 @@ class ProbeTimes:
     cores: int
     small_bytes: int
     large_bytes: int
-    small: tuple[float, float] | None
-    large: tuple[float, float] | None
+    small: MessageTimes | None
+    large: MessageTimes | None
+    between_devices: bool = False
+    copy_bytes: CopySizes | None = None
+    copies: Copies | None = None
+    beside_collective: float | None = None
+
+
+CopySizes = tuple[int, int]
+"""Bytes of a small and of a large copy."""
+Copies = tuple[tuple[float, float], tuple[float, float]]
+"""Seconds of a small and of a large copy: from the device to page-locked memory, and back."""
 
 
 TimeId = tuple[str, int, Phase]
@@ -96,8 +113,10 @@ class SectionTimes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RankTimes:
-    """What one rank timed. `small` and `large` are probes: (wall seconds, own core seconds) of a message, or None.
+    """What one rank timed. `small` and `large` are probes, or None; `between_devices` says that NCCL moved them.
 
+    On an accelerator `copies` are those of `copy_bytes`, and `beside_collective` how many times as long a computation
+    takes beside collectives of NCCL's (None: none was timed). `provenance` is what is known of the device.
     `messages` and `rests_s` are as in `SectionTimes`.
     `small_bytes` and `large_bytes` are their sizes; only ranks 0 and 1 probe. `cores` are those of the rank's host.
     """
@@ -113,8 +132,13 @@ class RankTimes:
     op_overhead_s: float
     small_bytes: int
     large_bytes: int
-    small: tuple[float, float] | None
-    large: tuple[float, float] | None
+    small: MessageTimes | None
+    large: MessageTimes | None
+    between_devices: bool = False
+    copy_bytes: CopySizes | None = None
+    copies: Copies | None = None
+    beside_collective: float | None = None
+    provenance: Mapping[str, str] = field(default_factory=dict)
     messages: tuple[MessageCores, ...] = ()
     rests_s: tuple[float, ...] = ()
 

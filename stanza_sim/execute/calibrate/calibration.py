@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean, median
 
 from stanza_sim.base.errors import InputError
@@ -26,7 +27,15 @@ from stanza_sim.execute.start.start import check_precision
 from stanza_sim.execute.train.samples import follow
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.model.profile_json import fingerprint
-from stanza_sim.profiles.blocks import BlockTime, LoopbackTimes, Profile, ProfiledModel
+from stanza_sim.profiles.blocks import (
+    BlockTime,
+    CopyTimes,
+    DeviceLinkTimes,
+    LoopbackTimes,
+    Profile,
+    ProfiledModel,
+    StagingTimes,
+)
 from stanza_sim.schedule import Phase, Schedule, Transfer, ValueKind
 from stanza_sim.schedule.factors import factor_transfers, joined_samples, require_factors
 
@@ -137,6 +146,10 @@ def profile_of(times: Sequence[RankTimes], wanted: Wanted) -> Profile:
         op_overhead_s=median(t.op_overhead_s for t in times),
         wakeup_s=wakeup_s(times),
         loopback=_loopback(times),
+        staging=staging_of(times),
+        device_link=device_link_of(times),
+        collective_share=collective_share(times),
+        provenance=dict(first.provenance),
     )
 
 
@@ -183,13 +196,89 @@ def wakeup_s(times: Sequence[RankTimes | SectionTimes]) -> float | None:
     return fmean(rests) if rests else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostTimes:
+    """What messages cost inside a host, as far as they were measured; see `Profile`."""
+
+    loopback: LoopbackTimes | None
+    staging: StagingTimes | None
+    device_link: DeviceLinkTimes | None
+    collective_share: float | None
+
+
+def measure_host(workers: Workers, backend: Backend = Backend.AUTO) -> HostTimes:
+    """What single messages between ranks of one host cost, copies between devices and the host, and collectives."""
+    times = workers.run(ProbeTask(backend))
+    return HostTimes(
+        loopback=_loopback(times),
+        staging=staging_of(times),
+        device_link=device_link_of(times),
+        collective_share=collective_share(times),
+    )
+
+
 def measure_loopback(workers: Workers, backend: Backend = Backend.AUTO) -> LoopbackTimes | None:
     """What a message between ranks of one host costs, by single messages; None unless ranks 0 and 1 are on one."""
-    return _loopback(workers.run(ProbeTask(backend)))
+    return measure_host(workers, backend).loopback
+
+
+def rate_Bps(small: tuple[int, float], large: tuple[int, float]) -> float:
+    """Bytes per second by what a small and a large message took, each (bytes, seconds).
+
+    Where the large one took no longer, which chance may do on a busy machine, its own rate: too low, and not endless.
+    """
+    more_s = large[1] - small[1]
+    return (large[0] - small[0]) / more_s if more_s > 0 else large[0] / max(large[1], LEAST_S)
+
+
+LEAST_S = 1e-9
+"""No clock here tells less."""
+
+
+def staging_of(times: Sequence[RankTimes | ProbeTimes]) -> StagingTimes | None:
+    """Copies between a device and its host: medians over ranks; None where no rank computes on a device."""
+    ways: tuple[list[CopyTimes], list[CopyTimes]] = [], []
+    for t in times:
+        if t.copies is None or t.copy_bytes is None:
+            continue
+        small, large = t.copy_bytes
+        for found, (small_s, large_s) in zip(ways, t.copies, strict=True):
+            bandwidth_Bps = rate_Bps((small, small_s), (large, large_s))
+            found.append(CopyTimes(latency_s=max(small_s - small / bandwidth_Bps, 0.0), bandwidth_Bps=bandwidth_Bps))
+    if not ways[0]:
+        return None
+    out, back = (
+        CopyTimes(
+            latency_s=median(c.latency_s for c in found),
+            bandwidth_Bps=median(c.bandwidth_Bps for c in found),
+        )
+        for found in ways
+    )
+    return StagingTimes(out=out, back=back)
+
+
+def device_link_of(times: Sequence[RankTimes | ProbeTimes]) -> DeviceLinkTimes | None:
+    """A message of NCCL's between the devices of ranks 0 and 1, if these are on one host."""
+    if len(times) < 2 or times[0].host != times[1].host or not times[0].between_devices:
+        return None
+    a = times[0]
+    if a.small is None or a.large is None:
+        return None
+    bandwidth_Bps = rate_Bps((a.small_bytes, a.small[0]), (a.large_bytes, a.large[0]))
+    return DeviceLinkTimes(
+        latency_s=max(a.small[0] - a.small_bytes / bandwidth_Bps, 0.0),
+        bandwidth_Bps=bandwidth_Bps,
+    )
+
+
+def collective_share(times: Sequence[RankTimes | ProbeTimes]) -> float | None:
+    """What a collective takes of a device: a computation beside it runs at one less that share."""
+    slower = [t.beside_collective for t in times if t.beside_collective is not None]
+    return max(1 - 1 / median(slower), 0.0) if slower else None
 
 
 def _loopback(times: Sequence[RankTimes | ProbeTimes]) -> LoopbackTimes | None:
-    """Message costs from the probes between ranks 0 and 1, if these are on one host.
+    """Message costs from the probes between ranks 0 and 1, if these are on one host and their messages in its memory.
 
     A message of n bytes takes `latency_s`, then core time `message_core_s + n byte_core_s` of the host's cores, at no
     more than `bandwidth_Bps`. Core times are those of both processes with all their threads.
@@ -199,8 +288,12 @@ def _loopback(times: Sequence[RankTimes | ProbeTimes]) -> LoopbackTimes | None:
     a, b = times[:2]
     if a.small is None or a.large is None or b.small is None or b.large is None:
         return None
+    cores_s = [end[1] for end in (a.small, b.small, a.large, b.large)]
+    if None in cores_s:
+        return None
     more = a.large_bytes - a.small_bytes
-    small_core_s, large_core_s = a.small[1] + b.small[1], a.large[1] + b.large[1]
+    own = [s for s in cores_s if s is not None]
+    small_core_s, large_core_s = own[0] + own[1], own[2] + own[3]
     small_wall_s, large_wall_s = a.small[0], a.large[0]
     byte_core_s = max(large_core_s - small_core_s, 0.0) / more
     message_core_s = max(small_core_s - byte_core_s * a.small_bytes, 0.0)
@@ -209,7 +302,7 @@ def _loopback(times: Sequence[RankTimes | ProbeTimes]) -> LoopbackTimes | None:
         latency_s=max(small_wall_s - message_core_s / min(a.cores, 2), 0.0),
         message_core_s=dearer * message_core_s,
         byte_core_s=dearer * byte_core_s,
-        bandwidth_Bps=more / max(large_wall_s - small_wall_s, 1e-9),
+        bandwidth_Bps=rate_Bps((a.small_bytes, small_wall_s), (a.large_bytes, large_wall_s)),
     )
 
 

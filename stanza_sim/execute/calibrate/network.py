@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.pair_kinds import PairKind, pair_kind, pairs_to_measure
 from stanza_sim.execute.calibrate.answers import MessagesWanted, RankCores
-from stanza_sim.execute.calibrate.calibration import measure_loopback, time_model
+from stanza_sim.execute.calibrate.calibration import measure_host, time_model
 from stanza_sim.execute.calibrate.single import Timing, fit, sizes_for
 from stanza_sim.execute.calibrate.tasks import CoresTask, MessagesTask
 from stanza_sim.execute.rank.job import Backend
@@ -46,7 +46,8 @@ def calibrate_network(
     found = _Messages(workers, cluster, backend=backend, realtime=realtime)
     ranks = workers.run(CoresTask(_counts(cluster), realtime))
     near = workers.world_size > 1 and cluster.same_host(0, 1)
-    loopback = measure_loopback(workers, backend) if near else None
+    on_devices = not all(cluster.on_cores(r) for r in range(cluster.world_size))
+    inside = measure_host(workers, backend) if near or (on_devices and not testbed) else None
     timed = []
     for model, samples in models:
         say(f"timing the blocks of {model.name} at {samples} samples on {workers.world_size} ranks")
@@ -62,7 +63,10 @@ def calibrate_network(
             first.device, first.driver, cores=first.cores, kernel=first.kernel, torch=first.torch_version, load=load
         ),
         pairs=found.pairs(),
-        loopback=loopback,
+        loopback=None if inside is None else inside.loopback,
+        staging=None if inside is None else inside.staging,
+        device_link=None if inside is None else inside.device_link,
+        collective_share=None if inside is None else inside.collective_share,
         stretches=tuple(_stretches(ranks)),
         hop_s=estimate(s for r in ranks for s in r.hops),
         reduce_Bps=estimate(x for r in ranks for x in r.reduce_Bps),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -40,6 +41,7 @@ from stanza_sim.schedule import (
     ValueKind,
     project,
 )
+from stanza_sim.schedule.progress import WINDOW
 
 HOPS, HOP_S = 120, 4e-3
 """Wake-ups that each rank times, and how long a thread sleeps before each."""
@@ -50,11 +52,15 @@ TIMEOUT_S = 60.0
 
 
 class _ProbeWork:
-    """The work of a rank that sends and receives messages of any size, and computes nothing."""
+    """The work of a rank that sends and receives messages of any size, and computes nothing.
 
-    def __init__(self, most: int, device: torch.device) -> None:
+    With `apart` what is received ahead of need has room of its own.
+    """
+
+    def __init__(self, most: int, device: torch.device, *, apart: bool) -> None:
         self._out = torch.ones(most, dtype=torch.uint8, device=device)
         self._in = torch.ones(most, dtype=torch.uint8, device=device)
+        self._apart: dict[tuple[str, int], Tensor] | None = {} if apart else None
 
     def compute(self, op: Compute, iteration: int, ready_s: float) -> tuple[float, float]:
         """Nothing."""
@@ -69,7 +75,12 @@ class _ProbeWork:
 
     def incoming(self, op: Transfer, iteration: int, src: int) -> Tensor:
         """Room for as many."""
-        return self._in[: op.nbytes]
+        if self._apart is None:
+            return self._in[: op.nbytes]
+        key = op.name, iteration % WINDOW
+        if key not in self._apart:
+            self._apart[key] = torch.ones(op.nbytes, dtype=torch.uint8, device=self._in.device)
+        return self._apart[key]
 
     def landed(self, op: Transfer, iteration: int, src: int) -> None:
         """Nothing is left to do."""
@@ -176,18 +187,20 @@ def _messages(wanted: MessagesWanted, context: Context, beat: Beat) -> tuple[lis
             meet(context.rank, context.world_size)
             if context.rank in pair:
                 # gloo's messages are in host memory; what staging costs on top is not the network's.
-                device = context.device if backend is Backend.NCCL else torch.device("cpu")
+                device = torch.device("cpu")
+                start: Callable[[], None] = partial(torch.set_num_threads, context.threads)
                 inner = TorchTransport(schedule, context.rank, groups, context.library(backend))
                 if backend is Backend.NCCL:
+                    device, start = context.device, context.start_thread
                     inner = context.transport(backend, schedule, groups)
                 transport = _Stopwatch(inner)
                 engine = Engine(
                     project(schedule, context.rank),
                     repeats,
-                    _ProbeWork(max(some), device),
+                    _ProbeWork(max(some), device, apart=context.accelerator.asynchronous),
                     transport,
                     announced=transport if announced(inner) else None,
-                    start=context.start_thread,
+                    start=start,
                 )
                 engine.run(timeout_s=TIMEOUT_S, beat=beat)
                 inner.close()

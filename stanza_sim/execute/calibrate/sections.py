@@ -15,6 +15,7 @@ import torch
 from stanza_sim.base.precision import Precision
 from stanza_sim.base.processes import cores
 from stanza_sim.execute.calibrate.answers import MessageCores, Section, SectionsWanted, SectionTimes, Times
+from stanza_sim.execute.calibrate.on_device import time_on_device
 from stanza_sim.execute.calibrate.under_load import overhead_under_load, time_under_load
 from stanza_sim.execute.rank.clock import now
 from stanza_sim.execute.rank.context import Context
@@ -36,16 +37,16 @@ MOST_CYCLES, DROPPED = 60, 2
 
 
 class Timer:
-    """Core time of the calling thread on one CPU thread; wall time on a GPU and with several threads.
+    """Core time of the calling thread on one CPU thread, time on a GPU's stream, wall time with several threads.
 
     With several threads the wall time is divided by the ranks' demand for cores where that exceeds what there is.
     """
 
     def __init__(self, context: Context) -> None:
-        self._device = context.device
-        self.own = context.device.type == "cpu" and context.threads == 1
+        self._accelerator = context.accelerator
+        self.own = not self._accelerator.asynchronous and context.threads == 1
         demand = context.local_size * context.threads
-        self._share = 1.0 if self.own or self._device.type != "cpu" else min(1.0, cores() / demand)
+        self._share = 1.0 if self.own or self._accelerator.asynchronous else min(1.0, cores() / demand)
 
     def __call__(self, body: Callable[[], object]) -> float:
         """Carry out `body`; return the seconds that it took."""
@@ -53,15 +54,10 @@ class Timer:
             begin = time.thread_time()
             body()
             return time.thread_time() - begin
-        self._synchronize()
-        begin = now()
+        began = self._accelerator.begin()
         body()
-        self._synchronize()
-        return (now() - begin) * self._share
-
-    def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+        begin_s, end_s = self._accelerator.finish(began)
+        return (end_s - begin_s) * self._share
 
 
 def alone(model: ModelProfile, samples: int, *, apart: bool) -> Schedule:
@@ -122,19 +118,31 @@ def time_overhead(
     beat: Beat,
     precision: Precision = Precision.FP32,
 ) -> float | None:
-    """Core seconds that the engine adds to a computation of `section`, on cores that all ranks share; else None."""
+    """Seconds that the engine adds to a computation of `section`, on cores that all ranks share or on a GPU; else None.
+
+    Of cores these are core seconds.
+    """
     context.start_thread()
-    if not timed_under_load(Timer(context), context):
+    on_device = context.accelerator.asynchronous
+    if not on_device and not timed_under_load(Timer(context), context):
         return None
     _, held, bundles = build(alone(model, 1, apart=False), model, 0, seed, context.device)
     schedule = alone(model, section.samples, apart=section.apart)
     with switched(precision):
         passes = _filled(model, seed, schedule, context, held, bundles, precision)
+        if on_device:
+            found = time_on_device(
+                passes, schedule, model, section.blocks, context, seconds=0.0, least=1, most=MOST_CYCLES, beat=beat
+            )
+            return found.op_overhead_s
         return overhead_under_load(passes, schedule, model, section.blocks, context, beat=beat)
 
 
 def time_again(wanted: SectionsWanted, context: Context, beat: Beat) -> SectionTimes:
-    """Time sections of blocks, on cores that all ranks share under load; every rank calls this at once."""
+    """Time sections of blocks, on cores that all ranks share under load, on GPUs within the engine.
+
+    Every rank calls this at once.
+    """
     with switched(wanted.precision):
         return _time_again(wanted, context, beat)
 
@@ -170,6 +178,20 @@ def _time_again(wanted: SectionsWanted, context: Context, beat: Beat) -> Section
             updates += [] if found.update_Bps is None else [found.update_Bps]
             messages.append(found.messages)
             rests.append(found.rest_s)
+        elif context.accelerator.asynchronous:
+            on_device = time_on_device(
+                passes,
+                schedule,
+                model,
+                section.blocks,
+                context,
+                seconds=wanted.seconds,
+                least=wanted.least,
+                most=MOST_CYCLES,
+                beat=beat,
+            )
+            for what, seconds in on_device.times.items():
+                times.setdefault(what, []).extend(seconds)
         else:
             _time_blocks(schedule, passes, section.blocks, context, timer, times, wanted)
         beat()
@@ -207,7 +229,7 @@ def _filled(
         arithmetic=Arithmetic(precision=precision),
     )
     training = Training(iterations=MOST_CYCLES + 1, warmup=0, seed=seed, optimizer=Optimizer(lr=0.0))
-    passes = Passes(values, training, context.accelerator)
+    passes = Passes(values, training, context.accelerator, kept=True)
     for i in range(WINDOW):
         for op in schedule.ops:
             if isinstance(op, Compute):

@@ -62,6 +62,17 @@ class SectionsTask:
 
 
 @dataclass(frozen=True, slots=True)
+class ProvenanceTask:
+    """Say on what a profile would be measured."""
+
+    def __call__(self, context: Context, beat: Beat) -> dict[str, str]:
+        """What is known of this rank's GPU, by name."""
+        from stanza_sim.execute.calibrate.provenance import provenance_of
+
+        return provenance_of(context)
+
+
+@dataclass(frozen=True, slots=True)
 class MessagesTask:
     """Time the messages that are wanted."""
 

@@ -7,13 +7,16 @@ between two ranks while the others rest.
 from __future__ import annotations
 
 import time
+from functools import partial
 from statistics import median
 
 import torch
 from torch import Tensor
 
 from stanza_sim.base.processes import cores
-from stanza_sim.execute.calibrate.answers import ProbeTimes, RankTimes, SectionsWanted, Wanted
+from stanza_sim.execute.calibrate.answers import MessageTimes, ProbeTimes, RankTimes, SectionsWanted, Wanted
+from stanza_sim.execute.calibrate.on_device import COPY_BYTES, beside_collectives, time_copies
+from stanza_sim.execute.calibrate.provenance import provenance_of
 from stanza_sim.execute.calibrate.sections import Timer, sections_of, time_again, time_overhead
 from stanza_sim.execute.rank.clock import now
 from stanza_sim.execute.rank.context import Context, announced
@@ -21,6 +24,7 @@ from stanza_sim.execute.rank.engine import Engine
 from stanza_sim.execute.rank.exchange import gather_all, meet
 from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Backend
+from stanza_sim.execute.rank.transport import TorchTransport
 from stanza_sim.execute.start.world import device_name
 from stanza_sim.execute.train.flat import add_in_order, dtype_of, sgd_step
 from stanza_sim.schedule import (
@@ -84,6 +88,11 @@ def time_all(wanted: Wanted, context: Context, beat: Beat) -> RankTimes:
         large_bytes=LARGE_BYTES,
         small=loopback.small,
         large=loopback.large,
+        between_devices=loopback.between_devices,
+        copy_bytes=loopback.copy_bytes,
+        copies=loopback.copies,
+        beside_collective=loopback.beside_collective,
+        provenance=provenance_of(context),
         messages=found.messages,
         rests_s=found.rests_s,
         torch_version=torch.__version__.split("+")[0],
@@ -168,11 +177,15 @@ def _time_engine(context: Context) -> float:
 
 
 def probe(wanted: Backend, context: Context) -> ProbeTimes:
-    """Time single messages between ranks 0 and 1 if they share a host; every rank calls this at once."""
+    """Time single messages between ranks 0 and 1 if they share a host; every rank calls this at once.
+
+    On accelerators also copies to and from the host, and computing beside collectives of NCCL's.
+    """
     context.start_thread()
     backend = context.backend(wanted)
     hosts = gather_all(context.host, context.rank, context.world_size)
     near = hosts[0] in hosts[1:2]
+    on_device, nccl = context.accelerator.asynchronous, backend is Backend.NCCL
     return ProbeTimes(
         host=context.host,
         cores=cores(),
@@ -180,14 +193,19 @@ def probe(wanted: Backend, context: Context) -> ProbeTimes:
         large_bytes=LARGE_BYTES,
         small=_probe(SMALL_BYTES, SMALL_EXCHANGES, context, backend) if near else None,
         large=_probe(LARGE_BYTES, LARGE_EXCHANGES, context, backend) if near else None,
+        between_devices=nccl,
+        copy_bytes=COPY_BYTES if on_device else None,
+        copies=time_copies(context) if on_device else None,
+        beside_collective=beside_collectives(context) if nccl and context.world_size > 1 else None,
     )
 
 
-def _probe(size: int, exchanges: int, context: Context, backend: Backend) -> tuple[float, float] | None:
+def _probe(size: int, exchanges: int, context: Context, backend: Backend) -> MessageTimes | None:
     """Wall seconds of a message of `size` bytes and core seconds of this process for it, on ranks 0 and 1.
 
     Each sends when it has received, through the same engine and transport as a run: what posting, waking and
-    marking cost is in. Ranks other than 0 and 1 wait meanwhile, and get None.
+    marking cost is in. Gloo's messages are in host memory here: copies to and from devices are timed by themselves.
+    Ranks other than 0 and 1 wait meanwhile, and get None.
     """
     if context.world_size < 2:
         return None
@@ -223,18 +241,23 @@ def _probe(size: int, exchanges: int, context: Context, backend: Backend) -> tup
         ),
     )
     groups = context.groups.prepare(schedule, backend)
+    in_memory = backend is Backend.GLOO
+    device = torch.device("cpu") if in_memory else context.device
+    start = partial(torch.set_num_threads, context.threads) if in_memory else context.start_thread
     found: list[tuple[float, float]] = []
     for _ in range(1 + PROBE_ROUNDS):  # the first time connects
         meet(context.rank, context.world_size)
         if context.rank < 2:
-            transport = context.transport(backend, schedule, groups)
+            transport = TorchTransport(schedule, context.rank, groups, context.library(backend))
+            if not in_memory:
+                transport = context.transport(backend, schedule, groups)
             engine = Engine(
                 project(schedule, context.rank),
                 exchanges,
-                _Bytes(size, context.device),
+                _Bytes(size, device),
                 transport,
                 announced=announced(transport),
-                start=context.start_thread,
+                start=start,
             )
             core = time.process_time()
             engine.run(timeout_s=60)
@@ -243,4 +266,6 @@ def _probe(size: int, exchanges: int, context: Context, backend: Backend) -> tup
             wall_s = (ends[-1] - ends[0]) / (2 * (exchanges - 1))
             found.append((wall_s, (time.process_time() - core) / (2 * exchanges)))
         meet(context.rank, context.world_size)
-    return (median(w for w, _ in found[1:]), median(c for _, c in found[1:])) if found else None
+    if not found:
+        return None
+    return median(w for w, _ in found[1:]), median(c for _, c in found[1:]) if in_memory else None

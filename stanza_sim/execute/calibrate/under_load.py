@@ -52,11 +52,18 @@ MOST_REST_S = 4e-3
 
 
 def schedule_under_load(
-    computations: Schedule, model: ModelProfile, blocks: frozenset[str], world_size: int, *, exchanging: bool = True
+    computations: Schedule,
+    model: ModelProfile,
+    blocks: frozenset[str],
+    world_size: int,
+    *,
+    exchanging: bool = True,
+    message_bytes: int | None = None,
 ) -> Schedule:
     """Those of `computations`, all of one rank, that are of `blocks`, on all ranks, with updates and with messages.
 
-    It trains nothing and is not legal: what arrives is not used. Unless `exchanging` there are no messages.
+    It trains nothing and is not legal: what arrives is not used. Unless `exchanging` there are no messages; they have
+    `message_bytes` where these are stated.
     """
     computed = [op for op in computations.ops if isinstance(op, Compute) and op.target in blocks]
     sizes = {b.name: b.numel * model.itemsize for b in model.blocks if b.numel}
@@ -73,7 +80,7 @@ def schedule_under_load(
                 dst="all",
                 pattern=Pattern.ALL_PAIRS,
                 values=(Value(ValueKind.ACT, op.target),),
-                nbytes=max(sizes[op.target] // max(world_size - 1, 1), 1),
+                nbytes=message_bytes or max(sizes[op.target] // max(world_size - 1, 1), 1),
                 channel=CHANNEL,
                 after=(op.name,),
             )

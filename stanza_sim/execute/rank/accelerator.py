@@ -35,6 +35,10 @@ class Accelerator(Protocol):
         """What a thread must do before it computes: it gets a stream of its own."""
         ...
 
+    def prepare(self) -> None:
+        """What a thread must do, after that, before it does more than copy: nothing it computes later waits for it."""
+        ...
+
     def begin(self) -> object:
         """Mark where a computation of the calling thread begins."""
         ...
@@ -80,6 +84,9 @@ class Cpu:
     def start_thread(self) -> None:
         """Nothing is needed."""
 
+    def prepare(self) -> None:
+        """Nothing is needed."""
+
     def begin(self) -> object:
         """The time."""
         return now()
@@ -123,10 +130,7 @@ class Cuda:
         self._of_thread = threading.local()
 
     def start_thread(self) -> None:
-        """Make the device current, and a stream of the thread's own. The library handles of the thread are made too.
-
-        cuBLAS and cuDNN make a handle for each thread at first use, which allocates memory; here nothing waits for it.
-        """
+        """Make the device current, and a stream of the thread's own."""
         torch.cuda.set_device(self.device)
         known = self._of_thread
         if not hasattr(known, "stream"):
@@ -134,9 +138,15 @@ class Cuda:
             known.begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             known.end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         torch.cuda.set_stream(known.stream)
+
+    def prepare(self) -> None:
+        """Have the thread's handle of cuBLAS made, and its workspace, 8 to 32 MiB for each handle and stream.
+
+        Both are made at first use, which allocates memory. Threads that only move messages need neither.
+        """
         small = torch.zeros((8, 8), device=self.device)
         torch.mm(small, small)
-        known.stream.synchronize()
+        self.synchronize()
 
     def begin(self) -> object:
         """An event on the thread's stream."""
@@ -180,7 +190,8 @@ class Cuda:
         return nullcontext()
 
     def release(self) -> None:
-        """See `Accelerator`."""
+        """See `Accelerator`. Workspaces of cuBLAS too: there would be one for each stream that ever computed."""
+        torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
 
 

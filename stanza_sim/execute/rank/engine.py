@@ -57,10 +57,11 @@ class Engine(Generic[Payload]):
         announced: AnnouncedTransport[Payload] | None = None,
         issue: Issue = Issue.EAGER,
         start: Callable[[], None] = lambda: None,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         self.program, self.iterations = program, iterations
         self._work, self._transport, self._tagged_transport, self._start = work, transport, tagged, start
-        self._announced = announced
+        self._announced, self._prepare = announced, prepare
         tables = self._tables = RankTables.of(program, work.nbytes)
         messages = {unit: len(peers) for unit, peers in tables.peers.items()}
         self._rules = Progress(program, messages, iterations=iterations, issue=issue)
@@ -72,8 +73,7 @@ class Engine(Generic[Payload]):
         self._waiters: dict[Endpoint | None, SimpleQueue[tuple[Handle, Key] | None]] = {}
         self._lock, self._posting = threading.Lock(), threading.Lock()
         self._unsent: dict[Key, int] = {}  # messages of each send that are under way
-        self._done = threading.Event()
-        self._ready = threading.Barrier(1)
+        self._done, self._ready = threading.Event(), threading.Barrier(1)
         self._error: BaseException | None = None
         self.last_progress_s = now()
         self.spans: list[tuple[int, int, float, float]] = []
@@ -155,6 +155,8 @@ class Engine(Generic[Payload]):
         def guarded() -> None:
             try:
                 self._start()
+                if body == self._work_serially:
+                    self._prepare()
                 self._ready.wait()
                 body(*args)
             except (Stopped, threading.BrokenBarrierError):

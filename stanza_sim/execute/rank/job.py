@@ -118,7 +118,7 @@ class RunJob:
 
     With `emulation` every computation is a wait, while every message is sent: nothing is trained. `timeout_s` is how
     long a rank may go without completing anything before the run has failed. `keep_parameters` returns the trained
-    parameters with the measurement.
+    parameters with the measurement. With `deterministic` repeats are bitwise equal on GPUs, as they always are on CPUs.
 
     Blocks are computed in `precision`, while parameters, sums and updates are of the parameters' type. Where anything
     is computed or travels in fp16, the mean loss of each worker's batch is multiplied by `loss_scale`; gradients are
@@ -132,6 +132,7 @@ class RunJob:
     issue: Issue = Issue.AUTO
     timeout_s: float = 60.0
     keep_parameters: bool = False
+    deterministic: bool = False
     emulation: Emulation | None = None
     precision: Precision = Precision.FP32
     loss_scale: float = LOSS_SCALE

@@ -269,6 +269,9 @@ class Standin:
         self._of_thread.here = _Here(stream, Kernels(stream))
         self._of_thread.here.kernels.__enter__()
 
+    def prepare(self) -> None:
+        """Nothing is needed."""
+
     def current(self) -> Stream | None:
         """The calling thread's stream; None for the main thread."""
         here: _Here | None = getattr(self._of_thread, "here", None)

@@ -47,6 +47,14 @@ _contexts: dict[tuple[int, float], StandinContext] = {}
 """Those of this process; process groups are kept from one job to the next."""
 
 
+def with_standin(context: Context, *, seed: int = 0, jitter_s: float = 0.0) -> StandinContext:
+    """The same place with an imitated GPU, which this process keeps."""
+    key = seed, jitter_s
+    if key not in _contexts:
+        _contexts[key] = StandinContext.on(context, seed=seed, jitter_s=jitter_s)
+    return _contexts[key]
+
+
 @dataclass(frozen=True, slots=True)
 class OnStandin:
     """Run a job on imitated GPUs, with NCCL or with gloo and staging."""
@@ -58,10 +66,7 @@ class OnStandin:
 
     def __call__(self, context: Context, beat: Beat) -> RankReport | None:
         """This rank's report. Raises `Race` where the order of kernels is left to chance."""
-        key = self.seed, self.jitter_s
-        if key not in _contexts:
-            _contexts[key] = StandinContext.on(context, seed=self.seed, jitter_s=self.jitter_s)
-        here = _contexts[key]
+        here = with_standin(context, seed=self.seed, jitter_s=self.jitter_s)
         report = run_job(replace(self.job, backend=self.backend), here, beat)
         here.accelerator.check()
         return report

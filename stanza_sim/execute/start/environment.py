@@ -25,6 +25,20 @@ class Place:
     port: int
 
 
+def for_gpus(environment: Mapping[str, str], *, deterministic: bool = False) -> dict[str, str]:
+    """Variables that a process which computes on a GPU needs before CUDA starts, unless `environment` has them.
+
+    A module that CUDA loads lazily may have to wait for the device, which a receive of NCCL's may keep busy for as long
+    as its sender computes ("Lazy Loading" in CUDA's programming guide). With as many connections to the device as CUDA
+    allows, few streams share one (`CUDA_DEVICE_MAX_CONNECTIONS`, 1 to 32), in which they would wait for each other. For
+    the last see `stanza_sim.execute.rank.deterministic`: 8 buffers of 4,096 KiB.
+    """
+    wanted = {"CUDA_MODULE_LOADING": "EAGER", "CUDA_DEVICE_MAX_CONNECTIONS": "32"}
+    if deterministic:
+        wanted["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
+    return {name: value for name, value in wanted.items() if name not in environment}
+
+
 def place(environment: Mapping[str, str] | None = None) -> Place | None:
     """This process's place among ranks; None if no launcher started it. Raises `InputError` if half of it is missing.
 

@@ -20,6 +20,8 @@ from typing import Self, TypeVar, cast
 from stanza_sim.base.errors import InputError, RunError
 from stanza_sim.execute.rank.decision import Seat
 from stanza_sim.execute.rank.job import Backend
+from stanza_sim.execute.start.deterministic import Deterministic
+from stanza_sim.execute.start.environment import for_gpus
 from stanza_sim.execute.start.protocol import Answer, AnswerKind, Moving, Settings, Task
 
 T = TypeVar("T")
@@ -104,6 +106,7 @@ class Pool:
     on leaving the context; no orphan is left by an exception or Ctrl-C. `threads_per_rank` is the number of torch
     threads of each, `kind` the device it computes on (`cpu` or `cuda`). `timeout_s` is how long a rank may be silent
     before the task has failed. `places[r]` is where rank r runs; left out, all run on this machine as it is.
+    With `deterministic` all tasks compute bitwise alike each time, for which GPUs need variables before they start.
     `seats` is where the topology puts each rank, and `backend` what they are to talk over.
     """
 
@@ -117,6 +120,7 @@ class Pool:
         timeout_s: float = 60.0,
         kind: str = "cpu",
         places: Sequence[RankPlace] | None = None,
+        deterministic: bool = False,
         backend: Backend = Backend.AUTO,
         seats: Sequence[Seat] | None = None,
     ) -> None:
@@ -127,7 +131,7 @@ class Pool:
         self.world_size = world_size
         self._places = places
         self.timeout_s = timeout_s
-        self._threads, self._kind = threads_per_rank, kind
+        self._threads, self._kind, self._deterministic = threads_per_rank, kind, deterministic
         self._backend, self._seats = backend, None if seats is None else tuple(seats)
         self._ranks: list[_Rank] = []
         self._folder: Path | None = None
@@ -160,6 +164,8 @@ class Pool:
             "PYTHONPATH": os.pathsep.join(dict.fromkeys(p or os.getcwd() for p in sys.path)),
             "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         }
+        if self._kind == "cuda":
+            environment |= for_gpus(environment, deterministic=self._deterministic)
         try:
             for rank in range(self.world_size):
                 place = None if self._places is None else self._places[rank]
@@ -194,7 +200,7 @@ class Pool:
         """
         self.start()
         try:
-            message = pickle.dumps(task)
+            message = pickle.dumps(Deterministic(task) if self._deterministic else task)
             for rank in self._ranks:
                 rank.send(message)
             return cast(list[T], self._await(AnswerKind.DONE, timeout_s or self.timeout_s, moving))

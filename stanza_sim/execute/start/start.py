@@ -43,13 +43,15 @@ def open_workers(
     compute: ComputeMode = ComputeMode.REAL,
     places: Sequence[RankPlace] | None = None,
     backend: Backend = Backend.AUTO,
+    deterministic: bool = False,
     say: Say = lambda text: None,
 ) -> Iterator[Workers]:
     """The ranks of `cluster`: those of the launcher that started this process, else local ones, at `places`.
 
-    With emulated computations no device is needed. `say` is told what is as the cluster says, but not quite. Raises
-    `InputError`, with the topology to use instead, if ranks, hosts or devices differ from the cluster's or cannot talk
-    over `backend`, and `RunError` if the ranks do not come up.
+    With emulated computations no device is needed; with `deterministic` all that ranks compute is bitwise equal each
+    time, calibrations included. `say` is told what is as the cluster says, but not quite. Raises `InputError`, with the
+    topology to use instead, if ranks, hosts or devices differ from the cluster's or cannot talk over `backend`, and
+    `RunError` if the ranks do not come up.
     """
     require_torch()
     here = place()
@@ -74,6 +76,7 @@ def open_workers(
             timeout_s=timeout_s,
             kind=kind,
             places=places,
+            deterministic=deterministic,
             backend=backend,
             seats=seats,
         ) as pool:
@@ -83,7 +86,9 @@ def open_workers(
         return
     from stanza_sim.execute.start.world import Joined
 
-    with Joined(here, threads_per_rank=threads_per_rank, kind=kind, backend=backend, seats=seats) as joined:
+    with Joined(
+        here, threads_per_rank=threads_per_rank, kind=kind, backend=backend, seats=seats, deterministic=deterministic
+    ) as joined:
         found = check_hosts(cluster, joined.run(DescribeTask()), devices=not emulated)
         for warning in found if joined.is_main else ():
             say(f"warning: {warning}")

@@ -5,10 +5,13 @@ What a run that computes and one that only waits differ in is a `Role`: `train.T
 
 from __future__ import annotations
 
+import gc
+
 from stanza_sim.base.errors import InputError
 from stanza_sim.execute.emulated.emulate import Emulated
 from stanza_sim.execute.rank.clock import ClockOffset, boot_id
 from stanza_sim.execute.rank.context import Context, announced
+from stanza_sim.execute.rank.deterministic import deterministically
 from stanza_sim.execute.rank.engine import Engine
 from stanza_sim.execute.rank.exchange import gather_all, meet
 from stanza_sim.execute.rank.interfaces import Beat
@@ -23,6 +26,14 @@ from stanza_sim.schedule.progress import Issue
 
 def run_job(job: RunJob, context: Context, beat: Beat = lambda ended=0: None) -> RankReport | None:
     """Run this rank's part of `job`; None where the schedule has fewer ranks. Every rank of the world calls this."""
+    if context.accelerator.asynchronous:
+        gc.collect()  # what the job before left, so that its memory can be given back
+        context.accelerator.release()
+    with deterministically(job.deterministic):
+        return _run(job, context, beat)
+
+
+def _run(job: RunJob, context: Context, beat: Beat) -> RankReport | None:
     schedule, rank = job.schedule, context.rank
     backend = context.backend(job.backend)
     issue = Issue.EAGER if job.issue is Issue.AUTO else job.issue
@@ -50,6 +61,7 @@ def run_job(job: RunJob, context: Context, beat: Beat = lambda ended=0: None) ->
         announced=announced(transport),
         issue=issue,
         start=role.start_thread,
+        prepare=context.accelerator.prepare,
     )
     context.accelerator.synchronize()
     before = estimate_offset(rank, ranks, boot, boots[0])

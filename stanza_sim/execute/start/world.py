@@ -25,7 +25,8 @@ from stanza_sim.execute.rank.exchange import gather_all, meet
 from stanza_sim.execute.rank.job import Backend
 from stanza_sim.execute.rank.library import PATIENCE
 from stanza_sim.execute.start.decision import decide
-from stanza_sim.execute.start.environment import Place
+from stanza_sim.execute.start.deterministic import Deterministic
+from stanza_sim.execute.start.environment import Place, for_gpus
 from stanza_sim.execute.start.protocol import Moving, RankInfo, Task
 
 T = TypeVar("T")
@@ -119,7 +120,11 @@ class Joined:
         kind: str = "cpu",
         backend: Backend = Backend.AUTO,
         seats: Sequence[Seat] | None = None,
+        deterministic: bool = False,
     ) -> None:
+        if kind == "cuda":
+            os.environ.update(for_gpus(os.environ, deterministic=deterministic))  # CUDA has not started
+        self._deterministic = deterministic
         self.world_size = place.world_size
         self.is_main = place.rank == 0
         torch.set_num_threads(threads_per_rank)
@@ -181,7 +186,8 @@ class Joined:
         """
         rank, ranks = self._context.rank, self.world_size
         try:
-            return gather_all(task(self._context, lambda ended=0: None), rank, ranks)
+            mine = Deterministic(task) if self._deterministic else task
+            return gather_all(mine(self._context, lambda ended=0: None), rank, ranks)
         except StanzaError as error:
             _end_hard(error.exit_status)
             raise

@@ -20,7 +20,9 @@ from stanza_sim.execute.train.flat import FlatBundle, Storage, dtype_of
 from stanza_sim.execute.train.slices import HeldBlock, cut_block, take_local
 from stanza_sim.model.extract import SplitBlock, build_module, replace_dropout, split
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Bundle, Collective, Compute, Phase, Schedule, Transfer, ValueKind
+from stanza_sim.schedule import Bundle, Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, ValueKind
+
+SUMMING = (Phase.REDUCE, Phase.RECONSTRUCT)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,6 +128,7 @@ def _bundles(place: _Place) -> dict[str, FlatBundle]:
     """The bundles of which the rank uses the whole or owns a slice, all zeros."""
     schedule, rank = place.schedule, place.rank
     storages = _shared_storages(place)
+    summed = summed_apart(schedule)
     found: dict[str, FlatBundle] = {}
     for bundle in schedule.bundles:
         whole = rank in place.held.wholes[bundle.name]
@@ -139,8 +142,18 @@ def _bundles(place: _Place) -> dict[str, FlatBundle]:
                 gradients=whole,
                 device=place.device,
                 storage=storages.get(bundle.tensors) if whole else None,
+                summed=bundle.name in summed,
             )
     return found
+
+
+def summed_apart(schedule: Schedule) -> set[str]:
+    """Bundles whose summed gradients have room of their own: not where an all-reduce leaves them in place."""
+    return {op.target for op in schedule.ops if isinstance(op, Compute) and op.phase in SUMMING} | {
+        op.value.name
+        for op in schedule.ops
+        if isinstance(op, Collective) and op.kind is CollectiveKind.REDUCE_SCATTER and op.value.kind.on_bundle
+    }
 
 
 def _shared_storages(place: _Place) -> dict[tuple[str, ...], Storage]:

@@ -7,7 +7,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Sequence, Sized
+from collections.abc import Callable, Sequence, Sized
 from typing import Protocol, cast
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.execute.rank.accelerator import Accelerator, Recorded
 from stanza_sim.model.profile import ModelProfile
 
 HELD_OUT = 5
@@ -23,7 +24,12 @@ HELD_OUT_MOST = 2000
 SYNTHETIC_SAMPLES = 4096
 AHEAD_BYTES = 256 * 1024 * 1024
 """Up to so many bytes a rank loads all its samples before the run; beyond it a thread loads ahead."""
+SYNTHETIC_ON_DEVICE_BYTES = 4 * 1024 * 1024 * 1024
+"""The same for synthetic samples on a GPU: all of them, of 3 x 224 x 224 numbers of 4 bytes, are 2.5 GB. To make one
+of these takes a core longer than a GPU needs to train on it, so a thread that makes them would set the pace."""
 AHEAD_ITERATIONS = 4
+CHUNK_BYTES = 64 * 1024 * 1024
+"""Page-locked memory through which samples go to a GPU where all are loaded at once."""
 
 
 class Items(Protocol):
@@ -142,49 +148,111 @@ def stack(items: Items, numbers: Sequence[int], dtype: torch.dtype, device: torc
     return x, torch.tensor([int(p[1]) for p in pairs], dtype=torch.int64, device=device)
 
 
+class Staging:
+    """Page-locked memory through which samples go to a device, up to `count` at a time.
+
+    The thread that loads must have a stream of its own (`Accelerator.start_thread`): the copies are put there, so that
+    they hold up no other.
+    """
+
+    def __init__(self, accelerator: Accelerator, count: int, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self._accelerator, self._count = accelerator, count
+        sample = int(np.prod(shape)) * dtype.itemsize
+        self._x = accelerator.host_buffer(count * sample).view(dtype).view(count, *shape)
+        self._y = accelerator.host_buffer(count * torch.int64.itemsize).view(torch.int64)
+
+    def load(self, items: Items, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """As `stack`, on the device; the copies are done when it returns."""
+        device = self._accelerator.device
+        x = torch.empty((len(numbers), *self._x.shape[1:]), dtype=self._x.dtype, device=device)
+        y = torch.empty(len(numbers), dtype=torch.int64, device=device)
+        for first in range(0, len(numbers), self._count):
+            some = numbers[first : first + self._count]
+            with self._accelerator.host():
+                for place, number in enumerate(some):
+                    sample, label = items[number]
+                    self._x[place].copy_(torch.as_tensor(sample))
+                    self._y[place] = int(label)
+            x[first : first + len(some)].copy_(self._x[: len(some)], non_blocking=True)
+            y[first : first + len(some)].copy_(self._y[: len(some)], non_blocking=True)
+            self._accelerator.synchronize()  # before the memory is written again
+        return x, y
+
+
 class Feed:
     """One rank's batches, iteration by iteration: `numbers[i]` are its samples of iteration i.
 
-    Small sets of samples are loaded at once, others by a thread that stays `AHEAD_ITERATIONS` ahead.
+    Small sets of samples are loaded at once, others by a thread that stays `AHEAD_ITERATIONS` ahead and calls `start`
+    first; of those of GPUs, up to `on_device` bytes are loaded at once.
     """
 
     def __init__(
-        self, items: Items, numbers: Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device
+        self,
+        items: Items,
+        numbers: Sequence[Sequence[int]],
+        dtype: torch.dtype,
+        accelerator: Accelerator,
+        *,
+        start: Callable[[], None] = lambda: None,
+        on_device: int = 0,
     ) -> None:
+        self._accelerator, self._start = accelerator, start
         self._lock = threading.Lock()
-        self._ready: dict[int, tuple[Tensor, Tensor]] = {}
+        self._ready: dict[int, tuple[Tensor, Tensor, Recorded | None]] = {}
         self._queue: queue.Queue[tuple[int, Tensor, Tensor] | Exception] = queue.Queue(maxsize=AHEAD_ITERATIONS)
         self._all: tuple[Tensor, Tensor] | None = None
         if not numbers or not numbers[0]:
             return
         used = sorted({n for batch in numbers for n in batch})
-        first = items[used[0]][0]
-        if len(used) * first.numel() * dtype.itemsize <= AHEAD_BYTES:
-            self._all = stack(items, used, dtype, device)
+        first = torch.as_tensor(items[used[0]][0])
+        sample, device = first.numel() * dtype.itemsize, accelerator.device
+        ahead = max(AHEAD_BYTES, on_device) if accelerator.asynchronous else AHEAD_BYTES
+        if len(used) * sample <= ahead:
+            if accelerator.asynchronous:
+                staging = Staging(accelerator, min(max(CHUNK_BYTES // sample, 1), len(used)), first.shape, dtype)
+                self._all = staging.load(items, used)
+            else:
+                self._all = stack(items, used, dtype, device)
             place = {n: i for i, n in enumerate(used)}
             self._rows = [torch.tensor([place[n] for n in batch], device=device) for batch in numbers]
             return
-        threading.Thread(target=self._load, args=(items, numbers, dtype, device), daemon=True).start()
+        threading.Thread(
+            target=self._load, args=(items, numbers, dtype, first.shape), daemon=True, name="samples"
+        ).start()
 
-    def _load(self, items: Items, numbers: Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device) -> None:
+    def _load(self, items: Items, numbers: Sequence[Sequence[int]], dtype: torch.dtype, shape: Sequence[int]) -> None:
         try:
+            staging: Staging | None = None
+            if self._accelerator.asynchronous:
+                self._start()
+                staging = Staging(self._accelerator, max(map(len, numbers)), shape, dtype)
             for i, batch in enumerate(numbers):
-                self._queue.put((i, *stack(items, batch, dtype, device)))
+                if staging is None:
+                    self._queue.put((i, *stack(items, batch, dtype, self._accelerator.device)))
+                else:
+                    self._queue.put((i, *staging.load(items, batch)))
         except Exception as error:  # noqa: BLE001 - handed to the thread that waits for the samples
             self._queue.put(error)
 
     def batch(self, iteration: int) -> tuple[Tensor, Tensor]:
-        """Inputs and labels of this rank's samples in `iteration`; iterations must be asked for about in order."""
+        """Inputs and labels of this rank's samples in `iteration`; iterations must be asked for about in order.
+
+        What the calling thread puts on its stream from now on comes after they are there.
+        """
         with self._lock:
             while iteration not in self._ready:
+                point: Recorded | None = None
                 if self._all is not None:
                     rows = self._rows[iteration]
                     item = iteration, self._all[0][rows], self._all[1][rows]
+                    point = self._accelerator.record()
                 else:
                     got = self._queue.get()
                     if isinstance(got, Exception):
                         raise RunError(f"loading samples failed: {type(got).__name__}: {got}")
                     item = got
                 self._ready = {i: v for i, v in self._ready.items() if i >= item[0] - 1}
-                self._ready[item[0]] = item[1], item[2]
-            return self._ready[iteration]
+                self._ready[item[0]] = item[1], item[2], point
+            x, y, point = self._ready[iteration]
+        self._accelerator.await_record(point)
+        return x, y

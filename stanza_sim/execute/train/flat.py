@@ -76,8 +76,8 @@ class FlatBundle:
     padded so that all owners' slices have one size. It and `gradients` are views of `storage`, which a part of some
     tensors shares with the other parts and which is made here if it is not given. `own` are the elements [lo, hi)
     that an owner updates, a view of `whole` where there is one. `gradients` has one whole vector for each
-    generation, `sums` the reduced gradient of the own slice, `contributions[g][r]` what rank r sent and
-    `parts[g][r]` what it sent to be added up to `partial(g)`, a sum of some ranks' gradients.
+    generation, `sums` the reduced gradient of the own slice where it is `summed` apart, `contributions[g][r]`
+    what rank r sent and `parts[g][r]` what it sent to be added up to `partial(g)`, a sum of some ranks' gradients.
 
     Under `Layout.FEATURES` the vector is that of the rank's own slices of the tensors, and whole in itself.
     """
@@ -93,6 +93,7 @@ class FlatBundle:
         gradients: bool,
         device: torch.device,
         storage: Storage | None = None,
+        summed: bool = True,
     ) -> None:
         owners = schedule.owners(bundle)
         self.bundle = bundle
@@ -138,7 +139,7 @@ class FlatBundle:
             self.own = self.own_padded[: self.hi - self.lo]
         self.velocity = self.zeros(self.hi - self.lo) if self.owner else None
         self.gradients = tuple(g[mine] for g in storage.gradients)
-        self.sums = tuple(self.zeros(self.part) for _ in range(WINDOW)) if self.owner else ()
+        self.sums = tuple(self.zeros(self.part) for _ in range(WINDOW)) if self.owner and summed else ()
         self.contributions: tuple[dict[int, Tensor], ...] = tuple({} for _ in range(WINDOW))
         self.parts: tuple[dict[int, Tensor], ...] = tuple({} for _ in range(WINDOW))
         self._partial: dict[int, Tensor] = {}

@@ -29,10 +29,12 @@ BACKWARD = (Phase.BACKWARD, Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
 class Passes:
     """The computations of one rank in one run, on its `values`.
 
-    Losses are kept as tensors until `losses` is called, so that nothing waits for them.
+    Losses are kept as tensors until `losses` is called, so that nothing waits for them. A block's output and the
+    gradient of it go with its graph, unless they are `kept` for blocks that are computed again by themselves.
     """
 
-    def __init__(self, values: RankValues, training: Training, accelerator: Accelerator) -> None:
+    def __init__(self, values: RankValues, training: Training, accelerator: Accelerator, *, kept: bool = False) -> None:
+        self._kept = kept
         self.values, self.training, self.accelerator = values, training, accelerator
         self.schedule, self.rank, self.device = values.schedule, values.rank, values.device
         self._loss: list[dict[int, Tensor]] = [{} for _ in range(training.iterations)]
@@ -55,6 +57,13 @@ class Passes:
         self._factors = {b: require_factors(self.schedule, values.model, b) for b in factor_transfers(self.schedule)}
         self._factored = {block.name: b for b, (block, _) in self._factors.items() if block.name in values.blocks}
         self._taps = {block: Tap(values.blocks[block]) for block in self._factored}
+        self._sent_on = {  # gradients of outputs that others computed too
+            (v.name, op.microbatch)
+            for op in mine
+            if isinstance(op, Transfer) and self.rank in self.schedule.group(op.src)
+            for v in op.values
+            if v.kind is ValueKind.ACTGRAD
+        }
         self._contributors = _contributors(self.schedule, self.rank, ValueKind.GRAD, ValueKind.SUM)
         self._gathered = _contributors(self.schedule, self.rank, ValueKind.PART)
 
@@ -153,6 +162,10 @@ class Passes:
                 self._add_gradients(zip(names, found, strict=True), g, first=self._first_backward[op.target] == op.name)
         if not keep:
             spent += [values.graphs.pop(spot), values.tails.pop(spot, None)]
+            if not self._kept:  # all that others need of the output went out before its gradient could come
+                spent.append(values.outputs.pop(spot, None))
+                if spot not in self._sent_on:
+                    spent.append(values.gradients.pop(spot, None))
 
     def _gradients(self, spot: Spot, wanted: list[Tensor], values: Generation, *, keep: bool) -> list[Tensor]:
         """The gradients of what is `wanted` of a block's graph, which stays if `keep`."""

@@ -88,7 +88,10 @@ class Trained:
             first = schedule.data_ranks.index(rank) * schedule.batch_per_worker
             drawn = data.draw(train, schedule.global_batch, training.iterations, training.seed)
             numbers = [batch[first : first + schedule.batch_per_worker] for batch in drawn]
-        feed = data.Feed(self._items, numbers, dtype, device)
+        on_device = data.SYNTHETIC_ON_DEVICE_BYTES if training.data == "synthetic" else 0
+        feed = data.Feed(
+            self._items, numbers, dtype, context.accelerator, start=context.start_thread, on_device=on_device
+        )
         self._held, self._blocks, self._bundles = build(schedule, model, rank, training.seed, device)
         beat()
         values = RankValues(

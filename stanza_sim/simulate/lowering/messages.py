@@ -92,9 +92,10 @@ class MessageActivities:
             return None
         device, sharing = self.resources.device(rank)
         label = f"{self.resources.made[device].label} staging {side}"
-        copier = self.resources.resource(("staging", device, side), label, staging.bandwidth_Bps, "staging")
+        rate_Bps, latency_s = staging.way(side)
+        copier = self.resources.resource(("staging", device, side), label, rate_Bps, "staging")
         usage = ((copier, sharing * alike),)
-        return Activity(work=float(nbytes), usage=usage, weight=LINK_WEIGHT, delay_s=staging.latency_s)
+        return Activity(work=float(nbytes), usage=usage, weight=LINK_WEIGHT, delay_s=latency_s)
 
 
 class MessageClasses:

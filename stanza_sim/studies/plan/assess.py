@@ -178,7 +178,16 @@ def spread_of(problem: Problem, one: Score, go_on: Callable[[], bool] = lambda: 
 
 def _needs(problem: Problem, plan: Plan, case: SimulationCase) -> dict[int, Memory]:
     scale = HALF_BYTES / plan.model.itemsize if problem.loaded.value.precision.is_half else 1.0
-    return memory_of(plan.schedule, plan.model, case.received_bytes, activation_scale=scale)
+    cluster = problem.cluster
+    devices = [r for r in case.received_bytes if not cluster.on_cores(r)]
+    return memory_of(
+        plan.schedule,
+        plan.model,
+        case.received_bytes,
+        activation_scale=scale,
+        nccl=[r for r in devices if cluster.host_of(r).staging is None],
+        staged=[r for r in devices if cluster.host_of(r).staging is not None],
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

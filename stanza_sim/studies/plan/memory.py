@@ -7,31 +7,59 @@ counts, as far as a schedule tells it, in the form in which this program's execu
     gradients      2 P      one buffer for each of two generations (iterations overlap)
     optimiser      O        momentum of what the rank owns: a slice of a bundle that is cut, else the whole
     sums           2 O'     reduced gradients of what the rank owns and receives contributions to
-    activations    sum over blocks of samples x bytes that the block's operations put out (all kept for backward)
+    backward       of the block of which that is most: gradients of its parameters before they are in their buffer,
+                   and those of its input and output
+    activations    sum over blocks of samples x bytes that the block's operations put out and that are kept for its
+                   backward pass. Of an elementwise operation's input and output one is: it computes in place, or only
+                   its result is needed. It reads at most twice as much as it writes (an addition), so what it writes is
+                   at least a third of what it touches, and so much is not counted
     received       2 R      gradients and activations that arrive in an iteration, in two generations; parameters that
                             are pulled land in place
     input          samples x bytes of a sample, in two generations
+    communicators  of NCCL: one for each rank that it sends to or receives from, each way, and for each group; each has
+                   a buffer of 4 MiB (the default of NCCL_BUFFSIZE, "Environment Variables" in NCCL's user guide) for
+                   each of its channels, of which the executor allows 32 or, with many communicators, as many as share
+                   out the multiprocessors of a GPU (taken as 132, those of an H100 SXM): an upper bound
 
-Not counted: activations that a collective gathers, workspace of convolutions, the framework's own context (0.3 to 1 GB
-on a GPU), fragmentation, and what a framework saves by computing in place (a ReLU's output counts beside its input's).
+and in the host's memory, which topologies do not state and nothing is judged by:
+
+    page-locked    where gloo moves what is in a GPU: 4 R, a buffer for what arrives in an iteration and one as large
+                   for what leaves, in two generations
+
+Not counted: activations that a collective gathers, samples that are loaded ahead, workspace of convolutions and of
+cuBLAS, the framework's own context (0.3 to 1 GB on a GPU), and fragmentation.
 Activations are those of the whole batch of a rank, also where it comes in micro-batches: forward passes may all precede
 the first backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 
+from stanza_sim.base.op_kinds import OpKind
 from stanza_sim.base.units import format_bytes
 from stanza_sim.cluster import Cluster
 from stanza_sim.cluster.device import load_device
-from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Compute, Layout, Phase, Schedule, Transfer, ValueKind, slice_bounds
+from stanza_sim.model.profile import Block, ModelProfile
+from stanza_sim.schedule import (
+    Collective,
+    CollectiveKind,
+    Compute,
+    Layout,
+    Phase,
+    Schedule,
+    Transfer,
+    ValueKind,
+    slice_bounds,
+)
 from stanza_sim.schedule.cuts import slice_block, slice_numel
 from stanza_sim.schedule.progress import WINDOW
 from stanza_sim.schedule.samples import Counts, data_rank_counts
+
+SUMMING = (Phase.REDUCE, Phase.RECONSTRUCT)
+"""Phases whose results have room of their own, as those of a reduce-scatter have."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,40 +71,54 @@ class Memory:
     optimiser_nbytes: int
     sums_nbytes: int
     activations_nbytes: int
+    backward_nbytes: int
     received_nbytes: int
     input_nbytes: int
+    communicators_nbytes: int = 0
+    page_locked_nbytes: int = 0
 
     @property
     def nbytes(self) -> int:
-        """All of it."""
-        return sum(getattr(self, f.name) for f in fields(self))
+        """All of it that is on the device."""
+        return sum(int(getattr(self, f.name)) for f in fields(self)) - self.page_locked_nbytes
 
     @property
     def largest(self) -> str:
         """What takes most of it, in a word."""
-        return max(fields(self), key=lambda f: int(getattr(self, f.name))).name.removesuffix("_nbytes")
+        on_device = (f for f in fields(self) if f.name != "page_locked_nbytes")
+        return max(on_device, key=lambda f: int(getattr(self, f.name))).name.removesuffix("_nbytes")
 
 
 def memory_of(
-    schedule: Schedule, model: ModelProfile, received: Mapping[int, Mapping[str, int]], *, activation_scale: float = 1.0
+    schedule: Schedule,
+    model: ModelProfile,
+    received: Mapping[int, Mapping[str, int]],
+    *,
+    activation_scale: float = 1.0,
+    nccl: Collection[int] = (),
+    staged: Collection[int] = (),
 ) -> dict[int, Memory]:
     """What each rank of `received` needs; `received` has the bytes that it receives in each transfer, by op name.
 
-    `activation_scale` is that of the size of an element of an activation (0.5 for half precision).
+    `activation_scale` is that of the size of an element of an activation (0.5 for half precision). NCCL moves what the
+    ranks of `nccl` send and receive, gloo what those of `staged` do, from and to the host.
     """
     samples: dict[str, Counts] = {}  # by block, over all micro-batches
     for (name, _), counts in data_rank_counts(schedule).items():
         samples[name] = samples[name] + counts if name in samples else counts
-    sums = {op.target for op in schedule.ops if isinstance(op, Compute) and op.phase is Phase.REDUCE}
+    sums = {op.target for op in schedule.ops if isinstance(op, Compute) and op.phase in SUMMING} | {
+        op.value.name for op in schedule.ops if isinstance(op, Collective) and op.kind is CollectiveKind.REDUCE_SCATTER
+    }
     lands = {
         op.name for op in schedule.ops if isinstance(op, Transfer) and all(v.kind is ValueKind.PARAM for v in op.values)
     }
     data = schedule.data_ranks
     found: dict[int, Memory] = {}
     for rank, by_op in received.items():
-        parameters = activations = 0
+        parameters = activations = backward = 0
         computes: set[str] = set()
-        for block in model.blocks:
+        befores = [0, *(b.output_numel for b in model.blocks)]  # the first block's input needs no gradient
+        for block, numel_before in zip(model.blocks, befores, strict=False):
             if block.name not in samples or not (count := int(samples[block.name][rank])):
                 continue
             computes.update(t.name for t in block.tensors)
@@ -86,7 +128,9 @@ def memory_of(
                 held = slice_block(block, cut, hi - lo)
             parameters += held.numel * schedule.itemsize
             batch = count * schedule.batch_per_worker // schedule.microbatches
-            activations += int(batch * held.bytes_touched * activation_scale)
+            activations += int(batch * _kept_nbytes(held) * activation_scale)
+            ends = schedule.itemsize * activation_scale * (held.output_numel + numel_before)
+            backward = max(backward, held.numel * schedule.itemsize + int(batch * ends))
         own = optimiser = reduced = 0
         for bundle in schedule.bundles:
             owners = schedule.owners(bundle)
@@ -108,10 +152,39 @@ def memory_of(
             optimiser_nbytes=optimiser,
             sums_nbytes=WINDOW * reduced,
             activations_nbytes=activations,
+            backward_nbytes=backward,
             received_nbytes=WINDOW * sum(n for name, n in by_op.items() if name not in lands),
             input_nbytes=WINDOW * int(schedule.batch_per_worker * each) if rank in data else 0,
+            communicators_nbytes=_communicators_nbytes(schedule, rank) if rank in nccl else 0,
+            page_locked_nbytes=2 * WINDOW * sum(by_op.values()) if rank in staged else 0,
         )
     return found
+
+
+BUFFER_BYTES, MOST_CHANNELS, MULTIPROCESSORS = 4 * 1024 * 1024, 32, 132
+
+
+def _communicators_nbytes(schedule: Schedule, rank: int) -> int:
+    """What NCCL's communicators take of the device of `rank`: see the module."""
+    pairs: set[tuple[int, int]] = set()
+    groups: set[tuple[int, ...]] = set()
+    for op in schedule.for_rank(rank):
+        if isinstance(op, Transfer):
+            if rank in schedule.group(op.src):
+                pairs.update((rank, d) for d in schedule.destinations(op, rank) if d != rank)
+            if rank in schedule.group(op.dst):
+                pairs.update((s, rank) for s in schedule.sources(op, rank) if s != rank)
+        elif isinstance(op, Collective) and len(group := schedule.group(op.ranks)) > 1:
+            groups.add(tuple(group))
+    if not (count := len(pairs) + len(groups)):
+        return 0
+    return count * max(1, min(MOST_CHANNELS, MULTIPROCESSORS // count)) * BUFFER_BYTES
+
+
+def _kept_nbytes(block: Block) -> float:
+    """Bytes of a sample that a block's operations put out and that are kept for the backward pass."""
+    elementwise = sum(w.forward.sample_nbytes for w in block.work if w.kind is OpKind.ELEMENTWISE)
+    return max(block.bytes_touched - elementwise / 3, 0.0)
 
 
 def too_much(cluster: Cluster, needs: Mapping[int, Memory]) -> str | None:

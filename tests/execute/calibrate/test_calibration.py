@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from stanza_sim.execute.calibrate.answers import MessageCores, RankTimes, Wanted
-from stanza_sim.execute.calibrate.calibration import calibrate, merge_times, profile_of, sample_counts
+from stanza_sim.execute.calibrate.calibration import calibrate, merge_times, profile_of, rate_Bps, sample_counts
 from stanza_sim.execute.calibrate.sections import alone
 from stanza_sim.execute.calibrate.under_load import rest_s, schedule_under_load
 from stanza_sim.execute.start.launch import Pool
@@ -80,6 +80,45 @@ def test_probes_become_latency_and_costs(tiny: ModelProfile) -> None:
     assert profile.blocks[0].spread == pytest.approx(1.0)
     apart = profile_of([one, replace(one, host="other")], wanted)
     assert apart.loopback is None
+
+
+def test_a_probe_whose_large_message_took_no_longer_has_its_own_rate(tiny: ModelProfile) -> None:
+    one = replace(timed(tiny), small_bytes=1000, small=(2e-3, 1e-4), large=(1e-3, 1e-4))
+    wanted = Wanted(model=tiny, samples={b.name: (4,) for b in tiny.blocks}, contributions=2)
+    loopback = profile_of([one, one], wanted).loopback
+    assert loopback is not None
+    assert loopback.bandwidth_Bps == pytest.approx(1e9)
+    assert rate_Bps((1000, 1e-3), (2000, 2e-3)) == pytest.approx(1e6)
+
+
+def test_messages_between_devices_are_no_loopback_and_cost_no_cores(tiny: ModelProfile) -> None:
+    one = replace(
+        timed(tiny),
+        small_bytes=1000,
+        small=(30e-6, None),
+        large=(129e-6, None),
+        large_bytes=1_000_000,
+        between_devices=True,
+        copy_bytes=(1000, 1_001_000),
+        copies=((11e-6, 111e-6), (22e-6, 272e-6)),
+        beside_collective=1.25,
+        provenance={"CUDA": "13.0", "SM clock": "1980 MHz now"},
+    )
+    wanted = Wanted(model=tiny, samples={b.name: (4,) for b in tiny.blocks}, contributions=2)
+    profile = profile_of([one, replace(one, beside_collective=None)], wanted)
+    assert profile.loopback is None
+    assert profile.device_link is not None and profile.staging is not None
+    assert profile.device_link.bandwidth_Bps == pytest.approx(999_000 / 99e-6)
+    assert profile.device_link.latency_s == pytest.approx(30e-6 - 1000 / profile.device_link.bandwidth_Bps)
+    assert profile.staging.out.bandwidth_Bps == pytest.approx(1e10)
+    assert profile.staging.out.latency_s == pytest.approx(10.9e-6)
+    assert profile.staging.back.bandwidth_Bps == pytest.approx(4e9)
+    assert profile.staging.back.latency_s == pytest.approx(21.75e-6)
+    assert profile.collective_share == pytest.approx(0.2)
+    assert profile.provenance["CUDA"] == "13.0"
+    apart = profile_of([one, replace(one, host="other")], wanted)
+    assert apart.device_link is None
+    assert apart.staging == profile.staging
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 5])

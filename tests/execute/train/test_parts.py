@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.execute.rank.accelerator import Cpu
 from stanza_sim.execute.rank.clock import ClockOffset
 from stanza_sim.execute.rank.job import LearningRate
 from stanza_sim.execute.start.measure import iteration_durations
@@ -105,13 +106,21 @@ def test_a_feed_gives_the_same_batches_from_memory_and_from_a_thread(
 ) -> None:
     items = data.load("synthetic", tiny, 1)
     numbers = data.draw(list(range(30)), 6, 9, seed=1)
-    cpu = torch.device("cpu")
-    small = data.Feed(items, numbers, torch.float32, cpu)
+    small = data.Feed(items, numbers, torch.float32, Cpu())
     monkeypatch.setattr(data, "AHEAD_BYTES", 0)
-    threaded = data.Feed(items, numbers, torch.float32, cpu)
+    threaded = data.Feed(items, numbers, torch.float32, Cpu())
     for i in range(9):
         for a, b in zip(small.batch(i), threaded.batch(i), strict=True):
             assert torch.equal(a, b)
+
+
+def test_samples_staged_in_chunks_are_those_stacked_at_once(tiny: ModelProfile) -> None:
+    items = data.load("digits", tiny, 1)
+    numbers = list(range(40, 7, -3))
+    x, y = data.Staging(Cpu(), 4, (1, 8, 8), torch.float64).load(items, numbers)
+    expected = data.stack(items, numbers, torch.float64, torch.device("cpu"))
+    assert torch.equal(x, expected[0])
+    assert torch.equal(y, expected[1])
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,16 @@ def test_devices_of_one_host() -> None:
     assert run(CHAIN, staged(joined)).iteration_s == run(CHAIN, joined).iteration_s
 
 
+def test_copies_to_a_device_have_a_rate_and_a_latency_of_their_own() -> None:
+    schedule = build("all_reduce", MODEL, 4, overlap=False)
+    (op,) = [op for op in schedule.ops if isinstance(op, Collective)]
+    on = wires(4)
+    copies = replace(STAGING, back_Bps=COPY / 2, back_latency_s=3 * LATE)
+    slower = replace(on, hosts=tuple(replace(h, staging=copies) for h in on.hosts))
+    found, plain = run(schedule, slower).iteration_s, run(schedule, on).iteration_s
+    assert found == pytest.approx(plain + 4 * LATE + 3 * op.nbytes / COPY, rel=1e-6)
+
+
 def test_ranks_on_cores_copy_nothing() -> None:
     schedule = build("all_reduce", MODEL, 3)
     on = cluster(3, on_cores=True)
