@@ -5,7 +5,6 @@ Their logic is in `on_device`, which tests try on the stand-in.
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -25,7 +24,7 @@ from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Array, Backend, RankReport, RunJob
 from stanza_sim.execute.selftest import on_device
 from stanza_sim.execute.selftest.on_cores import off_by, try_buffers
-from stanza_sim.execute.selftest.outcome import Here, Skipped, Wrong, require
+from stanza_sim.execute.selftest.outcome import Here, Wrong, require
 from stanza_sim.execute.selftest.tasks import on_a_thread
 from stanza_sim.execute.selftest.variants import job_of, schedule_of, tiny
 from stanza_sim.execute.start.fit import fitting
@@ -188,8 +187,6 @@ def repeats(here: Here) -> None:
         with here.check(name) as said:
             deterministic = name.endswith(":deterministic")
             options: dict[str, Any] = {"deterministic": True} if deterministic else {}
-            if deterministic and "deterministic" not in inspect.signature(Pool).parameters:
-                raise Skipped("this version has no deterministic mode")
             said.detail = repeated(options, here)
 
 
