@@ -196,9 +196,9 @@ def predict(
     ({"kind": "lognormal", "spread": 0.1}) and `straggler` ({"probability": 0.01, "slowdown": 3}) let computations vary
     by chance, from `seed`; the answer is then the median of `repeats`. `uncertainty` ({"computation": 0.1, "network":
     0.2}) is how far costs may be off, where that is not what their sources say. `issue` is how messages are issued
-    ("in_order": as with NCCL). Collectives between devices are NCCL's unless `backend` is "gloo". A schedule that
-    `build_schedule` did not build needs its `model`. Raises `InputError` for what is wrong or does not fit,
-    `ScheduleError` for an illegal schedule.
+    ("in_order": op by op, which the executor does with gloo). Collectives between devices are NCCL's unless `backend`
+    is "gloo". A schedule that `build_schedule` did not build needs its `model`. Raises `InputError` for what is wrong
+    or does not fit, `ScheduleError` for an illegal schedule.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")

@@ -199,7 +199,7 @@ class Execute(Section):
     threads_per_rank: Count = Field(1, description="Threads of each rank's computation on a CPU.")
     backend: Literal["auto", "gloo", "nccl"] = Field("auto", description="auto: nccl with one GPU a rank, else gloo.")
     issue: Literal["auto", "eager", "in_order"] = Field(
-        "auto", description="eager: receives ahead of need; in_order: op by op; auto: in order with nccl."
+        "auto", description="eager: messages as soon as they may go; in_order (gloo): op by op; auto: eager."
     )
     compute: Literal["real", "emulated"] = Field(
         "real", description="emulated: each computation is a wait of its predicted time, and nothing is trained."
@@ -224,15 +224,15 @@ class Execute(Section):
             raise _wrong("realtime is for emulated compute: ranks that compute would hold all cores", "leave it out")
         if self.backend == "nccl" and self.compute == "emulated":
             raise _wrong("emulated compute sends from host memory, which NCCL does not", "use backend: gloo, or auto")
-        if self.backend == "nccl" and self.issue == "eager":
-            raise _wrong("NCCL posts no receive ahead of need", "leave `issue` at auto")
+        if self.backend == "nccl" and self.issue == "in_order":
+            what = "in_order is a way to use gloo: NCCL's messages are received in the order of their announcements"
+            raise _wrong(what, "leave `issue` at auto, or use backend: gloo")
         return self
 
     @property
     def issued(self) -> Issue:
-        """How messages are issued, as far as the file tells."""
-        in_order = self.issue == "in_order" or (self.issue == "auto" and self.backend == "nccl")
-        return Issue.IN_ORDER if in_order else Issue.EAGER
+        """How messages are issued."""
+        return Issue.IN_ORDER if self.issue == "in_order" else Issue.EAGER
 
 
 class Jitter(Section):

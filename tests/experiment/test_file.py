@@ -118,6 +118,7 @@ BAD = [
     (("lr: 0.1", "lr: 0"), "training.optimizer.lr", "greater than 0"),
     (("timeout: 90s", "timeout: 90"), "execute.timeout", "no unit"),
     (("backend: gloo", "backend: mpi"), "execute.backend", "'nccl'"),
+    (("backend: gloo", "backend: nccl, issue: in_order"), "execute", "in_order is a way to use gloo"),
     (("cluster: star\n", ""), "example.yaml", "'cluster' is missing"),
     (("cluster: star\n", "cluster: star\nlaunch: lazy\n"), "launch", "'eager'"),
     (("batch_per_worker: 8, ", "throughput: {V100: {batch: 8}}, "), "models.1.throughput.V100", "samples_per_s"),
