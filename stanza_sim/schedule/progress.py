@@ -11,7 +11,7 @@ is held to this one by tests. `docs/explanation/semantics.md` has the rules in w
   then program order. All messages of a send are one posting: they start together when all have been posted.
 - *Credit.* In a channel with credit, at most that many ops are under way to the same destinations; of those that are
   ready the lowest priority goes next, whatever the program order.
-- *In order* (`Issue.IN_ORDER`, which NCCL needs). A rank walks the ops of each channel in program order: it posts its
+- *In order* (`Issue.IN_ORDER`). A rank walks the ops of each channel in program order: it posts its
   sends and receives of an op together, and goes on when these are complete.
 
 What is in which lane, and what is posted after what, is worked out once, in `schedule.progress_tables`. A key is
@@ -55,8 +55,8 @@ class Issue(StrEnum):
     """How messages are issued.
 
     `EAGER`: receives ahead of need, sends as soon as they may be posted. `IN_ORDER`: op by op for each channel, a
-    rank's sends and receives of one op together; NCCL needs this, since a receive that is posted early blocks its
-    communicator. `AUTO` follows the backend.
+    rank's sends and receives of one op together, as a program does that knows no more than a communicator's order.
+    `AUTO` is eager, with every backend.
     """
 
     AUTO = "auto"

@@ -61,13 +61,15 @@ class ProcessGroups:
     """Process groups, kept from one job to the next. All ranks must ask for the same ones.
 
     NCCL makes a communicator when its group is made, and both are kept: so no rank that never uses a group is missed.
-    Announcements are gloo's, whatever moves the messages. `library` gives what moves the messages of a backend.
+    Its kernels are as wide as the number of communicators lets them be that a job uses at once, so jobs that use as
+    many share them, whatever ran before. Announcements are gloo's, whatever moves the messages. `library` gives what
+    moves the messages of a backend.
     """
 
     def __init__(self, world_size: int, library: Callable[[Backend], Library]) -> None:
         self._world = tuple(range(world_size))
         self._library = library
-        self._made: dict[tuple[Backend, GroupKey], dist.ProcessGroup | None] = {}
+        self._made: dict[tuple[Backend, int, GroupKey], dist.ProcessGroup | None] = {}
 
     def prepare(self, schedule: Schedule, backend: Backend) -> Groups:
         """Make the groups that `schedule` needs, in one sorted order, and return those this rank is a member of.
@@ -79,26 +81,36 @@ class ProcessGroups:
         communicators = busiest(of_backend)
         if backend is Backend.NCCL:
             require_few(communicators)
-            kept = {key for by, key in self._made if by is Backend.NCCL}
-            communicators = busiest({*kept, *of_backend})
-            if communicators > MOST_COMMUNICATORS:  # streams are handed out in turn: old ones would be shared
-                self._destroy(sorted(kept))
-                communicators = busiest(of_backend)
+            kept = [(at_once, key) for by, at_once, key in self._made if by is Backend.NCCL]
+            new = [key for key in of_backend if (communicators, key) not in kept]
+            if busiest([*(key for _, key in kept), *new]) > MOST_COMMUNICATORS:
+                self._destroy(sorted(kept))  # streams are handed out in turn: old ones would be shared
         found: Groups = {}
         for key in keys:
-            by = Backend.GLOO if key.use is Use.ANNOUNCEMENTS else backend
-            if (by, key) not in self._made:
-                made = self._library(by).new_group(key.ranks, communicators)
-                self._made[by, key] = made if dist.get_rank() in key.ranks else None
-            group = self._made[by, key]
+            by, at_once = (backend, communicators) if backend is Backend.NCCL else (Backend.GLOO, 0)
+            if key.use is Use.ANNOUNCEMENTS:
+                by, at_once = Backend.GLOO, 0
+            if (by, at_once, key) not in self._made:
+                self._made[by, at_once, key] = self._make(by, at_once, key)
+            group = self._made[by, at_once, key]
             if group is not None:
                 found[key] = group
         return found
 
-    def _destroy(self, keys: Sequence[GroupKey]) -> None:
+    def _make(self, by: Backend, at_once: int, key: GroupKey) -> dist.ProcessGroup | None:
+        """Make a group; None at a rank that is not a member."""
+        library = self._library(by)
+        made = library.new_group(key.ranks, at_once)
+        if dist.get_rank() not in key.ranks:
+            return None
+        if key.use is Use.PAIR:
+            library.connect(made, (key.ranks[0], key.ranks[1]))
+        return made
+
+    def _destroy(self, kept: Sequence[tuple[int, GroupKey]]) -> None:
         """Destroy groups of NCCL, at all ranks alike."""
-        for key in keys:
-            group = self._made.pop((Backend.NCCL, key))
+        for at_once, key in kept:
+            group = self._made.pop((Backend.NCCL, at_once, key))
             if group is not None:
                 dist.destroy_process_group(group)
 

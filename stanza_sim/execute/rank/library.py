@@ -10,6 +10,7 @@ that is not asynchronous runs on the calling thread's current stream; messages r
 from __future__ import annotations
 
 import datetime
+import os
 import time
 from collections.abc import Sequence
 from typing import Protocol
@@ -32,6 +33,19 @@ MOST_COMMUNICATORS = 32
 """As many streams of one priority as torch's pool has; communicators that shared one would wait for each other."""
 
 
+def most_ctas(multiprocessors: int, communicators: int) -> int:
+    """How many blocks (CTAs) a kernel of each of so many communicators may have, so that all of theirs run at once.
+
+    A block of NCCL's has up to 640 threads of up to 102 registers, so each takes a multiprocessor (`NCCL_MAX_NTHREADS`,
+    `__launch_bounds__` of `src/device/common.h`). Channels of messages are rounded up to a power of two
+    (`ncclTopoComputeP2pChannels`), hence one; 32 is what NCCL takes for them at most.
+
+    >>> [most_ctas(132, n) for n in (2, 6, 22, 32)], most_ctas(20, 32)
+    ([32, 16, 4, 4], 1)
+    """
+    return 1 << (max(1, min(32, multiprocessors // communicators)).bit_length() - 1)
+
+
 class Library(Protocol):
     """What carries out collectives and groups of messages on process groups."""
 
@@ -40,6 +54,10 @@ class Library(Protocol):
 
         `communicators` is how many groups of this library the busiest rank is a member of.
         """
+        ...
+
+    def connect(self, group: dist.ProcessGroup, pair: tuple[int, int]) -> None:
+        """Have what the first message from `pair[0]` to `pair[1]` would set up set up now; both call this at once."""
         ...
 
     def wait(self, work: dist.Work) -> None:
@@ -67,6 +85,9 @@ class Gloo:
         """See `Library`."""
         made: dist.ProcessGroup = dist.new_group(list(ranks), backend="gloo", timeout=PATIENCE)
         return made
+
+    def connect(self, group: dist.ProcessGroup, pair: tuple[int, int]) -> None:
+        """It connects when the group is made."""
 
     def wait(self, work: dist.Work) -> None:
         """See `Library`."""
@@ -111,15 +132,28 @@ class Nccl(Gloo):
     def new_group(self, ranks: Sequence[int], communicators: int) -> dist.ProcessGroup:
         """Make the communicator at once; so small that the kernels of all of a rank's fit on the GPU side by side."""
         device = self._accelerator.device
+        os.environ.setdefault("TORCH_NCCL_SHOW_EAGER_INIT_P2P_SERIALIZATION_WARNING", "false")  # that is what we want
         options = dist.ProcessGroupNCCL.Options()
         options.is_high_priority_stream = True
+        options._timeout = PATIENCE  # else torch warns that they differ
         if communicators > 1:
             multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-            options.config.max_ctas = max(1, min(32, multiprocessors // communicators))
+            options.config.max_ctas = most_ctas(multiprocessors, communicators)
         made: dist.ProcessGroup = dist.new_group(
             list(ranks), backend="nccl", timeout=PATIENCE, pg_options=options, device_id=device
         )
         return made
+
+    def connect(self, group: dist.ProcessGroup, pair: tuple[int, int]) -> None:
+        """Send a small message. The first one of two ranks allocates memory and holds up the host until both are there.
+
+        In a run that could wait for a kernel of another communicator (NCCL's `ncclTransportP2pSetup`).
+        """
+        small = torch.zeros(1, device=self._accelerator.device)
+        self._accelerator.synchronize()
+        sends = dist.get_rank() == pair[0]
+        place = dist.get_group_rank(group, pair[1] if sends else pair[0])
+        self.wait(group.send([small], place, 0) if sends else group.recv([small], place, 0))
 
     def wait(self, work: dist.Work) -> None:
         """Look until it is done; `Work.wait` then raises what went wrong, and returns at once otherwise."""

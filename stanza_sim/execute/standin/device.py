@@ -252,13 +252,11 @@ class Standin:
         self.watch = Watch()
         self._seed, self._jitter_s = seed, jitter_s
         self._of_thread = threading.local()
-        self._streams: list[Stream] = []
+        self._streams: list[tuple[threading.Thread, Stream]] = []
 
     def new_stream(self, name: str) -> Stream:
         """A stream that is nobody's current one."""
-        made = Stream(self.watch, name, seed=f"{self._seed} {name}", jitter_s=self._jitter_s)
-        self._streams.append(made)
-        return made
+        return Stream(self.watch, name, seed=f"{self._seed} {name}", jitter_s=self._jitter_s)
 
     def start_thread(self) -> None:
         """Give the calling thread a stream, unless it is the main one, which sets up and computes nothing."""
@@ -266,6 +264,7 @@ class Standin:
         if here is threading.main_thread() or hasattr(self._of_thread, "here"):
             return
         stream = self.new_stream(f"the stream of {here.name}")
+        self._streams.append((here, stream))
         self._of_thread.here = _Here(stream, Kernels(stream))
         self._of_thread.here.kernels.__enter__()
 
@@ -315,7 +314,11 @@ class Standin:
         return _disable_current_modes()
 
     def release(self) -> None:
-        """End the streams of threads that are gone, and raise `Race` for memory that was freed too early."""
+        """End the streams of threads that are gone."""
+        for thread, stream in self._streams:
+            if not thread.is_alive():
+                stream.close()
+        self._streams = [(thread, stream) for thread, stream in self._streams if thread.is_alive()]
 
     def check(self) -> None:
         """Raise `RuntimeError` if memory was freed while a stream might still use it."""

@@ -40,10 +40,10 @@ def _run(job: RunJob, context: Context, beat: Beat) -> RankReport | None:
     if backend is Backend.NCCL and issue is Issue.IN_ORDER:
         what = "issue: in_order is a way to use gloo; NCCL's messages are received in the order of their announcements"
         raise InputError(what, where="execute.issue", hint="leave `issue` at auto, or use backend: gloo")
+    context.start_thread()  # its device is current before communicators are made
     groups = context.groups.prepare(schedule, backend)
     if rank >= schedule.world_size:
         return None
-    context.start_thread()
     transport = context.transport(backend, schedule, groups, values=job.emulation is None)
     ranks, boot = schedule.world_size, boot_id()
     boots = gather_all(boot, rank, ranks)

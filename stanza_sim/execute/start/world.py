@@ -30,6 +30,8 @@ from stanza_sim.execute.start.environment import Place, for_gpus
 from stanza_sim.execute.start.protocol import Moving, RankInfo, Task
 
 T = TypeVar("T")
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as of shells."""
 
 
 def join(
@@ -194,6 +196,9 @@ class Joined:
         except (RuntimeError, ValueError, OSError, EOFError) as error:
             _end_hard(1)
             raise RunError(f"rank {rank}: {type(error).__name__}: {error}") from error
+        except BaseException as error:
+            _end_hard(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
+            raise
 
     def close(self) -> None:
         """Leave, when all ranks do."""
