@@ -310,6 +310,9 @@ class Gated:
     def incoming(self, op: Transfer, iteration: int, src: int) -> object:
         return self.gates[op.name, iteration, "recv"]
 
+    def landed(self, op: Transfer, iteration: int, src: int) -> None:
+        pass
+
     def nbytes(self, op: Transfer, src: int, dst: int) -> int:
         return self.schedule.message_bytes(op, src, dst)
 

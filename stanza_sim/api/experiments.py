@@ -14,6 +14,7 @@ from stanza_sim.api.schedules import ModelSchedule
 from stanza_sim.base import config
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import Precision
 from stanza_sim.base.tables import Tabular, shortened
 from stanza_sim.base.telling import Say
 from stanza_sim.cluster.cluster import Cluster
@@ -128,7 +129,9 @@ class LoadedExperiment:
         """The schedule of every model and row, or of those that are called so. Raises `InputError`."""
         with placed("schedules"):
             plans = plans_of(self.loaded, self.cluster(), model=model, strategy=row)
-        return [ModelSchedule.of(plan.schedule, plan.model, plan.strategy) for plan in plans]
+        return [
+            ModelSchedule.of(plan.schedule, plan.model, plan.strategy, self.loaded.value.precision) for plan in plans
+        ]
 
     def run(
         self,
@@ -179,7 +182,7 @@ class LoadedExperiment:
         rows = []
         for row in result.rows:
             entry = next(s for s in self.loaded.value.strategies if s.title == row.label)
-            schedule = ModelSchedule.of(row.schedule, models[row.model], entry)
+            schedule = ModelSchedule.of(row.schedule, models[row.model], entry, Precision(row.precision))
             rows.append(replace(row, schedule=schedule, prediction=knowing(row.prediction, schedule, made[row.model])))
         return replace(result, rows=tuple(rows))
 

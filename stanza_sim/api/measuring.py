@@ -9,7 +9,7 @@ from typing import Literal
 
 from stanza_sim.api import _assemble
 from stanza_sim.api._arguments import expect, paths, placed
-from stanza_sim.api.schedules import USE_CLUSTER, ModelSchedule, of_model
+from stanza_sim.api.schedules import USE_CLUSTER, ModelSchedule, agreed_precision, check_agreed, of_model
 from stanza_sim.base.tables import shortened
 from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_time
@@ -17,7 +17,7 @@ from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.execute.rank.job import Measurement as Measured
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.profiles.network import NetworkProfile
-from stanza_sim.schedule import Schedule
+from stanza_sim.schedule import Compute, Schedule, Wire
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -55,6 +55,8 @@ def measure(
     iterations: int = 60,
     warmup: int = 10,
     optimizer: Mapping[str, object] | None = None,
+    precision: str | None = None,
+    loss_scale: float | None = None,
     seed: int = 1,
     compute: Literal["real", "emulated"] = "real",
     testbed: bool = False,
@@ -69,12 +71,13 @@ def measure(
     """Execute a schedule on the ranks of `cluster` and return what that measured.
 
     Ranks are processes of this machine, those of the launcher that started this process (torchrun, Slurm), or with
-    `testbed` they run in an emulated network (root). They train on `data` ("synthetic", "digits", or the import path
-    of a Dataset); with `compute="emulated"` each computation is a wait of its predicted time instead. `iterations`
-    include `warmup`, which is not timed. With `dilate`, for emulated computations in a testbed, links are so many times
-    slower, computations as much longer, and measured times divided by it. `optimizer` is as in a file, such as
-    {"lr": 0.02}. `timeout` is how long a rank may stay silent, in seconds or as "60s"; it is dilated too. Raises
-    `InputError` for what does not fit this machine, and `RunError` if a rank fails.
+    `testbed` they run in an emulated network (root). They train on `data` ("synthetic", "digits", or the import path of
+    a Dataset); with `compute="emulated"` each computation is a wait of its predicted time instead. `iterations` include
+    `warmup`, which is not timed. With `dilate`, for emulated computations in a testbed, links are so many times slower,
+    computations as much longer, and measured times divided by it. `optimizer` is as in a file, such as {"lr": 0.02}. It
+    trains in `precision`, default that for which the schedule was built; where anything is in fp16 the loss is
+    multiplied by `loss_scale`. `timeout` is how long a rank may stay silent, in seconds or as "60s"; it is dilated too.
+    Raises `InputError` for what does not fit this machine, and `RunError` if a rank fails.
 
     >>> import stanza_sim as ss
     >>> here = ss.load_cluster("laptop", nodes=2)
@@ -88,7 +91,13 @@ def measure(
     name = "measure"
     with placed(name):
         known = of_model(schedule, model, name)
-        training = {"iterations": iterations, "warmup": warmup, "data": data, "optimizer": optimizer}
+        training = {
+            "iterations": iterations,
+            "warmup": warmup,
+            "data": data,
+            "optimizer": optimizer,
+            "loss_scale": loss_scale,
+        }
         execute = {
             "compute": compute,
             "backend": backend,
@@ -99,10 +108,14 @@ def measure(
         }
         keys = {
             "seed": seed,
+            "precision": agreed_precision(known, precision),
             "training": {key: value for key, value in training.items() if value is not None},
             "execute": execute,
         }
+        if loss_scale is not None and any(not isinstance(op, Compute) and op.wire is Wire.FP16 for op in known.ops):
+            keys["gradients"] = "fp16"  # something travels in fp16, so the scale has a use
         loaded = _assemble.experiment_of(name, keys, within=("training", "execute"))
+        check_agreed(known, loaded.value.precision, name)
         given = paths(profiles, name, "profiles")
         made = _assemble.setup(name, cluster, known.profile, loaded, profiles=given, say=say)
         found = _assemble.measured(known, made, testbed=testbed, say=say)

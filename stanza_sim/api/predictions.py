@@ -11,7 +11,7 @@ from stanza_sim.api import _assemble, _what_if
 from stanza_sim.api._arguments import factor, paths, placed
 from stanza_sim.api._assemble import Setup
 from stanza_sim.api._costs import GivenCosts
-from stanza_sim.api.schedules import ModelSchedule, of_model
+from stanza_sim.api.schedules import ModelSchedule, agreed_precision, check_agreed, of_model
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.tables import shortened
 from stanza_sim.base.units import format_time
@@ -176,7 +176,7 @@ def predict(
     model: ModelProfile | None = None,
     costs: Callable[[int], CostModel] | None = None,
     profiles: str | Path | Sequence[str | Path] = (),
-    precision: str = "fp32",
+    precision: str | None = None,
     launch: Literal["eager", "graphs"] = "eager",
     engine: Literal["auto", "plain", "compiled"] = "auto",
     collectives: Literal["activity", "steps"] = "activity",
@@ -191,14 +191,14 @@ def predict(
     """Return how long an iteration of `schedule` takes on `cluster`, and why.
 
     Computations cost what `profiles` (files of measured block times, and of a network) say, else what each device's
-    constants give, which are fitted to published timings at `precision`, with kernels that are launched one by one or
-    by CUDA graphs (`launch`); or what `costs(rank)` says, a cost model with seconds for each phase of a block. `jitter`
-    ({"kind": "lognormal", "spread": 0.1}) and `straggler` ({"probability": 0.01, "slowdown": 3}) let computations vary
-    by chance, from `seed`; the answer is then the median of `repeats`. `uncertainty` ({"computation": 0.1, "network":
-    0.2}) is how far costs may be off, where that is not what their sources say. `issue` is how messages are issued
-    ("in_order": as with NCCL). Collectives between devices are NCCL's unless `backend` is "gloo". A schedule that
-    `build_schedule` did not build needs its `model`. Raises `InputError` for what is wrong or does not fit,
-    `ScheduleError` for an illegal schedule.
+    constants give, which are fitted to published timings at `precision` (default: that for which the schedule was
+    built), with kernels that are launched one by one or by CUDA graphs (`launch`); or what `costs(rank)` says, a cost
+    model with seconds for each phase of a block. `jitter` ({"kind": "lognormal", "spread": 0.1}) and `straggler`
+    ({"probability": 0.01, "slowdown": 3}) let computations vary by chance, from `seed`; the answer is then the median
+    of `repeats`. `uncertainty` ({"computation": 0.1, "network": 0.2}) is how far costs may be off, where that is not
+    what their sources say. `issue` is how messages are issued ("in_order": op by op). Collectives between devices
+    are NCCL's unless `backend` is "gloo". A schedule that `build_schedule` did not build needs its `model`. Raises
+    `InputError` for what is wrong or does not fit, `ScheduleError` for an illegal schedule.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
@@ -218,7 +218,7 @@ def predict(
             "engine": engine,
         }
         keys = {
-            "precision": precision,
+            "precision": agreed_precision(known, precision),
             "launch": launch,
             "seed": seed,
             "execute": {"issue": issue, "backend": backend},
@@ -228,11 +228,13 @@ def predict(
         if costs is not None and not callable(costs):
             hint = "should be a function from a rank to its cost model"
             raise InputError(f"is a {type(costs).__name__}", where=f"{name}: costs", hint=hint)
+        loaded = _assemble.experiment_of(name, keys, within=("simulation", "execute"))
+        check_agreed(known, loaded.value.precision, name)
         made = _assemble.setup(
             name,
             cluster,
             known.profile,
-            _assemble.experiment_of(name, keys, within=("simulation", "execute")),
+            loaded,
             profiles=paths(profiles, name, "profiles"),
             costs=None if costs is None else GivenCosts(costs),
         )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Literal
 
-from stanza_sim.api._arguments import Arguments, count, expect, placed
-from stanza_sim.base.config import validate
+from stanza_sim.api._arguments import Arguments, checked, count, expect, placed
+from stanza_sim.base.config import Section, validate
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import Precision
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.experiment.file import StrategyEntry
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Schedule
+from stanza_sim.schedule import Compute, Schedule, Transfer, Wire
+from stanza_sim.schedule.wires import computed_in
 
 USE_MODEL = "use load_model"
 USE_CLUSTER = "use load_cluster"
@@ -19,6 +22,8 @@ USE_CLUSTER = "use load_cluster"
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ModelSchedule(Schedule):
     """A schedule with the `profile` of its model, the strategy that built it (`entry`) and a `title` for tables.
+
+    `precision` is that for which it was built, if that is known.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("alexnet")
@@ -29,6 +34,7 @@ class ModelSchedule(Schedule):
 
     profile: ModelProfile
     entry: StrategyEntry
+    precision: Precision | None = None
 
     @property
     def title(self) -> str:
@@ -42,10 +48,17 @@ class ModelSchedule(Schedule):
         return Schedule(**{field.name: getattr(self, field.name) for field in fields(Schedule)})
 
     @classmethod
-    def of(cls, schedule: Schedule, profile: ModelProfile, entry: StrategyEntry) -> ModelSchedule:
-        """`schedule` with its model, and with the strategy that built it."""
+    def of(
+        cls, schedule: Schedule, profile: ModelProfile, entry: StrategyEntry, precision: Precision | None = None
+    ) -> ModelSchedule:
+        """`schedule` with its model, with the strategy that built it, and the precision for which it did."""
         parts = {field.name: getattr(schedule, field.name) for field in fields(Schedule)}
-        return cls(**parts, profile=profile, entry=entry)
+        return cls(**parts, profile=profile, entry=entry, precision=precision)
+
+
+class _Types(Section):
+    precision: Precision = Precision.FP32
+    gradients: Literal["parameter", "bf16", "fp16"] = "parameter"
 
 
 def build_schedule(
@@ -55,18 +68,25 @@ def build_schedule(
     *,
     batch_per_worker: int,
     label: str | None = None,
+    precision: str = "fp32",
+    gradients: Literal["parameter", "bf16", "fp16"] = "parameter",
     **settings: object,
 ) -> ModelSchedule:
     """Return what every rank of `cluster` does in one iteration: `strategy`, with these settings, for `model`.
 
-    `batch_per_worker` is in samples. `label` is its name in tables. Settings are those of an experiment's
-    `settings:`; `describe(strategy)` lists them. Raises `InputError` for a strategy or a setting that is not there, and
-    for settings that do not fit the model or the number of ranks.
+    `batch_per_worker` is in samples. `label` is its name in tables. Settings are those of an experiment's `settings:`;
+    `describe(strategy)` lists them. In a `precision` of bf16 or fp16 activations and their gradients travel in 2 bytes
+    an element, unless a setting `activations` says otherwise; `gradients` is the type of those of parameters. Raises
+    `InputError` for a strategy or a setting that is not there, and for settings that do not fit the model or the number
+    of ranks.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
     >>> ss.build_schedule("stanza", model, cluster, batch_per_worker=32, fc_workers=1)
     <ModelSchedule stanza of vgg16: 47 ops for 4 ranks>
+    >>> half = ss.build_schedule("stanza", model, cluster, batch_per_worker=32, precision="bf16")
+    >>> half.op("act").nbytes  # 32 samples of 25,088 activations in 2 bytes each, and labels in 8
+    1605888
     >>> ss.build_schedule("stanza", model, cluster, batch_per_worker=32, fc_worker=1)
     Traceback (most recent call last):
     stanza_sim.base.errors.InputError: build_schedule: fc_worker: strategy stanza has no setting 'fc_worker'
@@ -83,10 +103,45 @@ def build_schedule(
         place = Arguments(file=name, lines={}, within=("settings",))
         data = {"strategy": strategy, "settings": settings} | ({} if label is None else {"label": label})
         entry = validate(data, StrategyEntry, place)
-        made = strategies.get(strategy).build(
-            model, world_size=cluster.world_size, batch_per_worker=batch_per_worker, settings=entry.settings
+        types = checked(name, _Types, {"precision": precision, "gradients": gradients})
+        made = strategies.build(
+            strategy,
+            model,
+            world_size=cluster.world_size,
+            batch_per_worker=batch_per_worker,
+            settings=entry.settings,
+            precision=types.precision,
+            gradients=Wire.NATIVE if types.gradients == "parameter" else Wire(types.gradients),
         )
-        return ModelSchedule.of(made, model, entry)
+        return ModelSchedule.of(made, model, entry, types.precision)
+
+
+def agreed_precision(schedule: ModelSchedule, given: str | None) -> str:
+    """The precision that was `given` for a schedule, else that for which it was built, else fp32."""
+    return given or schedule.precision or Precision.FP32
+
+
+def check_agreed(schedule: ModelSchedule, precision: Precision, function: str) -> None:
+    """Raise `InputError` for a precision whose activations do not travel in the type for which a schedule was built."""
+    known = schedule.precision
+    if (
+        known is None
+        or computed_in(known) is computed_in(precision)
+        or getattr(schedule.entry.settings, "activations", None)
+    ):
+        return
+    sends = any(
+        v.kind.is_activation
+        for op in schedule.ops
+        if not isinstance(op, Compute)
+        for v in (op.values if isinstance(op, Transfer) else (op.value,))
+    )
+    if sends:
+        raise InputError(
+            f"is {precision}, and the schedule was built for {known}, in which its activations travel",
+            where=f"{function}: precision",
+            hint=f'build_schedule(..., precision="{precision}") builds one for it',
+        )
 
 
 def of_model(schedule: Schedule, model: ModelProfile | None, function: str) -> ModelSchedule:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import Literal
 
 from stanza_sim.api import _assemble
 from stanza_sim.api._arguments import as_text, checked, count, expect, overrides, paths, placed
@@ -102,7 +103,9 @@ def _best(answer: Answer) -> Prediction:
     conditions = Conditions(loaded=problem.loaded, cluster=problem.cluster, network=problem.network)
     made = _assemble.Setup(conditions=conditions, profile=problem.profile)
     return knowing(
-        answer.best.prediction, ModelSchedule.of(answer.best.schedule, problem.model, winner.choice.entry), made
+        answer.best.prediction,
+        ModelSchedule.of(answer.best.schedule, problem.model, winner.choice.entry, problem.loaded.value.precision),
+        made,
     )
 
 
@@ -115,15 +118,16 @@ def plan(
     max_evaluations: int | None = None,
     profiles: str | Path | Sequence[str | Path] = (),
     precision: str = "fp32",
+    gradients: Literal["parameter", "bf16", "fp16"] = "parameter",
     jobs: int = 1,
     say: Say = lambda text: None,
 ) -> PlanResult:
     """Search all strategies and their settings for the most samples/s of `model` on `cluster`.
 
-    In the place of both an experiment may stand: then its models, its rows first. `budget` (100 s unless
-    `max_evaluations` is given; seconds, or as "30s") is for all of it; with a number of evaluations for each model the
-    answer is reproducible. With several `jobs`, processes that import the caller's script simulate. Raises `InputError`
-    if there is no plan, and for what is wrong.
+    Values travel as `precision` and `gradients` say: see `build_schedule`. In the place of both an experiment may
+    stand: then its models, its rows first. `budget` (100 s unless `max_evaluations` is given; seconds, or as "30s") is
+    for all of it; with a number of evaluations for each model the answer is reproducible. With several `jobs`,
+    processes that import the caller's script simulate. Raises `InputError` if there is no plan, and for what is wrong.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("alexnet")
@@ -149,7 +153,8 @@ def plan(
             expect(cluster, Cluster, name, "cluster", USE_CLUSTER)
             count(batch_per_worker, name, "batch_per_worker")
             assert cluster is not None
-            loaded = _assemble.experiment_of(name, {"precision": precision, "batch_per_worker": batch_per_worker})
+            keys = {"precision": precision, "gradients": gradients, "batch_per_worker": batch_per_worker}
+            loaded = _assemble.experiment_of(name, keys)
             made = _assemble.setup(name, cluster, model, loaded, profiles=given, say=say)
             problem = ObjectProblem(
                 loaded=loaded,

@@ -109,7 +109,10 @@ class Precision:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class DeviceSpec:
-    """A device's data. `fp32_runs` names the precision that a framework's fp32 setting means on it.
+    """A device's data.
+
+    `published_fp32` names the precision in which the published timings ran that call themselves fp32 (a framework's
+    setting, under which GPUs from Ampere on may compute in TF32). Only rules for published texts look at it.
 
     `form` is how the part is built in (`SXM`, `PCIe` or `NVL`; None: any), and `reported` what a driver calls it
     where that is not its name.
@@ -121,7 +124,7 @@ class DeviceSpec:
     memory_bandwidth_Bps: float
     launch_overhead_s: float
     precisions: Mapping[str, Precision]
-    fp32_runs: str
+    published_fp32: str
     published: tuple[str, ...]
     sources: tuple[str, ...]
     launch: LaunchCost | None = None
@@ -133,10 +136,10 @@ class DeviceSpec:
 
     def precision(self, name: str) -> Precision:
         """Return how the device computes at a precision; raise `InputError` if it is not known."""
-        known = self.precisions.get(self.fp32_runs if name == "fp32" else name)
+        known = self.precisions.get(name)
         if known is None:
-            names = sorted({*self.precisions, *(["fp32"] if self.fp32_runs in self.precisions else [])})
-            raise InputError(f"device {self.name} has no data for precision {name!r}", hint=near(name, names))
+            what = f"device {self.name} has no data for precision {str(name)!r}"
+            raise InputError(what, hint=near(name, sorted(self.precisions)))
         return known
 
 
@@ -207,7 +210,7 @@ class _DeviceSection(Section):
     memory_bandwidth: Rate
     launch_overhead: Seconds
     precisions: dict[str, _PrecisionSection] = Field(min_length=1)
-    fp32_runs: str = "fp32"
+    published_fp32: str = "fp32"
     published: tuple[str, ...] = ()
     sources: tuple[str, ...] = Field(min_length=1)
     efficiency: dict[str, _EfficiencySection] = Field(default_factory=dict)
@@ -235,6 +238,12 @@ def _load(path: Path) -> DeviceSpec:
                 where=f"{path}: {key}",
                 hint=near(unknown[0], section.precisions),
             )
+    if "published_fp32" in section.model_fields_set and section.published_fp32 not in section.precisions:
+        raise InputError(
+            f"published_fp32 is {section.published_fp32!r}, which is no precision of it",
+            where=f"{path}: published_fp32",
+            hint=near(section.published_fp32, section.precisions),
+        )
     if section.constants and section.launch is None:
         hint = "such as launch: {forward: 100us, backward: 25us, overlap: 1.25}"
         raise InputError("constants, but no `launch`", where=f"{path}: constants", hint=hint)
@@ -261,7 +270,7 @@ def _load(path: Path) -> DeviceSpec:
         memory_bandwidth_Bps=section.memory_bandwidth,
         launch_overhead_s=section.launch_overhead,
         precisions=precisions,
-        fp32_runs=section.fp32_runs,
+        published_fp32=section.published_fp32,
         published=section.published,
         sources=section.sources,
         launch=LaunchCost(forward_s=launch.forward, backward_s=launch.backward, overlap=launch.overlap)

@@ -23,7 +23,9 @@ from stanza_sim import strategies
 from stanza_sim.base import config
 from stanza_sim.base.config import Count, Factor, Loaded, Section
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import LOSS_SCALE, Precision
 from stanza_sim.base.units import PositiveSeconds, Rate
+from stanza_sim.schedule import Wire
 from stanza_sim.schedule.progress import Issue
 
 Scalar = bool | int | float | str | None
@@ -172,6 +174,9 @@ class Training(Section):
     warmup: int = Field(10, ge=0, description="First iterations, which train but are not timed.")
     optimizer: Optimizer = Optimizer()
     data: str = Field("synthetic", min_length=1, description="synthetic, digits, or the import path of a Dataset.")
+    loss_scale: Factor = Field(
+        LOSS_SCALE, le=2**24, description="fp16: what the mean loss of a worker's batch is multiplied by."
+    )
 
     @model_validator(mode="after")
     def _some_are_timed(self) -> Self:
@@ -199,7 +204,7 @@ class Execute(Section):
     threads_per_rank: Count = Field(1, description="Threads of each rank's computation on a CPU.")
     backend: Literal["auto", "gloo", "nccl"] = Field("auto", description="auto: nccl with one GPU a rank, else gloo.")
     issue: Literal["auto", "eager", "in_order"] = Field(
-        "auto", description="eager: receives ahead of need; in_order: op by op; auto: in order with nccl."
+        "auto", description="eager, as auto: whatever may be sent is; in_order: op by op, with gloo only."
     )
     compute: Literal["real", "emulated"] = Field(
         "real", description="emulated: each computation is a wait of its predicted time, and nothing is trained."
@@ -224,15 +229,15 @@ class Execute(Section):
             raise _wrong("realtime is for emulated compute: ranks that compute would hold all cores", "leave it out")
         if self.backend == "nccl" and self.compute == "emulated":
             raise _wrong("emulated compute sends from host memory, which NCCL does not", "use backend: gloo, or auto")
-        if self.backend == "nccl" and self.issue == "eager":
-            raise _wrong("NCCL posts no receive ahead of need", "leave `issue` at auto")
+        if self.backend == "nccl" and self.issue == "in_order":
+            what = "issue: in_order is for gloo; NCCL's messages are received in the order of their announcements"
+            raise _wrong(what, "leave `issue` at auto, or use backend: gloo")
         return self
 
     @property
     def issued(self) -> Issue:
-        """How messages are issued, as far as the file tells."""
-        in_order = self.issue == "in_order" or (self.issue == "auto" and self.backend == "nccl")
-        return Issue.IN_ORDER if in_order else Issue.EAGER
+        """How messages are issued."""
+        return Issue.IN_ORDER if self.issue == "in_order" else Issue.EAGER
 
 
 class Jitter(Section):
@@ -310,7 +315,13 @@ class Experiment(Section):
     network: Network = Network()
     batch_per_worker: Batch = Field(32, description="Samples per worker and iteration, for models that do not say.")
     seed: int = Field(1, ge=0, lt=2**63, strict=True)
-    precision: str = "fp32"
+    precision: Precision = Field(
+        Precision.FP32, description="What is computed in: fp32 (no TF32), tf32, bf16 or fp16 (autocast)."
+    )
+    gradients: Literal["parameter", "bf16", "fp16"] = Field(
+        "parameter",
+        description="Type in which gradients of parameters travel: that of the parameters, or one of 2 bytes.",
+    )
     launch: Literal["eager", "graphs"] = Field(
         "eager",
         description="How kernels reach a GPU: eager: op by op from Python; graphs: CUDA graphs, compiled steps.",
@@ -332,10 +343,22 @@ class Experiment(Section):
             if twice := [t for t in dict.fromkeys(titles) if titles.count(t) > 1]:
                 key = "name" if what == "models" else "label"
                 raise _wrong(f"two {what} are called {twice[0]!r}", f"give each its own `{key}`")
+        if "loss_scale" in self.training.model_fields_set and not self._has_fp16():
+            raise _wrong("training.loss_scale has no use: nothing is in fp16", "leave it out, or set precision: fp16")
         if self.network.nccl is not None and (self.execute.compute == "emulated" or self.execute.backend == "gloo"):
             what = "emulated compute" if self.execute.compute == "emulated" else "backend gloo"
             raise _wrong(f"network.nccl has no use: {what} does not use NCCL", "leave network.nccl out")
         return self
+
+    def _has_fp16(self) -> bool:
+        """Whether anything is computed in fp16 or travels in it."""
+        activations = (getattr(row.settings, "activations", None) for row in self.strategies)
+        return "fp16" in (self.precision, self.gradients, *activations)
+
+    @property
+    def gradient_wire(self) -> Wire:
+        """The type in which gradients of parameters travel."""
+        return Wire.NATIVE if self.gradients == "parameter" else Wire(self.gradients)
 
     def batch_of(self, entry: ModelEntry) -> int:
         """Samples per worker and iteration of one of `models`."""

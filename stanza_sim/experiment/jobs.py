@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import FLOAT_BYTES, Precision
 from stanza_sim.base.telling import Say
 from stanza_sim.cluster import Cluster
 from stanza_sim.experiment import file
@@ -61,6 +62,27 @@ def open_ranks(
             yield workers
 
 
+def check_precision(loaded: Loaded[Experiment], plans: Sequence[Plan], cluster: Cluster) -> None:
+    """Raise `InputError` for a precision in which no device of `cluster` can train, whatever its GPUs turn out to be.
+
+    Once ranks are up, `stanza_sim.execute.start.start.check_precision` looks at each of them.
+    """
+    from stanza_sim.execute.rank.supported import supported, unsupported
+
+    precision, where = loaded.value.precision, loaded.source.where("precision")
+    kind = "cuda" if any(cluster.host_of(r).devices for r in range(cluster.world_size)) else "cpu"
+    if (reason := unsupported(precision, kind, None)) is not None:
+        raise InputError(
+            f"ranks on the cores of {cluster.name} cannot train in {precision}: {reason}",
+            where=where,
+            hint=f"set precision to {' or '.join(supported(kind, None))}, or emulate with --compute emulated",
+        )
+    for plan in plans:
+        if precision is not Precision.FP32 and plan.model.itemsize != FLOAT_BYTES:
+            what = f"model {plan.entry.title} has elements of {plan.model.itemsize} bytes, {precision} is for float32"
+            raise InputError(what, where=where, hint="set precision: fp32, which is the model's own type")
+
+
 DILATED_ITERATIONS, DILATED_WARMUP = 4, 1
 """What runs where time is dilated, unless an experiment says how much does: each iteration takes long, and is close to
 the others."""
@@ -103,10 +125,8 @@ def jobs_of(
                 cluster, plan.model, experiment.precision, known.get(plan.entry.title), launch=experiment.launch
             )
             emulations[i] = emulation_of(plan, cluster, costs, realtime=realtime, dilation=how.dilate)
-    elif experiment.precision != "fp32":
-        what = f"training in {experiment.precision} is not supported"
-        hint = "set precision: fp32, or emulate with --compute emulated"
-        raise InputError(what, where=loaded.source.where("precision"), hint=hint)
+    else:
+        check_precision(loaded, plans, cluster)
     optimizer = training.optimizer
     return [
         RunJob(
@@ -128,6 +148,8 @@ def jobs_of(
             issue=Issue(experiment.execute.issue),
             timeout_s=experiment.execute.timeout * experiment.execute.dilate,
             emulation=emulation,
+            precision=experiment.precision,
+            loss_scale=training.loss_scale,
         )
         for plan, emulation in zip(plans, emulations, strict=True)
     ]

@@ -107,8 +107,14 @@ def plan_for(
     Raises `InputError` for settings that do not fit the model or the number of ranks.
     """
     batch = loaded.value.batch_of(entry)
-    schedule = strategies.get(row.strategy).build(
-        model, world_size=cluster.world_size, batch_per_worker=batch, settings=row.settings
+    schedule = strategies.build(
+        row.strategy,
+        model,
+        world_size=cluster.world_size,
+        batch_per_worker=batch,
+        settings=row.settings,
+        precision=loaded.value.precision,
+        gradients=loaded.value.gradient_wire,
     )
     return Plan(entry=entry, strategy=row, model=model, batch_per_worker=batch, schedule=schedule)
 

@@ -249,7 +249,7 @@ def check_sizes(schedule: Schedule, model: ModelProfile) -> None:
             expected = gathered_bytes(samples, len(ranks), schedule.itemsize)
         else:
             features = cut.outputs if op.value.kind is ValueKind.ACT else cut.inputs
-            expected = summed_bytes(samples, features, schedule.itemsize)
+            expected = summed_bytes(samples, features, schedule.itemsize_of(op))
         if op.nbytes != expected:
             what = f"nbytes={op.nbytes}, but {samples} samples have {expected} bytes"
             raise _wrong(schedule, f"{what}\n  in: {print_op(op)}")

@@ -23,7 +23,6 @@ from stanza_sim.schedule.dataflow import check_data_flow, violation
 from stanza_sim.schedule.factors import bundle_factors, check_factors, require_factors
 from stanza_sim.schedule.header import check_header
 from stanza_sim.schedule.ops import (
-    BF16_BYTES,
     NAME,
     Algorithm,
     Carrier,
@@ -52,15 +51,16 @@ def value_bytes(
     schedule: Schedule, model: ModelProfile, value: Value, microbatches: int, wire: Wire = Wire.NATIVE
 ) -> int:
     """Bytes of one whole message that carries `value` of one worker (one micro-batch of its samples)."""
-    samples = schedule.batch_per_worker // microbatches
+    samples, itemsize = schedule.batch_per_worker // microbatches, wire.itemsize(schedule.itemsize)
     match value.kind:
-        case ValueKind.GRAD | ValueKind.PART | ValueKind.SUM | ValueKind.PARAM | ValueKind.COPY:
+        case ValueKind.GRAD | ValueKind.PART | ValueKind.SUM:
+            return schedule.bundle(value.name).numel * itemsize
+        case ValueKind.PARAM | ValueKind.COPY:
             return schedule.bundle(value.name).numel * schedule.itemsize
         case ValueKind.FACTORS:
             _, factors = require_factors(schedule, model, value.name)
-            return factors.numel(schedule.batch_per_worker) * schedule.itemsize
+            return factors.numel(schedule.batch_per_worker) * itemsize
         case ValueKind.ACT | ValueKind.ACTGRAD:
-            itemsize = BF16_BYTES if wire is Wire.BF16 else schedule.itemsize
             return samples * model.block(value.name).output_numel * itemsize
         case ValueKind.LABELS:
             return samples * LABEL_BYTES
@@ -209,8 +209,7 @@ class _Form:
             if value.kind is ValueKind.LOGSUM:
                 raise self.fail(op, "logsums are gathered over the group of a cut, not sent")
         self._arrival(op)
-        if op.wire is not Wire.NATIVE and not {v.kind for v in op.values} & {ValueKind.ACT, ValueKind.ACTGRAD}:
-            raise self.fail(op, "only activations and their gradients are rounded", hint=f"leave out wire={op.wire}")
+        self._wire(op, *op.values)
         expected = sum(value_bytes(self.s, self.model, v, self.s.microbatches, op.wire) for v in op.values)
         if op.nbytes != expected:
             raise self.fail(op, f"nbytes={op.nbytes}, but the values have {expected} bytes")
@@ -223,6 +222,11 @@ class _Form:
                 end, who = (op.src, "comes from") if owner_sends else (op.dst, "goes to")
                 if owner_sends is not None and (self.mask(end) & ~self.mask(bundle.owners)).any():
                     raise self.fail(op, f"{value} {who} owners of the bundle ({bundle.owners}) only")
+
+    def _wire(self, op: Transfer | Collective, *values: Value) -> None:
+        if op.wire is not Wire.NATIVE and not any(v.kind.is_activation or v.kind.is_gradient for v in values):
+            what = "only activations and gradients are rounded"
+            raise self.fail(op, what, hint=f"leave out wire={op.wire}")
 
     def _arrival(self, op: Transfer) -> None:
         """What goes forward arrives under a number that no data rank uses, or it would hide the receiver's own."""
@@ -252,6 +256,7 @@ class _Form:
 
     def _collective(self, op: Collective) -> None:
         self._value_exists(op, op.value)
+        self._wire(op, op.value)
         if op.value.kind in (ValueKind.ACT, ValueKind.ACTGRAD, ValueKind.LOGSUM):
             if op.root is not None:
                 raise self.fail(op, f"{op.kind} has no root")
@@ -261,7 +266,7 @@ class _Form:
             raise self.fail(op, "a collective moves gradients or parameters of a bundle, or activations of a cut block")
         if op.microbatch:
             raise self.fail(op, "gradients and parameters of a bundle are of the whole batch, not of a micro-batch")
-        expected = value_bytes(self.s, self.model, op.value, 1)
+        expected = value_bytes(self.s, self.model, op.value, 1, op.wire)
         if op.nbytes != expected:
             raise self.fail(op, f"nbytes={op.nbytes}, but the value has {expected} bytes")
         bundle = self.s.bundle(op.value.name)
@@ -289,8 +294,8 @@ class _Form:
             raise self.fail(op, "a hierarchy needs the number of ranks on a host", hint="write local=8")
         if op.algorithm is not Algorithm.HIERARCHICAL and op.local:
             raise self.fail(op, f"local={op.local} is for a hierarchy, not for {op.algorithm}")
-        if op.chunk < self.s.itemsize:
-            raise self.fail(op, f"chunk={op.chunk} is less than an element of {self.s.itemsize} bytes")
+        if op.chunk < self.s.itemsize_of(op):
+            raise self.fail(op, f"chunk={op.chunk} is less than an element of {self.s.itemsize_of(op)} bytes")
 
     def _bundle_exists(self, op: Op, name: str) -> None:
         if name not in self.bundles:

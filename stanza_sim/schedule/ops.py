@@ -9,6 +9,7 @@ from math import ceil
 from typing import TypeAlias
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import HALF_BYTES
 from stanza_sim.schedule.ranks import Ranks
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-/]*")
@@ -113,6 +114,16 @@ class ValueKind(StrEnum):
         return self in _OF_BUNDLES
 
     @property
+    def is_activation(self) -> bool:
+        """Whether it consists of activations or of their gradients."""
+        return self in (ValueKind.ACT, ValueKind.ACTGRAD, ValueKind.FACTORS)
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether it consists of gradients of parameters, or of sums of them."""
+        return self in (ValueKind.GRAD, ValueKind.PART, ValueKind.SUM)
+
+    @property
     def owner_sends(self) -> bool | None:
         """Whether it comes from an owner (True), goes to one (False), or neither."""
         return True if self is ValueKind.PARAM else False if self in (ValueKind.GRAD, ValueKind.SUM) else None
@@ -144,14 +155,20 @@ class Axis(StrEnum):
 
 
 class Wire(StrEnum):
-    """How activations and their gradients travel: as they are, or rounded to bfloat16 and widened on arrival."""
+    """The type in which values travel: that of the parameters, or one of 2 bytes, which they are rounded to.
+
+    What is received is widened on arrival, but partial sums of activations, which a collective sums in that type, and
+    gradients of a bundle, which an all-reduce or reduce-scatter sums in it. Parameters, labels and logsums travel as
+    they are.
+    """
 
     NATIVE = "native"
     BF16 = "bf16"
+    FP16 = "fp16"
 
-
-BF16_BYTES = 2
-"""Bytes of a bfloat16."""
+    def itemsize(self, native: int) -> int:
+        """Bytes of an element; `native` are those of a parameter."""
+        return native if self is Wire.NATIVE else HALF_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,8 +256,8 @@ class Transfer:
     `microbatch` is the senders' number of the samples whose activations, gradients or labels travel. Receivers know
     them by the same number, or by `arrives_as`: so a rank that computes for several others can take the samples of
     each as micro-batches of their own, numbered from the schedule's `microbatches` on, and send back the gradients of
-    such a number as those of its receiver's micro-batch. `wire` says in what form activations and their gradients
-    travel; a local pair keeps them as they are.
+    such a number as those of its receiver's micro-batch. `wire` is the type in which
+    activations, factors and gradients travel; a local pair keeps them as they are.
 
     Messages of one pair and channel go in program order, one at a time, if `credit` is 0. Else at most `credit` ops of
     the channel are under way from one rank to the same destinations, and of those that are ready the one of the lowest
@@ -293,6 +310,7 @@ class Collective:
 
     For `Algorithm.HIERARCHICAL`, ranks r with the same r // `local` are taken to be on one host; elsewhere it is 0. A
     schedule knows no hosts, and both engines must do the same. `chunk` is the most bytes of one message of a pipeline.
+    `wire` is the type in which gradients and partial sums travel and are summed.
 
     There is no priority: all members must carry out the collectives of a group in one order, which is the program's.
     """
@@ -308,6 +326,7 @@ class Collective:
     chunk: int = CHUNK_BYTES
     microbatch: int = 0
     root: int | None = None
+    wire: Wire = Wire.NATIVE
     after: tuple[str, ...] = ()
     after_previous: tuple[str, ...] = ()
 

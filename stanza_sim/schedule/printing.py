@@ -104,6 +104,7 @@ def print_op(op: Op) -> str:
                 "chunk": None if op.chunk == CHUNK_BYTES else op.chunk,
                 "microbatch": op.microbatch or None,
                 "root": op.root,
+                "wire": None if op.wire is Wire.NATIVE else op.wire,
             }
     options["after"] = ",".join(op.after) or None
     options["after_previous"] = ",".join(op.after_previous) or None

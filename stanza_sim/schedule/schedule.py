@@ -11,8 +11,8 @@ from stanza_sim.base.errors import InputError, ScheduleError
 from stanza_sim.base.tables import shortened
 from stanza_sim.schedule import printing
 from stanza_sim.schedule.ops import (
-    BF16_BYTES,
     Bundle,
+    Collective,
     Compute,
     Cut,
     Group,
@@ -22,7 +22,6 @@ from stanza_sim.schedule.ops import (
     Transfer,
     Value,
     ValueKind,
-    Wire,
     feature_bounds,
     slice_bounds,
 )
@@ -176,6 +175,10 @@ class Schedule:
         owner = src if owner_sends else dst
         return slice_bounds(bundle.numel, len(owners), owners.index(owner))
 
+    def itemsize_of(self, op: Transfer | Collective) -> int:
+        """Bytes of an element of what travels in `op`, but for labels, which are int64."""
+        return op.wire.itemsize(self.itemsize)
+
     def message_bytes(self, op: Transfer, src: int, dst: int) -> int:
         """Bytes of the message from `src` to `dst`; 0 for a local pair."""
         if src == dst:
@@ -184,7 +187,7 @@ class Schedule:
         for value in op.values:
             cut = self.value_slice(op, value, src, dst)
             if cut is not None:
-                total -= (self.bundle(value.name).numel - (cut[1] - cut[0])) * self.itemsize
+                total -= (self.bundle(value.name).numel - (cut[1] - cut[0])) * self.itemsize_of(op)
         return total - self._left_out(op, src, dst)
 
     def _left_out(self, op: Transfer, src: int, dst: int) -> int:
@@ -193,8 +196,7 @@ class Schedule:
         if cut is None:
             return 0
         lo, hi = self.features(cut, src if op.values[0].kind is ValueKind.ACTGRAD else dst)
-        itemsize = BF16_BYTES if op.wire is Wire.BF16 else self.itemsize
-        return self.batch_per_worker // self.microbatches * (cut.features - (hi - lo)) * itemsize
+        return self.batch_per_worker // self.microbatches * (cut.features - (hi - lo)) * self.itemsize_of(op)
 
     # ---- samples ------------------------------------------------------------------------------------------
 

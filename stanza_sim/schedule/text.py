@@ -184,6 +184,7 @@ def parse_op(text: str) -> Op:
             chunk=line.number("chunk", CHUNK_BYTES),
             microbatch=line.number("microbatch", 0),
             root=line.number("root") if "root" in line.options else None,
+            wire=line.choice(Wire, line.option("wire", Wire.NATIVE)),
             after=line.names("after"),
             after_previous=line.names("after_previous"),
         )

@@ -14,13 +14,12 @@ from stanza_sim.model.profile import ModelProfile, Throughput
 from stanza_sim.profiles.blocks import Profile, require
 from stanza_sim.simulate.cost_model import CostModel, RankCosts
 from stanza_sim.simulate.measured_costs import MeasuredCosts
-from stanza_sim.simulate.roofline import HALF, UPDATE_PASSES, RooflineCosts, measured_name
+from stanza_sim.simulate.roofline import UPDATE_PASSES, RooflineCosts, measured_name
 from stanza_sim.simulate.server_costs import ServerCosts
 from stanza_sim.simulate.sum_costs import Launch, SumCosts, launch_of
 from stanza_sim.simulate.throughput import ScaledCosts, check_throughput, with_given_throughput
 
 __all__ = [
-    "HALF",
     "UPDATE_PASSES",
     "CostModel",
     "Costs",

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from stanza_sim.base.precision import HALF, HALF_BYTES
 from stanza_sim.cluster.device import DeviceSpec, ModelEfficiency, ModelFactor
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import Block, ModelProfile
@@ -29,8 +30,6 @@ UPDATE_PASSES = 5
 LOSS_PASSES = 4
 """Softmax cross-entropy over the logits: read and write, forward and backward."""
 LOSS_KERNELS = 3
-HALF = ("fp16", "bf16")
-"""Precisions whose activations take 2 bytes; all others take the model's item size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ class RooflineCosts:
         value = efficiency if efficiency is not None else fit.value if fit else spec.default
         self._bandwidth_Bps = device.memory_bandwidth_Bps * speed
         self._launch_s = device.launch_overhead_s / speed
-        self._itemsize = 2 if precision in HALF else model.itemsize
+        self._itemsize = HALF_BYTES if precision in HALF else model.itemsize
         self._flops = spec.peak_flops * speed * value
         self._scale = self._itemsize / model.itemsize
         self._blocks = {block.name: block for block in model.blocks}

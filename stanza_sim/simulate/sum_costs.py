@@ -10,7 +10,7 @@ the host needs. With `Launch.GRAPHS` (CUDA graphs, compiled steps) a kernel cost
 
 The constants are those of the device file (`stanza_sim.simulate.fit` writes them, with residuals). Under autocast
 (fp16, bf16) activations and the weights that products read take 2 bytes; the master weights are cast in every step,
-losses, updates and blocks that say so (heads with a margin) are in fp32.
+losses, updates and blocks that say so (heads with a margin) are in fp32, their products in TF32 where a device can.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from enum import StrEnum
 from stanza_sim.base.config import near
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.op_kinds import OpKind
+from stanza_sim.base.precision import HALF, HALF_BYTES, Precision
 from stanza_sim.cluster.device import DeviceSpec, Residuals, WorkConstants
 from stanza_sim.model.module_work import ModuleWork
 from stanza_sim.model.profile import Block, BlockKind, ModelProfile, OpWork, PassWork
@@ -30,7 +31,6 @@ from stanza_sim.simulate.roofline import (
     BACKWARD_INPUT_PASSES,
     BACKWARD_WEIGHT_PASSES,
     FORWARD_PASSES,
-    HALF,
     LOSS_KERNELS,
     LOSS_PASSES,
     UPDATE_PASSES,
@@ -42,6 +42,10 @@ CAST_NBYTES = 6
 """Autocast reads 4 bytes of each parameter and writes 2 in forward; in backward its gradient is cast back."""
 LOSS_ITEMSIZE = 4
 """Losses are computed in fp32, under autocast too."""
+
+
+OUTSIDE = (Precision.TF32, Precision.FP32)
+"""In which precision autocast leaves what it does not cast: the first of these that a device has."""
 
 
 class Launch(StrEnum):
@@ -85,7 +89,8 @@ class WorkTimes:
         self.constants: WorkConstants = spec.constants
         self._half = spec.name in HALF
         self._peak_flops = spec.peak_flops * speed
-        self._whole = WorkTimes(device, "fp32", speed, launch) if self._half and "fp32" in _stated(device) else None
+        outside = next((name for name in OUTSIDE if name in device.precisions), None) if self._half else None
+        self._whole = None if outside is None else WorkTimes(device, outside, speed, launch)
         self._bandwidth_Bps = device.memory_bandwidth_Bps * speed
         self._overlap = device.launch.overlap
         eager = launch is Launch.EAGER
@@ -95,7 +100,7 @@ class WorkTimes:
 
     def passes(self, work: Iterable[OpWork], numel: int, itemsize: int = 4) -> tuple[PassTime, PassTime, PassTime]:
         """Return the times of forward, input gradient and weight gradient of work with `numel` parameters."""
-        width = 2 / itemsize if self._half else 1.0
+        width = HALF_BYTES / itemsize if self._half else 1.0
         cast_s = CAST_NBYTES * numel * self._bytes(OpKind.ELEMENTWISE) if self._half else 0.0
         found = []
         for i, extra_s in enumerate((cast_s, 0.0, cast_s)):
@@ -137,11 +142,6 @@ class WorkTimes:
 
     def _bytes(self, kind: OpKind) -> float:
         return self.constants.nbytes.get(kind, 1.0) / self._bandwidth_Bps
-
-
-def _stated(device: DeviceSpec) -> set[str]:
-    """The precisions that a device can be asked for."""
-    return {*device.precisions, *(["fp32"] if device.fp32_runs in device.precisions else [])}
 
 
 def module_step_s(

@@ -13,8 +13,10 @@ from typing import Protocol, cast
 from pydantic import BaseModel
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import Precision
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Schedule
+from stanza_sim.schedule import Schedule, Wire
+from stanza_sim.schedule.wires import Wires, computed_in, with_wires
 
 
 class Strategy(Protocol):
@@ -41,3 +43,24 @@ def get(name: str) -> Strategy:
     if name not in names():
         raise InputError(f"there is no strategy {name!r}", hint=f"the strategies are: {', '.join(names())}")
     return cast(Strategy, importlib.import_module(f"{__name__}.{name}"))
+
+
+def build(
+    name: str,
+    model: ModelProfile,
+    *,
+    world_size: int,
+    batch_per_worker: int,
+    settings: BaseModel,
+    precision: Precision = Precision.FP32,
+    gradients: Wire = Wire.NATIVE,
+) -> Schedule:
+    """The schedule of the strategy called `name`, with the types in which values travel.
+
+    Activations and their gradients travel as the `precision` computes them, unless a setting `activations` says
+    otherwise; gradients of parameters as `gradients` says. Raises `InputError` as the strategy does.
+    """
+    made = get(name).build(model, world_size=world_size, batch_per_worker=batch_per_worker, settings=settings)
+    stated = getattr(settings, "activations", None)
+    activations = Wire.NATIVE if stated == "fp32" else computed_in(precision)
+    return with_wires(made, model, Wires(activations=activations, gradients=gradients))

@@ -29,12 +29,13 @@ from pydantic import Field, StrictBool, StrictInt
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import Size
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Schedule, Wire
+from stanza_sim.schedule import Schedule
 from stanza_sim.strategies._shared.builder import MIB, Builder
 from stanza_sim.strategies._shared.collectives import Choice, CollectiveSettings
 from stanza_sim.strategies._shared.exchange import exchange_by_all_reduce
 from stanza_sim.strategies._shared.model_parallel import Slicing, can_be_sliced, separate_sliced
 from stanza_sim.strategies._shared.separation import back_through_conv, check_microbatches
+from stanza_sim.strategies._shared.wires import ACTIVATIONS, ActivationType, wire_of
 
 MOST_TURNS = 16
 """Up to so many turns `space` tries more than one setting with them."""
@@ -57,10 +58,7 @@ class Settings(CollectiveSettings):
         ge=0,
         description="So many micro-batches go backward through the CONV part one by one, the others block by block.",
     )
-    activations: Literal["fp32", "bf16"] = Field(
-        "fp32",
-        description="Activations and their gradients travel as they are, or rounded to bfloat16: half the bytes.",
-    )
+    activations: ActivationType | None = Field(None, description=ACTIVATIONS)
     overlap: StrictBool = Field(
         True, description="Exchange CONV gradients while the backward pass goes on, or after it."
     )
@@ -98,7 +96,7 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
             fc=workers,
             lane="fc",
             by_turns=turns,
-            wire=Wire.BF16 if settings.activations == "bf16" else Wire.NATIVE,
+            wire=wire_of(settings.activations),
             settings=settings,
             algorithm=settings.fc_algorithm,
             where="sharded_head",
@@ -127,7 +125,7 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
 def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_size: int) -> Iterator[Settings]:
     """Yield every setting worth trying on `world_size` ranks, `local_size` of them on each host; the default first.
 
-    Left out is `activations: bf16`, which does not compute the same: it is for the user to allow.
+    Left out are types of `activations`, which do not compute the same: they are for the user to allow.
     """
     if not model.conv_blocks or not model.fc_blocks or not can_be_sliced(model, world_size):
         return

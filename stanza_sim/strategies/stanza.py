@@ -18,7 +18,8 @@ default, micro-batches lose next to nothing where they win nothing.
 to batch normalisation. `activations: bf16` rounds what travels (relative error at most 2^-9), so training equals
 single-process SGD within about 1e-2 of each tensor's change over 5 steps on the networks of the tests, in place of
 1e-4 (much further in layers of two or three features, and where few samples are normalised); a
-co-located FC worker's own samples are not rounded. The time of rounding is not modelled: it is that of touching the
+co-located FC worker's own samples are not rounded. Left out, they travel in the type in which the precision of the
+experiment computes them. The time of rounding is not modelled: it is that of touching the
 activations once more.
 """
 
@@ -33,7 +34,7 @@ from pydantic import Field, StrictBool, StrictInt
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import Size
 from stanza_sim.model.profile import Block, ModelProfile
-from stanza_sim.schedule import Phase, Schedule, Wire
+from stanza_sim.schedule import Phase, Schedule
 from stanza_sim.strategies._shared.assignment import by_blocks
 from stanza_sim.strategies._shared.builder import MIB, Builder
 from stanza_sim.strategies._shared.collectives import Choice, CollectiveSettings
@@ -47,6 +48,7 @@ from stanza_sim.strategies._shared.separation import (
     places,
     separate,
 )
+from stanza_sim.strategies._shared.wires import ACTIVATIONS, ActivationType, wire_of
 
 
 class Settings(CollectiveSettings):
@@ -80,10 +82,7 @@ class Settings(CollectiveSettings):
         "batch",
         description="An FC worker computes on all samples of its CONV workers at once, or on those of one at a time.",
     )
-    activations: Literal["fp32", "bf16"] = Field(
-        "fp32",
-        description="Activations and their gradients travel as they are, or rounded to bfloat16: half the bytes.",
-    )
+    activations: ActivationType | None = Field(None, description=ACTIVATIONS)
     conv_exchange: Literal["all_reduce", "parameter_server"] = Field(
         "all_reduce", description="How CONV gradients are exchanged."
     )
@@ -132,7 +131,7 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     b = Builder("stanza", model, world_size, batch_per_worker, microbatches=m, numbered=m > 1 or arrival)
     conv, fc = b.group("conv_worker", conv_ranks), b.group("fc_worker", fc_ranks)
     lane = "fc" if settings.placement == "colocated" else "main"
-    wire = Wire.BF16 if settings.activations == "bf16" else Wire.NATIVE
+    wire = wire_of(settings.activations)
     params_ready: dict[str, list[str]] = {}
     if settings.fc_parallel == "model":
         sliced = separate_sliced(
@@ -250,7 +249,7 @@ def _exchange_fc(
 def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_size: int) -> Iterator[Settings]:
     """Yield every setting worth trying on `world_size` ranks, `local_size` of them on each host; the default first.
 
-    Left out is `activations: bf16`, which does not compute the same: it is for the user to allow.
+    Left out are types of `activations`, which do not compute the same: they are for the user to allow.
     """
     tried: set[Settings] = set()
     for given in _worth_trying(model, world_size, batch_per_worker, local_size):

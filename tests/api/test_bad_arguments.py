@@ -64,6 +64,8 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     "a cluster of another size": (lambda: ss.predict(SCHEDULE, ss.load_cluster("star", nodes=3)), "predict"),
     "a cluster that is none": (lambda: any_.predict(SCHEDULE, None), "predict: cluster"),
     "no such precision": (lambda: predict(precision="fp99"), "predict"),
+    "built for no such precision": (lambda: build(precision="fp99"), "build_schedule"),
+    "no such type of gradients": (lambda: build(gradients="int8"), "build_schedule"),
     "no such engine": (lambda: predict(engine="fast"), "predict: engine"),
     "no such collectives": (lambda: predict(collectives="all"), "predict: collectives"),
     "steps in the compiled engine": (lambda: predict(collectives="steps", engine="compiled"), "predict"),

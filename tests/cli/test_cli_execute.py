@@ -203,7 +203,7 @@ ON_GPUS = ("--set", "cluster=multi-gpu", "--set", "nodes=2", "--set", "models=[a
     ("args", "says"),
     [
         (["ec2_v100"], "use --set cluster=laptop --set nodes=10"),
-        (["ec2_v100", "--set", "precision=fp16"], "precision=fp16: training in fp16 is not supported"),
+        (["laptop", "--set", "precision=tf32"], "cannot train in tf32: TF32 is a mode of NVIDIA's tensor cores"),
         (["laptop", "--compute", "guessed"], "should be 'real' or 'emulated'"),
         (["laptop", "--set", "execute.realtime=true"], "realtime is for emulated compute"),
         (["laptop", "--compute", "emulated", "--save-profile", "p.json"], "with emulated compute no block is timed"),

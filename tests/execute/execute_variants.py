@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 from stanza_sim import strategies
+from stanza_sim.base.precision import Precision
 from stanza_sim.execute.rank.job import LearningRate, Measurement, Optimizer, RunJob, Training
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.execute.start.measure import merge
 from stanza_sim.execute.start.tasks import RunTask
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Collective, Schedule, Transfer, check
+from stanza_sim.schedule import Collective, Schedule, Transfer, Wire, check
 from stanza_sim.schedule.collectives import collective_bytes
 
 PS, AR, ST, LO = "parameter_server", "all_reduce", "stanza", "local"
@@ -153,9 +154,24 @@ TRAINING = Training(
 )
 
 
-def schedule_of(model: ModelProfile, strategy: str, world: int, settings: dict[str, object]) -> Schedule:
-    found = strategies.get(strategy)
-    made = found.build(model, world_size=world, batch_per_worker=6, settings=found.Settings.model_validate(settings))
+def schedule_of(
+    model: ModelProfile,
+    strategy: str,
+    world: int,
+    settings: dict[str, object],
+    *,
+    precision: Precision = Precision.FP32,
+    gradients: Wire = Wire.NATIVE,
+) -> Schedule:
+    made = strategies.build(
+        strategy,
+        model,
+        world_size=world,
+        batch_per_worker=6,
+        settings=strategies.get(strategy).Settings.model_validate(settings),
+        precision=precision,
+        gradients=gradients,
+    )
     check(made, model)
     return made
 
@@ -178,7 +194,7 @@ def expected_bytes(schedule: Schedule, iterations: int) -> tuple[list[int], list
                 received[d] += schedule.message_bytes(op, s, d)
         elif isinstance(op, Collective):
             for r in schedule.group(op.ranks):
-                out, back = collective_bytes(op, schedule.group(op.ranks), r, 4)
+                out, back = collective_bytes(op, schedule.group(op.ranks), r, schedule.itemsize_of(op))
                 sent[r] += out
                 received[r] += back
     return [n * iterations for n in sent], [n * iterations for n in received]

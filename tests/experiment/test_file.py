@@ -118,6 +118,7 @@ BAD = [
     (("lr: 0.1", "lr: 0"), "training.optimizer.lr", "greater than 0"),
     (("timeout: 90s", "timeout: 90"), "execute.timeout", "no unit"),
     (("backend: gloo", "backend: mpi"), "execute.backend", "'nccl'"),
+    (("backend: gloo", "backend: nccl, issue: in_order"), "execute", "order of their announcements"),
     (("cluster: star\n", ""), "example.yaml", "'cluster' is missing"),
     (("cluster: star\n", "cluster: star\nlaunch: lazy\n"), "launch", "'eager'"),
     (("batch_per_worker: 8, ", "throughput: {V100: {batch: 8}}, "), "models.1.throughput.V100", "samples_per_s"),
@@ -126,6 +127,15 @@ BAD = [
         "models.1.throughput.V100.samples_per_s",
         "greater than 0",
     ),
+    (
+        ("cluster: star\n", "cluster: star\nprecision: fp8\n"),
+        "example.yaml:3: precision",
+        "'fp32', 'tf32', 'bf16' or 'fp16'",
+    ),
+    (("cluster: star\n", "cluster: star\ngradients: int8\n"), "gradients", "'parameter', 'bf16' or 'fp16'"),
+    (("warmup: 5", "warmup: 5\n  loss_scale: 8"), "example.yaml", "training.loss_scale has no use: nothing is in fp16"),
+    (("warmup: 5", "warmup: 5\n  loss_scale: -8"), "training.loss_scale", "greater than 0"),
+    (("fc_workers: 2", "activations: fp8"), "strategies.1.settings.activations", "'fp32', 'bf16' or 'fp16'"),
     (("batch_per_worker: 8, ", "factory_kwarg: {}, "), "models.1.factory_kwarg", "did you mean factory_kwargs"),
 ]
 

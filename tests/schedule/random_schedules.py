@@ -32,6 +32,7 @@ from stanza_sim.schedule import (
 )
 from stanza_sim.schedule.legality import value_bytes
 from stanza_sim.schedule.ops import CHUNK_BYTES
+from stanza_sim.schedule.wires import Wires, with_wires
 
 NAMES = st.text(string.ascii_letters + string.digits + "_.-/", min_size=1, max_size=8).filter(
     lambda t: t[0] not in ".-/" and not t.endswith((".recv", ".sent"))
@@ -117,6 +118,7 @@ def printable_schedules(draw: st.DrawFn) -> Schedule:
                         chunk=st.one_of(st.just(CHUNK_BYTES), st.integers(0, 10**9)),
                         microbatch=st.integers(0, 3),
                         root=st.one_of(st.none(), st.integers(0, 40)),
+                        wire=st.sampled_from(Wire),
                         **common,
                     ),
                 )
@@ -307,7 +309,10 @@ def legal_schedules(draw: st.DrawFn, model: ModelProfile, max_world: int = 6) ->
         j = b % (i + 1)
         if i != j and _gates(draft.s, ops[j], ops[i]):
             more[i] = (*more.get(i, ()), ops[j].name)
-    return draft.finish(lambda i, _: more.get(i, ()))
+    made = draft.finish(lambda i, _: more.get(i, ()))
+    return with_wires(
+        made, model, Wires(activations=draw(st.sampled_from(Wire)), gradients=draw(st.sampled_from(Wire)))
+    )
 
 
 def _gates(s: Schedule, earlier: Op, later: Op) -> bool:

@@ -73,6 +73,7 @@ def test_options_come_in_any_order() -> None:
         ("x forward b @w", "'x' should be the op's name with a colon"),
         (": forward b @w", "should be the op's name with a colon"),
         ("x:", "the op's kind is missing"),
+        ("x: all_reduce grad(b) @w nbytes=8 algorithm=ring wire=int8", "'int8' is not one of native, bf16, fp16"),
         ("x: fly b @w", "'fly' is not one of all_reduce, reduce_scatter, all_gather, broadcast"),
         ("x: forward", "the block or bundle is missing"),
         ("x: forward b", "the group is missing"),

@@ -250,7 +250,11 @@ BROKEN: dict[str, tuple[str, str, str, str, str]] = {
                      "grad(wf1) needs the backward pass of f1", "u:"),
     "bytes of what is rounded": ("arrival", "nbytes=80", "nbytes=128", "the values have 80 bytes", "act.1:"),
     "rounded parameters": ("servers", "fan-out nbytes=120", "fan-out nbytes=120 wire=bf16",
-                           "only activations and their gradients are rounded", "pull2:"),
+                           "only activations and gradients are rounded", "pull2:"),
+    "a rounded sum of whole size": ("servers", "nbytes=128 algorithm=ring", "nbytes=128 algorithm=ring wire=bf16",
+                                    "nbytes=128, but the value has 64 bytes", "ar:"),
+    "a rounded gradient of whole size": ("servers", "fan-in nbytes=120", "fan-in nbytes=120 wire=fp16",
+                                         "nbytes=120, but the values have 60 bytes", "push2:"),
 }  # fmt: skip
 
 

@@ -97,8 +97,8 @@ def test_a_precision_without_data_is_refused() -> None:
 def test_sources_say_what_they_rest_on() -> None:
     v100 = load_device("V100")
     assert RooflineCosts(v100, VGG, efficiency=0.5).source == "roofline V100, efficiency 0.5 as given"
-    assert "TF32 tensor cores likely" in RooflineCosts(load_device("A100"), VGG).source
-    assert RooflineCosts(load_device("A100"), VGG, "tf32").source == RooflineCosts(load_device("A100"), VGG).source
+    assert "A100 (fp32, without TF32)" in RooflineCosts(load_device("A100"), VGG).source
+    assert "A100 (TF32 on tensor cores)" in RooflineCosts(load_device("A100"), VGG, "tf32").source
     assert "not calibrated" in RooflineCosts(load_device("cpu"), VGG).source
     assert RooflineCosts(v100, VGG, speed=0.8).source.endswith("at 0.8 of its speed")
 
@@ -267,6 +267,7 @@ def test_a_device_file_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 CONSTANTS = """\
+published_fp32: fp32
 launch: {forward: 100us, backward: 25us, overlap: 1.25}
 constants:
   fp32: {source: mine, flops: {linear: 1.5}, bytes: {norm: 2.0}}
@@ -282,6 +283,7 @@ constants:
         ("linear: 1.5", "linear: -1.5", r"constants\.fp32\.flops\.linear.*greater than 0"),
         ("linear: 1.5", "lineal: 1.5", r"constants\.fp32\.flops.*lineal"),
         ("  fp32:", "  fp23:", r"constants: constants of 'fp23', which is no precision of it"),
+        ("_fp32: fp32", "_fp32: tf32", r"published_fp32: published_fp32 is 'tf32', which is no precision of it"),
         ("launch: {forward: 100us, backward: 25us, overlap: 1.25}\n", "", "constants, but no `launch`"),
         ("source: mine, ", "", "constants.fp32: the key 'source' is missing"),
     ],

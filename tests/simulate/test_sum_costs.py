@@ -21,7 +21,7 @@ from stanza_sim.schedule.cuts import cut_of, slice_block
 from stanza_sim.simulate.cost_model import step_s
 from stanza_sim.simulate.costs import costs_for
 from stanza_sim.simulate.roofline import LOSS_KERNELS, LOSS_PASSES, UPDATE_PASSES
-from stanza_sim.simulate.sum_costs import CAST_NBYTES, Launch, SumCosts, launch_of, module_step_s, roughly
+from stanza_sim.simulate.sum_costs import CAST_NBYTES, Launch, SumCosts, WorkTimes, launch_of, module_step_s, roughly
 
 VGG, RESNET = zoo.get("vgg16"), zoo.get("resnet50")
 GPUS = ("V100", "K80", "P100", "A100", "H100", "RTX3090")
@@ -45,7 +45,7 @@ def device(*, overlap: float = 1.0, **constants: dict[OpKind, float]) -> DeviceS
         memory_bandwidth_Bps=RATE,
         launch_overhead_s=1e-6,
         precisions=precisions,
-        fp32_runs="fp32",
+        published_fp32="fp32",
         published=(),
         sources=("made up",),
         launch=LaunchCost(forward_s=LAUNCH_S, backward_s=LAUNCH_S / 4, overlap=overlap),
@@ -208,3 +208,18 @@ def test_blocks_in_fp32_are_left_out_of_autocast() -> None:
     half = replace(model, blocks=(*model.blocks[:-1], replace(head, fp32=False)))
     other = SumCosts(load_device("V100"), half, "fp16")
     assert other.forward_s(half.blocks[-1], 128) < 0.95 * costs.forward_s(head, 128)
+
+
+@pytest.mark.parametrize("name", ["A100", "H100", "RTX3090"])
+def test_fp32_is_strict_where_tf32_would_do(name: str) -> None:
+    spec = load_device(name)
+    strict, tensor = spec.precision("fp32"), spec.precision("tf32")
+    assert strict.name == "fp32" and tensor.name == "tf32" and strict.peak_flops <= tensor.peak_flops
+    assert strict.constants is not None and "was not measured at fp32" in strict.constants.source
+    assert spec.published_fp32 == "tf32"
+    # What autocast leaves in fp32 runs in TF32, where there is that.
+    outside = WorkTimes(spec, "fp16", 1.0, Launch.EAGER).outside_autocast()
+    assert outside.constants == tensor.constants
+    assert WorkTimes(load_device("V100"), "fp16", 1.0, Launch.EAGER).outside_autocast().constants == (
+        load_device("V100").precision("fp32").constants
+    )

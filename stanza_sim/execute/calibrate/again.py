@@ -7,6 +7,7 @@ from statistics import median
 
 from pydantic import BaseModel
 
+from stanza_sim.base.precision import Precision
 from stanza_sim.execute.calibrate.answers import Section, SectionsWanted, SectionTimes, TimeId
 from stanza_sim.execute.calibrate.calibration import APART, PHASES, factor_under_load, merge_times
 from stanza_sim.execute.calibrate.tasks import SectionsTask
@@ -56,6 +57,7 @@ def time_again(
         least=LEAST_AGAIN,
         op_overhead_s=known.op_overhead_s,
         seed=seed,
+        precision=Precision(known.precision),
     )
     return workers.run(SectionsTask(wanted))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from stanza_sim.base.precision import Precision
 from stanza_sim.execute.calibrate.single import Sizes
 from stanza_sim.execute.rank.clock import ClockOffset
 from stanza_sim.execute.rank.job import Backend
@@ -39,6 +40,7 @@ class Wanted:
     contributions: int
     backend: Backend = Backend.AUTO
     seed: int = 1
+    precision: Precision = Precision.FP32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +68,7 @@ class SectionsWanted:
     least: int
     op_overhead_s: float
     seed: int = 1
+    precision: Precision = Precision.FP32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

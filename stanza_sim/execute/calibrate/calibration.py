@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import Precision
 from stanza_sim.base.version import __version__
 from stanza_sim.execute.calibrate.answers import (
     MessageCores,
@@ -21,6 +22,7 @@ from stanza_sim.execute.calibrate.answers import (
 from stanza_sim.execute.calibrate.tasks import ProbeTask, TimingTask
 from stanza_sim.execute.rank.job import Backend
 from stanza_sim.execute.start.protocol import Workers
+from stanza_sim.execute.start.start import check_precision
 from stanza_sim.execute.train.samples import follow
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.model.profile_json import fingerprint
@@ -47,13 +49,14 @@ def calibrate(
     schedules: Sequence[Schedule],
     *,
     backend: Backend = Backend.AUTO,
-    precision: str = "fp32",
+    precision: Precision = Precision.FP32,
     seed: int = 1,
 ) -> Profile:
     """Time the blocks of `model` at the numbers of samples that `schedules` need, all ranks of `workers` at once.
 
     Also how fast gradients are reduced and parameters updated, what the engine adds to an op, and what a single message
-    between two ranks costs; none of the schedules' communication is timed. Takes a few seconds.
+    between two ranks costs; none of the schedules' communication is timed. Takes a few seconds. Raises `InputError` for
+    a `precision` that a rank's device has not.
     """
     return time_model(
         workers,
@@ -73,12 +76,15 @@ def time_model(
     *,
     contributions: int = 2,
     backend: Backend = Backend.AUTO,
-    precision: str = "fp32",
+    precision: Precision = Precision.FP32,
     seed: int = 1,
 ) -> Profile:
     """As `calibrate`, at the numbers of `samples` of each block, with reductions of so many `contributions`."""
-    wanted = Wanted(model=model, samples=samples, contributions=contributions, backend=backend, seed=seed)
-    return profile_of(workers.run(TimingTask(wanted)), wanted, precision)
+    check_precision(precision, workers)
+    wanted = Wanted(
+        model=model, samples=samples, contributions=contributions, backend=backend, seed=seed, precision=precision
+    )
+    return profile_of(workers.run(TimingTask(wanted)), wanted)
 
 
 SUMMED = (ValueKind.GRAD, ValueKind.PART, ValueKind.SUM)
@@ -94,7 +100,7 @@ def _contributions(schedule: Schedule) -> int:
     return most
 
 
-def profile_of(times: Sequence[RankTimes], wanted: Wanted, precision: str) -> Profile:
+def profile_of(times: Sequence[RankTimes], wanted: Wanted) -> Profile:
     """The profile of what all ranks timed: medians over ranks and repetitions."""
     model, first = wanted.model, times[0]
     if len({t.device for t in times}) > 1:
@@ -122,7 +128,7 @@ def profile_of(times: Sequence[RankTimes], wanted: Wanted, precision: str) -> Pr
         host_cores=first.cores,
         versions={"torch": first.torch_version, "python": platform.python_version(), "stanza_sim": __version__},
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        precision=precision,
+        precision=str(wanted.precision),
         ranks_at_once=sum(t.host == first.host for t in times),
         model=ProfiledModel(name=model.name, fingerprint=fingerprint(model)),
         blocks=tuple(blocks),

@@ -71,6 +71,9 @@ class _ProbeWork:
         """Room for as many."""
         return self._in[: op.nbytes]
 
+    def landed(self, op: Transfer, iteration: int, src: int) -> None:
+        """Nothing is left to do."""
+
     def nbytes(self, op: Transfer, src: int, dst: int) -> int:
         """The op's size."""
         return op.nbytes
@@ -247,6 +250,9 @@ class _WakeupLatency:
 
     def incoming(self, op: Transfer, iteration: int, src: int) -> None:
         """Nothing is received."""
+
+    def landed(self, op: Transfer, iteration: int, src: int) -> None:
+        """Nothing is left to do."""
 
     def nbytes(self, op: Transfer, src: int, dst: int) -> int:
         """As if there were a byte."""

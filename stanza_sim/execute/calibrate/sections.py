@@ -12,6 +12,7 @@ from statistics import median
 
 import torch
 
+from stanza_sim.base.precision import Precision
 from stanza_sim.base.processes import cores
 from stanza_sim.execute.calibrate.answers import MessageCores, Section, SectionsWanted, SectionTimes, Times
 from stanza_sim.execute.calibrate.under_load import overhead_under_load, time_under_load
@@ -20,6 +21,7 @@ from stanza_sim.execute.rank.context import Context
 from stanza_sim.execute.rank.exchange import meet
 from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Optimizer, Training
+from stanza_sim.execute.train.arithmetic import Arithmetic, switched
 from stanza_sim.execute.train.build import build
 from stanza_sim.execute.train.flat import FlatBundle, dtype_of
 from stanza_sim.execute.train.passes import Passes
@@ -112,19 +114,32 @@ def timed_under_load(timer: Timer, context: Context) -> bool:
     return timer.own and 1 < context.world_size == context.local_size
 
 
-def time_overhead(model: ModelProfile, section: Section, seed: int, context: Context, beat: Beat) -> float | None:
+def time_overhead(
+    model: ModelProfile,
+    section: Section,
+    seed: int,
+    context: Context,
+    beat: Beat,
+    precision: Precision = Precision.FP32,
+) -> float | None:
     """Core seconds that the engine adds to a computation of `section`, on cores that all ranks share; else None."""
     context.start_thread()
     if not timed_under_load(Timer(context), context):
         return None
     _, held, bundles = build(alone(model, 1, apart=False), model, 0, seed, context.device)
     schedule = alone(model, section.samples, apart=section.apart)
-    passes = _filled(model, seed, schedule, context, held, bundles)
-    return overhead_under_load(passes, schedule, model, section.blocks, context, beat=beat)
+    with switched(precision):
+        passes = _filled(model, seed, schedule, context, held, bundles, precision)
+        return overhead_under_load(passes, schedule, model, section.blocks, context, beat=beat)
 
 
 def time_again(wanted: SectionsWanted, context: Context, beat: Beat) -> SectionTimes:
     """Time sections of blocks, on cores that all ranks share under load; every rank calls this at once."""
+    with switched(wanted.precision):
+        return _time_again(wanted, context, beat)
+
+
+def _time_again(wanted: SectionsWanted, context: Context, beat: Beat) -> SectionTimes:
     context.start_thread()
     timer = Timer(context)
     times: Times = {}
@@ -136,7 +151,7 @@ def time_again(wanted: SectionsWanted, context: Context, beat: Beat) -> SectionT
     _, held, bundles = build(alone(model, 1, apart=False), model, 0, wanted.seed, context.device)
     for section in wanted.sections:
         schedule = alone(model, section.samples, apart=section.apart)
-        passes = _filled(model, wanted.seed, schedule, context, held, bundles)
+        passes = _filled(model, wanted.seed, schedule, context, held, bundles, wanted.precision)
         if together:
             found = time_under_load(
                 passes,
@@ -173,6 +188,7 @@ def _filled(
     context: Context,
     held: list[HeldBlock],
     bundles: dict[str, FlatBundle],
+    precision: Precision,
 ) -> Passes:
     """What carries out the computations of `schedule`, one of `alone`; each was done once in both generations."""
     device, count = context.device, schedule.batch_per_worker
@@ -188,6 +204,7 @@ def _filled(
         bundles=bundles,
         batch=lambda iteration: (x, y),
         device=device,
+        arithmetic=Arithmetic(precision=precision),
     )
     training = Training(iterations=MOST_CYCLES + 1, warmup=0, seed=seed, optimizer=Optimizer(lr=0.0))
     passes = Passes(values, training, context.accelerator)

@@ -53,11 +53,17 @@ def time_all(wanted: Wanted, context: Context, beat: Beat) -> RankTimes:
     """Time blocks, reduction, update, the engine's overhead and single messages; every rank calls this at once."""
     context.start_thread()
     model, parts = wanted.model, sections_of(wanted.samples)
-    overhead = time_overhead(model, parts[0], wanted.seed, context, beat)
+    overhead = time_overhead(model, parts[0], wanted.seed, context, beat, wanted.precision)
     if overhead is None:
         overhead = _time_engine(context)
     sections = SectionsWanted(
-        model=model, sections=parts, seconds=SECTION_S, least=LEAST_CYCLES, op_overhead_s=overhead, seed=wanted.seed
+        model=model,
+        sections=parts,
+        seconds=SECTION_S,
+        least=LEAST_CYCLES,
+        op_overhead_s=overhead,
+        seed=wanted.seed,
+        precision=wanted.precision,
     )
     found = time_again(sections, context, beat)
     numel = max(b.numel for b in model.blocks)
@@ -136,6 +142,9 @@ class _Bytes:
     def incoming(self, op: Transfer, iteration: int, src: int) -> Tensor:
         """Room for bytes."""
         return self._buffers[(2 * iteration + 1) % len(self._buffers)]
+
+    def landed(self, op: Transfer, iteration: int, src: int) -> None:
+        """Nothing is left to do."""
 
     def nbytes(self, op: Transfer, src: int, dst: int) -> int:
         """The probe's size."""

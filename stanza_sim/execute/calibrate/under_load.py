@@ -139,6 +139,9 @@ class _Work:
             self.buffers[name] = torch.zeros(op.nbytes, dtype=torch.uint8)
         return self.buffers[name]
 
+    def landed(self, op: Transfer, iteration: int, src: int) -> None:
+        pass
+
     def nbytes(self, op: Transfer, src: int, dst: int) -> int:
         return op.nbytes
 

@@ -28,7 +28,7 @@ from stanza_sim.execute.rank.exchange import meet, share
 from stanza_sim.execute.rank.job import Emulation, RunJob
 from stanza_sim.execute.rank.role import MessageSizes, RankResult
 from stanza_sim.execute.rank.transport import TorchTransport
-from stanza_sim.execute.train.flat import dtype_of
+from stanza_sim.execute.train.flat import dtype_of, wire_dtype
 from stanza_sim.schedule import (
     Collective,
     CollectiveKind,
@@ -68,7 +68,7 @@ class EmulatedWork:
                     sends = max(sends, *(self.nbytes(op, rank, d) for d in schedule.destinations(op, rank)), 0)
                     receives = max(receives, *(self.nbytes(op, s, rank) for s in schedule.sources(op, rank)), 0)
                 case Collective():
-                    whole = self._sizes(op)[1] * schedule.itemsize
+                    whole = self._sizes(op)[1] * schedule.itemsize_of(op)
                     sends, receives = max(sends, whole), max(receives, whole)
         self._out, self._in = payload(sends), payload(receives)
         self._views: dict[tuple[bool, int], Tensor] = {}
@@ -82,11 +82,11 @@ class EmulatedWork:
         part, whole = self._sizes(op)
         match op.kind:
             case CollectiveKind.ALL_REDUCE | CollectiveKind.BROADCAST:
-                output = source = self._elements(self._in, whole)
+                output = source = self._elements(op, self._in, whole)
             case CollectiveKind.REDUCE_SCATTER:
-                output, source = self._elements(self._in, part), self._elements(self._out, whole)
+                output, source = self._elements(op, self._in, part), self._elements(op, self._out, whole)
             case CollectiveKind.ALL_GATHER:
-                output, source = self._elements(self._in, whole), self._elements(self._out, part)
+                output, source = self._elements(op, self._in, whole), self._elements(op, self._out, part)
         self._transport.collective(op, output, source)
 
     def outgoing(self, op: Transfer, iteration: int, dst: int) -> Tensor:
@@ -96,6 +96,9 @@ class EmulatedWork:
     def incoming(self, op: Transfer, iteration: int, src: int) -> Tensor:
         """Where the message from `src` goes, as all do."""
         return self._view(self._in, self.nbytes(op, src, self._transport.rank))
+
+    def landed(self, op: Transfer, iteration: int, src: int) -> None:
+        """Nothing is left to do."""
 
     def _view(self, buffer: Tensor, nbytes: int) -> Tensor:
         key = buffer is self._out, nbytes
@@ -107,15 +110,15 @@ class EmulatedWork:
     def _sizes(self, op: Collective) -> tuple[int, int]:
         """Elements of one member's part and of the whole of what `op` is about, padded to equal parts."""
         if not op.value.kind.on_bundle:
-            count = op.nbytes // self._schedule.itemsize
+            count = op.nbytes // self._schedule.itemsize_of(op)
             return ceil(count / len(self._schedule.group(op.ranks))), count
         bundle = self._bundles[op.value.name]
         parts = len(self._schedule.owners(bundle)) if bundle.layout is Layout.SHARDED else 1
         part = ceil(bundle.numel / parts)
         return part, part * parts
 
-    def _elements(self, buffer: Tensor, count: int) -> Tensor:
-        return buffer[: count * self._schedule.itemsize].view(self._dtype)
+    def _elements(self, op: Collective, buffer: Tensor, count: int) -> Tensor:
+        return buffer[: count * self._schedule.itemsize_of(op)].view(wire_dtype(op.wire, self._dtype))
 
 
 def unseen(program: RankProgram) -> frozenset[str]:

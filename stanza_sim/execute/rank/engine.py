@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from stanza_sim.base.errors import RunError
 from stanza_sim.execute.rank.clock import now
-from stanza_sim.execute.rank.inbox import Inbox, Stopped
+from stanza_sim.execute.rank.inbox import POST, Inbox, Stopped
 from stanza_sim.execute.rank.interfaces import AnnouncedTransport, Beat, Handle, TaggedTransport, Transport, Work
 from stanza_sim.execute.rank.job import Message
 from stanza_sim.execute.rank.tables import Endpoint, RankTables, Worker
@@ -34,17 +34,6 @@ _Received = tuple[_Posted, float]
 """A message and when it had arrived."""
 _Issued = tuple[int, tuple[int, ...]]
 """An iteration and the units of one op that are issued together."""
-
-
-class _Nothing:
-    """The handle of no message."""
-
-    def wait(self) -> None:
-        """Return."""
-
-
-POST: tuple[Handle, Key] = (_Nothing(), (0, -1))
-"""In place of a message that was posted: there are others to post."""
 
 
 class Engine(Generic[Payload]):
@@ -207,7 +196,10 @@ class Engine(Generic[Payload]):
             most = len(self._rules)
         self._post(most)
 
-    def _arrived(self, posted: _Posted) -> None:
+    def _landed(self, posted: _Posted) -> None:
+        """A message has come."""
+        unit, iteration, src, _ = posted
+        self._work.landed(self._tables.transfers[unit], iteration, src)
         at_s = now()
         self._receives.append((posted, at_s))
         with self._lock:
@@ -320,7 +312,7 @@ class Engine(Generic[Payload]):
                 continue
             handle, posted = ahead.popleft()
             handle.wait()
-            self._arrived(posted)
+            self._landed(posted)
 
     def _receive_any(self, src: int, channel: str) -> None:
         """Receive all messages from `src` on `channel`, a channel with credit, in the order in which they are sent.
@@ -351,7 +343,7 @@ class Engine(Generic[Payload]):
                 ahead = post(self._rules.opened)
             handle, message = posted[name].popleft()
             handle.wait()
-            self._arrived(message)
+            self._landed(message)
 
     def _receive_announced(self, src: int, channel: str) -> None:
         """Receive all messages from `src`, of all channels: each is posted once it has been announced, and awaited.
@@ -372,7 +364,7 @@ class Engine(Generic[Payload]):
             target = self._work.incoming(transfers[unit], iteration, src)
             posted_s = now()
             transport.receive_tagged(target, src, transfers[unit]).wait()
-            self._arrived((unit, iteration, src, posted_s))
+            self._landed((unit, iteration, src, posted_s))
 
     def _issue(self, channel: str, inbox: Inbox[_Issued]) -> None:
         """Issue the transfers of `channel` one after the other, each op's sends and receives together."""
@@ -395,7 +387,7 @@ class Engine(Generic[Payload]):
             for handle in self._transport.together(sends, receives, channel):
                 handle.wait()
             for message in posted:
-                self._arrived(message)
+                self._landed(message)
             if sent is not None:
                 self._complete(sent, now())
 

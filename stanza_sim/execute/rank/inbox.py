@@ -5,6 +5,9 @@ from __future__ import annotations
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
+from stanza_sim.execute.rank.interfaces import Handle
+from stanza_sim.schedule.progress import Key
+
 Told = TypeVar("Told")
 
 
@@ -28,3 +31,14 @@ class Inbox(Generic[Told]):
         if told is None:
             raise Stopped
         return told
+
+
+class _Nothing:
+    """The handle of no message."""
+
+    def wait(self) -> None:
+        """Return."""
+
+
+POST: tuple[Handle, Key] = (_Nothing(), (0, -1))
+"""In place of a message that was posted: there are others to post."""

@@ -99,6 +99,10 @@ class Work(Protocol[Out]):
         """Return where the message from `src` goes."""
         ...
 
+    def landed(self, op: Transfer, iteration: int, src: int) -> None:
+        """Do what is left to do with the message from `src`, now that it is there, before it counts as arrived."""
+        ...
+
     def nbytes(self, op: Transfer, src: int, dst: int) -> int:
         """Return the size of a message in bytes; one of 0 bytes is not sent at all."""
         ...

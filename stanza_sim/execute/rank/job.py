@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import LOSS_SCALE, Precision
 from stanza_sim.base.units import format_time
 from stanza_sim.execute.rank.clock import ClockOffset
 from stanza_sim.model.profile import ModelProfile
@@ -118,6 +119,10 @@ class RunJob:
     With `emulation` every computation is a wait, while every message is sent: nothing is trained. `timeout_s` is how
     long a rank may go without completing anything before the run has failed. `keep_parameters` returns the trained
     parameters with the measurement.
+
+    Blocks are computed in `precision`, while parameters, sums and updates are of the parameters' type. Where anything
+    is computed or travels in fp16, the mean loss of each worker's batch is multiplied by `loss_scale`; gradients are
+    divided by it when they update parameters, and one that has overflowed ends the run.
     """
 
     schedule: Schedule
@@ -128,6 +133,8 @@ class RunJob:
     timeout_s: float = 60.0
     keep_parameters: bool = False
     emulation: Emulation | None = None
+    precision: Precision = Precision.FP32
+    loss_scale: float = LOSS_SCALE
 
     @property
     def dilation(self) -> float:

@@ -10,12 +10,14 @@ from dataclasses import replace
 from functools import partial
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import Precision
 from stanza_sim.base.telling import Say
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.execute.rank.decision import Seat
 from stanza_sim.execute.rank.devices import GpuInfo, on_machine
 from stanza_sim.execute.rank.job import Backend, ComputeMode, Measurement, RunJob
 from stanza_sim.execute.rank.steal import MOST_STOLEN, SHORT_S, TRIES
+from stanza_sim.execute.rank.supported import supported, unsupported
 from stanza_sim.execute.start.environment import Place, place
 from stanza_sim.execute.start.fit import check_gpu, fitting, fitting_hint, note_on_cores
 from stanza_sim.execute.start.launch import Pool, RankPlace
@@ -198,7 +200,8 @@ def execute(
     A short run during which a virtual machine's host took its cores away is done again (`steal`), in all processes
     alike, since all know of all ranks.
     All jobs are checked before the first begins. Raises `InputError` (a schedule that is illegal or, if it trains, not
-    SGD, a model without factory, data that does not fit) and `RunError` (a rank that dies, fails or hangs).
+    SGD, a model without factory, data that does not fit, a precision that a rank's device has not) and `RunError` (a
+    rank that dies, fails or hangs).
     """
     for job in jobs:
         check(job.schedule, job.model)
@@ -217,6 +220,8 @@ def execute(
             raise InputError(
                 f"{job.training.iterations} iterations with {job.training.warmup} of warm-up leave fewer than two"
             )
+    for precision in dict.fromkeys(job.precision for job in jobs if job.emulation is None):
+        check_precision(precision, workers)
     found: list[Measurement] = []
     for i, job in enumerate(jobs):
         between(i)
@@ -224,6 +229,20 @@ def execute(
         done(i, found[-1])
     between(len(jobs))
     return found
+
+
+def check_precision(precision: Precision, workers: Workers) -> None:
+    """Raise `InputError` unless every rank of `workers` can train in `precision`."""
+    if precision is Precision.FP32:  # all can
+        return
+    for rank, info in enumerate(workers.run(DescribeTask())):
+        kind, _, name = info.device.partition(" ")
+        if (reason := unsupported(precision, kind, info.capability)) is not None:
+            raise InputError(
+                f"rank {rank} on {info.host} ({name or kind}) cannot train in {precision}: {reason}",
+                where="precision",
+                hint=f"it can in {' or '.join(supported(kind, info.capability))}",
+            )
 
 
 def _undisturbed(job: RunJob, workers: Workers, moving: Moving) -> Measurement:

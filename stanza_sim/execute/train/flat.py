@@ -11,7 +11,7 @@ from torch import Tensor
 from stanza_sim.base.errors import InputError
 from stanza_sim.execute.train.slices import local_shape
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Bundle, Layout, Schedule, slice_bounds
+from stanza_sim.schedule import Bundle, Layout, Schedule, Wire, slice_bounds
 from stanza_sim.schedule.progress import WINDOW
 
 DTYPES = {4: torch.float32, 8: torch.float64}
@@ -23,6 +23,11 @@ def dtype_of(itemsize: int) -> torch.dtype:
     if itemsize not in DTYPES:
         raise InputError(f"elements of {itemsize} bytes cannot be executed", hint="use float32 (4) or float64 (8)")
     return DTYPES[itemsize]
+
+
+def wire_dtype(wire: Wire, native: torch.dtype) -> torch.dtype:
+    """The type in which values travel; `native` is that of the parameters."""
+    return {Wire.NATIVE: native, Wire.BF16: torch.bfloat16, Wire.FP16: torch.float16}[wire]
 
 
 class Storage:
@@ -94,6 +99,7 @@ class FlatBundle:
         self.owner = rank in owners
         self.dtype, self.device = dtype_of(schedule.itemsize), device
         cut = bundle.layout is Layout.SHARDED
+        self._replicated = bundle.layout is Layout.REPLICATED and len(owners) > 1
         parts = len(owners) if cut else 1
         index = owners.index(rank) if cut and self.owner else 0
         local: dict[str, tuple[int, ...]] | None = None
@@ -136,10 +142,12 @@ class FlatBundle:
         self.contributions: tuple[dict[int, Tensor], ...] = tuple({} for _ in range(WINDOW))
         self.parts: tuple[dict[int, Tensor], ...] = tuple({} for _ in range(WINDOW))
         self._partial: dict[int, Tensor] = {}
+        self.echo: Tensor | None = None
+        """Room for a copy of the whole that comes from another rank to an owner of a slice."""
 
-    def zeros(self, numel: int) -> Tensor:
-        """A vector of the bundle's type on its device."""
-        return torch.zeros(numel, dtype=self.dtype, device=self.device)
+    def zeros(self, numel: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A vector of the bundle's type, or of another, on its device."""
+        return torch.zeros(numel, dtype=dtype or self.dtype, device=self.device)
 
     def gradient(self, generation: int) -> Tensor:
         """The own gradient of the elements [lo, hi)."""
@@ -148,14 +156,17 @@ class FlatBundle:
     def reduce(self, generation: int, sources: list[int], rank: int) -> None:
         """Sum the contributions of `sources` in the order given; `rank`'s own is its gradient, or its partial sum.
 
-        An owner whose slice is empty, since the bundle has fewer elements than owners, gets none and sums none.
+        An owner whose slice is empty, since the bundle has fewer elements than owners, gets none and sums none. Where
+        several owners have all of the bundle, an own contribution is rounded as those that travel, so that they agree.
         """
         if self.lo == self.hi:
             return
 
         def own() -> Tensor:
             partial = self._partial.get(generation)
-            return self.gradient(generation) if partial is None else partial[self.lo : self.hi]
+            mine = self.gradient(generation) if partial is None else partial[self.lo : self.hi]
+            theirs = next(iter(self.contributions[generation].values()), mine).dtype
+            return mine.to(theirs) if self._replicated else mine
 
         parts = [own() if r == rank else self.contributions[generation][r] for r in sources]
         add_in_order(parts, self.sums[generation][: self.hi - self.lo])
@@ -174,12 +185,14 @@ class FlatBundle:
 
 
 def add_in_order(parts: Sequence[Tensor], total: Tensor) -> None:
-    """Put the sum of `parts`, in their order, into `total`."""
-    if len(parts) == 1:
+    """Put the sum of `parts`, in their order, into `total`, in whose type it is formed."""
+    if len(parts) == 1 or parts[0].dtype is not total.dtype or parts[1].dtype is not total.dtype:
         total.copy_(parts[0])
-        return
-    torch.add(parts[0], parts[1], out=total)
-    for part in parts[2:]:
+        rest = parts[1:]
+    else:
+        torch.add(parts[0], parts[1], out=total)
+        rest = parts[2:]
+    for part in rest:
         total.add_(part)
 
 
@@ -192,17 +205,19 @@ def sgd_step(
     momentum: float,
     weight_decay: float,
     global_batch: int,
+    loss_scale: float = 1.0,
 ) -> None:
     """One step of SGD in place, elementwise, so that it may be applied to any slice of a bundle.
 
-    `gradient` is that of the summed loss; it is divided by `global_batch` before weight decay is added, so that `lr`
-    and `weight_decay` mean what they mean with the mean loss. As `torch.optim.SGD`:
+    `gradient` is that of the summed loss, times `loss_scale`; it is divided by that and by `global_batch` before weight
+    decay is added, so that `lr` and `weight_decay` mean what they mean with the mean loss. As `torch.optim.SGD`:
     v = momentum v + g / B + weight_decay p; p = p - lr v.
     """
+    share = 1 / (global_batch * loss_scale)
     if momentum:
-        velocity.mul_(momentum).add_(gradient, alpha=1 / global_batch)
+        velocity.mul_(momentum).add_(gradient, alpha=share)
     else:
-        torch.mul(gradient, 1 / global_batch, out=velocity)
+        torch.mul(gradient, share, out=velocity)
     if weight_decay:
         velocity.add_(parameters, alpha=weight_decay)
     parameters.add_(velocity, alpha=-lr)

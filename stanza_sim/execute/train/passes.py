@@ -100,14 +100,14 @@ class Passes:
             x = features_of(x, block.inputs).detach().requires_grad_()
         for dropout in block.dropouts:
             dropout.step, dropout.positions = iteration, self._positions[op.target, m]
-        with torch.enable_grad():
+        with torch.enable_grad(), held.arithmetic.autocast(self.device):
             output = block.module(x)
         if op.target in self._taps:
             values.taps[op.target, m] = self._taps[op.target].take()
         values.graphs[op.target, m] = x, output
         values.outputs[op.target, m] = output.detach()
         if block.outputs is not None and op.target == held.names[-1]:
-            values.logsums[op.target, m] = output.detach().logsumexp(1)
+            values.logsums[op.target, m] = output.detach().to(held.dtype).logsumexp(1)
 
     def _compute_loss(self, op: Compute, iteration: int, values: Generation) -> None:
         held, m = self.values, op.microbatch
@@ -115,14 +115,14 @@ class Passes:
         cut, features = self.schedule.cut(op.target), held.blocks[op.target].outputs
         first = cut is None or self.schedule.group(cut.ranks)[0] == self.rank  # others of a group have the very same
         if features is not None:
-            logits, logsum = values.outputs[op.target, m], values.logsums[op.target, m]
+            logits, logsum = values.outputs[op.target, m].to(held.dtype), values.logsums[op.target, m]
             gradient, loss = sliced_loss(logits, labels, logsum, features, first=first)
-            values.gradients[op.target, m], self._loss[iteration][m] = gradient, loss
+            values.gradients[op.target, m], self._loss[iteration][m] = held.arithmetic.scaled(gradient), loss
             return
-        logits = held.output(op.target, m, values).detach().requires_grad_()
+        logits = held.output(op.target, m, values).detach().to(held.dtype).requires_grad_()
         with torch.enable_grad():
             loss = F.cross_entropy(logits, labels, reduction="sum")
-        values.gradients[op.target, m] = torch.autograd.grad(loss, logits)[0]
+        values.gradients[op.target, m] = held.arithmetic.scaled(torch.autograd.grad(loss, logits)[0])
         if first:
             self._loss[iteration][m] = loss.detach()
 
@@ -182,26 +182,29 @@ class Passes:
         spots = [(spot[0], m) for m in range(self.schedule.microbatches)]
         if all(s in values.factors for s in spots):
             name = self._factored[spot[0]]
-            values.packed[name] = packed([values.factors.pop(s) for s in spots], self._factors[name][1])
+            wire = self.values.wire_dtype(factor_transfers(self.schedule)[name])
+            values.packed[name] = packed([values.factors.pop(s) for s in spots], self._factors[name][1]).to(wire)
 
     def _reconstruct(self, op: Compute, g: int) -> None:
         """Make the sum of all ranks' gradients of a bundle from their factors."""
         flat, values = self.values.bundles[op.target], self.values.generations[g]
         block, factors = self._factors[op.target]
         moved = factor_transfers(self.schedule)[op.target]
+        wire = self.values.wire_dtype(moved)
         messages = [
-            values.packed[op.target] if r == self.rank else values.received[moved.name, r].view(self.values.dtype)
+            values.packed[op.target] if r == self.rank else values.received[moved.name, r].view(wire)
             for r in self.schedule.sources(moved, self.rank)
         ]
         vectors = torch.split(flat.sums[g], [t.numel for t in block.tensors])
         views = {len(t.shape): vector.view(t.shape) for t, vector in zip(block.tensors, vectors, strict=True)}
-        reconstruct(messages, factors, views[2], views.get(1))
+        reconstruct([m.to(self.values.dtype) for m in messages], factors, views[2], views.get(1))
 
     def _update(self, op: Compute, iteration: int) -> None:
         flat, g, o = self.values.bundles[op.target], iteration % WINDOW, self.training.optimizer
         if flat.own is None or flat.velocity is None:
             raise RuntimeError(f"rank {self.rank} does not own {op.target}")
         gradient = flat.sums[g][: flat.hi - flat.lo] if op.target in self._summed else flat.gradient(g)
+        self.values.arithmetic.check(gradient, op.target)
         sgd_step(
             flat.own,
             gradient,
@@ -210,6 +213,7 @@ class Passes:
             momentum=o.momentum,
             weight_decay=o.weight_decay,
             global_batch=self.schedule.global_batch,
+            loss_scale=self.values.arithmetic.scale,
         )
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from stanza_sim.execute.rank.job import Array, RunJob
 from stanza_sim.execute.train import data
+from stanza_sim.execute.train.arithmetic import Arithmetic
 from stanza_sim.execute.train.dropout import CounterDropout
 from stanza_sim.execute.train.flat import dtype_of
 from stanza_sim.execute.train.samples import follow
@@ -32,7 +33,7 @@ class Trained:
 
 
 def train(job: RunJob) -> Trained:
-    """Train as `job` says, in this process."""
+    """Train as `job` says, in this process on a CPU, in its precision; TF32, which that has not, is fp32 there."""
     training, schedule = job.training, job.schedule
     samples = follow(schedule, job.model)
     torch.manual_seed(training.seed)
@@ -54,19 +55,34 @@ def train(job: RunJob) -> Trained:
     optimizer = torch.optim.SGD(parameters.values(), lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
     items = data.load(training.data, job.model, training.seed)
     numbers, _ = data.divide(training.data, len(items), training.seed)
-    losses = []
+    losses, arithmetic = [], Arithmetic.of(job)
     for step, batch in enumerate(data.draw(numbers, schedule.global_batch, training.iterations, training.seed)):
         x, y = data.stack(items, batch, dtype_of(schedule.itemsize), torch.device("cpu"))
         for part in parts:
-            x = _through(part.module, x, samples.of_block(part.name), dropouts[part.name], step)
-        loss = F.cross_entropy(x, y, reduction="mean")
+            with arithmetic.autocast(x.device):
+                x = _through(part.module, x, samples.of_block(part.name), dropouts[part.name], step)
         for group in optimizer.param_groups:
             group["lr"] = o.schedule.at(o.lr, step, training.iterations)
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(_backward(x, y, parameters, arithmetic))
         optimizer.step()
-        losses.append(loss.item())
     return Trained(start=start, end=_arrays(parameters), losses=tuple(losses))
+
+
+def _backward(x: Tensor, y: Tensor, parameters: dict[str, nn.Parameter], arithmetic: Arithmetic) -> float:
+    """Compute the gradients of the mean loss, through those of the scaled sum under autocast; return that loss."""
+    if not arithmetic.precision.is_half:
+        loss = F.cross_entropy(x, y, reduction="mean")
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item()
+    dtype = next(iter(parameters.values())).dtype
+    loss = F.cross_entropy(x.to(dtype), y, reduction="sum")
+    (loss * arithmetic.scale).backward()  # type: ignore[no-untyped-call]
+    for name, parameter in parameters.items():
+        if parameter.grad is not None:
+            arithmetic.check(parameter.grad, name)
+            parameter.grad.div_(arithmetic.scale * len(y))
+    return loss.item() / len(y)
 
 
 def _through(

@@ -151,8 +151,9 @@ def sliced_loss(
 
 def gradients(output: Tensor, wanted: Sequence[Tensor], gradient: Tensor, *, keep: bool) -> list[Tensor]:
     """Gradients of `wanted`, given that of `output`; zeros of what `output` does not depend on."""
+    given = gradient.to(output.dtype)
     return list(
-        torch.autograd.grad(output, wanted, gradient, retain_graph=keep, allow_unused=True, materialize_grads=True)
+        torch.autograd.grad(output, wanted, given, retain_graph=keep, allow_unused=True, materialize_grads=True)
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ from stanza_sim.execute.rank.job import Array, RunJob
 from stanza_sim.execute.rank.role import MessageSizes, RankResult
 from stanza_sim.execute.rank.transport import TorchTransport
 from stanza_sim.execute.train import data
+from stanza_sim.execute.train.arithmetic import Arithmetic, switched
 from stanza_sim.execute.train.build import Holdings, build, state_of
 from stanza_sim.execute.train.flat import FlatBundle, dtype_of
 from stanza_sim.execute.train.messages import Messages
@@ -66,6 +67,11 @@ class RankWork:
         """Where the message from `src` goes."""
         return self.messages.incoming(op, iteration, src)
 
+    def landed(self, op: Transfer, iteration: int, src: int) -> None:
+        """What is left to do with a message."""
+        if self.messages.landed(op, iteration, src):
+            self.passes.accelerator.synchronize()
+
 
 class Trained:
     """Computes and trains: with what this rank holds of the model, and its share of the data."""
@@ -94,6 +100,7 @@ class Trained:
             bundles=self._bundles,
             batch=feed.batch,
             device=device,
+            arithmetic=Arithmetic.of(job),
         )
         self._passes = Passes(values, training, context.accelerator)
         self.work = RankWork(self._passes, Messages(values), transport, schedule)
@@ -102,9 +109,11 @@ class Trained:
         """See `Role`."""
         self._context.start_thread()
 
-    def running(self) -> AbstractContextManager[bool]:
+    @contextmanager
+    def running(self) -> Iterator[bool]:
         """See `Role`."""
-        return nullcontext(False)
+        with switched(self._job.precision):
+            yield False
 
     def result(self) -> RankResult:
         """Losses; and where wanted accuracy and parameters, which go to rank 0."""

@@ -13,16 +13,19 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from stanza_sim.execute.train.flat import FlatBundle, dtype_of
+from stanza_sim.execute.train.arithmetic import Arithmetic
+from stanza_sim.execute.train.flat import FlatBundle, dtype_of, wire_dtype
 from stanza_sim.execute.train.samples import Origin, Samples
 from stanza_sim.execute.train.slices import HeldBlock, features_of
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Schedule, Transfer, ValueKind, Wire
+from stanza_sim.schedule import Collective, Schedule, Transfer, ValueKind
 from stanza_sim.schedule.legality import LABEL_BYTES
 from stanza_sim.schedule.progress import WINDOW
 
 Batch = Callable[[int], tuple[Tensor, Tensor]]
 """The samples and labels that this rank draws in an iteration."""
+FP32 = Arithmetic()
+"""How a rank computes unless it is told."""
 Spot = tuple[str, int]
 """(block, micro-batch)."""
 
@@ -45,7 +48,10 @@ class Generation:
 
 
 class RankValues:
-    """The values of one rank in one run. `blocks` are those that it computes, `bundles` those that it uses or owns."""
+    """The values of one rank in one run. `blocks` are those that it computes, `bundles` those that it uses or owns.
+
+    Activations and their gradients are of the type in which they were computed, or in which they arrived.
+    """
 
     def __init__(
         self,
@@ -58,7 +64,9 @@ class RankValues:
         bundles: dict[str, FlatBundle],
         batch: Batch,
         device: torch.device,
+        arithmetic: Arithmetic = FP32,
     ) -> None:
+        self.arithmetic = arithmetic
         self.schedule, self.model, self.rank, self.samples = schedule, model, rank, samples
         self.batch, self.device, self.dtype = batch, device, dtype_of(schedule.itemsize)
         self.blocks = {b.name: b for b in blocks}
@@ -110,7 +118,7 @@ class RankValues:
         held = self.blocks[block]
         if held.tail is not None and spot in values.sums:
             total = values.sums.pop(spot).requires_grad_()
-            with torch.enable_grad():
+            with torch.enable_grad(), self.arithmetic.autocast(self.device):
                 output = held.tail(total)
             values.tails[spot] = total, output
             values.outputs[spot] = output.detach()
@@ -196,6 +204,6 @@ class RankValues:
             position += nbytes
         raise RuntimeError(f"{transfer} carries no {kind}")
 
-    def wire_dtype(self, op: Transfer) -> torch.dtype:
-        """The type in which activations and their gradients travel in `op`."""
-        return torch.bfloat16 if op.wire is Wire.BF16 else self.dtype
+    def wire_dtype(self, op: Transfer | Collective) -> torch.dtype:
+        """The type in which activations and gradients travel in `op`."""
+        return wire_dtype(op.wire, self.dtype)

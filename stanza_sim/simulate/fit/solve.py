@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stanza_sim.base.op_kinds import PRODUCTS, OpKind
+from stanza_sim.base.precision import HALF
 from stanza_sim.cluster.device import DeviceSpec, Residuals
 from stanza_sim.model.module_work import ModuleWork
 from stanza_sim.simulate.fit.rows import Row, family_of
-from stanza_sim.simulate.roofline import HALF, LOSS_KERNELS, LOSS_PASSES, UPDATE_PASSES
+from stanza_sim.simulate.roofline import LOSS_KERNELS, LOSS_PASSES, UPDATE_PASSES
 from stanza_sim.simulate.sum_costs import CAST_NBYTES, LOSS_ITEMSIZE, Launch
 
 Array = NDArray[np.float64]

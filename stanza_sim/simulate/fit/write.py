@@ -24,7 +24,7 @@ def group_of(row: Row, devices: Iterable[DeviceSpec]) -> tuple[DeviceSpec, Group
     """Return the device whose file takes rows of this GPU, and the precision; None if there is none."""
     for device in devices:
         if device.published and any(name in row.gpu for name in device.published):
-            return device, Group(device.name, PRECISIONS.get(row.precision, device.fp32_runs))
+            return device, Group(device.name, PRECISIONS.get(row.precision, device.published_fp32))
     return None
 
 

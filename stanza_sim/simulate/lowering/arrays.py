@@ -183,7 +183,7 @@ def _sizes(schedule: Schedule, op: Transfer, src: I32, dst: I32) -> I64:
             size = -(-bundle.numel // len(owners))
             bounds = np.minimum(np.arange(len(owners) + 1, dtype=np.int64) * size, bundle.numel)
             by_rank = np.zeros(schedule.world_size, dtype=np.int64)
-            by_rank[owners] = np.diff(bounds) * schedule.itemsize
+            by_rank[owners] = np.diff(bounds) * schedule.itemsize_of(op)
             sizes: I64 = by_rank[src if owner_sends else dst]
             return sizes
     return np.full(len(src), op.nbytes, dtype=np.int64)

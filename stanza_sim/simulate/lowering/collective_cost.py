@@ -115,19 +115,19 @@ class StepCosts:
 
     def _beside(self, op: Collective) -> list[Collective]:
         """Those of the group of `op`, itself included, whose ranks leave one after another; one of each shape."""
-        group, itemsize = self.inputs.group(op), self.inputs.schedule.itemsize
+        group, schedule = self.inputs.group(op), self.inputs.schedule
         found: dict[Shape, Collective] = {}
-        for o in self.inputs.schedule.ops:
+        for o in schedule.ops:
             if not isinstance(o, Collective) or has_closed_form(o) or o.kind is CollectiveKind.BROADCAST:
                 continue
-            if self.inputs.group(o) != group or not steps_of(o, group, itemsize):
+            if self.inputs.group(o) != group or not steps_of(o, group, schedule.itemsize_of(o)):
                 continue
             if _shape(o) not in found and not self._path(self._cut(o, SHORT)).in_step:
                 found[_shape(o)] = o
         return list(found.values())
 
     def _chunk_bytes(self, op: Collective) -> int:
-        itemsize = self.inputs.schedule.itemsize
+        itemsize = self.inputs.schedule.itemsize_of(op)
         return max(1, op.chunk // itemsize) * itemsize
 
     def _cut(self, op: Collective, chunks: int) -> Collective:
@@ -149,8 +149,8 @@ class StepCosts:
         once, by itself; if A had 65,000, it would get None.
         """
         cut = {_shape(o): o for o in (self._cut(o, chunks) for o in ops)}
-        group, itemsize = self.inputs.group(ops[0]), self.inputs.schedule.itemsize
-        counts = {what: len(steps_of(o, group, itemsize)) for what, o in cut.items()}
+        group, itemsize_of = self.inputs.group(ops[0]), self.inputs.schedule.itemsize_of
+        counts = {what: len(steps_of(o, group, itemsize_of(o))) for what, o in cut.items()}
         programs = {what: self.program(o) for what, o in cut.items() if counts[what] <= MOST_MESSAGES}
         rounds = MOST_MESSAGES // sum(counts.values()) if ops[0].kind is not CollectiveKind.BROADCAST else 1
         if rounds > 1 and len(cut) == 1:
@@ -168,7 +168,7 @@ class StepCosts:
 
 
 def _shape(op: Collective) -> Shape:
-    return op.kind, op.ranks, op.nbytes, op.algorithm, op.local, op.chunk, op.root
+    return op.kind, op.ranks, op.nbytes, op.algorithm, op.local, op.chunk, op.root, op.wire
 
 
 def shared_out(together_s: float, alone: Mapping[Shape, float], busiest: Mapping[Shape, float]) -> dict[Shape, float]:

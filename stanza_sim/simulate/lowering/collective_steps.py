@@ -72,7 +72,7 @@ class Steps:
 
     def __init__(self, inputs: CollectiveInputs, op: Collective) -> None:
         self.inputs, self.op = inputs, op
-        self.made = steps_of(op, inputs.group(op), inputs.schedule.itemsize)
+        self.made = steps_of(op, inputs.group(op), inputs.schedule.itemsize_of(op))
         self._taken: list[_Taken] = []
         self._paths: dict[tuple[int, int], Path | None] = {}
         self._adding: dict[int, float] = {}
@@ -133,7 +133,7 @@ class Steps:
 
     def _nbytes(self, s: Step) -> int:
         """Bytes of a message."""
-        return (s.hi - s.lo) * self.inputs.schedule.itemsize
+        return (s.hi - s.lo) * self.inputs.schedule.itemsize_of(self.op)
 
     def _overhead_s(self, s: Step) -> float:
         """What posting a message costs its sender."""

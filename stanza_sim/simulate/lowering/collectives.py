@@ -97,7 +97,7 @@ class Collectives:
         found: dict[str, CollectiveActivity] = {}
         for op in self.inputs.schedule.ops:
             if isinstance(op, Collective):
-                key = (op.kind, op.ranks, op.nbytes, op.root, op.algorithm, op.by, op.local, op.chunk)
+                key = (op.kind, op.ranks, op.nbytes, op.root, op.algorithm, op.by, op.local, op.chunk, op.wire)
                 if key not in made:
                     made[key] = self.collective(op)
                 found[op.name] = made[key]
@@ -125,7 +125,7 @@ class Collectives:
     def moved(self, op: Collective) -> Mapping[int, tuple[int, int]]:
         """Bytes that each member sends and receives in `op`; of a backend's by the closed form, in whole bytes."""
         if op.name not in self._moved:
-            ranks, itemsize = self.inputs.group(op), self.inputs.schedule.itemsize
+            ranks, itemsize = self.inputs.group(op), self.inputs.schedule.itemsize_of(op)
             if op.by is Carrier.STEPS:
                 self._moved[op.name] = traffic(op, ranks, itemsize)
             else:

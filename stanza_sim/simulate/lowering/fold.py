@@ -189,9 +189,9 @@ def _copied_features(schedule: Schedule, cluster: Cluster) -> list[Colours]:
     found: dict[tuple[object, ...], list[Colours]] = {}
     for op in schedule.ops:
         if isinstance(op, Collective) and op.by is Carrier.STEPS:
-            key = (op.kind, op.ranks, op.nbytes, op.root, op.algorithm, op.local, op.chunk)
+            key = (op.kind, op.ranks, op.nbytes, op.root, op.algorithm, op.local, op.chunk, op.wire)
             if key not in found:
-                moved = traffic(op, schedule.group(op.ranks), schedule.itemsize)
+                moved = traffic(op, schedule.group(op.ranks), schedule.itemsize_of(op))
                 sides = np.full((2, schedule.world_size), -1, dtype=np.int64)
                 for rank, both in moved.items():
                     sides[:, rank] = both

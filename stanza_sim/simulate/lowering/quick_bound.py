@@ -169,7 +169,7 @@ def _transfers(schedule: Schedule, apart: I64, owner: I64, count: int) -> tuple[
             part = key, cut[0].owners, bool(op.values[0].kind.owner_sends)
             if part not in sliced:
                 sliced[part] = np.zeros(len(owner), dtype=np.int64)
-            sliced[part][list(owners)] += [(hi - lo) * schedule.itemsize for lo, hi in slices]
+            sliced[part][list(owners)] += [(hi - lo) * schedule.itemsize_of(op) for lo, hi in slices]
         else:
             uniform[key] += op.nbytes
     for where, nbytes in uniform.items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import HALF_BYTES
 from stanza_sim.cluster import Cluster
 from stanza_sim.experiment.file import Experiment, ModelEntry
 from stanza_sim.experiment.rows import Plan, cluster_of, plan_for
@@ -17,7 +18,6 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.profiles.blocks import Profile
 from stanza_sim.profiles.network import NetworkProfile
 from stanza_sim.simulate import Prediction
-from stanza_sim.simulate.costs import HALF
 from stanza_sim.simulate.run import SimulationCase, collector_off, part_count
 from stanza_sim.studies.plan.choices import Choice
 from stanza_sim.studies.plan.memory import Memory, memory_of, too_much
@@ -177,8 +177,7 @@ def spread_of(problem: Problem, one: Score, go_on: Callable[[], bool] = lambda: 
 
 
 def _needs(problem: Problem, plan: Plan, case: SimulationCase) -> dict[int, Memory]:
-    half = problem.loaded.value.precision in HALF
-    scale = 2 / plan.model.itemsize if half else 1.0
+    scale = HALF_BYTES / plan.model.itemsize if problem.loaded.value.precision.is_half else 1.0
     return memory_of(plan.schedule, plan.model, case.received_bytes, activation_scale=scale)
 
 

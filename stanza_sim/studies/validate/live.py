@@ -201,6 +201,7 @@ class LiveBench:
                 mine[0].model,
                 [plan.schedule for plan in mine],
                 backend=Backend(suite.execute.backend),
+                precision=suite.precision,
                 seed=suite.seed,
             )
         return self._profiles[key]

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from stanza_sim.base import config
 from stanza_sim.base.config import Count, Kind, Loaded, Section
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import Precision
 from stanza_sim.base.units import PositiveSeconds, Rate, format_rate
 from stanza_sim.experiment.file import (
     Execute,
@@ -101,7 +102,7 @@ class Suite(Section):
     description: str = ""
     seed: int = Field(1, ge=0, lt=2**63, strict=True, description="Of the order of the cases.")
     repeats: Count = Field(3, description="How often each case is measured.")
-    precision: str = "fp32"
+    precision: Precision = Precision.FP32
     bounds: Bounds = Bounds()
     calibrate_on: int | None = Field(
         None,

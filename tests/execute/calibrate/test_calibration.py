@@ -69,7 +69,7 @@ def timed(tiny: ModelProfile) -> RankTimes:
 def test_probes_become_latency_and_costs(tiny: ModelProfile) -> None:
     one = timed(tiny)
     wanted = Wanted(model=tiny, samples={b.name: (4,) for b in tiny.blocks}, contributions=2)
-    profile = profile_of([one, one], wanted, "fp32")
+    profile = profile_of([one, one], wanted)
     loopback = profile.loopback
     assert loopback is not None
     assert loopback.byte_core_s == pytest.approx(800e-12)
@@ -78,7 +78,7 @@ def test_probes_become_latency_and_costs(tiny: ModelProfile) -> None:
     assert loopback.latency_s == pytest.approx(140e-6)
     assert profile.blocks[0].forward_s == pytest.approx(2e-3)
     assert profile.blocks[0].spread == pytest.approx(1.0)
-    apart = profile_of([one, replace(one, host="other")], wanted, "fp32")
+    apart = profile_of([one, replace(one, host="other")], wanted)
     assert apart.loopback is None
 
 
@@ -141,9 +141,9 @@ def test_cores_rest_beside_those_that_nobody_uses(
 def test_the_wake_up_is_what_cores_rest_when_ranks_meet(tiny: ModelProfile) -> None:
     one = timed(tiny)
     wanted = Wanted(model=tiny, samples={b.name: (4,) for b in tiny.blocks}, contributions=2)
-    assert profile_of([one, one], wanted, "fp32").wakeup_s is None
+    assert profile_of([one, one], wanted).wakeup_s is None
     rested = [replace(one, rests_s=rests) for rests in ((1e-3, 0.0), (2e-3, 1e-3))]
-    assert profile_of(rested, wanted, "fp32").wakeup_s == pytest.approx(1e-3)
+    assert profile_of(rested, wanted).wakeup_s == pytest.approx(1e-3)
 
 
 def test_only_some_blocks_under_load(tiny: ModelProfile) -> None:
@@ -163,12 +163,12 @@ def test_messages_cost_the_cores_what_they_cost_under_load(tiny: ModelProfile) -
         MessageCores(core_s=1.0, ends=0, nbytes=0),  # of blocks without parameters
     )
     wanted = Wanted(model=tiny, samples={b.name: (4,) for b in tiny.blocks}, contributions=2)
-    found = profile_of([replace(one, messages=sections)] * 2, wanted, "fp32").loopback
+    found = profile_of([replace(one, messages=sections)] * 2, wanted).loopback
     assert found is not None
     assert found.byte_core_s == pytest.approx(3 * 800e-12)
     assert found.message_core_s == pytest.approx(3 * 120e-6)
     assert found.bandwidth_Bps == pytest.approx(1e9)
     assert found.latency_s == pytest.approx(140e-6)
     lost = MessageCores(core_s=-1e-6, ends=10, nbytes=10_000)  # less than what the engine costs
-    at_rest = profile_of([one, one], wanted, "fp32").loopback
-    assert profile_of([replace(one, messages=(lost,))] * 2, wanted, "fp32").loopback == at_rest
+    at_rest = profile_of([one, one], wanted).loopback
+    assert profile_of([replace(one, messages=(lost,))] * 2, wanted).loopback == at_rest

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from stanza_sim.base.precision import Precision
 from stanza_sim.cluster import load_cluster
 from stanza_sim.execute.emulated.emulate import core_of, unseen
 from stanza_sim.execute.rank.job import ComputeMode, Emulation, Measurement, RunJob, Training
@@ -19,14 +20,14 @@ from stanza_sim.execute.start.launch import Pool, RankPlace
 from stanza_sim.execute.start.measure import merge
 from stanza_sim.execute.start.tasks import DescribeTask, RunTask
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Compute, Schedule, parse, project
+from stanza_sim.schedule import Compute, Schedule, Wire, parse, project
 from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate.costs import costs_for
 from stanza_sim.simulate.lowering.compute_times import compute_seconds
 from stanza_sim.simulate.lowering.lower import lower
 from stanza_sim.timeline.spans import Span
-from tests.execute.execute_variants import VARIANTS, schedule_of
-from tests.execute.test_runs import every_kind, expected_bytes
+from tests.execute.execute_variants import VARIANTS, expected_bytes, schedule_of
+from tests.execute.test_runs import every_kind
 
 TRAINING = Training(iterations=6, warmup=1)
 
@@ -82,9 +83,13 @@ def test_every_op_kind_lasts_as_long_as_stated(pool: Pool, tiny: ModelProfile, i
 @pytest.mark.parametrize(
     "name", ["ps-2-cut", "colocated-cut", "stanza-2-uneven-ps", "all-reduce-by-tree", "one-rank", "head", "factors"]
 )
-def test_the_same_messages_travel_as_in_training(pool: Pool, tiny: ModelProfile, name: str) -> None:
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
+def test_the_same_messages_travel_as_in_training(
+    pool: Pool, tiny: ModelProfile, name: str, precision: Precision
+) -> None:
     _, strategy, world, chosen = next(v for v in VARIANTS if v[0] == name)
-    schedule = schedule_of(tiny, strategy, world, chosen)
+    gradients = Wire.BF16 if precision.is_half else Wire.NATIVE
+    schedule = schedule_of(tiny, strategy, world, chosen, precision=precision, gradients=gradients)
     measured = run(pool, job_of(tiny, schedule))
     sent, received = expected_bytes(schedule, TRAINING.iterations)
     assert (list(measured.sent_bytes), list(measured.received_bytes)) == (sent, received)

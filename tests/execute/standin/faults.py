@@ -209,6 +209,30 @@ def communicator_at_first_use(made: Any) -> tuple[bool, bool]:
     return through[0], through[1]
 
 
+def communicator_of_some(made: Any) -> tuple[bool, bool]:
+    """Whether a communicator is there while one of its members has not come to make it, and once it has."""
+    import torch.distributed as dist
+
+    from stanza_sim.execute.standin.groups import StandinNccl
+
+    library, ranks = StandinNccl(made.accelerator), range(made.world_size)
+    late = made.rank == 2
+    there = threading.Event()
+
+    def make() -> None:
+        library.new_group(ranks, 1)
+        there.set()
+
+    if not late:
+        threading.Thread(target=make, daemon=True).start()
+        there.wait(SOON_S)
+    before = there.is_set()
+    dist.barrier()
+    if late:
+        make()
+    return before, there.wait(10 * SOON_S)
+
+
 def both_directions(made: Any) -> tuple[bool, bool]:
     """Finding 4: each of two ranks sends before it receives; through one communicator, and through one each way."""
     import torch

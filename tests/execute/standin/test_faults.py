@@ -9,11 +9,11 @@ import pytest
 from stanza_sim.execute.rank.job import Backend
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.model.profile import ModelProfile
-from tests.execute.execute_variants import VARIANTS, job_of, schedule_of
+from tests.execute.execute_variants import ROUNDED, VARIANTS, job_of, schedule_of
 from tests.execute.forked_pool import ForkedPool
 from tests.execute.standin.faults import Fault, OnFaulty, Singly
 
-BY_NAME = {name: variant for name, *variant in VARIANTS}
+BY_NAME = {name: variant for name, *variant in (*VARIANTS, *ROUNDED)}
 TIMEOUT_S = 3.0
 pytestmark = pytest.mark.processes
 
@@ -39,6 +39,10 @@ def test_a_communicator_made_at_first_use_waits_for_those_that_never_use_it(four
     """Finding 1."""
     answers = four.run(Singly("communicator_at_first_use"))
     assert answers[:2] == [(False, True), (False, True)]
+
+
+def test_a_communicator_waits_for_a_member_that_does_not_come(four: Pool) -> None:
+    assert four.run(Singly("communicator_of_some")) == [(False, True)] * 4
 
 
 def test_one_communicator_for_both_directions_waits_for_itself(four: Pool) -> None:
@@ -86,8 +90,8 @@ def test_a_message_that_counts_as_arrived_when_it_is_posted_is_found(four: Pool,
     ("fault", "backend", "variant"),
     [
         (Fault.NO_WAIT, Backend.NCCL, "all-reduce"),
-        (Fault.NO_ORDER, Backend.NCCL, "head"),
-        (Fault.NO_ORDER, Backend.GLOO, "stanza-1"),
+        (Fault.NO_ORDER, Backend.NCCL, "stanza-bf16"),
+        (Fault.NO_ORDER, Backend.GLOO, "stanza-bf16"),
         (Fault.EARLY, Backend.NCCL, "stanza-1"),
         (Fault.REUSE, Backend.GLOO, "ps-2-cut"),
     ],

@@ -7,12 +7,15 @@ from dataclasses import replace
 
 import pytest
 
+from stanza_sim.base.precision import Precision
 from stanza_sim.execute.rank.job import Backend
 from stanza_sim.execute.standin.task import OnStandin
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.execute.start.measure import merge
 from stanza_sim.execute.train.reference import largest_deviation, train
+from stanza_sim.model.extract import extract
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Wire
 from tests.execute.execute_variants import ROUNDED, TRAINING, VARIANTS, expected_bytes, job_of, schedule_of
 from tests.execute.forked_pool import ForkedPool
 
@@ -38,5 +41,20 @@ def test_a_variant_on_imitated_gpus_equals_sgd(ranks: Pool, tiny: ModelProfile, 
     assert measured.parameters is not None
     off = largest_deviation(dict(measured.parameters), train(job))
     assert off <= (ROUNDED_TOLERANCE if variant in {v[0] for v in ROUNDED} else TOLERANCE)
+    sent, received = expected_bytes(schedule, job.training.iterations)
+    assert (list(measured.sent_bytes), list(measured.received_bytes)) == (sent, received)
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("backend", [Backend.NCCL, Backend.GLOO])
+@pytest.mark.parametrize("variant", ["ps-2-cut-by-uneven-host", "all-reduce", "stanza-2-sliced", "head", "factors"])
+def test_what_travels_in_two_bytes_on_imitated_gpus(ranks: Pool, variant: str, backend: Backend) -> None:
+    """Buffers of the types in which values travel live as long as what is on its way."""
+    model = extract("tests.execute.execute_models:smooth", name="smooth", input_shape=(1, 8, 8), boundary="2.0")
+    _, strategy, world, settings = next(v for v in VARIANTS if v[0] == variant)
+    schedule = schedule_of(model, strategy, world, settings, precision=Precision.FP16, gradients=Wire.FP16)
+    job = job_of(model, schedule, precision=Precision.FP16)
+    measured = merge(job, [r for r in ranks.run(OnStandin(job, backend)) if r is not None])
+    assert largest_deviation(dict(measured.parameters or {}), train(job)) <= 3e-3
     sent, received = expected_bytes(schedule, job.training.iterations)
     assert (list(measured.sent_bytes), list(measured.received_bytes)) == (sent, received)

@@ -64,7 +64,7 @@ def precision_of(text: str, device: DeviceSpec) -> str:
     if re.search(r"amp|autocast|fp16|float16|half|mixed", words):
         return "fp16"
     if re.search(r"tf32|fp32|float|single", words):
-        return device.fp32_runs
+        return device.published_fp32
     raise InputError(f"the precision {text!r} is not known", hint="such as fp32, TF32, AMP fp16, bf16")
 
 
@@ -77,7 +77,7 @@ def stand_ins(gpu: str, precision: str, *, calibrated: bool) -> tuple[DeviceSpec
     device = load_device(STAND_IN) if calibrated and device_name(gpu) is None else device_of(gpu)
     name = precision_of(precision, device)
     if calibrated and name not in device.precisions:
-        return device, device.fp32_runs
+        return device, device.published_fp32
     device.precision(name)
     return device, name
 
