@@ -1,4 +1,4 @@
-"""One pool of five ranks for all tests of the executor: starting a rank costs seconds, a job milliseconds."""
+"""One pool of five ranks for all tests of the executor: starting them costs more than a job does."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 from stanza_sim.execute.selftest import variants
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.model.profile import ModelProfile
+from tests.execute.forked_pool import ForkedPool
 
 
 @pytest.fixture(scope="session")
 def pool() -> Iterator[Pool]:
-    with Pool(5, timeout_s=20) as ranks:
+    with ForkedPool(5, timeout_s=20) as ranks:
         yield ranks
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from stanza_sim.testbed import Testbed
+from tests.testbed.short_calibration import SHORT
 from tests.testbed.testbed_clusters import load, star_text
 
 pytestmark = [pytest.mark.root, pytest.mark.xdist_group("testbed")]  # one machine has one set of names
@@ -38,7 +38,7 @@ class Run:
     def __init__(self, folder: Path, *args: str, cache: Path | None = None) -> None:
         self.bed = Testbed(load(folder, star_text(name=f"run-{folder.name}"[:40], hosts=3, rate="200Mbps")))
         (folder / "experiment.yaml").write_text(EXPERIMENT.format(topology=folder / "topology.yaml"))
-        command = [sys.executable, "-m", "stanza_sim", "run", "experiment.yaml", "--execute", "--testbed", *args]
+        command = [*SHORT, "run", "experiment.yaml", "--execute", "--testbed", *args]
         env = os.environ | {
             "PYTHONPATH": str(ROOT),
             "OMP_NUM_THREADS": "1",

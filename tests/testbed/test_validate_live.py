@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -13,6 +12,7 @@ import pytest
 
 from stanza_sim.cluster import load_cluster
 from stanza_sim.testbed.plan import prefix_of
+from tests.testbed.short_calibration import SHORT
 
 ROOT = Path(__file__).parents[2]
 STAR = """\
@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "stanza_sim", "validate", "tiny.yaml", "-o", "out", *more]
+    command = [*SHORT, "validate", "tiny.yaml", "-o", "out", *more]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE
     # Where SIGINT comes ignored, as in a job of a shell, Python would not raise KeyboardInterrupt.

@@ -59,27 +59,27 @@ class _Rank:
         self.rank = settings.rank
         self._stderr = folder / f"rank{settings.rank}.stderr"
         ours, theirs = multiprocessing.Pipe()
-        with self._stderr.open("wb") as stderr:
-            self.process = subprocess.Popen(
-                [
-                    *prefix,
-                    sys.executable,
-                    "-m",
-                    "stanza_sim.execute.start.rank_main",
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=stderr,
-                stderr=stderr,
-                pass_fds=[theirs.fileno()],
-                env=environment,
-            )
+        self.process = self._start(theirs, environment, prefix)
         theirs.close()
         self.connection: Connection = ours
         self.heard_s = self.moved_s = time.monotonic()
         self.ended = 0
         self.connection.send_bytes(pickle.dumps(settings))
+
+    def _start(
+        self, connection: Connection, environment: Mapping[str, str], prefix: Sequence[str]
+    ) -> subprocess.Popen[bytes]:
+        """Start the process, which is told its settings and tasks through `connection`."""
+        command = [sys.executable, "-m", "stanza_sim.execute.start.rank_main", str(connection.fileno())]
+        with self._stderr.open("wb") as stderr:
+            return subprocess.Popen(
+                [*prefix, *command, str(os.getpid())],
+                stdin=subprocess.DEVNULL,
+                stdout=stderr,
+                stderr=stderr,
+                pass_fds=[connection.fileno()],
+                env=environment,
+            )
 
     def send(self, task: bytes) -> None:
         self.heard_s = self.moved_s = time.monotonic()

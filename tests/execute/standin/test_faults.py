@@ -10,6 +10,7 @@ from stanza_sim.execute.rank.job import Backend
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.model.profile import ModelProfile
 from tests.execute.execute_variants import ROUNDED, VARIANTS, job_of, schedule_of
+from tests.execute.forked_pool import ForkedPool
 from tests.execute.standin.faults import Fault, OnFaulty, Singly
 
 BY_NAME = {name: variant for name, *variant in (*VARIANTS, *ROUNDED)}
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.processes
 
 @pytest.fixture(scope="module")
 def four() -> Iterator[Pool]:
-    with Pool(4, timeout_s=30) as ranks:
+    with ForkedPool(4, timeout_s=30) as ranks:
         yield ranks
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -15,14 +16,17 @@ from stanza_sim.execute.train.reference import largest_deviation, train
 from stanza_sim.model.extract import extract
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Wire
-from tests.execute.execute_variants import ROUNDED, VARIANTS, expected_bytes, job_of, schedule_of
+from tests.execute.execute_variants import ROUNDED, TRAINING, VARIANTS, expected_bytes, job_of, schedule_of
+from tests.execute.forked_pool import ForkedPool
 
 TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 1e-2
+SHORT = replace(TRAINING, iterations=3)
+"""Momentum and the learning rate differ from one iteration to the next; every buffer is used again twice."""
 
 
 @pytest.fixture(scope="module")
 def ranks() -> Iterator[Pool]:
-    with Pool(5, timeout_s=20) as pool:
+    with ForkedPool(5, timeout_s=20) as pool:
         yield pool
 
 
@@ -32,7 +36,7 @@ def ranks() -> Iterator[Pool]:
 def test_a_variant_on_imitated_gpus_equals_sgd(ranks: Pool, tiny: ModelProfile, variant: str, backend: Backend) -> None:
     _, strategy, world, settings = next(v for v in (*VARIANTS, *ROUNDED) if v[0] == variant)
     schedule = schedule_of(tiny, strategy, world, settings)
-    job = job_of(tiny, schedule)
+    job = job_of(tiny, schedule, training=SHORT)
     measured = merge(job, [r for r in ranks.run(OnStandin(job, backend)) if r is not None])
     assert measured.parameters is not None
     off = largest_deviation(dict(measured.parameters), train(job))

@@ -1,6 +1,9 @@
-"""One process of a faked launcher: joins each world of a group in turn, and says what came of each as a JSON line.
+"""The ranks of a faked launcher: each joins every world of a group in turn.
 
-    python tests/execute/start/fake_rank.py GROUP LAUNCHER RANK FIRST_PORT FOLDER
+    python tests/execute/start/fake_rank.py GROUP LAUNCHER FIRST_PORT FOLDER
+
+Each rank says what came of each world as a JSON line of its own file in the folder. Ranks are forked from a process
+that has imported torch, since that takes a second or two.
 
 What it imitates is the environment, the name of the host and the GPUs that torch sees; joining, deciding and checking
 are the real thing.
@@ -9,6 +12,7 @@ are the real thing.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
 import time
@@ -25,6 +29,7 @@ from stanza_sim.execute.rank.context import Context
 from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Backend
 from stanza_sim.execute.start import start, world
+from stanza_sim.execute.start.rank_main import end_with_parent
 from stanza_sim.execute.start.tasks import DescribeTask
 from tests.execute.start.worlds import GROUPS, World
 
@@ -61,9 +66,9 @@ def visit(faked: World, folder: Path) -> dict[str, object]:
     return {"told": told, "sharing": sharing, "said": said}
 
 
-def main() -> None:
-    """Visit every world of the group."""
-    group, launcher, rank, port, folder = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
+def visit_all(group: str, launcher: str, rank: int, port: int, folder: Path) -> None:
+    """As `rank`, visit every world of the group."""
+    end_with_parent(os.getppid())
     for number, faked in enumerate(GROUPS[group]):
         begin = time.monotonic()
         with (
@@ -73,10 +78,30 @@ def main() -> None:
             patch.object(dist, "is_nccl_available", lambda faked=faked: rank not in faked.without_nccl),
             patch.object(start, "note_on_cores", lambda cluster: None),
         ):
-            found = visit(faked, Path(folder))
+            found = visit(faked, folder)
         seconds = time.monotonic() - begin
-        sys.stdout.write(json.dumps({"world": faked.name, "seconds": seconds} | found) + "\n")
-        sys.stdout.flush()
+        with said_by(rank, folder).open("a") as file:
+            file.write(json.dumps({"world": faked.name, "seconds": seconds} | found) + "\n")
+
+
+def said_by(rank: int, folder: Path) -> Path:
+    """Where `rank` says what came of its worlds."""
+    return folder / f"rank{rank}.jsonl"
+
+
+def main() -> None:
+    """Start all ranks and wait for them."""
+    group, launcher, port, folder = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
+    fork = multiprocessing.get_context("fork")
+    ranks = [
+        fork.Process(target=visit_all, args=(group, launcher, rank, port, folder))
+        for rank in range(len(GROUPS[group][0].hosts))
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    sys.exit(any(rank.exitcode for rank in ranks))
 
 
 if __name__ == "__main__":

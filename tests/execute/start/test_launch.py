@@ -25,6 +25,7 @@ from stanza_sim.execute.start.start import check_hosts, check_ranks, execute
 from stanza_sim.model.profile import ModelProfile
 from tests.execute.execute_tasks import Misbehave
 from tests.execute.execute_variants import job_of, run, schedule_of
+from tests.execute.forked_pool import ForkedPool
 
 ROOT = Path(__file__).parents[3]
 CPU = "cpu Some Model"
@@ -44,6 +45,12 @@ def gone(pid: int, within_s: float = 5.0) -> bool:
     return False
 
 
+def quickly_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a rank be silent that has said nothing for two seconds."""
+    monkeypatch.setattr(launch, "SILENCE_S", 2.0)
+    monkeypatch.setattr(launch, "GRACE_S", 1.0)
+
+
 @pytest.mark.processes
 @pytest.mark.parametrize(
     ("how", "said"),
@@ -53,8 +60,12 @@ def gone(pid: int, within_s: float = 5.0) -> bool:
         ("stop", r"rank 1 did not answer for \d+ s"),
     ],
 )
-def test_a_rank_that_fails_ends_the_run_quickly_and_the_next_task_works(how: str, said: str) -> None:
-    with Pool(2, timeout_s=1) as pool:
+def test_a_rank_that_fails_ends_the_run_quickly_and_the_next_task_works(
+    how: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if how == "stop":
+        quickly_silent(monkeypatch)
+    with (Pool if how == "exit" else ForkedPool)(2, timeout_s=1) as pool:
         pool.start()
         old = pool.process_ids
         begin = time.monotonic()
@@ -74,7 +85,7 @@ def test_a_rank_that_fails_ends_the_run_quickly_and_the_next_task_works(how: str
 
 @pytest.mark.processes
 def test_bad_input_found_by_a_rank_stays_bad_input() -> None:
-    with Pool(2, timeout_s=5) as pool, pytest.raises(InputError, match="data 'x': no such data"):
+    with ForkedPool(2, timeout_s=5) as pool, pytest.raises(InputError, match="data 'x': no such data"):
         pool.run(Misbehave(1, "input"))
 
 
@@ -94,7 +105,7 @@ def test_a_rank_that_hangs_in_a_run_is_found_and_the_others_say_what_they_wait_f
     job = job_of(tiny, schedule_of(tiny, "parameter_server", 3, {}), timeout_s=1.5)
     job = replace(job, training=replace(job.training, data="synthetic"))
     long = replace(job, training=replace(job.training, iterations=5000))
-    with Pool(3) as ranks:
+    with ForkedPool(3) as ranks:
         assert len(run(ranks, job).losses) == job.training.iterations
         stopped, begin = ranks.process_ids[1], time.monotonic()
         threading.Thread(target=stop_in_a_run, args=(stopped,)).start()
@@ -112,7 +123,7 @@ def test_a_rank_that_hangs_in_a_run_is_found_and_the_others_say_what_they_wait_f
 
 @pytest.mark.processes
 def test_a_rank_may_rest_while_others_get_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Pool(2, timeout_s=1) as pool:
+    with ForkedPool(2, timeout_s=1) as pool:
         pool.start()
         monkeypatch.setattr(launch, "START_S", 0.6)
         monkeypatch.setattr(launch, "GRACE_S", 0.1)
@@ -122,9 +133,10 @@ def test_a_rank_may_rest_while_others_get_on(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.processes
-def test_a_stopped_rank_is_found_however_patient_a_task_is() -> None:
+def test_a_stopped_rank_is_found_however_patient_a_task_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """A dilated run may make no progress for long; its processes show signs of life all the same."""
-    with Pool(2, timeout_s=1) as pool:
+    quickly_silent(monkeypatch)
+    with ForkedPool(2, timeout_s=1) as pool:
         pool.start()
         begin = time.monotonic()
         with pytest.raises(RunError, match=r"rank 1 did not answer for \d+ s"):
