@@ -252,7 +252,7 @@ class _Draft:
 
 
 @st.composite
-def legal_schedules(draw: st.DrawFn, model: ModelProfile, max_world: int = 6) -> Schedule:
+def legal_schedules(draw: st.DrawFn, model: ModelProfile, max_world: int = 6, *, rounded: bool = True) -> Schedule:
     """Data parallelism in which every block's parameters are exchanged in a way of their own.
 
     All-reduce; reduce-scatter, update, all-gather; servers anywhere, whole or cut; one owner that broadcasts.
@@ -310,6 +310,8 @@ def legal_schedules(draw: st.DrawFn, model: ModelProfile, max_world: int = 6) ->
         if i != j and _gates(draft.s, ops[j], ops[i]):
             more[i] = (*more.get(i, ()), ops[j].name)
     made = draft.finish(lambda i, _: more.get(i, ()))
+    if not rounded:
+        return made
     return with_wires(
         made, model, Wires(activations=draw(st.sampled_from(Wire)), gradients=draw(st.sampled_from(Wire)))
     )

@@ -92,8 +92,6 @@ def test_a_message_that_counts_as_arrived_when_it_is_posted_is_found(four: Pool,
         (Fault.NO_WAIT, Backend.NCCL, "all-reduce"),
         (Fault.NO_ORDER, Backend.NCCL, "stanza-bf16"),
         (Fault.NO_ORDER, Backend.GLOO, "stanza-bf16"),
-        (Fault.EARLY, Backend.NCCL, "stanza-1"),
-        (Fault.REUSE, Backend.GLOO, "ps-2-cut"),
     ],
 )
 def test_a_fault_put_in_at_random_is_found(
