@@ -174,7 +174,7 @@ assert not heavy, heavy
         ("model: alexnet", 'model: "stanza_sim.model.examples:tiny_cnn"', ["small.yaml:4: models.0", "input_shape"]),
         ("model: alexnet", "model: alexnet, boundary: nowhere", ["small.yaml:4: models.0", "nowhere"]),
         ("strategy: stanza", "strategy: stanzas", ["small.yaml:7: strategies.1.strategy", "stanza"]),
-        ("name: small", "name: small\nprecision: fp12", ["precision 'fp12'"]),
+        ("name: small", "name: small\nprecision: fp12", ["'fp12'", "'bf16'"]),
         ("name: small", "name: small\nprofile: none.json", ["none.json", "no such file"]),
         ("{fc_workers: 1}}\n", "{fc_workers", ["small.yaml:", "is not valid YAML"]),
     ],
