@@ -45,7 +45,25 @@ class StreamWork(dist.Work):
         return True
 
 
-class NcclGroup(dist.ProcessGroup):
+class _Group(dist.ProcessGroup):
+    """What torch asks of a group, beside its operations, that it does not keep for groups written in Python."""
+
+    _name = ""
+
+    def _set_group_name(self, name: str) -> None:
+        self._name = name
+
+    @property
+    def group_name(self) -> str:  # type: ignore[override]
+        """The name under which torch registers and forgets it."""
+        return self._name
+
+    def getBackendName(self) -> str:
+        """The name that torch shows."""
+        return "standin"
+
+
+class NcclGroup(_Group):
     """A communicator: its members make it together, and its messages run on a stream of its own, one after another.
 
     A collective runs on the current stream of whoever calls it.
@@ -64,10 +82,6 @@ class NcclGroup(dist.ProcessGroup):
         if not self._made:
             self._made = True
             self._inner.barrier().wait()
-
-    def getBackendName(self) -> str:
-        """The name that torch shows."""
-        return "standin"
 
     def _message(self, name: str, tensors: Tensors, move: Callable[[], dist.Work], *, writes: bool) -> StreamWork:
         current = self._device.current()
@@ -156,16 +170,12 @@ class _HostWork(dist.Work):
         return True
 
 
-class GlooGroup(dist.ProcessGroup):
+class GlooGroup(_Group):
     """Gloo, which reads and writes host memory whatever streams are doing; so it must be known that they are done."""
 
     def __init__(self, inner: Any, device: Standin, rank: int, size: int) -> None:
         super().__init__(rank, size)  # type: ignore[call-arg]
         self._inner, self._device = inner, device
-
-    def getBackendName(self) -> str:
-        """The name that torch shows."""
-        return "standin"
 
     def _message(self, name: str, tensors: Tensors, work: Callable[[], dist.Work], *, writes: bool) -> _HostWork:
         """The memory is in use by a stream of the message's own until it has been waited for."""

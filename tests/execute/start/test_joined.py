@@ -16,7 +16,7 @@ def test_a_rank_of_a_launcher_ends_whatever_its_threads_wait_for(
 ) -> None:
     """Torch's threads may hold up the end of a process whose kernels wait for others."""
     joined = Joined.__new__(Joined)
-    joined.world_size = 1
+    joined.world_size, joined._deterministic = 1, False
     joined._context = Context(0, 1, 0, 1, 1)
     ends: list[int] = []
     monkeypatch.setattr(world, "_end_hard", ends.append)

@@ -248,7 +248,8 @@ def _closed_form(op: Collective, members: list[int], rank: int) -> tuple[float, 
         case CollectiveKind.ALL_REDUCE:
             return (2 * (n - 1) / n * op.nbytes,) * 2
         case CollectiveKind.REDUCE_SCATTER | CollectiveKind.ALL_GATHER:
-            return ((n - 1) * -(-op.nbytes // (4 * n)) * 4.0,) * 2  # in equal parts of whole elements
+            size = op.wire.itemsize(4)
+            return ((n - 1) * -(-op.nbytes // (size * n)) * float(size),) * 2  # in equal parts of whole elements
         case CollectiveKind.BROADCAST:
             at = (members.index(rank) - members.index(op.root if op.root is not None else -1)) % n
             return op.nbytes * float(at < n - 1), op.nbytes * float(at > 0)
@@ -268,7 +269,8 @@ def test_bytes_are_conserved(schedule: Schedule, fold_ranks: bool) -> None:
                 received[b] += schedule.message_bytes(op, a, b)
         elif isinstance(op, Collective):
             rings += 1
-            steps = traffic(op, schedule.group(op.ranks), 4) if op.by is Carrier.STEPS else None
+            size = op.wire.itemsize(schedule.itemsize)
+            steps = traffic(op, schedule.group(op.ranks), size) if op.by is Carrier.STEPS else None
             for r in sent:
                 closed = _closed_form(op, list(schedule.group(op.ranks)), r)
                 out, into = closed if steps is None else steps.get(r, (0, 0))
