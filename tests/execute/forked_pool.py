@@ -29,6 +29,7 @@ CONTEXT.set_forkserver_preload(
         "stanza_sim.execute.standin.task",
         "sklearn.datasets",  # a rank imports these at its first iteration
         "torch._dynamo",
+        "tests.execute.frozen",
     ]
 )
 

@@ -179,7 +179,10 @@ class Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return [None], writes[0]
             return [None] * len(returns), tuple(writes)
         try:
-            found = func(*_map(args, _on_meta), **_map(kwargs, _on_meta))
+            key = func, _signature(args), _signature(tuple(kwargs.items()))
+            if key not in _puts_out:
+                _puts_out[key] = func(*_map(args, _on_meta), **_map(kwargs, _on_meta))
+            found = _puts_out[key]
         except (RuntimeError, NotImplementedError):
             return None
         made: list[Tensor | None] = []
@@ -219,6 +222,17 @@ def _map(value: Any, change: Callable[[Any], Any]) -> Any:
     if isinstance(value, dict):
         return {k: _map(v, change) for k, v in value.items()}
     return change(value)
+
+
+_puts_out: dict[Any, Any] = {}
+"""What operations put out, without memory, by their arguments: a job asks the same again in every iteration."""
+
+
+def _signature(value: Any) -> Any:
+    """What of an argument says which shapes an operation puts out; `True`, `1` and `1.0` are told apart."""
+    if isinstance(value, Tensor):
+        return value.shape, value.stride(), value.dtype
+    return tuple(map(_signature, value)) if isinstance(value, list | tuple) else (type(value), value)
 
 
 def _on_meta(value: Any) -> Any:

@@ -6,6 +6,7 @@ Reads tasks from an inherited connection and answers each; ends with its parent,
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import pickle
 import signal
@@ -72,6 +73,7 @@ def serve(connection: Connection, settings: Settings) -> None:
             backend=settings.backend,
             seats=settings.seats,
         )
+        gc.freeze()  # all that torch has made stays: the collector need not look at it again
         answer(AnswerKind.READY, None)
         while True:
             try:
