@@ -67,7 +67,11 @@ class _FlowCase(BaseModel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Checked:
-    """A case with names resolved: per flow its links, bytes, earliest start, total delay and dependencies."""
+    """A case with names resolved: per flow its links, bytes, earliest start, total delay and what it waits for.
+
+    `sets` are the different sets of flows that flows wait for, and `waits` is the set of each flow: of very many flows
+    many wait for the same ones.
+    """
 
     names: list[str]
     links: list[str]
@@ -76,7 +80,23 @@ class _Checked:
     nbytes: list[float]
     start: list[float]
     delay: list[float]
-    deps: list[list[int]]
+    waits: list[int]
+    sets: list[tuple[int, ...]]
+
+    def waiting(self) -> list[list[int]]:
+        """Of each set, the flows that wait for it."""
+        found: list[list[int]] = [[] for _ in self.sets]
+        for i, s in enumerate(self.waits):
+            found[s].append(i)
+        return found
+
+    def holding(self) -> list[list[int]]:
+        """Of each flow, the sets that it is in."""
+        found: list[list[int]] = [[] for _ in self.names]
+        for s, flows in enumerate(self.sets):
+            for i in flows:
+                found[i].append(s)
+        return found
 
 
 def read_case(path: Path) -> dict[str, Any]:
@@ -158,13 +178,20 @@ def _check(case: Mapping[str, Any]) -> _Checked:
     routes = _routes(c, hosts, links)
     flows = _unique([f.id for f in c.flows], "flows")
     route: list[tuple[int, ...]] = []
-    deps: list[list[int]] = []
+    known: dict[tuple[str, ...], int] = {}
+    waits: list[int] = []
+    sets: list[tuple[int, ...]] = []
     for i, f in enumerate(c.flows):  # the first flow that is wrong is named
-        where = f"flows.{i} ({f.id})"
-        route.append(_route_of(f, hosts, routes, where))
-        deps.append(_dependencies(f, flows, where))
-    _acyclic(deps, [f.id for f in c.flows])
-    return _Checked(
+        own = routes.get((f.src, f.dst))
+        if own is None or f.src == f.dst:
+            own = _route_of(f, hosts, routes, f"flows.{i} ({f.id})")
+        route.append(own)
+        names = tuple(f.deps)
+        if names not in known:
+            known[names] = len(sets)
+            sets.append(_dependencies(f, flows, f"flows.{i} ({f.id})"))
+        waits.append(known[names])
+    checked = _Checked(
         names=[f.id for f in c.flows],
         links=[x.name for x in c.links],
         capacity=[x.bandwidth for x in c.links],
@@ -172,8 +199,11 @@ def _check(case: Mapping[str, Any]) -> _Checked:
         nbytes=[f.bytes if f.src != f.dst else 0.0 for f in c.flows],
         start=[f.start for f in c.flows],
         delay=[f.delay + sum(c.links[q].latency for q in own) for f, own in zip(c.flows, route, strict=True)],
-        deps=deps,
+        waits=waits,
+        sets=sets,
     )
+    _acyclic(checked)
+    return checked
 
 
 def _routes(c: _FlowCase, hosts: Container[str], links: Mapping[str, int]) -> dict[tuple[str, str], tuple[int, ...]]:
@@ -221,12 +251,12 @@ def _route_of(
     return routes[f.src, f.dst]
 
 
-def _dependencies(f: _Flow, flows: Mapping[str, int], where: str) -> list[int]:
+def _dependencies(f: _Flow, flows: Mapping[str, int], where: str) -> tuple[int, ...]:
     """The numbers of the flows that a flow waits for."""
     for d in f.deps:
         if d not in flows:
             raise InputError(f"depends on {d!r}, and there is no such flow", where=where)
-    return sorted({flows[d] for d in f.deps})
+    return tuple(sorted({flows[d] for d in f.deps}))
 
 
 def _unique(names: list[str], what: str) -> dict[str, int]:
@@ -256,28 +286,22 @@ def _connects(
         ends[q] = (host, known[1]) if side == 0 else (known[0], host)
 
 
-def _acyclic(deps: list[list[int]], names: list[str]) -> None:
-    missing = [len(d) for d in deps]
-    successors: list[list[int]] = [[] for _ in deps]
-    for i, d in enumerate(deps):
-        for j in d:
-            successors[j].append(i)
-    ready = [i for i, m in enumerate(missing) if m == 0]
+def _acyclic(c: _Checked) -> None:
+    missing, waiting, holding = [len(flows) for flows in c.sets], c.waiting(), c.holding()
+    ready = [i for i, s in enumerate(c.waits) if not missing[s]]
     seen = 0
     while ready:
-        i = ready.pop()
         seen += 1
-        for j in successors[i]:
-            missing[j] -= 1
-            if missing[j] == 0:
-                ready.append(j)
-    if seen < len(deps):
-        stuck = next(i for i, m in enumerate(missing) if m > 0)
-        path = [stuck]
+        for s in holding[ready.pop()]:
+            missing[s] -= 1
+            if not missing[s]:
+                ready += waiting[s]
+    if seen < len(c.names):
+        path = [next(i for i, s in enumerate(c.waits) if missing[s])]
         while True:  # walk back along unmet dependencies until one repeats
-            nxt = next(j for j in deps[path[-1]] if missing[j] > 0)
+            nxt = next(j for j in c.sets[c.waits[path[-1]]] if missing[c.waits[j]])
             if nxt in path:
-                cycle = [names[i] for i in path[path.index(nxt) :]]
+                cycle = [c.names[i] for i in path[path.index(nxt) :]]
                 raise InputError(
                     f"flows depend on each other in a circle: {' <- '.join([*cycle, cycle[0]])}", where="flows"
                 )
@@ -291,26 +315,21 @@ def _run(c: _Checked) -> tuple[list[float], list[int]]:
     """Completion times and last bottleneck (a link, or -1) of each flow, in plain Python."""
     n = len(c.names)
     share = FluidShare(c.capacity)
-    missing = [len(d) for d in c.deps]
-    successors: list[list[int]] = [[] for _ in range(n)]
-    for i, d in enumerate(c.deps):
-        for j in d:
-            successors[j].append(i)
+    missing, waiting, holding = [len(flows) for flows in c.sets], c.waiting(), c.holding()
     done = [inf] * n
     limit = [-1] * n
     starts: list[tuple[float, int]] = []
-    for i in range(n):
-        if not missing[i]:
+    for i, s in enumerate(c.waits):
+        if not missing[s]:
             heappush(starts, (c.start[i] + c.delay[i], i))
-    released = list(c.start)
 
     def complete(i: int, now: float) -> None:
         done[i] = now
-        for j in successors[i]:
-            missing[j] -= 1
-            released[j] = max(released[j], now)
-            if not missing[j]:
-                heappush(starts, (released[j] + c.delay[j], j))
+        for s in holding[i]:
+            missing[s] -= 1
+            if not missing[s]:
+                for j in waiting[s]:
+                    heappush(starts, (max(c.start[j], now) + c.delay[j], j))
 
     while True:
         now = min(share.next_finish_s(), starts[0][0] if starts else float("inf"))
@@ -338,27 +357,26 @@ def _run_compiled(c: _Checked) -> tuple[list[float], list[int]]:
 
     n = len(c.names)
     classes: dict[tuple[int, ...], int] = {}
-    cls = np.full(2 * n, -1, dtype=np.int32)
+    cls = np.full(2 * n + len(c.sets), -1, dtype=np.int32)
     for i, route in enumerate(c.route):
         if c.nbytes[i] > 0:
             cls[i] = classes.setdefault(route, len(classes))
-    # Node n + i holds flow i back until its earliest start, where it has dependencies as well.
-    held = [i for i in range(n) if c.deps[i] and c.start[i] > 0]
-    total = n + len(held)
-    successors: list[list[int]] = [[] for _ in range(total)]
-    missing = np.array([len(d) for d in c.deps] + [0] * len(held), dtype=np.int32)
-    delay = np.array(
-        [c.delay[i] + (0.0 if c.deps[i] else c.start[i]) for i in range(n)] + [c.start[i] for i in held],
-        dtype=np.float64,
-    )
-    for i, d in enumerate(c.deps):
-        for j in d:
-            successors[j].append(i)
-    for k, i in enumerate(held, n):
-        successors[k].append(i)
-        missing[i] += 1
+    # After the flows comes a node for each set of flows that others wait for, and then one for each flow that waits
+    # for others, to hold it back until its earliest start.
+    waits = np.array(c.waits, dtype=np.int64)
+    start, delay = np.array(c.start), np.array(c.delay)
+    counts = np.array([len(flows) for flows in c.sets], dtype=np.int64)
+    waiting = counts[waits] > 0
+    held = np.nonzero(waiting & (start > 0))[0]
+    total = n + len(c.sets) + len(held)
+    members = np.array([i for flows in c.sets for i in flows], dtype=np.int64)
+    source = np.concatenate([members, n + waits[waiting], n + len(c.sets) + np.arange(len(held))])
+    target = np.concatenate([n + np.repeat(np.arange(len(c.sets)), counts), np.nonzero(waiting)[0], held])
+    missing = np.bincount(target, minlength=total).astype(np.int32)
+    missing[n : n + len(c.sets)][counts == 0] = 1  # nobody waits for nothing
+    order = np.argsort(source, kind="stable")
     ptr = np.zeros(total + 1, dtype=np.int64)
-    ptr[1:] = np.cumsum([len(s) for s in successors])
+    ptr[1:] = np.cumsum(np.bincount(source, minlength=total))
     net = kernel.make_net(
         np.array(c.capacity),
         [tuple((q, 1.0) for q in route) for route in classes],
@@ -367,11 +385,11 @@ def _run_compiled(c: _Checked) -> tuple[list[float], list[int]]:
     )
     nodes = kernel.make_nodes(
         cls=cls[:total],
-        work=np.array(c.nbytes + [0.0] * len(held)),
-        delay=delay,
+        work=np.concatenate([np.array(c.nbytes), np.zeros(total - n)]),
+        delay=np.concatenate([np.where(waiting, delay, delay + start), np.zeros(len(c.sets)), start[held]]),
         missing=missing,
         successor_ptr=ptr,
-        successor=np.array([j for s in successors for j in s], dtype=np.int32),
+        successor=target[order].astype(np.int32),
     )
     state = kernel.make_state(net, nodes)
     kernel.start(nodes, state)

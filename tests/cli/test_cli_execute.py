@@ -78,6 +78,7 @@ def gone(pids: list[int]) -> bool:
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(300)
 def test_local_ranks_and_torchrun_agree(tiny, tmp_path):
     out, profile = tmp_path / "out", tmp_path / "cpu.json"
     status, printed, said = finish(
