@@ -175,7 +175,8 @@ def _sizes(schedule: Schedule, op: Transfer, src: I32, dst: I32) -> I64:
     """Bytes of every message of `op`."""
     value = op.values[0]
     if op.slices:
-        return np.array([schedule.message_bytes(op, a, b) for a, b in zip(src, dst, strict=True)], dtype=np.int64)
+        ends = zip(src.tolist(), dst.tolist(), strict=True)  # Python's numbers: bytes may be more than 32 bits hold
+        return np.array([schedule.message_bytes(op, a, b) for a, b in ends], dtype=np.int64)
     if (owner_sends := value.kind.owner_sends) is not None:
         bundle = schedule.bundle(value.name)
         if bundle.layout is Layout.SHARDED:
