@@ -58,9 +58,9 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Testbeds and pools of ranks are processes. All tests of pools stay in one worker: ranks keep both cores busy."""
+    """Testbeds and the pool of ranks are processes. All tests of the pool stay in one worker: it is started once."""
     for item in items:
-        pool = not {"pool", "ranks", "four"}.isdisjoint(getattr(item, "fixturenames", ()))
+        pool = "pool" in getattr(item, "fixturenames", ())
         if pool or item.get_closest_marker("root"):
             item.add_marker("processes")
         if pool:

@@ -182,7 +182,8 @@ def flows(
     with errors_for_people():
         from stanza_sim.base.errors import at
         from stanza_sim.report.flows import flows_json, flows_table, write_json
-        from stanza_sim.simulate.flows import read_case, simulate_flows
+        from stanza_sim.simulate.flow_case import read_case
+        from stanza_sim.simulate.flows import simulate_flows
 
         data = read_case(case)
         with at(str(case), outer=True):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from stanza_sim.base.errors import InputError
 from stanza_sim.simulate import flows as module
 from stanza_sim.simulate import simulate_flows
+from stanza_sim.simulate.flow_case import check_case
 
 CASES = sorted((Path(__file__).parent / "network").glob("*.json"))
 
@@ -142,7 +143,7 @@ def test_equals_brute_force(case: dict[str, Any]) -> None:
 @given(cases())
 def test_arrays_equal_plain(case: dict[str, Any]) -> None:
     pytest.importorskip("numba")
-    checked = module._check(case)
+    checked = check_case(case)
     (plain, plain_limit), (arrays, arrays_limit) = module._run(checked), module._run_compiled(checked)
     assert arrays == pytest.approx(plain, rel=1e-12, abs=1e-15)
     assert [x < 0 for x in arrays_limit] == [x < 0 for x in plain_limit]

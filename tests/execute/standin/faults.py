@@ -215,6 +215,23 @@ def communicator_of_some(made: Any) -> tuple[bool, bool]:
     return before, there.wait(10 * SOON_S)
 
 
+def forgotten(made: Any) -> bool:
+    """Whether a communicator can be destroyed, as it is where a rank has too many, and another made in its place."""
+    import torch
+    import torch.distributed as dist
+
+    from stanza_sim.execute.standin.groups import StandinNccl
+
+    library = StandinNccl(made.accelerator)
+    gone = library.new_group((0, 1), 1)
+    if made.rank < 2:
+        dist.destroy_process_group(gone)
+    group, word = library.new_group((0, 1), 1), torch.full((4,), float(made.rank))
+    if made.rank < 2:
+        library.wait((group.send if made.rank == 0 else group.recv)([word], 1 - made.rank, 0))
+    return bool((word == 0).all())
+
+
 def both_directions(made: Any) -> tuple[bool, bool]:
     """Finding 4: each of two ranks sends before it receives; through one communicator, and through one each way."""
     import torch

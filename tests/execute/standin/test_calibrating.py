@@ -36,6 +36,7 @@ QUICK = [
     (DEVICE, "ALONE", 3),
 ]
 """As little as possible of everything: what is measured here means nothing."""
+pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("pool")]  # two pools at once would share the cores
 
 
 def quick(task: object) -> object:
@@ -50,7 +51,6 @@ def ranks(request: pytest.FixtureRequest) -> Iterator[Pool]:
         yield pool
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("backend", [Backend.NCCL, Backend.GLOO])
 def test_messages_are_timed_between_some_ranks(ranks: Pool, backend: Backend) -> None:
     last = ranks.world_size - 1
@@ -61,7 +61,6 @@ def test_messages_are_timed_between_some_ranks(ranks: Pool, backend: Backend) ->
     assert sorted(sent) == sorted(p for r in found for p in r.arrived)
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("backend", [Backend.NCCL, Backend.GLOO])
 def test_everything_is_timed_written_and_read(
     ranks: Pool, tiny: ModelProfile, backend: Backend, tmp_path: Path

@@ -15,7 +15,7 @@ from tests.execute.standin.faults import Fault, OnFaulty, Singly
 
 BY_NAME = {name: variant for name, *variant in (*VARIANTS, *ROUNDED)}
 TIMEOUT_S = 3.0
-pytestmark = pytest.mark.processes
+pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("pool")]  # two pools at once would share the cores
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,10 @@ def test_a_communicator_made_at_first_use_waits_for_those_that_never_use_it(four
 
 def test_a_communicator_waits_for_a_member_that_does_not_come(four: Pool) -> None:
     assert four.run(Singly("communicator_of_some")) == [(False, True)] * 4
+
+
+def test_a_communicator_can_be_destroyed_and_made_again(four: Pool) -> None:
+    assert four.run(Singly("forgotten"))[:2] == [True, True]
 
 
 def test_one_communicator_for_both_directions_waits_for_itself(four: Pool) -> None:

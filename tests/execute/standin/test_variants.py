@@ -22,6 +22,7 @@ from tests.execute.forked_pool import ForkedPool
 TOLERANCE, ROUNDED_TOLERANCE = 1e-4, 1e-2
 SHORT = replace(TRAINING, iterations=3)
 """Momentum and the learning rate differ from one iteration to the next; every buffer is used again twice."""
+pytestmark = [pytest.mark.processes, pytest.mark.xdist_group("pool")]  # two pools at once would share the cores
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,6 @@ def ranks() -> Iterator[Pool]:
         yield pool
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("backend", [Backend.NCCL, Backend.GLOO])
 @pytest.mark.parametrize("variant", [v[0] for v in (*VARIANTS, *ROUNDED)])
 def test_a_variant_on_imitated_gpus_equals_sgd(ranks: Pool, tiny: ModelProfile, variant: str, backend: Backend) -> None:
@@ -45,7 +45,6 @@ def test_a_variant_on_imitated_gpus_equals_sgd(ranks: Pool, tiny: ModelProfile, 
     assert (list(measured.sent_bytes), list(measured.received_bytes)) == (sent, received)
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("backend", [Backend.NCCL, Backend.GLOO])
 @pytest.mark.parametrize("variant", ["ps-2-cut-by-uneven-host", "all-reduce", "stanza-2-sliced", "head", "factors"])
 def test_what_travels_in_two_bytes_on_imitated_gpus(ranks: Pool, variant: str, backend: Backend) -> None:

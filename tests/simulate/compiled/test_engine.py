@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from stanza_sim.base.errors import RunError
 from stanza_sim.cluster import Cluster, Intra, IntraKind, Nic, Staging, TokenBucket, Traffic, star
 from stanza_sim.experiment.run import run_experiment
-from stanza_sim.schedule import Schedule, parse
+from stanza_sim.model import zoo
+from stanza_sim.schedule import Schedule, Transfer, parse
 from stanza_sim.simulate import Collectives, Prediction
 from stanza_sim.simulate import run as run_module
 from stanza_sim.simulate.lowering.arrays import lower_to_arrays
@@ -237,6 +238,16 @@ h: forward pool @b after=g
     plain = {(s.op, s.iteration): s.end_s for s in engine.spans}
     for span in ahead[:-1]:
         assert span.end_s == pytest.approx(plain[span.op, span.iteration], rel=1e-9)
+
+
+def test_slices_of_more_bytes_than_32_bits_hold() -> None:
+    model, on = zoo.get("vgg16"), cluster(6)
+    schedule = build("stanza", model, 6, batch=400_000, fc_workers=2, fc_parallel="model")
+    found = lower_to_arrays(schedule, model, on, unfolded(on), lambda r: SOME).messages.nbytes
+    sent = [op for op in schedule.ops if isinstance(op, Transfer)]
+    assert any(op.slices for op in sent)
+    expected = [schedule.message_bytes(op, a, b) for op in sent for a, b in schedule.pairs(op)]
+    assert found.tolist() == [n for n in expected if n]
 
 
 def test_what_is_ready_at_one_instant_is_posted_by_priority() -> None:
