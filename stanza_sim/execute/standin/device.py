@@ -87,6 +87,7 @@ class Stream:
     def close(self) -> None:
         """End, once all is done."""
         self._queue.put(None)
+        self.watch.end(self.number)
 
 
 class Event:

@@ -166,7 +166,8 @@ class _HostWork(dist.Work):
     def wait(self, timeout: datetime.timedelta | None = None) -> bool:
         """Return when it has been moved."""
         self._inner.wait()
-        self._done()
+        done, self._done = self._done, lambda: None  # it may be waited for again
+        done()
         return True
 
 
@@ -183,7 +184,12 @@ class GlooGroup(_Group):
         stream = watch.new_stream(f"gloo, {name}")
         watch.launch(stream, name, *(((), tensors) if writes else (tensors, ())))
         point = watch.point(stream)
-        return _HostWork(work(), lambda: watch.after(HOST, point))
+
+        def done() -> None:
+            watch.after(HOST, point)
+            watch.end(stream)
+
+        return _HostWork(work(), done)
 
     def send(self, tensors: Tensors, dst: int, tag: int = 0) -> _HostWork:
         """See `ProcessGroup`."""

@@ -58,6 +58,7 @@ class Watch:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._count = itertools.count(1)
+        self._over: list[int] = []
         self._clocks: dict[int, Clock] = {HOST: {}}
         self._numbers: dict[int, int] = {HOST: 0}
         self._memory: dict[int, _Memory] = {}
@@ -67,11 +68,18 @@ class Watch:
         """What was found where nobody could be told at once: memory that was freed too early."""
 
     def new_stream(self, name: str) -> int:
-        """The number of a stream called `name`."""
+        """The number of a stream called `name`: that of one that is over, which then goes on, or a new one."""
         with self._lock:
-            number = next(self._count)
-            self.names[number], self._clocks[number], self._numbers[number] = name, {}, 0
+            number = self._over.pop() if self._over else next(self._count)
+            self.names[number], self._clocks[number] = name, {}
+            self._numbers.setdefault(number, 0)
             return number
+
+    def end(self, stream: int) -> None:
+        """`stream` is given nothing any more. Clocks have an entry for each stream, so its number is used again."""
+        with self._lock:
+            if self._numbers[stream] <= self._clocks[HOST].get(stream, 0):
+                self._over.append(stream)
 
     def launch(
         self,

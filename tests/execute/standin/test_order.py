@@ -46,6 +46,25 @@ def test_disjoint_bytes_and_readers_need_no_order() -> None:
     other.launch("read", lambda: None, [source])
 
 
+def test_the_number_of_a_stream_that_is_over_is_used_again() -> None:
+    """Clocks know every stream, and each message of gloo's is one."""
+    watch, word = Standin().watch, torch.zeros(4)
+    under_way = watch.new_stream("under way")
+    watch.launch(under_way, "send", [word])
+    watch.end(under_way)  # the host does not know that it is done
+    first = watch.new_stream("first")
+    assert first != under_way
+    for _ in range(3):
+        watch.launch(first, "recv", [], [torch.zeros(4)])
+        watch.after(0, watch.point(first))
+        watch.end(first)
+        assert watch.new_stream("next") == first
+    watch.launch(first, "send", [word])
+    other = watch.new_stream("other")
+    with pytest.raises(Race, match=r"what send on (under way|next) reads"):
+        watch.launch(other, "fill", [], [word])
+
+
 @pytest.mark.parametrize("seed", range(20))
 @pytest.mark.parametrize("faulty", [False, True])
 def test_a_buffer_that_is_given_back_too_early_at_random_is_found(seed: int, faulty: bool) -> None:
