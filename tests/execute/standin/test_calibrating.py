@@ -15,6 +15,7 @@ from stanza_sim.execute.rank.job import Backend
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.profiles.blocks import read_profile, write_profile
+from tests.execute.forked_pool import ForkedPool
 from tests.execute.standin.standin_tasks import Changed, WithStandin
 
 SIZES = Sizes(small=64, small_repeats=4, middle=(1024,), middle_repeats=2, large=(4096, 8192), large_repeats=2)
@@ -47,7 +48,7 @@ def quick(task: object) -> object:
 
 @pytest.fixture(scope="module", params=[2, 3, 5])
 def ranks(request: pytest.FixtureRequest) -> Iterator[Pool]:
-    with Pool(request.param, timeout_s=30) as pool:
+    with ForkedPool(request.param, timeout_s=30) as pool:
         yield pool
 
 
