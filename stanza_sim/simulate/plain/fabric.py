@@ -49,9 +49,6 @@ class Fabric(Protocol):
     def accept(self, a: int, i: int, u: int) -> None:
         """Class `a` has posted its receive `u` of iteration `i`, of an iteration that is never opened as a whole."""
 
-    def settle(self) -> None:
-        """The engine is through with an event: rates may be solved at the end of this instant."""
-
     def background_bytes(self) -> dict[int, float]:
         """Bytes of background traffic that have passed each resource until now."""
 
@@ -94,6 +91,7 @@ class SmallFabric:
         for running, there in zip(self._traffic, self._on_off.there, strict=True):
             if there:
                 self.share.start(running, 0.0)
+                self._settle()
         receives = [
             {u.op.name: u.index for u in rank_class.program.units if u.kind is UnitKind.RECV}
             for rank_class in self.rank_classes
@@ -123,10 +121,11 @@ class SmallFabric:
             work=activity.work, usage=activity.usage, weight=activity.weight, cap=activity.cap, tag=then
         )
         self.share.start(running, self.clock.now)
+        self._settle()
 
-    def settle(self) -> None:
-        """See `Fabric.settle`: everything that starts or ends at one instant is one solve."""
-        if self.share.dirty and not self._solving:
+    def _settle(self) -> None:
+        """Have rates solved at the end of this instant: everything that starts or ends in it is one solve."""
+        if not self._solving:
             self._solving = True
             self.clock.late(self._solve)
 
@@ -144,7 +143,7 @@ class SmallFabric:
             self.share.start(self._traffic[k], self.clock.now)
         else:
             self.share.stop(self._traffic[k], self.clock.now)
-        self.settle()
+        self._settle()
 
     def background_bytes(self) -> dict[int, float]:
         """See `Fabric.background_bytes`."""
@@ -165,8 +164,9 @@ class SmallFabric:
                 then()
         if self._empty_s <= self.clock.now * (1 + TIE):
             self._token_buckets.refill()
-        self.settle()
-        if not self.share.dirty:
+        if self.share.dirty:
+            self._settle()
+        else:
             self._set_alarm()
 
     # ---- messages -------------------------------------------------------------------------------------------
