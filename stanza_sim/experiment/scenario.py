@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from stanza_sim.base.collector import collector_off
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster
@@ -25,7 +26,7 @@ from stanza_sim.simulate import Collectives, EngineChoice, Prediction
 from stanza_sim.simulate.costs import Costs, RankCosts, costs_for
 from stanza_sim.simulate.lowering.quick_bound import quick_bound_s
 from stanza_sim.simulate.residual import OPPOSITE, Corner, Residual, Spread, between_corners, within
-from stanza_sim.simulate.run import SimulationCase, collector_off
+from stanza_sim.simulate.run import SimulationCase
 from stanza_sim.simulate.slower_costs import SlowerCosts
 from stanza_sim.simulate.variation import JitterKind, Variation
 

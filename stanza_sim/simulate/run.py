@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from stanza_sim.base.collector import collector_off
 from stanza_sim.base.errors import InputError, RunError
 from stanza_sim.base.processes import cores as available_cores
 from stanza_sim.cluster.cluster import Cluster
@@ -50,21 +49,6 @@ class Collectives(StrEnum):
 
     ACTIVITY = "activity"
     STEPS = "steps"
-
-
-@contextmanager
-def collector_off() -> Iterator[None]:
-    """Keep Python's collector of cycles from walking over everything that a large simulation holds, again and again.
-
-    A simulation makes few cycles; what it drops is freed by counting references.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 @collector_off()
