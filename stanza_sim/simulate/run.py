@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -14,7 +14,7 @@ from stanza_sim.base.errors import InputError, RunError
 from stanza_sim.base.processes import cores as available_cores
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Collective, Schedule, Transfer, UnitKind, check
+from stanza_sim.schedule import Collective, RankProgram, Schedule, Transfer, UnitKind, check
 from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate.engines import EngineChoice, engine_of, require_numba
 from stanza_sim.simulate.lowered import Lowered
@@ -154,9 +154,9 @@ class SimulationCase:
         if engine is EngineChoice.AUTO and not simulate_steps and len(self.folding.classes) == cluster.world_size:
             compiles = part_count(schedule) * times >= COMPILED_FROM and find_spec("numba") is not None
         self._compiles, self._simulate_steps = compiles, simulate_steps
-        self._lower()
+        self._lower({})
 
-    def _lower(self) -> None:
+    def _lower(self, programs: Mapping[int, RankProgram]) -> None:
         self.graph: Graph | None = None
         self.lowered: Lowered
         parts = self.schedule, self.model, self.cluster, self.folding, self.costs
@@ -166,7 +166,7 @@ class SimulationCase:
             self.lowered = arrays = lower_to_arrays(*parts)
             self.graph = graph_of(self.schedule, arrays, self.issue)
         else:
-            self.lowered = lower(*parts, simulate_steps=self._simulate_steps)
+            self.lowered = lower(*parts, simulate_steps=self._simulate_steps, programs=programs)
 
     def at_costs(self, cluster: Cluster, costs: Callable[[int], CostModel]) -> SimulationCase:
         """The case where computing and messages take longer or shorter: lowered again, and not checked or folded again.
@@ -175,7 +175,7 @@ class SimulationCase:
         """
         case = copy(self)
         case.cluster, case.costs = cluster, costs
-        case._lower()
+        case._lower({a.rank: a.program for a in self.lowered.rank_classes})
         return case
 
     @property

@@ -188,7 +188,8 @@ class Engine:
         """A lane: carries out computations one after the other."""
         while True:
             i, u = yield from turns.next()
-            yield from self._wake_up(rank, i, u)
+            if u in rank.wakeup_needs:
+                yield from self._wake_up(rank, i, u)
             start_s = self.clock.now
             activity = rank.rank_class.activities[u]
             if self.variation is not None:
@@ -202,9 +203,7 @@ class Engine:
 
     def _wake_up(self, rank: _Rank, i: int, u: int) -> Steps:
         """A lane that waited for what others did goes on a while after that."""
-        if (others := rank.wakeup_needs.get(u)) is None:
-            return
-        core = rank.core
+        core, others = rank.core, rank.wakeup_needs[u]
         met = [core.done_s((i, v)) for v in others.needs]
         if others.needs_previous:
             met.append(core.opened_s(i))
@@ -256,7 +255,7 @@ class Engine:
     def _run(self, key: tuple[str | int, ...], i: int, activity: Activity) -> simpy.Event:
         """Begin an activity; the event is its end."""
         done = self.clock.env.event()
-        self.fabric.begin(key, i, activity, lambda: _over(done))
+        self.fabric.begin(key, i, activity, done.succeed)
         return done
 
     def _copy(self, activity: Activity | None, i: int) -> Steps:
@@ -300,11 +299,11 @@ class Engine:
         yield from self._delay(activity.delay_s)
         yield self._run((name,), i, activity)
         for member in self._meetings.pop((i, name)).waiting:
-            _over(member, start_s)
+            member.succeed(start_s)
 
     def _stepped(self, a: int, i: int, name: str, start_s: float) -> None:
         """Class `a` is through with the steps of a collective."""
-        _over(self._stepped_by.pop((a, i, name)), start_s)
+        self._stepped_by.pop((a, i, name)).succeed(start_s)
 
     # ---- records -------------------------------------------------------------------------------------------------
 
@@ -337,7 +336,3 @@ def _lane_of(op: Compute | Transfer | Collective) -> str:
             return op.channel
         case Collective():
             return op.ranks
-
-
-def _over(event: simpy.Event, value: Any = None) -> None:
-    event.succeed(value)

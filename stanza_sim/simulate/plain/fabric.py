@@ -37,7 +37,7 @@ class Listener(Protocol):
 class Fabric(Protocol):
     """Runs activities and messages."""
 
-    def begin(self, key: tuple[str | int, ...], iteration: int, activity: Activity, then: Callable[[], None]) -> None:
+    def begin(self, key: tuple[str | int, ...], iteration: int, activity: Activity, then: Callable[[], object]) -> None:
         """Run `activity` from now on and call `then` when it is done; `key` names it, the same in every iteration."""
 
     def post(self, a: int, i: int, u: int) -> None:
@@ -80,7 +80,7 @@ class SmallFabric:
         self._place: dict[tuple[int, int, int, int], tuple[Pair, int]] = {}
         self._incoming: list[list[Pair]] = [[] for _ in self.rank_classes]
         self._solving = False
-        self._wake_s = -1.0
+        self._wake_s = inf  # when the next alarm is due
         self._traffic = [
             RunningActivity(work=inf, usage=((f.resource, 1.0),), weight=LINK_WEIGHT, cap=f.traffic.bandwidth_Bps)
             for f in lowered.background
@@ -112,7 +112,7 @@ class SmallFabric:
 
     # ---- activities -----------------------------------------------------------------------------------------
 
-    def begin(self, key: tuple[str | int, ...], iteration: int, activity: Activity, then: Callable[[], None]) -> None:
+    def begin(self, key: tuple[str | int, ...], iteration: int, activity: Activity, then: Callable[[], object]) -> None:
         """See `Fabric.begin`."""
         if activity.work <= 0:
             then()
@@ -152,12 +152,12 @@ class SmallFabric:
 
     def _set_alarm(self) -> None:
         finish = min(self.share.next_finish_s(), self._empty_s)
-        if finish < float("inf") and finish != self._wake_s:
+        if finish < self._wake_s:  # an alarm that is early sets the next one
             self._wake_s = finish
             self.clock.wake(finish, self._alarm)
 
     def _alarm(self) -> None:
-        self._wake_s = -1.0
+        self._wake_s = inf
         for running in self.share.finish(self.clock.now):
             then = running.tag
             if callable(then):
