@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from stanza_sim.base.errors import InputError, RunError
 from stanza_sim.base.processes import cores as available_cores
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Collective, Schedule, Transfer, UnitKind, check
+from stanza_sim.schedule import Collective, RankProgram, Schedule, Transfer, UnitKind, check
 from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate.engines import EngineChoice, engine_of, require_numba
 from stanza_sim.simulate.lowered import Lowered
@@ -137,8 +138,8 @@ class SimulationCase:
                 f"{cluster.world_size}",
                 hint="build the schedule for the cluster's number of ranks, or set `nodes`",
             )
-        self.schedule, self.cluster, self.costs, self.by_chance = schedule, cluster, costs, by_chance
-        self.issue = issue
+        self.schedule, self.model, self.cluster, self.costs = schedule, model, cluster, costs
+        self.by_chance, self.issue = by_chance, issue
         engine = engine_of(engine)
         simulate_steps = collectives is Collectives.STEPS and any(isinstance(op, Collective) for op in schedule.ops)
         # What compiled code does not know: collectives step by step, and folded ranks.
@@ -149,18 +150,33 @@ class SimulationCase:
             require_numba()
         folds = fold_ranks and not by_chance and not simulate_steps and engine is not EngineChoice.COMPILED
         self.folding = fold(schedule, cluster) if folds else unfolded(cluster)
-        self.graph: Graph | None = None
-        self.lowered: Lowered
         compiles = engine is EngineChoice.COMPILED
         if engine is EngineChoice.AUTO and not simulate_steps and len(self.folding.classes) == cluster.world_size:
             compiles = part_count(schedule) * times >= COMPILED_FROM and find_spec("numba") is not None
-        if compiles:
+        self._compiles, self._simulate_steps = compiles, simulate_steps
+        self._lower({})
+
+    def _lower(self, programs: Mapping[int, RankProgram]) -> None:
+        self.graph: Graph | None = None
+        self.lowered: Lowered
+        parts = self.schedule, self.model, self.cluster, self.folding, self.costs
+        if self._compiles:
             from stanza_sim.simulate.compiled.graph import graph_of
 
-            self.lowered = arrays = lower_to_arrays(schedule, model, cluster, self.folding, costs)
-            self.graph = graph_of(schedule, arrays, issue)
+            self.lowered = arrays = lower_to_arrays(*parts)
+            self.graph = graph_of(self.schedule, arrays, self.issue)
         else:
-            self.lowered = lower(schedule, model, cluster, self.folding, costs, simulate_steps=simulate_steps)
+            self.lowered = lower(*parts, simulate_steps=self._simulate_steps, programs=programs)
+
+    def at_costs(self, cluster: Cluster, costs: Callable[[int], CostModel]) -> SimulationCase:
+        """The case where computing and messages take longer or shorter: lowered again, and not checked or folded again.
+
+        `cluster` may differ from the case's in how fast it is and in nothing else, and what was alike is alike still.
+        """
+        case = copy(self)
+        case.cluster, case.costs = cluster, costs
+        case._lower({a.rank: a.program for a in self.lowered.rank_classes})
+        return case
 
     @property
     def bound_s(self) -> float:
@@ -232,9 +248,8 @@ class SimulationCase:
         else:
             engine = Engine(self.schedule, replace(lowered, background=traffic), issue=self.issue, variation=variation)
             engine.run(enough)
-            recorded = engine.spans
             spans, now_s, events, passed = (
-                (lambda: recorded),
+                (lambda: engine.spans),
                 engine.clock.now,
                 engine.events,
                 engine.fabric.background_bytes(),
@@ -248,6 +263,10 @@ class SimulationCase:
             background_bytes=passed,
             spans=spans,
         )
+
+    def samples_per_s(self, outcome: SimulationOutcome) -> float:
+        """What all workers together train per second."""
+        return self.schedule.global_batch / outcome.iteration_s if outcome.iteration_s > 0 else float("inf")
 
     def predict(self, outcome: SimulationOutcome, cost_source: str = "") -> Prediction:
         """Return all that is to be known of an outcome."""
@@ -278,7 +297,7 @@ class SimulationCase:
         return Prediction(
             timeline=timeline,
             iteration_s=iteration_s,
-            samples_per_s=schedule.global_batch / iteration_s if iteration_s > 0 else float("inf"),
+            samples_per_s=self.samples_per_s(outcome),
             exposed_comm_s=waits.exposed_comm_s,
             idle_s=waits.idle_s,
             bound_s=floor,
