@@ -25,7 +25,7 @@ from stanza_sim.simulate.plain.engine import Engine
 from stanza_sim.simulate.prediction import Prediction
 from stanza_sim.simulate.steady import even_window, steady_window
 from stanza_sim.timeline.measures import op_seconds, steady_iteration_s, waiting
-from stanza_sim.timeline.spans import Span, Timeline
+from stanza_sim.timeline.spans import Span, SpanColumns, Timeline
 
 if TYPE_CHECKING:
     from threading import Event
@@ -271,7 +271,7 @@ class SimulationCase:
         iteration_s = outcome.iteration_s
         working = [a for a in lowered.rank_classes if a.program.units]
         timeline = Timeline(
-            spans=tuple(outcome.spans()),
+            spans=SpanColumns.of(outcome.spans()),
             iteration_end_s={a.rank: tuple(e) for a, e in zip(working, ends, strict=True)},
             multiplicity={a.rank: a.size for a in lowered.rank_classes},
         )

@@ -10,7 +10,9 @@ from itertools import accumulate
 
 from stanza_sim.schedule import Collective, Compute, Op, Phase, Schedule, Transfer
 from stanza_sim.schedule.ops import dependency
-from stanza_sim.timeline.spans import Span, Timeline, union_length
+from stanza_sim.timeline.spans import SpanColumns, Timeline, union_length
+
+_Interval = tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,51 +40,49 @@ def waiting(schedule: Schedule, timeline: Timeline, first: int, last: int) -> Wa
 
     Counted are the gaps before the main lane's computations of iterations first+1 .. last of `timeline`.
     """
-    awaited = _Awaited(schedule)
-    moving: dict[tuple[str, int], dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
-    main: dict[int, list[Span]] = defaultdict(list)
+    columns = SpanColumns.of(timeline.spans)
     passes = {
         op.name
         for op in schedule.ops
         if isinstance(op, Compute) and not op.phase.on_bundle and op.phase is not Phase.LOSS
     }
     lanes = {op.name: op.lane for op in schedule.ops if isinstance(op, Compute)}
-    working: set[int] = set()
-    for s in timeline.spans:
-        if s.op in lanes:
-            if lanes[s.op] == "main":
-                main[s.rank].append(s)
-            if s.op in passes:
-                working.add(s.rank)
-        else:
-            moving[s.op, s.iteration][s.side].append((s.start_s, s.end_s))
-    moves = _Moving({key: _both([_merge(v) for v in sides.values()]) for key, sides in moving.items()})
+    # Of iteration `first` the end matters, and what still moves.
+    moving: dict[tuple[str, int], dict[str, list[_Interval]]] = defaultdict(lambda: defaultdict(list))
+    reach: dict[int, float] = {}
+    gaps: dict[int, list[tuple[str, int, float, float]]] = defaultdict(list)
+    for k, iteration, start_s, end_s in columns.within(first, last).rows():
+        op, rank, _, side, _ = columns.kinds[k]
+        lane = lanes.get(op)
+        if lane is None:
+            _extend(moving[op, iteration][side], start_s, end_s)
+        elif lane == "main":
+            before = reach.get(rank)
+            if before is not None and start_s > before and iteration > first:
+                gaps[rank].append((op, iteration, before, start_s))
+            reach[rank] = end_s if before is None else max(before, end_s)
+    moves = _Moving(_Awaited(schedule), {key: _both([*sides.values()]) for key, sides in moving.items()})
     exposed = idle = weight = 0.0
-    for rank in sorted(working):
+    for rank in sorted({columns.kinds[k].rank for k in set(columns.kind.tolist()) if columns.kinds[k].op in passes}):
         here = timeline.multiplicity.get(rank, 1)
         weight += here
-        reach: float | None = None
-        for s in sorted(main[rank], key=lambda s: (s.start_s, s.end_s)):
-            if reach is not None and s.start_s > reach and first < s.iteration <= last:
-                comm = moves.overlap((reach, s.start_s), s.iteration, awaited, s.op)
-                exposed += here * comm
-                idle += here * (s.start_s - reach - comm)
-            reach = s.end_s if reach is None else max(reach, s.end_s)
+        for op, iteration, before, start_s in gaps[rank]:
+            comm = moves.overlap((before, start_s), iteration, op)
+            exposed += here * comm
+            idle += here * (start_s - before - comm)
     scale = weight * (last - first)
     return Waiting(exposed_comm_s=exposed / scale if scale else 0.0, idle_s=idle / scale if scale else 0.0)
 
 
-def _merge(intervals: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    out: list[tuple[float, float]] = []
-    for a, b in sorted(intervals):
-        if out and a <= out[-1][1]:
-            out[-1] = (out[-1][0], max(b, out[-1][1]))
-        else:
-            out.append((a, b))
-    return out
+def _extend(intervals: list[_Interval], a: float, b: float) -> None:
+    """Add an interval that begins no earlier than any of `intervals`, which do not touch each other."""
+    if intervals and a <= intervals[-1][1]:
+        intervals[-1] = (intervals[-1][0], max(b, intervals[-1][1]))
+    else:
+        intervals.append((a, b))
 
 
-def _both(sides: Sequence[list[tuple[float, float]]]) -> list[tuple[float, float]]:
+def _both(sides: Sequence[list[_Interval]]) -> list[_Interval]:
     """When a transfer moves: while somebody sends and somebody receives.
 
     One side alone is not enough: a receiver's span goes on while it waits for the next of its senders.
@@ -105,19 +105,23 @@ def _both(sides: Sequence[list[tuple[float, float]]]) -> list[tuple[float, float
 class _Moving:
     """When each transfer and collective moves, in order of time: what moves in a gap is found without trying all."""
 
-    def __init__(self, intervals: Mapping[tuple[str, int], list[tuple[float, float]]]) -> None:
+    def __init__(self, awaited: _Awaited, intervals: Mapping[tuple[str, int], list[_Interval]]) -> None:
+        self._awaited = awaited
         self._intervals = sorted((a, b, *key) for key, pieces in intervals.items() for a, b in pieces)
+        self._bits = [awaited.bit(name) for *_, name, _ in self._intervals]
         self._starts = [a for a, *_ in self._intervals]
         self._last_end = list(accumulate((b for _, b, *_ in self._intervals), max))  # of all up to this one
 
-    def overlap(self, gap: tuple[float, float], iteration: int, awaited: _Awaited, op: str) -> float:
+    def overlap(self, gap: _Interval, iteration: int, op: str) -> float:
         """Seconds of `gap` in which something moves that `op` of `iteration` awaits."""
-        pieces: list[tuple[float, float]] = []
-        k = bisect_left(self._starts, gap[1]) - 1
-        while k >= 0 and self._last_end[k] > gap[0]:
-            a, b, name, when = self._intervals[k]
-            if b > gap[0] and awaited.by(op, name, iteration - when):
-                pieces.append((max(a, gap[0]), min(b, gap[1])))
+        begin, end = gap
+        awaited = {iteration - back: bits for back, bits in enumerate(self._awaited.by(op))}
+        pieces: list[_Interval] = []
+        k = bisect_left(self._starts, end) - 1
+        while k >= 0 and self._last_end[k] > begin:
+            a, b, _, when = self._intervals[k]
+            if b > begin and awaited.get(when, 0) & self._bits[k]:
+                pieces.append((max(a, begin), min(b, end)))
             k -= 1
         return union_length(pieces)
 
@@ -134,8 +138,8 @@ class _Awaited:
         ahead, around = _neighbours(schedule)
         # Only transfers and collectives have a bit: nothing else is asked for.
         comm = (i for i, op in enumerate(ops) if isinstance(op, Transfer | Collective))
-        self._bit = {i: k for k, i in enumerate(comm)}
-        own = [1 << self._bit[i] if i in self._bit else 0 for i in range(len(ops))]
+        bits = {i: 1 << k for k, i in enumerate(comm)}
+        own = self._own = [bits.get(i, 0) for i in range(len(ops))]
         self._same: list[int] = []
         earlier: list[list[int]] = []
         for i, op in enumerate(ops):
@@ -154,12 +158,14 @@ class _Awaited:
                 bits |= self._same[j] | own[j]
             self._previous.append(bits)
 
-    def by(self, op: str, other: str, back: int) -> bool:
-        """Whether `op` awaits the transfer or collective `other` of `back` iterations before; never if that is > 1."""
-        if back not in (0, 1):
-            return False
-        known = self._previous if back else self._same
-        return bool(known[self._place[op]] >> self._bit[self._place[other]] & 1)
+    def bit(self, op: str) -> int:
+        """The bit of a transfer or collective."""
+        return self._own[self._place[op]]
+
+    def by(self, op: str) -> tuple[int, int]:
+        """The bits of all that `op` awaits of its own iteration, and of the one before."""
+        place = self._place[op]
+        return self._same[place], self._previous[place]
 
 
 def _neighbours(schedule: Schedule) -> tuple[list[list[int]], list[list[int]]]:
@@ -221,11 +227,12 @@ def op_seconds(schedule: Schedule, timeline: Timeline, first: int, last: int) ->
                 kinds[op.name] = f"transfer {op.channel}"
             case Collective():
                 kinds[op.name] = op.kind
-    found: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
-    for s in timeline.spans:
-        if first < s.iteration <= last:
-            found[kinds[s.op], s.rank].append((s.start_s, s.end_s))
+    columns = SpanColumns.of(timeline.spans)
+    names = [(kinds[kind.op], kind.rank) for kind in columns.kinds]
+    found: dict[tuple[str, int], list[_Interval]] = defaultdict(list)
+    for k, _, start_s, end_s in columns.within(first + 1, last).rows():
+        _extend(found[names[k]], start_s, end_s)
     total: dict[str, float] = dict.fromkeys(dict.fromkeys(kinds.values()), 0.0)
     for (kind, rank), intervals in found.items():
-        total[kind] += timeline.multiplicity.get(rank, 1) * union_length(intervals)
+        total[kind] += timeline.multiplicity.get(rank, 1) * sum(b - a for a, b in intervals)
     return {kind: t / (schedule.world_size * (last - first)) for kind, t in total.items()}
