@@ -243,13 +243,14 @@ class SimulationCase:
 
             fast = CompiledEngine(self.graph, lowered, traffic, variation, stop)
             fast.run(enough)
-            spans, now_s, events, passed = fast.log().spans, fast.now_s, fast.events, fast.background_bytes()
+            spans: Callable[[], Sequence[Span]] = fast.log().spans
+            now_s, events, passed = fast.now_s, fast.events, fast.background_bytes()
         else:
             engine = Engine(self.schedule, replace(lowered, background=traffic), issue=self.issue, variation=variation)
             engine.run(enough)
             recorded = engine.spans
-            spans, now_s, events, passed = (
-                (lambda: recorded),
+            spans = lambda: recorded  # noqa: E731
+            now_s, events, passed = (
                 engine.clock.now,
                 engine.events,
                 engine.fabric.background_bytes(),

@@ -5,7 +5,7 @@ Times are seconds on one clock (the executor maps every rank's clock onto rank 0
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, overload
 
@@ -61,8 +61,8 @@ class SpanColumns(Sequence[Span]):
     def __init__(
         self,
         kinds: Sequence[SpanKind],
-        kind: npt.NDArray[np.integer],
-        iteration: npt.NDArray[np.integer],
+        kind: npt.NDArray[np.int64] | npt.NDArray[np.int32],
+        iteration: npt.NDArray[np.int64] | npt.NDArray[np.int32],
         start_s: npt.NDArray[np.float64],
         end_s: npt.NDArray[np.float64],
     ) -> None:
@@ -84,14 +84,16 @@ class SpanColumns(Sequence[Span]):
         )
 
     def within(self, first: int, last: int) -> SpanColumns:
-        """The spans of the iterations `first` .. `last`, both included, in order of their start."""
-        there = np.nonzero((self.iteration >= first) & (self.iteration <= last))[0]
-        there = there[np.lexsort((self.end_s[there], self.start_s[there]))]
-        return self._some(there)
+        """The spans of the iterations `first` .. `last`, both included."""
+        return self._some((self.iteration >= first) & (self.iteration <= last))
 
-    def _some(self, which: npt.NDArray[np.integer] | slice) -> SpanColumns:
-        columns = (self.kind, self.iteration, self.start_s, self.end_s)
-        return SpanColumns(self.kinds, *(column[which] for column in columns))
+    def where(self, kinds: npt.NDArray[np.bool_]) -> SpanColumns:
+        """The spans of the kinds for which `kinds` is true."""
+        return self._some(kinds[self.kind])
+
+    def _some(self, which: npt.NDArray[np.bool_] | slice) -> SpanColumns:
+        times = self.start_s[which], self.end_s[which]
+        return SpanColumns(self.kinds, self.kind[which], self.iteration[which], *times)
 
     def rows(self) -> Iterator[tuple[int, int, float, float]]:
         """Yield kind, iteration, start and end of each."""
@@ -155,13 +157,3 @@ class Timeline(Tabular):
         columns: dict[str, Sequence[object]] = {name: [getattr(s, name) for s in spans] for name in names}
         columns["multiplicity"] = [self.multiplicity.get(s.rank, 1) for s in spans]
         return columns
-
-
-def union_length(intervals: Iterable[tuple[float, float]]) -> float:
-    """Return the length of the union of `intervals`, each (start, end) in seconds."""
-    total, reach = 0.0, float("-inf")
-    for a, b in sorted(intervals):
-        if b > reach:
-            total += b - max(a, reach)
-            reach = b
-    return total
