@@ -20,8 +20,7 @@ class Intervals(NamedTuple):
 
     def seconds(self, groups: int) -> F64:
         """The length of each of so many groups."""
-        found: F64 = np.bincount(self.group, weights=self.end_s - self.start_s, minlength=groups)
-        return found
+        return np.bincount(self.group, weights=self.end_s - self.start_s, minlength=groups).astype(np.float64)
 
 
 def merged(group: I64, start_s: F64, end_s: F64) -> Intervals:
