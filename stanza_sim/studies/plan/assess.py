@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from stanza_sim.base.collector import collector_off
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.precision import HALF_BYTES
@@ -18,7 +19,7 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.profiles.blocks import Profile
 from stanza_sim.profiles.network import NetworkProfile
 from stanza_sim.simulate import Prediction
-from stanza_sim.simulate.run import SimulationCase, collector_off, part_count
+from stanza_sim.simulate.run import SimulationCase, part_count
 from stanza_sim.studies.plan.choices import Choice
 from stanza_sim.studies.plan.memory import Memory, memory_of, too_much
 from stanza_sim.timeline.spans import Timeline
