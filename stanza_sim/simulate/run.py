@@ -10,7 +10,7 @@ from enum import StrEnum
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.base.errors import InputError
 from stanza_sim.base.processes import cores as available_cores
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
@@ -20,7 +20,7 @@ from stanza_sim.simulate.engines import EngineChoice, engine_of, require_numba
 from stanza_sim.simulate.lowered import Lowered
 from stanza_sim.simulate.lowering.arrays import ArrayLowered, lower_to_arrays, message_count
 from stanza_sim.simulate.lowering.bounds import bottleneck, bound_s, demands
-from stanza_sim.simulate.lowering.fold import fold, unfolded
+from stanza_sim.simulate.lowering.fold import Folding, fold, unfolded
 from stanza_sim.simulate.lowering.lower import lower
 from stanza_sim.simulate.plain.engine import Engine
 from stanza_sim.simulate.prediction import Prediction
@@ -145,7 +145,9 @@ class SimulationCase:
         times: int,
         engine: EngineChoice | str = EngineChoice.AUTO,
         issue: Issue = Issue.EAGER,
+        admit: Callable[[Folding, bool], None] = lambda folding, compiles: None,
     ) -> None:
+        """`admit` is told how far it folds, and whether compiled code simulates, before it is lowered; it may raise."""
         check(schedule, model)
         if cluster.world_size != schedule.world_size:
             raise InputError(
@@ -170,6 +172,7 @@ class SimulationCase:
         compiles = engine is EngineChoice.COMPILED
         if engine is EngineChoice.AUTO and not simulate_steps and len(self.folding.classes) == cluster.world_size:
             compiles = part_count(schedule) * times >= COMPILED_FROM and find_spec("numba") is not None
+        admit(self.folding, compiles)
         if compiles:
             from stanza_sim.simulate.compiled.graph import graph_of
 
@@ -213,19 +216,16 @@ class SimulationCase:
         *,
         max_iterations: int = 40,
         stop: Event | None = None,
-        go_on: Callable[[], bool] = lambda: True,
     ) -> SimulationOutcome:
         """Simulate with these draws, and the `background` traffic instead of the cluster's.
 
-        Raises `RunError` if `stop` is set, or if after an iteration `go_on` says no.
+        Raises `RunError` if `stop` is set.
         """
         ends: list[tuple[float, ...]] = []
         window = (0, 0)
 
         def enough(known: list[tuple[float, ...]]) -> bool:
             nonlocal ends, window
-            if not go_on():
-                raise RunError("the simulation was stopped")
             if self.by_chance:  # iterations that look alike do not end it
                 found = (WARM_UP, WARM_UP + MEASURED) if len(known[0]) > WARM_UP + MEASURED else None
             else:

@@ -179,8 +179,8 @@ class _Race:
             return None
         scores: list[Score] = []
         for one in found:
-            if one is None:
-                raise _NoRoom("there was no time left")
+            if one is None or one.limited:
+                raise _NoRoom("there was no time left" if one is None or one.kind == "time" else "memory was short")
             if one.score is not None:
                 scores.append(one.score)
         return min(scores, key=lambda one: one.order).choice if scores else None
