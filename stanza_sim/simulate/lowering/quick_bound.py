@@ -25,7 +25,6 @@ from stanza_sim.schedule import (
     Phase,
     Schedule,
     Transfer,
-    slice_bounds,
 )
 from stanza_sim.schedule.collectives import has_closed_form
 from stanza_sim.simulate.lowering.op_costs import OpCosts
@@ -76,22 +75,30 @@ def _computing_s(
             )
             alike.setdefault(key, op)
             times[key] += 1
-    lanes: dict[tuple[int, str], float] = defaultdict(float)
+    n = cluster.world_size
+    models: dict[int, int] = {}
+    like = np.array([models.setdefault(id(cost_of(rank)), len(models)) for rank in range(n)], dtype=np.int64)
+    groups: dict[str, I64] = {}
+    widths: dict[tuple[str, str], I64] = {}
+    lanes: dict[str, F64] = defaultdict(lambda: np.zeros(n))
     for like_it, op in alike.items():
-        cut = schedule.cut(op.target)
-        found: dict[tuple[int, int, int], float] = {}
-        for rank in schedule.group(op.ranks):
-            lo, hi = (0, 0) if cut is None else schedule.features(cut, rank)
-            like = id(cost_of(rank)), int(costs.samples[op.target, op.microbatch][rank]), hi - lo
-            if like not in found:
-                found[like] = costs.compute_s(op, rank)
-            lanes[rank, op.lane] += times[like_it] * found[like]
-    devices: dict[tuple[int, int | None], float] = defaultdict(float)
-    for (rank, _), seconds in lanes.items():
-        if not cluster.on_cores(rank):
-            place = cluster.placement[rank]
-            devices[place.host, place.device] += seconds
-    return max([*lanes.values(), *devices.values()], default=0.0)
+        if op.ranks not in groups:
+            groups[op.ranks] = np.array(list(schedule.group(op.ranks)), dtype=np.int64)
+        ranks, cut = groups[op.ranks], schedule.cut(op.target)
+        if (op.target, op.ranks) not in widths:
+            ends = [(0, 0) if cut is None else schedule.features(cut, rank) for rank in ranks.tolist()]
+            widths[op.target, op.ranks] = np.array([hi - lo for lo, hi in ends], dtype=np.int64)
+        samples, width = costs.samples[op.target, op.microbatch][ranks], widths[op.target, op.ranks]
+        alike_ranks = (like[ranks] * (int(samples.max()) + 1) + samples) * (int(width.max()) + 1) + width
+        _, first, which = np.unique(alike_ranks, return_index=True, return_inverse=True)
+        seconds = np.array([costs.compute_s(op, rank) for rank in ranks[first].tolist()])
+        lanes[op.lane][ranks] += times[like_it] * seconds[which]
+    places: dict[Placement, int] = {}
+    device = np.array([places.setdefault(p, len(places)) for p in cluster.placement], dtype=np.int64)
+    on_device = np.array([not cluster.on_cores(rank) for rank in range(n)])
+    busy = sum(lanes.values(), np.zeros(n))
+    devices = np.bincount(device, weights=np.where(on_device, busy, 0.0))
+    return float(max([*(lane.max() for lane in lanes.values()), devices.max()]))
 
 
 # ---- messages -----------------------------------------------------------------------------------------------------
@@ -181,11 +188,11 @@ def _transfers(schedule: Schedule, apart: I64, owner: I64, count: int) -> tuple[
             add(((src, nbytes), (dst, nbytes)))
         elif cut:
             owners = schedule.owners(cut[0])
-            slices = [slice_bounds(cut[0].numel, len(owners), i) for i in range(len(owners))]
+            ends = _slice_ends(cut[0].numel, len(owners))
             part = key, cut[0].owners, bool(op.values[0].kind.owner_sends)
             if part not in sliced:
                 sliced[part] = op, np.zeros(len(owner), dtype=np.int64)
-            sliced[part][1][list(owners)] += [(hi - lo) * schedule.itemsize_of(op) for lo, hi in slices]
+            sliced[part][1][list(owners)] += np.diff(ends) * schedule.itemsize_of(op)
         else:
             uniform[key] = op, op.nbytes + (uniform[key][1] if key in uniform else 0)
     one = np.ones(len(owner))
@@ -194,6 +201,11 @@ def _transfers(schedule: Schedule, apart: I64, owner: I64, count: int) -> tuple[
     for (_, _, owner_sends), (op, of_rank) in sliced.items():
         add(moved.by_rank(op, of_rank, one) if owner_sends else moved.by_rank(op, one, of_rank))
     return out, into
+
+
+def _slice_ends(numel: int, pieces: int) -> I64:
+    """Where slices begin and end, as `slice_bounds` says."""
+    return np.minimum(np.arange(pieces + 1, dtype=np.int64) * -(-numel // pieces), numel)
 
 
 class _Moved:

@@ -111,11 +111,11 @@ class Sketch:
 
 
 @collector_off()
-def sketch(problem: Problem, choice: Choice) -> Sketch:
-    """Build the schedule of a choice and bound it roughly, which costs about a tenth of `weigh`."""
+def sketch(problem: Problem, choice: Choice, *, bounded: bool = True) -> Sketch:
+    """Build the schedule of a choice and, if `bounded`, bound it roughly, which costs about a tenth of `weigh`."""
     try:
         plan = problem.plan(choice)
-        bound_s = 0.0 if problem.by_chance else problem.scenario(plan).quick_bound_s()
+        bound_s = problem.scenario(plan).quick_bound_s() if bounded and not problem.by_chance else 0.0
     except InputError as error:
         return Sketch(kind="infeasible", reason=error.one_line)
     most = plan.schedule.global_batch / bound_s if bound_s > 0 else math.inf

@@ -49,6 +49,7 @@ from stanza_sim.schedule import (
     Compute,
     Layout,
     Phase,
+    Ranks,
     Schedule,
     Transfer,
     ValueKind,
@@ -166,17 +167,18 @@ BUFFER_BYTES, MOST_CHANNELS, MULTIPROCESSORS = 4 * 1024 * 1024, 32, 132
 
 def _communicators_nbytes(schedule: Schedule, rank: int) -> int:
     """What NCCL's communicators take of the device of `rank`: see the module."""
-    pairs: set[tuple[int, int]] = set()
+    peers: tuple[set[Ranks], set[Ranks]] = set(), set()  # groups of those that it sends to, and receives from
     groups: set[tuple[int, ...]] = set()
     for op in schedule.for_rank(rank):
         if isinstance(op, Transfer):
             if rank in schedule.group(op.src):
-                pairs.update((rank, d) for d in schedule.destinations(op, rank) if d != rank)
+                peers[0].add(schedule.destinations(op, rank))
             if rank in schedule.group(op.dst):
-                pairs.update((s, rank) for s in schedule.sources(op, rank) if s != rank)
+                peers[1].add(schedule.sources(op, rank))
         elif isinstance(op, Collective) and len(group := schedule.group(op.ranks)) > 1:
             groups.add(tuple(group))
-    if not (count := len(pairs) + len(groups)):
+    pairs = sum(len(set().union(*some) - {rank}) for some in peers)
+    if not (count := pairs + len(groups)):
         return 0
     return count * max(1, min(MOST_CHANNELS, MULTIPROCESSORS // count)) * BUFFER_BYTES
 
@@ -216,4 +218,4 @@ def sharing(cluster: Cluster, rank: int) -> int:
 
 def not_judged(cluster: Cluster) -> Sequence[int]:
     """Ranks whose device's memory is not known."""
-    return [rank for rank in range(cluster.world_size) if capacity(cluster, rank) is None]
+    return [rank for rank in range(cluster.world_size) if cluster.on_cores(rank)]

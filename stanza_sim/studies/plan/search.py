@@ -38,7 +38,7 @@ SKETCHED_AT_ONCE, WEIGHED_AT_ONCE = 32, 8
 """Sizes of batches."""
 SKETCHING = 0.3
 """The share of the time after which weighing begins, whether all choices are sketched or not."""
-MOST_OF_THE_TIME = 0.2
+MOST_OF_THE_TIME = 0.4
 """The share of the time that one plan may take before all others are dealt with."""
 SKETCHED_FOR_EACH = 16
 """Of so many choices, for each that may be simulated, there are sketches."""
@@ -127,8 +127,8 @@ class Search:
         self._digests: dict[str, int] = {}
         self._same = 0
         self._pruned: set[int] = set()
-        self._out, self._none_of = list(left_out), len(left_out)
-        self._gone: set[int] = set()  # those of the choices that are left out
+        self._offered_nothing = tuple(left_out)
+        self._out: dict[int, LeftOut] = {}
         self._stop = Stop.COMPLETE
 
     def run(self) -> None:
@@ -151,9 +151,9 @@ class Search:
             if self._best_first(list(self._later)) and len(first) + len(rest) < len(self._choices):
                 self._stop = Stop.EVALUATIONS
         for i, reason in self._later.items():
-            if not (i in self._scores or i in self._pruned or i in self._gone):
+            if not (i in self._scores or i in self._pruned or i in self._out):
                 self._leave_out(i, "time", reason)
-        if self._stop is Stop.COMPLETE and any(one.kind == "time" for one in self._out):
+        if self._stop is Stop.COMPLETE and any(one.kind == "time" for one in self._out.values()):
             self._stop = Stop.BUDGET
         if not self._scores and limits.grace_s is not None:
             self._at_least_one(first, limits.grace_s)
@@ -161,7 +161,7 @@ class Search:
     def _searched(self, first: Sequence[int], rest: Sequence[int], began_s: float) -> bool:
         """Deal with all choices but those that take long; return whether there is room for more."""
         limits = self._limits
-        fresh = self._sketch(first)
+        fresh = self._sketch(first, bounded=limits.deadline_s is None)
         if limits.deadline_s is not None:
             fresh.sort(key=lambda i: (self._known[i].parts, i))
         while fresh:
@@ -184,10 +184,11 @@ class Search:
         self._limits, self._most_s = replace(self._limits, deadline_s=until_s), None
         known = sorted((i for i in first if i in self._known), key=lambda i: (self._known[i].parts, i))
         for i in (*known, *(i for i in first if i not in self._known)):
-            new = i in self._digests.values() or bool(i not in self._known and self._sketch([i]))
-            if new and i not in self._gone:
+            new = i in self._digests.values() or bool(i not in self._known and self._sketch([i], bounded=False))
+            if new and (i not in self._out or self._out[i].kind == "time"):
                 self._weigh([i], least=lambda i: 0.0)
             if self._scores:
+                self._out.pop(i, None)
                 break
         self._stop = stopped
 
@@ -195,24 +196,24 @@ class Search:
         """What has been found so far."""
         ranked = sorted(self._scores.values(), key=lambda one: one.order)
         pruned = len(self._pruned)
-        dealt_with = len(self._scores) + pruned + self._same + len(self._out) - self._none_of
+        dealt_with = len(self._scores) + pruned + self._same + len(self._out)
         return SearchResult(
             ranked=tuple(ranked),
             evaluated=len(self._scores),
             pruned=pruned,
             same=self._same,
             unreached=len(self._choices) - dealt_with,
-            left_out=tuple(self._out),
+            left_out=(*self._offered_nothing, *self._out.values()),
             stop=self._stop,
         )
 
     # ---- stages ----------------------------------------------------------------------------------------------
 
-    def _sketch(self, which: Sequence[int]) -> list[int]:
+    def _sketch(self, which: Sequence[int], *, bounded: bool = True) -> list[int]:
         """Sketch choices; return those that can be built and whose schedule is new."""
         fresh: list[int] = []
         some = [self._choices[i] for i in which]
-        found = self._pool.sketch(self._problem, some, self._limits.deadline_s, self._most_s)
+        found = self._pool.sketch(self._problem, some, self._limits.deadline_s, most_s=self._most_s, bounded=bounded)
         for i, known in zip(which, found, strict=True):
             if known is None:
                 self._stop = Stop.BUDGET
@@ -229,8 +230,7 @@ class Search:
         return fresh
 
     def _leave_out(self, i: int, kind: str, reason: str) -> None:
-        self._gone.add(i)
-        self._out.append(LeftOut(choice=self._choices[i], kind=kind, reason=reason))
+        self._out[i] = LeftOut(choice=self._choices[i], kind=kind, reason=reason)
 
     def _best_first(self, waiting: list[int], *, most: int | None = None) -> bool:
         """Weigh choices of `waiting` that could matter, `most` of them, and take them out of it.
@@ -292,10 +292,12 @@ class Search:
                 self._pruned.add(i)
             else:
                 self._scores[i] = one.score
+                if self._known[i].most_samples_per_s == math.inf:  # it was not bounded before
+                    self._known[i] = replace(self._known[i], most_samples_per_s=one.most_samples_per_s)
                 self._simulated.append(i)
         self._progress()
         return self._stop is not Stop.BUDGET
 
     def _progress(self) -> None:
-        weighed = len(self._scores) + len(self._pruned) + self._same + len(self._out) - self._none_of
+        weighed = len(self._scores) + len(self._pruned) + self._same + len(self._out)
         self._tell(len(self._known) + weighed, 2 * len(self._choices))

@@ -152,6 +152,7 @@ def plan_problems(
     with worker_pool(
         problems, jobs=jobs, work=sum(len(some) for some, _ in spaces), memory_nbytes=memory_nbytes
     ) as pool:
+        pool.begin(end_s)
         for i, (problem, (some, out)) in enumerate(zip(problems, spaces, strict=True)):
             time = _Share.of(end_s, len(problems) - i)
             limits = Limits(deadline_s=time.search_s, max_evaluations=max_evaluations, grace_s=time.grace_s)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gc
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from time import monotonic
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic, sleep
 from typing import TypeVar
 
 from stanza_sim.base.errors import RunError
@@ -21,6 +24,8 @@ from stanza_sim.studies.plan.room import Rates, Room
 
 WORTH_IT = 60
 """From so many choices on it pays to start other processes, which takes each about a second."""
+STARTING_S = 0.02
+"""What a process waits for when it has started, so that another takes the next such task."""
 GRACE_S = 0.5
 """What is under way when time is up may take so much longer; then its process is ended."""
 COLLECTED_EVERY = 16
@@ -55,8 +60,9 @@ class WorkerState:
 _state = WorkerState()
 
 
-def _adopt(problems: tuple[Problem, ...]) -> None:
-    _state.problems = problems
+def _adopt(path: Path) -> None:
+    """Take over the problems that the file at `path` holds."""
+    _state.problems = pickle.loads(path.read_bytes())
     gc.collect()
     gc.freeze()  # what is there now stays, and need not be looked through again
 
@@ -85,11 +91,18 @@ def _within(room: Room, task: Callable[[], _T], out: Callable[[str, str], _T]) -
     return out("host_memory", f"simulating it takes more memory{limit}")
 
 
-def _sketch(shared: WorkerState | None, room: Room, problem: int, choice: Choice) -> Sketch | None:
+def _nothing(shared: WorkerState | None, room: Room) -> bool | None:
+    sleep(STARTING_S)
+    return True
+
+
+def _sketch(shared: WorkerState | None, room: Room, problem: int, choice: Choice, bounded: bool) -> Sketch | None:
     state = shared or _state
     state.collect()
     return _within(
-        room, lambda: sketch(state.problems[problem], choice), lambda kind, why: Sketch(kind=kind, reason=why)
+        room,
+        lambda: sketch(state.problems[problem], choice, bounded=bounded),
+        lambda kind, why: Sketch(kind=kind, reason=why),
     )
 
 
@@ -115,17 +128,22 @@ def _spread(shared: WorkerState | None, room: Room, problem: int, one: Score) ->
 
 
 class Processes:
-    """An executor of `jobs` processes that work on `problems`; started when it is needed, anew where it was ended."""
+    """An executor of `jobs` processes that work on `problems`; started when it is needed, anew where it was ended.
+
+    They get the problems from a file: of what is handed to a process that starts, each would hold up the next.
+    """
 
     def __init__(self, problems: tuple[Problem, ...], jobs: int) -> None:
-        self._problems, self._jobs = problems, jobs
+        self._problems, self.jobs = problems, jobs
         self._started: tuple[ExitStack, Executor] | None = None
 
     def executor(self) -> Executor:
         """The processes, which begin to start now if there are none."""
         if self._started is None:
             stack = ExitStack()
-            self._started = stack, stack.enter_context(processes(self._jobs, _adopt, (self._problems,)))
+            path = Path(stack.enter_context(TemporaryDirectory(prefix="stanza-sim-"))) / "problems"
+            path.write_bytes(pickle.dumps(self._problems))
+            self._started = stack, stack.enter_context(processes(self.jobs, _adopt, (path,)))
         return self._started[1]
 
     def end(self) -> None:
@@ -149,11 +167,22 @@ class WorkerPool:
         self.problems, self._workers, self._memory_nbytes = tuple(problems), workers, memory_nbytes
         self._here, self._rates = WorkerState(self.problems), Rates()
 
+    def begin(self, deadline_s: float | None) -> None:
+        """Start the processes, and wait until they can work, or until `deadline_s`: models then share what is left."""
+        if self._workers is not None:
+            self._each(_nothing, self._room(deadline_s), [()] * self._workers.jobs)
+
     def sketch(
-        self, problem: int, some: Sequence[Choice], deadline_s: float | None, most_s: float | None = None
+        self,
+        problem: int,
+        some: Sequence[Choice],
+        deadline_s: float | None,
+        *,
+        most_s: float | None = None,
+        bounded: bool = True,
     ) -> list[Sketch | None]:
-        """Quick bounds of choices, each of which may take `most_s`."""
-        return self._each(_sketch, self._room(deadline_s, most_s), [(problem, choice) for choice in some])
+        """What the schedules of choices tell, with quick bounds or without; each may take `most_s`."""
+        return self._each(_sketch, self._room(deadline_s, most_s), [(problem, choice, bounded) for choice in some])
 
     def weigh(
         self,
