@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from stanza_sim.base.collector import collector_off
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.processes import cores as available_cores
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Collective, Schedule, Transfer, UnitKind, check
+from stanza_sim.schedule import Collective, RankProgram, Schedule, Transfer, UnitKind, check
 from stanza_sim.schedule.progress import Issue
-from stanza_sim.simulate.engines import EngineChoice, engine_of, require_numba
+from stanza_sim.simulate.engines import EngineChoice, engine_of, pays, require_numba
 from stanza_sim.simulate.lowered import Lowered
 from stanza_sim.simulate.lowering.arrays import ArrayLowered, lower_to_arrays, message_count
 from stanza_sim.simulate.lowering.bounds import bottleneck, bound_s, demands
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from stanza_sim.simulate.costs import CostModel
     from stanza_sim.simulate.variation import Variation
 
-COMPILED_FROM = 1_500
-"""From so many parts on (see `part_count`), of all repeats together, compiled code is worth its start-up time."""
 MOST_NODES = 8_000_000
 """Simulations that run side by side have together no more nodes than this; one takes some 100 bytes."""
 WARM_UP, MEASURED = 2, 5
@@ -49,21 +46,6 @@ class Collectives(StrEnum):
 
     ACTIVITY = "activity"
     STEPS = "steps"
-
-
-@contextmanager
-def collector_off() -> Iterator[None]:
-    """Keep Python's collector of cycles from walking over everything that a large simulation holds, again and again.
-
-    A simulation makes few cycles; what it drops is freed by counting references.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 @collector_off()
@@ -155,31 +137,48 @@ class SimulationCase:
                 f"{cluster.world_size}",
                 hint="build the schedule for the cluster's number of ranks, or set `nodes`",
             )
-        self.schedule, self.cluster, self.costs, self.by_chance = schedule, cluster, costs, by_chance
-        self.issue = issue
+        self.schedule, self.model, self.cluster, self.costs = schedule, model, cluster, costs
+        self.by_chance, self.issue = by_chance, issue
         engine = engine_of(engine)
         simulate_steps = collectives is Collectives.STEPS and any(isinstance(op, Collective) for op in schedule.ops)
-        # What compiled code does not know: collectives step by step, and folded ranks.
+        # Compiled code does not know collectives step by step.
         if engine is EngineChoice.COMPILED:
             if simulate_steps:
                 what = "the compiled engine does not carry out collectives step by step"
                 raise InputError(what, hint="leave the engine at auto")
             require_numba()
-        folds = fold_ranks and not by_chance and not simulate_steps and engine is not EngineChoice.COMPILED
+        folds = fold_ranks and not by_chance and not simulate_steps
         self.folding = fold(schedule, cluster) if folds else unfolded(cluster)
+        compiles = engine is EngineChoice.COMPILED
+        if engine is EngineChoice.AUTO and not simulate_steps:
+            # Random simulations go on for about twice as many iterations.
+            simulations = times * (2 if by_chance else 1)
+            compiles = pays(part_count(schedule, self.folding if folds else None) * simulations)
+        self._compiles, self._simulate_steps = compiles, simulate_steps
+        admit(self.folding, compiles)
+        self._lower({})
+
+    def _lower(self, programs: Mapping[int, RankProgram]) -> None:
         self.graph: Graph | None = None
         self.lowered: Lowered
-        compiles = engine is EngineChoice.COMPILED
-        if engine is EngineChoice.AUTO and not simulate_steps and len(self.folding.classes) == cluster.world_size:
-            compiles = part_count(schedule) * times >= COMPILED_FROM and find_spec("numba") is not None
-        admit(self.folding, compiles)
-        if compiles:
+        parts = self.schedule, self.model, self.cluster, self.folding, self.costs
+        if self._compiles:
             from stanza_sim.simulate.compiled.graph import graph_of
 
-            self.lowered = arrays = lower_to_arrays(schedule, model, cluster, self.folding, costs)
-            self.graph = graph_of(schedule, arrays, issue)
+            self.lowered = arrays = lower_to_arrays(*parts)
+            self.graph = graph_of(self.schedule, arrays, self.issue)
         else:
-            self.lowered = lower(schedule, model, cluster, self.folding, costs, simulate_steps=simulate_steps)
+            self.lowered = lower(*parts, simulate_steps=self._simulate_steps, programs=programs)
+
+    def at_costs(self, cluster: Cluster, costs: Callable[[int], CostModel]) -> SimulationCase:
+        """The case where computing and messages take longer or shorter: lowered again, and not checked or folded again.
+
+        `cluster` may differ from the case's in how fast it is and in nothing else, and what was alike is alike still.
+        """
+        case = copy(self)
+        case.cluster, case.costs = cluster, costs
+        case._lower({a.rank: a.program for a in self.lowered.rank_classes})
+        return case
 
     @property
     def bound_s(self) -> float:
@@ -248,9 +247,8 @@ class SimulationCase:
         else:
             engine = Engine(self.schedule, replace(lowered, background=traffic), issue=self.issue, variation=variation)
             engine.run(enough)
-            recorded = engine.spans
             spans, now_s, events, passed = (
-                (lambda: recorded),
+                (lambda: engine.spans),
                 engine.clock.now,
                 engine.events,
                 engine.fabric.background_bytes(),
@@ -264,6 +262,10 @@ class SimulationCase:
             background_bytes=passed,
             spans=spans,
         )
+
+    def samples_per_s(self, outcome: SimulationOutcome) -> float:
+        """What all workers together train per second."""
+        return self.schedule.global_batch / outcome.iteration_s if outcome.iteration_s > 0 else float("inf")
 
     def predict(self, outcome: SimulationOutcome, cost_source: str = "") -> Prediction:
         """Return all that is to be known of an outcome."""
@@ -294,7 +296,7 @@ class SimulationCase:
         return Prediction(
             timeline=timeline,
             iteration_s=iteration_s,
-            samples_per_s=schedule.global_batch / iteration_s if iteration_s > 0 else float("inf"),
+            samples_per_s=self.samples_per_s(outcome),
             exposed_comm_s=waits.exposed_comm_s,
             idle_s=waits.idle_s,
             bound_s=floor,
@@ -311,12 +313,24 @@ class SimulationCase:
         )
 
 
-def part_count(schedule: Schedule) -> int:
-    """What ranks do in one iteration, part by part: computations, sends, receives, shares in collectives, messages."""
-    total = message_count(schedule)
+def part_count(schedule: Schedule, folding: Folding | None = None) -> int:
+    """What ranks do in one iteration, part by part: computations, sends, receives, shares in collectives, messages.
+
+    With a `folding`, those of its classes.
+    """
+    standing = None if folding is None else [members[0] for members in folding.classes]
+    sizes: dict[str, int] = {}
+
+    def size(name: str) -> int:
+        if name not in sizes:
+            ranks = schedule.group(name)
+            sizes[name] = len(ranks) if standing is None else sum(rank in ranks for rank in standing)
+        return sizes[name]
+
+    total = message_count(schedule, size)
     for op in schedule.ops:
         if isinstance(op, Transfer):
-            total += len(schedule.group(op.src)) + len(schedule.group(op.dst))
+            total += size(op.src) + size(op.dst)
         else:
-            total += len(schedule.group(op.ranks))
+            total += size(op.ranks)
     return total

@@ -7,14 +7,14 @@ which each is usable by itself: `resources.py` (what is shared), `op_costs.py` (
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Collective, Compute, Schedule, Transfer, UnitKind, project
+from stanza_sim.schedule import Collective, Compute, RankProgram, Schedule, Transfer, UnitKind, project
 from stanza_sim.simulate.lowered import Activity, Copies, Lowered, Message, RankClass
 from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs
 from stanza_sim.simulate.lowering.collectives import Collectives
@@ -26,6 +26,8 @@ from stanza_sim.simulate.lowering.resources import Resources
 
 if TYPE_CHECKING:
     from stanza_sim.simulate.costs import CostModel
+
+_NONE: Mapping[int, RankProgram] = {}
 
 
 class Lowering:
@@ -44,8 +46,9 @@ class Lowering:
         cost_of: Callable[[int], CostModel],
         *,
         simulate_steps: bool = False,
+        programs: Mapping[int, RankProgram] = _NONE,
     ) -> None:
-        self.schedule, self.cluster, self.folding = schedule, cluster, folding
+        self.schedule, self.cluster, self.folding, self.programs = schedule, cluster, folding, programs
         self.costs = OpCosts(schedule, model, cost_of)
         self.resources = Resources(cluster, folding)
         self.activities = MessageActivities(self.resources)
@@ -61,10 +64,12 @@ class Lowering:
     def rank_class(self, index: int, *, with_messages: bool = True) -> RankClass:
         """The rank class of class `index`; without messages, its transfers are left to the caller."""
         rep = self.resources.reps[index]
-        program = project(self.schedule, rep)
         host = self.cluster.host_of(rep)
-        if host.losses.barrier:
-            program = behind_barrier(program)
+        program = self.programs.get(rep)
+        if program is None:
+            program = project(self.schedule, rep)
+            if host.losses.barrier:
+                program = behind_barrier(program)
         activities: dict[int, Activity] = {}
         messages: dict[int, tuple[Message, ...]] = {}
         arrivals: dict[int, int] = {}
@@ -118,13 +123,15 @@ def lower(
     cost_of: Callable[[int], CostModel],
     *,
     simulate_steps: bool = False,
+    programs: Mapping[int, RankProgram] = _NONE,
 ) -> Lowered:
     """Return the activities of `schedule` on `cluster`, for each class of `folding`.
 
     `cost_of(rank)` gives the cost model of the device that a rank computes on. With `simulate_steps`, for which nothing
-    may be folded, collectives come with their steps.
+    may be folded, collectives come with their steps. `programs` are those of ranks that were lowered before, at other
+    costs.
     """
-    parts = Lowering(schedule, model, cluster, folding, cost_of, simulate_steps=simulate_steps)
+    parts = Lowering(schedule, model, cluster, folding, cost_of, simulate_steps=simulate_steps, programs=programs)
     rank_classes = [parts.rank_class(i) for i in range(len(folding.classes))]
     collectives = parts.collectives.every()
     return Lowered(

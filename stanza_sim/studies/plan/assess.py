@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, replace
 from time import monotonic
 
+from stanza_sim.base.collector import collector_off
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.precision import HALF_BYTES
@@ -19,10 +20,10 @@ from stanza_sim.profiles.blocks import Profile
 from stanza_sim.profiles.network import NetworkProfile
 from stanza_sim.simulate import Prediction
 from stanza_sim.simulate.lowering.fold import Folding
-from stanza_sim.simulate.run import SimulationCase, collector_off, part_count
+from stanza_sim.simulate.run import SimulationCase, part_count
 from stanza_sim.studies.plan.choices import Choice
 from stanza_sim.studies.plan.memory import Memory, memory_of, too_much
-from stanza_sim.studies.plan.room import NoRoom, Room, Work, folded_parts
+from stanza_sim.studies.plan.room import NoRoom, Room, Work
 from stanza_sim.timeline.spans import Timeline
 
 SURE = 1e-9
@@ -158,7 +159,7 @@ def weigh(problem: Problem, choice: Choice, least: float = 0.0, room: Room = UNL
 
     def admit(folding: Folding, compiles: bool) -> None:
         nonlocal began_s, parts, compiled
-        began_s, parts, compiled = monotonic(), folded_parts(plan.schedule, folding), compiles
+        began_s, parts, compiled = monotonic(), part_count(plan.schedule, folding), compiles
         room.admit(parts, compiled, until_s)
 
     try:

@@ -7,17 +7,17 @@ memory does not depend on the machine.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from time import monotonic
 
 from stanza_sim.base.limits import own_memory
 from stanza_sim.base.units import format_bytes, format_time
-from stanza_sim.schedule import Pattern, Schedule, Transfer
-from stanza_sim.simulate.lowering.fold import Folding
-from stanza_sim.simulate.run import part_count
 
 PART_NBYTES = {True: 300, False: 1_700}
 """Bytes of memory for each part, by whether compiled code simulates (measured on 270 and 28 thousand parts)."""
+LEAST_PART_S = 0.5e-6
+"""No machine is quicker with a part than this, be it ever so much of the same (measured: 2.7 us on a core of 2024)."""
 
 
 class NoRoom(Exception):
@@ -38,17 +38,36 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """Seconds that a plan takes: `least_s` and `part_s` for each part."""
+
+    least_s: float
+    part_s: float
+
+    @classmethod
+    def of(cls, works: Sequence[Work]) -> Estimate:
+        """The line from the least that any of `works` took, through what they all took together."""
+        least_s = min(work.seconds for work in works)
+        above_s = sum(work.seconds - least_s for work in works)
+        return cls(least_s=least_s, part_s=max(LEAST_PART_S, above_s / max(1, sum(work.parts for work in works))))
+
+    def seconds(self, parts: int) -> float:
+        """Seconds for so many parts."""
+        return self.least_s + parts * self.part_s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
     """What a plan may take: until `deadline_s` of the monotonic clock and for `most_s`, and so much memory.
 
-    `seconds_per_part` is what plans before it took, by whether compiled code simulated them; where there were none,
-    nothing is estimated.
+    `estimates` are from plans before it, by whether compiled code simulated them; where there were none, time is not
+    estimated.
     """
 
     deadline_s: float | None = None
     most_s: float | None = None
     memory_nbytes: int | None = None
-    seconds_per_part: dict[bool, float] = field(default_factory=dict)
+    estimates: Mapping[bool, Estimate] = field(default_factory=dict)
 
     def until_s(self, now_s: float) -> float | None:
         """When a plan that begins now has to end."""
@@ -60,49 +79,24 @@ class Room:
         needs = parts * PART_NBYTES[compiled]
         if self.memory_nbytes is not None and needs > (free := max(0, self.memory_nbytes - own_memory())):
             raise NoRoom("host_memory", f"simulating it takes about {format_bytes(needs)} of {format_bytes(free)} left")
-        rate = self.seconds_per_part.get(compiled)
-        if until_s is None or rate is None:
+        estimate = self.estimates.get(compiled)
+        if until_s is None or estimate is None:
             return
-        takes_s, left_s = parts * rate, max(0.0, until_s - monotonic())
+        takes_s, left_s = estimate.seconds(parts), max(0.0, until_s - monotonic())
         if takes_s > left_s:
             raise NoRoom("time", f"simulating it takes about {format_time(takes_s)} of {format_time(left_s)} left")
 
 
 @dataclass(slots=True)
 class Rates:
-    """Seconds for each part, measured in this search: all seconds over all parts, so that long work counts most."""
+    """What plans of this search took: in one line, the least that any took and, above that, seconds for each part."""
 
-    seconds: dict[bool, float] = field(default_factory=dict)
-    parts: dict[bool, int] = field(default_factory=dict)
+    works: dict[bool, list[Work]] = field(default_factory=dict)
 
     def add(self, work: Work) -> None:
         """Count one more plan."""
-        self.seconds[work.compiled] = self.seconds.get(work.compiled, 0.0) + work.seconds
-        self.parts[work.compiled] = self.parts.get(work.compiled, 0) + work.parts
+        self.works.setdefault(work.compiled, []).append(work)
 
-    def per_part(self) -> dict[bool, float]:
-        """Seconds for each part so far."""
-        return {compiled: self.seconds[compiled] / max(1, parts) for compiled, parts in self.parts.items()}
-
-
-def folded_parts(schedule: Schedule, folding: Folding) -> int:
-    """Parts of the ranks that stand for their classes, messages to each class counted once."""
-    if len(folding.classes) == schedule.world_size:
-        return part_count(schedule)
-    sizes: dict[str, int] = {}
-
-    def size(name: str) -> int:
-        if name not in sizes:
-            ranks = schedule.group(name)
-            sizes[name] = sum(members[0] in ranks for members in folding.classes)
-        return sizes[name]
-
-    total = 0
-    for op in schedule.ops:
-        if isinstance(op, Transfer):
-            n, k = size(op.src), size(op.dst)
-            complete = op.pattern in (Pattern.FAN_IN, Pattern.FAN_OUT, Pattern.ALL_PAIRS)
-            total += n + k + (n * k if complete else max(n, k))
-        else:
-            total += size(op.ranks)
-    return total
+    def estimates(self) -> dict[bool, Estimate]:
+        """What to expect, by whether compiled code simulates; nothing where none has been simulated."""
+        return {compiled: Estimate.of(works) for compiled, works in self.works.items()}

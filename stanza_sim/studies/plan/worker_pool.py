@@ -18,12 +18,14 @@ from stanza_sim.base.errors import RunError
 from stanza_sim.base.limits import TimeIsUp, memory_limit, time_limit
 from stanza_sim.base.processes import processes
 from stanza_sim.base.units import format_bytes, format_time
+from stanza_sim.simulate.engines import warm
 from stanza_sim.studies.plan.assess import Problem, Score, Sketch, Variant, Weighed, sketch, spread_of, weigh
 from stanza_sim.studies.plan.choices import Choice
 from stanza_sim.studies.plan.room import Rates, Room
 
 WORTH_IT = 60
-"""From so many choices on it pays to start other processes, which takes each about a second."""
+"""From so many choices on it pays to start other processes, which takes each about a second, and to load compiled code
+in each, which takes another half and is made up for by some ten plans."""
 STARTING_S = 0.02
 """What a process waits for when it has started, so that another takes the next such task."""
 GRACE_S = 0.5
@@ -63,6 +65,7 @@ _state = WorkerState()
 def _adopt(path: Path) -> None:
     """Take over the problems that the file at `path` holds."""
     _state.problems = pickle.loads(path.read_bytes())
+    warm()
     gc.collect()
     gc.freeze()  # what is there now stays, and need not be looked through again
 
@@ -213,7 +216,7 @@ class WorkerPool:
             deadline_s=deadline_s,
             most_s=most_s,
             memory_nbytes=self._memory_nbytes,
-            seconds_per_part=self._rates.per_part(),
+            estimates=self._rates.estimates(),
         )
 
     def _each(self, task: Callable[..., _T | None], room: Room, asked: Sequence[tuple[object, ...]]) -> list[_T | None]:
@@ -242,11 +245,11 @@ def worker_pool(
     problems: Sequence[Problem], *, jobs: int, work: int, memory_nbytes: int | None = None
 ) -> Iterator[WorkerPool]:
     """A pool of `jobs` processes, or of this one if there is little `work` (choices in all)."""
-    if jobs < 2 or work < WORTH_IT:
-        yield WorkerPool(problems, None, memory_nbytes)
-        return
-    workers = Processes(tuple(problems), jobs)
+    before = warm(work >= WORTH_IT)  # here too, so that all plans are simulated by one engine
+    workers = None if jobs < 2 or work < WORTH_IT else Processes(tuple(problems), jobs)
     try:
         yield WorkerPool(problems, workers, memory_nbytes)
     finally:
-        workers.end()
+        warm(before)
+        if workers is not None:
+            workers.end()

@@ -16,7 +16,7 @@ from stanza_sim.experiment.file import StrategyEntry, load_experiment
 from stanza_sim.studies.plan import session
 from stanza_sim.studies.plan.assess import Problem, Score, Weighed, sketch, weigh
 from stanza_sim.studies.plan.choices import Choice, as_yaml, choices, in_words, local_size
-from stanza_sim.studies.plan.room import Room
+from stanza_sim.studies.plan.room import Estimate, Rates, Room, Work
 from stanza_sim.studies.plan.search import SKETCHED_FOR_EACH, Limits, Search, Stop
 from stanza_sim.studies.plan.session import plan_problems, problems_of
 from stanza_sim.studies.plan.worker_pool import WorkerPool, worker_pool
@@ -195,12 +195,26 @@ def test_what_would_take_too_much_is_not_begun(small, monkeypatch):
     work = weigh(problem, choice).work
     assert work.parts > 0
     monkeypatch.setattr("stanza_sim.simulate.run.lower", None)
-    slow = Room(deadline_s=monotonic() + 3600.0, seconds_per_part={work.compiled: 3600.0})
+    slow = Estimate(least_s=0.0, part_s=3600.0)
+    slow = Room(deadline_s=monotonic() + 3600.0, estimates={work.compiled: slow})
     found = weigh(problem, choice, 0.0, slow)
     assert found.kind == "time"
     assert "1 hour" in found.reason or "h left" in found.reason or "s left" in found.reason
     little = Room(memory_nbytes=own_memory())
     assert weigh(problem, choice, 0.0, little).kind == "host_memory"
+
+
+def test_time_is_estimated_from_what_others_took():
+    rates = Rates()
+    assert rates.estimates() == {}
+    for parts in (100, 300, 1000):
+        rates.add(Work(parts=parts, compiled=True, seconds=1.0 + 0.01 * (parts - 100)))
+    (estimate,) = rates.estimates().values()
+    assert estimate.seconds(0) == 1.0
+    assert sum(estimate.seconds(parts) for parts in (100, 300, 1000)) == pytest.approx(3.0 + 2.0 + 9.0)
+    rates.add(Work(parts=10, compiled=False, seconds=5.0))
+    assert rates.estimates()[False].seconds(10) == pytest.approx(5.0)
+    assert rates.estimates()[False].seconds(10**9) > 100.0
 
 
 def test_what_needs_longer_than_others_comes_last(small, monkeypatch):
@@ -288,11 +302,13 @@ def test_an_interruption_keeps_what_was_found(small, monkeypatch):
 def test_several_processes_find_what_one_finds(small, jobs):
     problem = problem_of(small)
     some = choices_of(problem, ("all_reduce", "stanza"), most=16)
-    alone = searched(problem, some).found()
-    with worker_pool([problem], jobs=jobs, work=1000) as pool:
-        search = Search(pool, 0, some, Limits())
-        search.run()
-        assert search.found() == alone
+    found = []
+    for count in (1, jobs):
+        with worker_pool([problem], jobs=count, work=1000) as pool:
+            search = Search(pool, 0, some, Limits())
+            search.run()
+            found.append(search.found())
+    assert found[0] == found[1]
 
 
 class Stuck(Problem):
