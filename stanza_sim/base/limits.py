@@ -9,13 +9,16 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import format_bytes
 
 COMPILED_NBYTES = 250_000_000
 """What the compiled engine takes once it is loaded (measured: 125 MB from its cache, 230 MB where it was compiled)."""
+
+
+LOOK_AGAIN_S = 0.02
 
 
 class TimeIsUp(BaseException):
@@ -27,7 +30,8 @@ def time_limit(deadline_s: float | None) -> Iterator[None]:
     """Raise `TimeIsUp` within the block as soon as the monotonic clock shows `deadline_s`; None sets no limit.
 
     It is raised in the thread that entered the block, between two instructions of Python wherever these are, so code
-    need not ask for the time. A call of compiled code returns first.
+    need not ask for the time. A call of compiled code returns first, and an import or a compilation is completed, since
+    half of one could not be used afterwards.
     """
     if deadline_s is None:
         yield
@@ -38,9 +42,13 @@ def time_limit(deadline_s: float | None) -> Iterator[None]:
     thread, lock, over = threading.get_ident(), threading.Lock(), False
 
     def end() -> None:
-        with lock:
-            if not over:
-                _raise_in(thread, TimeIsUp)
+        while True:
+            with lock:
+                if over or not _needs_completion(thread):
+                    if not over:
+                        _raise_in(thread, TimeIsUp)
+                    return
+            sleep(LOOK_AGAIN_S)
 
     timer = threading.Timer(left_s, end)
     timer.daemon = True
@@ -52,6 +60,16 @@ def time_limit(deadline_s: float | None) -> Iterator[None]:
         with lock:
             over = True
         _raise_in(thread, None)  # what was set and has not been raised yet is not to be raised outside
+
+
+def _needs_completion(thread: int) -> bool:
+    """Whether a thread imports or compiles something at this moment."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if str(frame.f_globals.get("__name__")).startswith(("importlib._bootstrap", "numba.")):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _raise_in(thread: int, error: type[BaseException] | None) -> None:

@@ -55,6 +55,18 @@ def test_what_ends_in_time_is_left_alone():
         pass
 
 
+def test_an_import_is_completed(tmp_path, monkeypatch):
+    (tmp_path / "slow_to_import.py").write_text(
+        "from time import sleep\nfor _ in range(20):\n    sleep(0.005)\ndone = True\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(TimeIsUp), time_limit(monotonic() + 0.01):
+        import slow_to_import
+
+        endless()
+    assert slow_to_import.done
+
+
 def test_an_error_within_is_the_one_that_leaves():
     with pytest.raises(ZeroDivisionError), time_limit(monotonic() + 100.0):
         1 / 0  # noqa: B018

@@ -18,7 +18,7 @@ from stanza_sim.base.errors import RunError
 from stanza_sim.base.limits import TimeIsUp, memory_limit, time_limit
 from stanza_sim.base.processes import processes
 from stanza_sim.base.units import format_bytes, format_time
-from stanza_sim.simulate.engines import warm
+from stanza_sim.simulate.engines import pays, warm
 from stanza_sim.studies.plan.assess import Problem, Score, Sketch, Variant, Weighed, sketch, spread_of, weigh
 from stanza_sim.studies.plan.choices import Choice
 from stanza_sim.studies.plan.room import Rates, Room
@@ -66,6 +66,8 @@ def _adopt(path: Path) -> None:
     """Take over the problems that the file at `path` holds."""
     _state.problems = pickle.loads(path.read_bytes())
     warm()
+    if pays(1):
+        import stanza_sim.simulate.compiled.engine  # noqa: F401 - now, and not in the time of the first plan
     gc.collect()
     gc.freeze()  # what is there now stays, and need not be looked through again
 
