@@ -9,10 +9,10 @@ a link: it has a single-stream cap and costs core time.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.tables import shortened
@@ -58,6 +58,8 @@ __all__ = [
     "with_loopback",
 ]
 
+_T = TypeVar("_T")
+
 
 @dataclass(slots=True)
 class _Found:
@@ -69,6 +71,7 @@ class _Found:
     ports: Sequence[tuple[int, ...]] | None = None
     cables: dict[tuple[int, int], tuple[int, ...]] | None = None
     inside: dict[tuple[int, Spot, Spot], Usage] = field(default_factory=dict)
+    remembered: dict[object, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -98,6 +101,16 @@ class Cluster:
     def __repr__(self) -> str:
         size = f"{self.world_size:,} ranks on {len(self.hosts):,} hosts, {len(self.links):,} links"
         return f"<Cluster {shortened(self.name)}: {size}>"
+
+    def remember(self, key: Hashable, work_out: Callable[[], _T]) -> _T:
+        """What `work_out` returned when it was first asked for by this `key`.
+
+        It may depend on the cluster and on what the key says, and on nothing else.
+        """
+        known = self._found.remembered
+        if key not in known:
+            known[key] = work_out()
+        return cast("_T", known[key])
 
     @property
     def world_size(self) -> int:

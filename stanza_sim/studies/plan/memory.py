@@ -34,7 +34,7 @@ the first backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 
@@ -48,6 +48,7 @@ from stanza_sim.schedule import (
     CollectiveKind,
     Compute,
     Layout,
+    Op,
     Phase,
     Ranks,
     Schedule,
@@ -114,6 +115,11 @@ def memory_of(
         op.name for op in schedule.ops if isinstance(op, Transfer) and all(v.kind is ValueKind.PARAM for v in op.values)
     }
     data = schedule.data_ranks
+    alike = {
+        (op.pattern, op.src, op.dst, op.pairs) if isinstance(op, Transfer) else op.ranks: op
+        for op in schedule.ops
+        if not isinstance(op, Compute)
+    }
     found: dict[int, Memory] = {}
     for rank, by_op in received.items():
         parameters = activations = backward = 0
@@ -156,7 +162,7 @@ def memory_of(
             backward_nbytes=backward,
             received_nbytes=WINDOW * sum(n for name, n in by_op.items() if name not in lands),
             input_nbytes=WINDOW * int(schedule.batch_per_worker * each) if rank in data else 0,
-            communicators_nbytes=_communicators_nbytes(schedule, rank) if rank in nccl else 0,
+            communicators_nbytes=_communicators_nbytes(schedule, alike.values(), rank) if rank in nccl else 0,
             page_locked_nbytes=2 * WINDOW * sum(by_op.values()) if rank in staged else 0,
         )
     return found
@@ -165,17 +171,20 @@ def memory_of(
 BUFFER_BYTES, MOST_CHANNELS, MULTIPROCESSORS = 4 * 1024 * 1024, 32, 132
 
 
-def _communicators_nbytes(schedule: Schedule, rank: int) -> int:
-    """What NCCL's communicators take of the device of `rank`: see the module."""
+def _communicators_nbytes(schedule: Schedule, ops: Iterable[Op], rank: int) -> int:
+    """What NCCL's communicators take of the device of `rank`: see the module.
+
+    `ops` are transfers and collectives, one of each that are between the same ranks.
+    """
     peers: tuple[set[Ranks], set[Ranks]] = set(), set()  # groups of those that it sends to, and receives from
     groups: set[tuple[int, ...]] = set()
-    for op in schedule.for_rank(rank):
+    for op in ops:
         if isinstance(op, Transfer):
             if rank in schedule.group(op.src):
                 peers[0].add(schedule.destinations(op, rank))
             if rank in schedule.group(op.dst):
                 peers[1].add(schedule.sources(op, rank))
-        elif isinstance(op, Collective) and len(group := schedule.group(op.ranks)) > 1:
+        elif isinstance(op, Collective) and rank in (group := schedule.group(op.ranks)) and len(group) > 1:
             groups.add(tuple(group))
     pairs = sum(len(set().union(*some) - {rank}) for some in peers)
     if not (count := pairs + len(groups)):

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from stanza_sim.base.errors import RunError
 from stanza_sim.base.limits import TimeIsUp, memory_limit, time_limit
-from stanza_sim.base.processes import processes
+from stanza_sim.base.processes import can_fork, processes
 from stanza_sim.base.units import format_bytes, format_time
 from stanza_sim.simulate.engines import pays, warm
 from stanza_sim.studies.plan.assess import Problem, Score, Sketch, Variant, Weighed, sketch, spread_of, weigh
@@ -62,9 +62,9 @@ class WorkerState:
 _state = WorkerState()
 
 
-def _adopt(path: Path) -> None:
-    """Take over the problems that the file at `path` holds."""
-    _state.problems = pickle.loads(path.read_bytes())
+def _adopt(problems: tuple[Problem, ...] | Path) -> None:
+    """Take over the problems, or those that a file holds."""
+    _state.problems = pickle.loads(problems.read_bytes()) if isinstance(problems, Path) else problems
     warm()
     if pays(1):
         import stanza_sim.simulate.compiled.engine  # noqa: F401 - now, and not in the time of the first plan
@@ -135,7 +135,8 @@ def _spread(shared: WorkerState | None, room: Room, problem: int, one: Score) ->
 class Processes:
     """An executor of `jobs` processes that work on `problems`; started when it is needed, anew where it was ended.
 
-    They get the problems from a file: of what is handed to a process that starts, each would hold up the next.
+    Copies of this process have the problems already. Others get them from a file: were they handed to a process that
+    starts, each would hold up the next.
     """
 
     def __init__(self, problems: tuple[Problem, ...], jobs: int) -> None:
@@ -145,10 +146,13 @@ class Processes:
     def executor(self) -> Executor:
         """The processes, which begin to start now if there are none."""
         if self._started is None:
-            stack = ExitStack()
-            path = Path(stack.enter_context(TemporaryDirectory(prefix="stanza-sim-"))) / "problems"
-            path.write_bytes(pickle.dumps(self._problems))
-            self._started = stack, stack.enter_context(processes(self.jobs, _adopt, (path,)))
+            stack, forked = ExitStack(), can_fork()
+            problems: tuple[Problem, ...] | Path = self._problems
+            if not forked:
+                problems = Path(stack.enter_context(TemporaryDirectory(prefix="stanza-sim-"))) / "problems"
+                problems.write_bytes(pickle.dumps(self._problems))
+            executor = stack.enter_context(processes(self.jobs, _adopt, (problems,), forked=forked))
+            self._started = stack, executor
         return self._started[1]
 
     def end(self) -> None:
