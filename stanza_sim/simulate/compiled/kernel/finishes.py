@@ -36,7 +36,7 @@ def pop_root(child: I32, sibling: I32, mark: F64, a: int) -> int:
         if second >= 0:
             rest = sibling[second]
             sibling[second] = -1
-            first = meld(child, sibling, mark, first, second)
+            first = meld(child, sibling, mark, np.int64(first), np.int64(second))
         sibling[first] = paired
         paired = first
         first = rest
@@ -44,7 +44,7 @@ def pop_root(child: I32, sibling: I32, mark: F64, a: int) -> int:
     while paired >= 0:
         rest = sibling[paired]
         sibling[paired] = -1
-        root = meld(child, sibling, mark, root, paired)
+        root = meld(child, sibling, mark, np.int64(root), np.int64(paired))
         paired = rest
     return root
 

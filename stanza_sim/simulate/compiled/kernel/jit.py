@@ -41,7 +41,7 @@ def _compiled(function: _F, **options: object) -> _F:
     # References to arrays are counted only in functions that make arrays: that can take most of the time.
     if not COMPILED:
         return function
-    options = {"nogil": True, "error_model": "numpy", "_nrt": False, **options}
+    options = {"nogil": True, "error_model": "numpy", "_nrt": False, "no_cfunc_wrapper": True, **options}
     return cast("_F", numba.njit(**options)(function))  # type: ignore[call-overload]
 
 
@@ -60,7 +60,7 @@ def kept_with_arrays(function: _F) -> _F:
 
 def part(function: _F) -> _F:
     """Compile a function that becomes part of those that are kept."""
-    return _compiled(function)
+    return _compiled(function, no_cpython_wrapper=True)
 
 
 def inlined(function: _F) -> _F:

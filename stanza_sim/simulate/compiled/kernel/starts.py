@@ -5,6 +5,8 @@ Small functions take the arrays that they use, not the tuples of them, of which 
 
 from __future__ import annotations
 
+import numpy as np
+
 from stanza_sim.simulate.compiled.arrays import F64, I8, I32, I64, State
 from stanza_sim.simulate.compiled.kernel.jit import part
 from stanza_sim.simulate.compiled.kernel.state import HEAP
@@ -42,7 +44,7 @@ def await_start(
     """Node k starts at `at`, which within its delay queue is no earlier than any before."""
     w = delay_queue[k]
     if w < 0:
-        push(heap_s, heap_k, scalars, at, k)
+        push(heap_s, heap_k, scalars, at, np.int64(k))
         return
     mark[k] = at
     sibling[k] = -1
