@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.collector import collector_off
@@ -16,17 +15,17 @@ from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, RankProgram, Schedule, Transfer, UnitKind, check
 from stanza_sim.schedule.progress import Issue
-from stanza_sim.simulate.engines import EngineChoice, engine_of, require_numba
+from stanza_sim.simulate.engines import EngineChoice, engine_of, pays, require_numba
 from stanza_sim.simulate.lowered import Lowered
 from stanza_sim.simulate.lowering.arrays import ArrayLowered, lower_to_arrays, message_count
 from stanza_sim.simulate.lowering.bounds import bottleneck, bound_s, demands
-from stanza_sim.simulate.lowering.fold import fold, unfolded
+from stanza_sim.simulate.lowering.fold import Folding, fold, unfolded
 from stanza_sim.simulate.lowering.lower import lower
 from stanza_sim.simulate.plain.engine import Engine
 from stanza_sim.simulate.prediction import Prediction
 from stanza_sim.simulate.steady import even_window, steady_window
 from stanza_sim.timeline.measures import op_seconds, steady_iteration_s, waiting
-from stanza_sim.timeline.spans import Span, Timeline
+from stanza_sim.timeline.spans import Span, SpanColumns, Timeline
 
 if TYPE_CHECKING:
     from threading import Event
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from stanza_sim.simulate.costs import CostModel
     from stanza_sim.simulate.variation import Variation
 
-COMPILED_FROM = 1_500
-"""From so many parts on (see `part_count`), of all repeats together, compiled code is worth its start-up time."""
 MOST_NODES = 8_000_000
 """Simulations that run side by side have together no more nodes than this; one takes some 100 bytes."""
 WARM_UP, MEASURED = 2, 5
@@ -142,17 +139,19 @@ class SimulationCase:
         self.by_chance, self.issue = by_chance, issue
         engine = engine_of(engine)
         simulate_steps = collectives is Collectives.STEPS and any(isinstance(op, Collective) for op in schedule.ops)
-        # What compiled code does not know: collectives step by step, and folded ranks.
+        # Compiled code does not know collectives step by step.
         if engine is EngineChoice.COMPILED:
             if simulate_steps:
                 what = "the compiled engine does not carry out collectives step by step"
                 raise InputError(what, hint="leave the engine at auto")
             require_numba()
-        folds = fold_ranks and not by_chance and not simulate_steps and engine is not EngineChoice.COMPILED
+        folds = fold_ranks and not by_chance and not simulate_steps
         self.folding = fold(schedule, cluster) if folds else unfolded(cluster)
         compiles = engine is EngineChoice.COMPILED
-        if engine is EngineChoice.AUTO and not simulate_steps and len(self.folding.classes) == cluster.world_size:
-            compiles = part_count(schedule) * times >= COMPILED_FROM and find_spec("numba") is not None
+        if engine is EngineChoice.AUTO and not simulate_steps:
+            # Random simulations go on for about twice as many iterations.
+            simulations = times * (2 if by_chance else 1)
+            compiles = pays(part_count(schedule, self.folding if folds else None) * simulations)
         self._compiles, self._simulate_steps = compiles, simulate_steps
         self._lower({})
 
@@ -244,12 +243,13 @@ class SimulationCase:
 
             fast = CompiledEngine(self.graph, lowered, traffic, variation, stop)
             fast.run(enough)
-            spans, now_s, events, passed = fast.log().spans, fast.now_s, fast.events, fast.background_bytes()
+            spans: Callable[[], Sequence[Span]] = fast.log().spans
+            now_s, events, passed = fast.now_s, fast.events, fast.background_bytes()
         else:
             engine = Engine(self.schedule, replace(lowered, background=traffic), issue=self.issue, variation=variation)
             engine.run(enough)
-            spans, now_s, events, passed = (
-                (lambda: engine.spans),
+            spans = lambda: engine.spans  # noqa: E731
+            now_s, events, passed = (
                 engine.clock.now,
                 engine.events,
                 engine.fabric.background_bytes(),
@@ -275,7 +275,7 @@ class SimulationCase:
         iteration_s = outcome.iteration_s
         working = [a for a in lowered.rank_classes if a.program.units]
         timeline = Timeline(
-            spans=tuple(outcome.spans()),
+            spans=SpanColumns.of(outcome.spans()),
             iteration_end_s={a.rank: tuple(e) for a, e in zip(working, ends, strict=True)},
             multiplicity={a.rank: a.size for a in lowered.rank_classes},
         )
@@ -314,12 +314,24 @@ class SimulationCase:
         )
 
 
-def part_count(schedule: Schedule) -> int:
-    """What ranks do in one iteration, part by part: computations, sends, receives, shares in collectives, messages."""
-    total = message_count(schedule)
+def part_count(schedule: Schedule, folding: Folding | None = None) -> int:
+    """What ranks do in one iteration, part by part: computations, sends, receives, shares in collectives, messages.
+
+    With a `folding`, those of its classes.
+    """
+    standing = None if folding is None else [members[0] for members in folding.classes]
+    sizes: dict[str, int] = {}
+
+    def size(name: str) -> int:
+        if name not in sizes:
+            ranks = schedule.group(name)
+            sizes[name] = len(ranks) if standing is None else sum(rank in ranks for rank in standing)
+        return sizes[name]
+
+    total = message_count(schedule, size)
     for op in schedule.ops:
         if isinstance(op, Transfer):
-            total += len(schedule.group(op.src)) + len(schedule.group(op.dst))
+            total += size(op.src) + size(op.dst)
         else:
-            total += len(schedule.group(op.ranks))
+            total += size(op.ranks)
     return total

@@ -68,7 +68,7 @@ class Graph:
 
 
 def graph_of(schedule: Schedule, lowered: ArrayLowered, issue: Issue = Issue.EAGER) -> Graph:
-    """Build the graph of `lowered`, in which every rank is a class of its own."""
+    """Build the graph of `lowered`; what is said of ranks holds for the classes of those that are folded."""
     work = Builder(schedule, lowered, issue)
     work.collectives()
     for a in range(work.world):

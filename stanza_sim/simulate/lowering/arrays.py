@@ -1,13 +1,15 @@
-"""Lowering to arrays: every message of every pair of ranks as one entry, for many messages that nothing folds.
+"""Lowering to arrays: every message of every pair of ranks as one entry, or of every pair of classes where ranks fold.
 
-Contract: as `lower`, with the same parts, for a folding in which class c is rank c; `message_arrays` stands in for
-`MessageClasses`, and prices messages by the same `MessageActivities`.
+Contract: as `lower`, with the same parts. Where class c is rank c, `message_arrays` stands in for `MessageClasses`, and
+prices messages by the same `MessageActivities`; where ranks are folded, `class_arrays` writes the messages of
+`MessageClasses` down.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +35,8 @@ I64 = npt.NDArray[np.int64]
 class Messages:
     """One iteration's messages in program order: arrays of one length, but for `activities`.
 
-    `op` is the op's place in the schedule, `src` and `dst` ranks, `channel` the number of a queue, `activity` an index
+    `op` is the op's place in the schedule, `src` and `dst` classes of ranks, `channel` the number of a queue (pairs of
+    classes that are near and those that are far have two), `nbytes` those of one message, `activity` an index
     into `activities`, whose work is not used: the work is `nbytes`. So are `copy_out` and `copy_in`, what staged
     devices copy before and after (see `Message`), -1 for nothing; they are empty where no device is staged.
     """
@@ -81,16 +84,16 @@ class OfOp:
     bytes_received: I64
 
 
-def message_count(schedule: Schedule) -> int:
-    """Messages of one iteration, local pairs included."""
+def message_count(schedule: Schedule, size: Callable[[str], int] | None = None) -> int:
+    """Messages of one iteration, local pairs included; `size` gives the number of members of a group."""
     total = 0
     for op in schedule.ops:
         if isinstance(op, Transfer):
-            n, k = len(schedule.group(op.src)), len(schedule.group(op.dst))
+            n, k = (len(schedule.group(end)) if size is None else size(end) for end in (op.src, op.dst))
             if op.pattern in COMPLETE:
                 total += n * k
             else:
-                total += max(n, k, len(op.pairs))
+                total += max(n, k, len(op.pairs) if size is None else 0)
     return total
 
 
@@ -278,6 +281,40 @@ def _copies(
     return found
 
 
+def class_arrays(schedule: Schedule, rank_classes: Sequence[RankClass]) -> Messages:
+    """The messages of classes of ranks, as `lower` finds them: those between the same two classes are one entry."""
+    place = {op.name: k for k, op in enumerate(schedule.ops)}
+    queues: dict[tuple[str, int], int] = {}
+    known: dict[Activity, int] = {}
+
+    def number(activity: Activity | None) -> int:
+        return -1 if activity is None else known.setdefault(replace(activity, work=0.0), len(known))
+
+    rows: list[tuple[int, ...]] = []
+    for a in rank_classes:
+        for index, sent in a.messages.items():
+            op = a.program.units[index].op
+            for m in sent:
+                channel = queues.setdefault((op.queue if isinstance(op, Transfer) else "", m.kind), len(queues))
+                copies = number(m.copy_out), number(m.copy_in)
+                rows.append((place[op.name], m.src, m.dst, channel, m.nbytes, number(m.activity), *copies))
+    rows.sort(key=itemgetter(0))
+    columns = np.array(rows, dtype=np.int64).reshape(-1, 8).T
+    of_op, src, dst, channels, activity, out, into = (columns[k].astype(np.int32) for k in (0, 1, 2, 3, 5, 6, 7))
+    none = np.zeros(0, dtype=np.int32)
+    return Messages(
+        op=of_op,
+        src=src,
+        dst=dst,
+        channel=channels,
+        nbytes=columns[4],
+        activity=activity,
+        copy_out=out if (out >= 0).any() else none,
+        copy_in=into if (into >= 0).any() else none,
+        activities=tuple(known),
+    )
+
+
 def _of_ops(schedule: Schedule, cluster: Cluster, messages: Messages) -> dict[str, OfOp]:
     """The counts of each transfer, by its name."""
     world = cluster.world_size
@@ -325,11 +362,16 @@ def lower_to_arrays(
     folding: Folding,
     cost_of: Callable[[int], CostModel],
 ) -> ArrayLowered:
-    """As `lower`, for a folding in which every rank is a class of its own."""
+    """As `lower`, with all messages in arrays."""
     parts = Lowering(schedule, model, cluster, folding, cost_of)
-    messages = message_arrays(schedule, parts.activities)
-    of_ops = _of_ops(schedule, cluster, messages)
-    rank_classes = [_rank_class(parts, r, of_ops) for r in range(cluster.world_size)]
+    if len(folding.classes) == cluster.world_size:
+        messages = message_arrays(schedule, parts.activities)
+        of_ops = _of_ops(schedule, cluster, messages)
+        rank_classes = [_rank_class(parts, r, of_ops) for r in range(cluster.world_size)]
+    else:
+        with_messages = [parts.rank_class(i) for i in range(len(folding.classes))]
+        messages = class_arrays(schedule, with_messages)
+        rank_classes = [replace(a, messages={}) for a in with_messages]
     collectives = parts.collectives.every()
     return ArrayLowered(
         resources=parts.resources.made,

@@ -13,11 +13,13 @@ from typing import TypeVar
 
 from stanza_sim.base.errors import RunError
 from stanza_sim.base.processes import processes
+from stanza_sim.simulate.engines import warm
 from stanza_sim.studies.plan.assess import Problem, Score, Sketch, Variant, Weighed, sketch, spread_of, weigh
 from stanza_sim.studies.plan.choices import Choice
 
 WORTH_IT = 60
-"""From so many choices on it pays to start other processes, which takes each about a second."""
+"""From so many choices on it pays to start other processes, which takes each about a second, and to load compiled code
+in each, which takes another half and is made up for by some ten plans."""
 GRACE_S = 1.0
 """What is under way when time is up may take so much longer; then it is given up."""
 COLLECTED_EVERY = 16
@@ -48,6 +50,7 @@ _state = _WorkerState()
 
 def _adopt(problems: tuple[Problem, ...]) -> None:
     _state.problems = problems
+    warm()
     gc.collect()
     gc.freeze()  # what is there now stays, and need not be looked through again
 
@@ -158,8 +161,12 @@ class WorkerPool:
 @contextmanager
 def worker_pool(problems: Sequence[Problem], *, jobs: int, work: int) -> Iterator[WorkerPool]:
     """A pool of `jobs` processes, or of this one if there is little `work` (choices in all)."""
-    if jobs < 2 or work < WORTH_IT:
-        yield WorkerPool(problems, None)
-        return
-    with processes(jobs, _adopt, (tuple(problems),)) as executor:
-        yield WorkerPool(problems, executor)
+    before = warm(work >= WORTH_IT)  # here too, so that all plans are simulated by one engine
+    try:
+        if jobs < 2 or work < WORTH_IT:
+            yield WorkerPool(problems, None)
+        else:
+            with processes(jobs, _adopt, (tuple(problems),)) as executor:
+                yield WorkerPool(problems, executor)
+    finally:
+        warm(before)

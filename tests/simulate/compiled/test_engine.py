@@ -16,7 +16,8 @@ from stanza_sim.cluster import Cluster, Intra, IntraKind, Nic, Staging, TokenBuc
 from stanza_sim.experiment.run import run_experiment
 from stanza_sim.model import zoo
 from stanza_sim.schedule import Schedule, Transfer, parse
-from stanza_sim.simulate import Collectives, Prediction
+from stanza_sim.schedule.progress import Issue
+from stanza_sim.simulate import Collectives, Prediction, simulate
 from stanza_sim.simulate import run as run_module
 from stanza_sim.simulate.lowering.arrays import lower_to_arrays
 from stanza_sim.simulate.lowering.fold import unfolded
@@ -25,6 +26,7 @@ from stanza_sim.simulate.plain.engine import Engine
 from stanza_sim.simulate.repeats import simulate_repeats
 from stanza_sim.simulate.run import SimulationCase, SimulationOutcome
 from stanza_sim.simulate.variation import JitterKind, Variation
+from tests.cluster.fabric_files import LEAF_SPINE, TORUS, fabric_text, load_text
 from tests.schedule.random_schedules import legal_schedules
 from tests.schedule.toys import SOME, ZERO, build, cluster, predict, toy
 from tests.simulate.lowering.test_fold import CLUSTERS, MODEL, STRATEGIES
@@ -89,6 +91,74 @@ def test_random_schedules_with_jitter(data: st.DataObject) -> None:
     schedule: Schedule = data.draw(legal_schedules(MODEL))
     where = data.draw(st.sampled_from(list(CLUSTERS)))
     both(schedule, CLUSTERS[where](schedule.world_size))
+
+
+# ---- folded ---------------------------------------------------------------------------------------------------------
+
+
+def both_folded(schedule: Schedule, on: Cluster, issue: Issue = Issue.EAGER) -> int:
+    """Simulate folded ranks in Python and in compiled code, and compare; return how many ranks folding saves."""
+    costs = {h.device_speed: SOME.at_speed(h.device_speed) for h in on.hosts}
+    of = (schedule, MODEL, on, lambda r: costs[on.host_of(r).device_speed])
+    plain, fast = (simulate(*of, engine=engine, issue=issue) for engine in ("plain", "compiled"))
+    assert fast.timeline.multiplicity == plain.timeline.multiplicity
+    assert (fast.iterations, fast.steady, fast.bottleneck) == (plain.iterations, plain.steady, plain.bottleneck)
+    for name in ("iteration_s", "exposed_comm_s", "idle_s", "bound_s"):
+        assert getattr(fast, name) == pytest.approx(getattr(plain, name), rel=1e-9, abs=1e-12), name
+    for name in ("utilisation", "op_seconds", "sent_bytes", "received_bytes"):
+        assert getattr(fast, name) == pytest.approx(getattr(plain, name), rel=1e-9, abs=1e-12), name
+    spans = [{(s.op, s.rank, s.iteration, s.side): s for s in p.timeline.spans} for p in (plain, fast)]
+    assert {key for key in spans[0] if key[2] < plain.iterations} <= spans[1].keys()
+    for key in spans[0].keys() & spans[1].keys():
+        assert (spans[1][key].lane, spans[1][key].nbytes) == (spans[0][key].lane, spans[0][key].nbytes)
+        for end in ("start_s", "end_s"):
+            assert getattr(spans[1][key], end) == pytest.approx(getattr(spans[0][key], end), rel=1e-9, abs=1e-12), key
+    return on.world_size - len(plain.timeline.multiplicity)
+
+
+@pytest.mark.parametrize("issue", [Issue.EAGER, Issue.IN_ORDER])
+@pytest.mark.parametrize("where", CLUSTERS)
+def test_folded_ranks(where: str, issue: Issue) -> None:
+    saved = 0
+    for index, (name, options) in enumerate(STRATEGIES.values()):
+        if (index + len(where)) % 3 == (issue is Issue.EAGER):
+            saved += both_folded(build(name, MODEL, 6, **options), CLUSTERS[where](6), issue)
+    assert saved or where == "alternating latency"
+
+
+@pytest.mark.parametrize(
+    ("name", "fabric"),
+    [
+        ("co-located", LEAF_SPINE),
+        ("co-located, cut", LEAF_SPINE),
+        ("all-reduce", TORUS),
+        ("Stanza, servers", LEAF_SPINE),
+        ("Stanza, servers", TORUS),
+    ],
+)
+def test_folded_ranks_on_a_fabric_with_shared_links(name: str, fabric: str, tmp_path: Path) -> None:
+    strategy, options = STRATEGIES[name]
+    on = load_text(tmp_path, fabric_text(fabric, host=""))
+    assert both_folded(build(strategy, MODEL, on.world_size, **options), on)
+
+
+@pytest.mark.parametrize("name", ["co-located, cut", "one server", "all-reduce"])
+def test_folded_ranks_on_staged_devices(name: str) -> None:
+    strategy, options = STRATEGIES[name]
+    on = CLUSTERS["two ranks per host"](6)
+    staging = Staging(bandwidth_Bps=4e6, latency_s=2e-5)
+    assert both_folded(
+        build(strategy, MODEL, 6, **options), star([replace(h, staging=staging) for h in on.hosts], ranks_per_host=2)
+    )
+
+
+@settings(max_examples=15, deadline=None)
+@given(schedule=legal_schedules(MODEL), where=st.sampled_from(list(CLUSTERS)), issue=st.sampled_from(list(Issue)))
+def test_random_folded_schedules(schedule: Schedule, where: str, issue: Issue) -> None:
+    both_folded(schedule, CLUSTERS[where](schedule.world_size), issue)
+
+
+# ---- what varies otherwise ------------------------------------------------------------------------------------------
 
 
 def test_traffic_that_comes_and_goes() -> None:
