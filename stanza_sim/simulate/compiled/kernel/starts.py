@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from stanza_sim.simulate.compiled.arrays import F64, I8, I32, I64, State
+from stanza_sim.simulate.compiled.arrays import F64, I8, I32, I64, State, Whole
 from stanza_sim.simulate.compiled.kernel.jit import part
 from stanza_sim.simulate.compiled.kernel.state import HEAP
 
 
 @part
-def push(heap_s: F64, heap_k: I32, scalars: I64, at: float, k: int) -> None:
+def push(heap_s: F64, heap_k: I32, scalars: I64, at: float, k: Whole) -> None:
     """Node k starts at `at`: put it on the heap, by time and then by number."""
     i = scalars[HEAP]
     scalars[HEAP] = i + 1
