@@ -99,7 +99,7 @@ def _kept(function: _F, **options: object) -> _F:
 @cache
 def _announce() -> None:
     if parent_process() is None:  # of several processes, the one that the user sees
-        _LOG.warning("compiling the fast engine, once: about 8 s")
+        _LOG.warning("compiling the fast engine, once: about 10 s")
 
 
 @cache
