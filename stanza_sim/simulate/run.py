@@ -143,7 +143,7 @@ class SimulationCase:
         engine: EngineChoice | str = EngineChoice.AUTO,
         issue: Issue = Issue.EAGER,
     ) -> None:
-        check(schedule, model)
+        _check_once(schedule, model)
         if cluster.world_size != schedule.world_size:
             raise InputError(
                 f"schedule {schedule.name} has {schedule.world_size} ranks, cluster {cluster.name} places "
@@ -309,6 +309,18 @@ class SimulationCase:
             settled=by_chance or (steady_window(ends) or even_window(ends)) is not None,
             events=outcome.events,
         )
+
+
+_checked: tuple[Schedule, ModelProfile] | None = None
+
+
+def _check_once(schedule: Schedule, model: ModelProfile) -> None:
+    """As `check`; a legal schedule that is simulated again, at other costs, is not looked through again."""
+    global _checked
+    last = _checked
+    if last is None or last[0] is not schedule or last[1] is not model:
+        check(schedule, model)
+        _checked = schedule, model
 
 
 def part_count(schedule: Schedule, folding: Folding | None = None) -> int:

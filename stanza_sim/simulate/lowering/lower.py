@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Collective, Compute, Schedule, Transfer, UnitKind, project
+from stanza_sim.schedule import Collective, Compute, RankProgram, Schedule, Transfer, UnitKind, project
 from stanza_sim.simulate.lowered import Activity, Copies, Lowered, Message, RankClass
 from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs
 from stanza_sim.simulate.lowering.collectives import Collectives
@@ -26,6 +26,20 @@ from stanza_sim.simulate.lowering.resources import Resources
 
 if TYPE_CHECKING:
     from stanza_sim.simulate.costs import CostModel
+
+_last: tuple[Schedule, dict[int, RankProgram]] | None = None
+
+
+def _program(schedule: Schedule, rank: int) -> RankProgram:
+    """The program of `rank`; those of the last schedule are kept, which may be lowered again at other costs."""
+    global _last
+    last = _last  # another thread may be at another schedule
+    if last is None or last[0] is not schedule:
+        last = _last = schedule, {}
+    programs = last[1]
+    if rank not in programs:
+        programs[rank] = project(schedule, rank)
+    return programs[rank]
 
 
 class Lowering:
@@ -61,7 +75,7 @@ class Lowering:
     def rank_class(self, index: int, *, with_messages: bool = True) -> RankClass:
         """The rank class of class `index`; without messages, its transfers are left to the caller."""
         rep = self.resources.reps[index]
-        program = project(self.schedule, rep)
+        program = _program(self.schedule, rep)
         host = self.cluster.host_of(rep)
         if host.losses.barrier:
             program = behind_barrier(program)
