@@ -14,6 +14,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -137,6 +138,34 @@ def as_json(sc: Scenario) -> str:
             ],
         }
     )
+
+
+def as_case(sc: Scenario) -> dict[str, Any]:
+    """The scenario as `stanza_sim.simulate_flows` takes it: a dictionary of hosts, links, routes and flows."""
+    hosts = int(max(sc.push_ends.max(), sc.pull_ends.max())) + 1
+    ends = np.unique(np.concatenate([sc.push_ends, sc.pull_ends]), axis=0).tolist()
+    groups: list[list[str]] = [[] for _ in sc.group_ready_s]
+    flows: list[dict[str, Any]] = []
+    pushes = zip(sc.push_ends.tolist(), sc.push_bytes.tolist(), sc.push_ready_s.tolist(), sc.push_group, strict=True)
+    for i, ((s, d), nbytes, ready_s, g) in enumerate(pushes):
+        groups[g].append(f"push{i}")
+        flows.append({"id": f"push{i}", "src": f"h{s}", "dst": f"h{d}", "bytes": nbytes, "start": ready_s})
+    starts = sc.group_ready_s.tolist()
+    for i, ((s, d), nbytes, g) in enumerate(
+        zip(sc.pull_ends.tolist(), sc.pull_bytes.tolist(), sc.pull_group, strict=True)
+    ):
+        flow = {"id": f"pull{i}", "src": f"h{s}", "dst": f"h{d}", "bytes": nbytes}
+        flows.append({**flow, "start": starts[g], "deps": list(groups[g])})
+    capacity = sc.capacity.tolist()
+    return {
+        "hosts": [f"h{i}" for i in range(hosts)],
+        "links": [
+            {"name": f"l{q}", "bandwidth": c, "latency": LATENCY_S if q < 2 * hosts else 0.0}
+            for q, c in enumerate(capacity)
+        ],
+        "routes": [{"src": f"h{s}", "dst": f"h{d}", "links": [f"l{q}" for q in sc.route(s, d)]} for s, d in ends],
+        "flows": flows,
+    }
 
 
 def to_kernel(sc: Scenario) -> tuple[kernel.Net, kernel.Nodes]:

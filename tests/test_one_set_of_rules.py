@@ -225,9 +225,6 @@ class AnyFabric:
         self.last[queue] = at
         self.clock.wake(at, then)
 
-    def settle(self) -> None:
-        pass
-
     def background_bytes(self) -> dict[int, float]:
         return {}
 

@@ -48,7 +48,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 class Section(BaseModel):
     """Base of every model of a user's file: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 Count = Annotated[int, Field(strict=True, ge=1)]

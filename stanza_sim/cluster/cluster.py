@@ -9,7 +9,7 @@ a link: it has a single-stream cap and costs core time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -237,17 +237,22 @@ class Cluster:
         return inside[host, src, dst]
 
     def host_orbits(
-        self, colour: Sequence[int] | None = None, pairs: Iterable[Iterable[tuple[int, int]]] | None = None
+        self,
+        colour: Sequence[int] | None = None,
+        pairs: Iterable[Iterable[tuple[int, int]]] | None = None,
+        marks: Mapping[int, Hashable] | None = None,
     ) -> Orbits | None:
         """Return classes of hosts and of links that no flow can tell apart; None where no symmetry is proved.
 
         See `stanza_sim.cluster.orbits`, which says what is proved. `colour` tells hosts apart that play different
         roles; `pairs` limits who sends to whom: one collection of (source host, destination host) for each pattern.
-        Left out, every host may send to every other.
+        Left out, every host may send to every other. `marks` tell links apart that are used for other things too.
         """
         from stanza_sim.cluster.orbits import find_orbits  # numpy
+        from stanza_sim.cluster.tree_orbits import tree_orbits
 
-        return find_orbits(self, colour, pairs)
+        found = tree_orbits(self, colour, marks or {}) if pairs is None else None
+        return found or find_orbits(self, colour, pairs, marks or {})
 
     def graph(self) -> nx.DiGraph:
         """Return hosts, switches and the links between them as a networkx graph.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
+from stanza_sim.base.collector import collector_off
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster
@@ -23,6 +24,7 @@ from stanza_sim.schedule import Compute, Schedule
 from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate import Collectives, EngineChoice, Prediction
 from stanza_sim.simulate.costs import Costs, RankCosts, costs_for
+from stanza_sim.simulate.lowering.fold import Folding
 from stanza_sim.simulate.lowering.quick_bound import quick_bound_s
 from stanza_sim.simulate.residual import OPPOSITE, Corner, Residual, Spread, between_corners, within
 from stanza_sim.simulate.run import SimulationCase
@@ -67,10 +69,10 @@ class Scenario:
         """Seconds that no order of the same work beats, from the schedule alone; a tenth of the work of `prepare`."""
         return quick_bound_s(self.schedule, self.model, self.cluster, self.costs)
 
-    def prepare(self) -> SimulationCase:
+    def prepare(self, admit: Callable[[Folding, bool], None] = lambda folding, compiles: None) -> SimulationCase:
         """Check, fold and lower the schedule: what it takes and what bounds it, before anything is simulated.
 
-        Raises `ScheduleError` and `InputError`.
+        `admit` is as in `SimulationCase`. Raises `ScheduleError` and `InputError`.
         """
         return SimulationCase(
             self.schedule,
@@ -83,15 +85,13 @@ class Scenario:
             times=1,
             engine=self.engine,
             issue=self.issue,
+            admit=admit,
         )
 
-    def predict(
-        self, prepared: SimulationCase | None = None, *, go_on: Callable[[], bool] = lambda: True
-    ) -> Prediction:
+    def predict(self, prepared: SimulationCase | None = None) -> Prediction:
         """Simulate, with what was `prepared` if that is there already.
 
-        Raises `InputError` where repeats are asked for and nothing varies, and `RunError` if after an iteration `go_on`
-        says no.
+        Raises `InputError` where repeats are asked for and nothing varies.
         """
         if self.by_chance:
             from stanza_sim.simulate.repeats import simulate_repeats
@@ -112,7 +112,7 @@ class Scenario:
             raise InputError("every repeat would be the same", where=self.repeats_at, hint=hint)
         else:
             case = prepared or self.prepare()
-            prediction = case.predict(case.run(go_on=go_on))
+            prediction = case.predict(case.run())
         source = self.costs.source  # by now it knows what it had to estimate
         return replace(
             prediction,
@@ -132,26 +132,31 @@ class Scenario:
         )
 
     def spread(
-        self,
-        predicted: Prediction,
-        *,
-        corners: Iterable[Corner] = Corner,
-        go_on: Callable[[], bool] = lambda: True,
+        self, predicted: Prediction, *, corners: Iterable[Corner] = Corner, prepared: SimulationCase | None = None
     ) -> Spread | None:
         """Samples/s as `predicted` and at `corners` of what its costs rest on; None where that would take too long.
 
-        What cannot differ is not simulated again. Where all computations share one residual, and do not vary by chance,
-        only the corners at which computation and network are off in opposite directions are: the other two follow from
-        them (`between_corners`). Raises `RunError` if after an iteration `go_on` says no.
+        What cannot differ is not simulated again, and what was `prepared` is not checked and folded again. Where all
+        computations share one residual, and do not vary by chance, only the corners at which computation and network
+        are off in opposite directions are: the other two follow from them (`between_corners`).
         """
         if predicted.events > MOST_EVENTS:
             return None
-        off, wanted = self.uncertainty, tuple(corners)
+        off, wanted, case = self.uncertainty, tuple(corners), prepared
+
+        def samples_per_s(corner: Corner) -> float:
+            nonlocal case
+            there = self.at(corner)
+            if self.by_chance:
+                return there.predict().samples_per_s
+            case = there.prepare() if case is None else case.at_costs(there.cluster, there.costs)
+            return case.samples_per_s(case.run())
+
         computations = off.computations(self.costs, self.cluster.world_size)
         sends = not off.network.nothing and any(not isinstance(op, Compute) for op in self.schedule.ops)
         computes = not all(one.nothing for one in computations)
         if sends and computes and len(computations) == 1 and len(wanted) == len(Corner) and not self.by_chance:
-            opposite = {corner: self.at(corner).predict(go_on=go_on).samples_per_s for corner in OPPOSITE}
+            opposite = {corner: samples_per_s(corner) for corner in OPPOSITE}
             every = between_corners(predicted.samples_per_s, opposite, computations[0], off.network)
             return Spread(predicted=predicted.samples_per_s, corners=every)
         known: dict[tuple[bool, bool], float] = {}
@@ -159,7 +164,7 @@ class Scenario:
         for corner in wanted if sends or computes else ():
             key = corner.slow_computation and computes, corner.slow_network and sends
             if key not in known:
-                known[key] = self.at(corner).predict(go_on=go_on).samples_per_s
+                known[key] = samples_per_s(corner)
             found[corner] = known[key]
         return Spread(predicted=predicted.samples_per_s, corners=found)
 
@@ -168,10 +173,12 @@ class Scenario:
         """By what factor the ratio of two such scenarios' samples/s may change within the residuals of their costs."""
         return self.uncertainty.most_reversed(self.costs, self.cluster.world_size)
 
+    @collector_off()
     def predict_with_spread(self) -> Prediction:
         """Simulate, and again at the corners of what the costs rest on. Raises as `predict`."""
-        prediction = self.predict()
-        return replace(prediction, spread=self.spread(prediction))
+        case = None if self.by_chance or self.repeats is not None else self.prepare()
+        prediction = self.predict(case)
+        return replace(prediction, spread=self.spread(prediction, prepared=case))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -177,7 +177,7 @@ class Progress:
         self._past.append(("arrived", key, at_s))
         if lane is not None:
             self._through(lane)
-        self._less(key, at_s, out)
+        self._less(*key, at_s, out)
         self._work_off(out)
         if lane is not None:
             self._next_of(lane, out)
@@ -277,21 +277,22 @@ class Progress:
         self._opened_s[i] = at_s
         out.opened.append(i)
         for index in range(len(self.units)):
-            self._less((i, index), at_s, out)
+            self._less(i, index, at_s, out)
         if self.issue is Issue.IN_ORDER:
             for lane in self._lanes:
                 if lane.in_order:
                     self._next_of(lane, out)
 
-    def _less(self, key: Key, at_s: float, out: Instructions) -> None:
+    def _less(self, i: int, index: int, at_s: float, out: Instructions) -> None:
         """One thing less is missing."""
-        i, index = key
-        counts = self._counts(i)
+        counts = self._missing.get(i) or self._counts(i)
         counts[index] -= 1
         met = self._met_s[i]
-        met[index] = max(met[index], at_s)
+        if at_s > met[index]:
+            met[index] = at_s
         if counts[index]:
             return
+        key = i, index
         kind = self.units[index].kind
         if kind is UnitKind.RECV or (kind is UnitKind.SEND and not self._messages[index]):
             self._completions.append((key, met[index]))
@@ -315,10 +316,10 @@ class Progress:
             left.discard(index)
             self._done_s[i][index] = at_s
             for j in self._next[index]:
-                self._less((i, j), at_s, out)
+                self._less(i, j, at_s, out)
             if self.iterations is None or i + 1 < self.iterations:
                 for j in self._next_iteration[index]:
-                    self._less((i + 1, j), at_s, out)
+                    self._less(i + 1, j, at_s, out)
             if left or i != self.ended:
                 continue
             while self.ended in self._incomplete and not self._incomplete[self.ended]:

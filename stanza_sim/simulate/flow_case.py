@@ -6,9 +6,19 @@ import json
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    with_config,
+)
+from typing_extensions import TypedDict
 
 from stanza_sim.base.errors import InputError, at
 
@@ -18,7 +28,7 @@ _Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, defer_build=True)
 
 
 class _Link(_Entry):
@@ -33,18 +43,31 @@ class _Route(_Entry):
     links: list[_Name]
 
 
-class _Flow(_Entry):
+def _once(value: object, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> object:
+    """Check lists of equal names once, and keep one list of them; `info.context` holds those that are known."""
+    known = cast(dict[tuple[object, ...], object], info.context)
+    try:
+        names = tuple(value) if type(value) is list else ()
+        if not names or names not in known:
+            known[names] = check(value)
+        return known[names]
+    except TypeError:  # not all can be hashed, so not all are names
+        return check(value)
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+class _Flow(TypedDict):
     id: _Name
     src: _Name
     dst: _Name
     bytes: _NonNegative
-    start: _NonNegative = 0.0
-    deps: list[_Name] = []
-    delay: _NonNegative = 0.0
+    start: NotRequired[_NonNegative]
+    deps: NotRequired[Annotated[list[_Name], WrapValidator(_once)]]
+    delay: NotRequired[_NonNegative]
 
 
 class _Case(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="ignore", strict=True, defer_build=True)
 
     hosts: list[_Name]
     links: list[_Link]
@@ -113,7 +136,7 @@ def _no_constant(name: str) -> float:
 def check_case(case: Mapping[str, Any]) -> FlowCase:
     """Resolve the names of a case. Raises `InputError` for what `simulate_flows` refuses."""
     try:
-        c = _Case.model_validate(dict(case))
+        c = _Case.model_validate(dict(case), context={})
     except ValidationError as e:
         first = e.errors()[0]
         where = ".".join(map(str, first["loc"]))
@@ -123,27 +146,32 @@ def check_case(case: Mapping[str, Any]) -> FlowCase:
     hosts = _unique(c.hosts, "hosts")
     links = _unique([x.name for x in c.links], "links")
     routes = _routes(c, hosts, links)
-    flows = _unique([f.id for f in c.flows], "flows")
+    flows = _unique([f["id"] for f in c.flows], "flows")
+    ends: dict[tuple[str, str], tuple[int, ...]] = {}
+    latency_s = {indices: sum(c.links[q].latency for q in indices) for indices in {(), *routes.values()}}
     route: list[tuple[int, ...]] = []
-    known: dict[tuple[str, ...], int] = {}
+    known: dict[int, int] = {}  # lists of equal names are one object
     waits: list[int] = []
     sets: list[tuple[int, ...]] = []
+    nothing: list[str] = []
     for i, f in enumerate(c.flows):  # the first flow that is wrong is named
-        where = f"flows.{i} ({f.id})"
-        route.append(_route_of(f, hosts, routes, where))
-        names = tuple(f.deps)
-        if names not in known:
-            known[names] = len(sets)
-            sets.append(_dependencies(f, flows, where))
-        waits.append(known[names])
+        between = f["src"], f["dst"]
+        if between not in ends:
+            ends[between] = _route_of(f, hosts, routes, _place(i, f))
+        route.append(ends[between])
+        names = f.get("deps", nothing)
+        if id(names) not in known:
+            known[id(names)] = len(sets)
+            sets.append(_dependencies(names, flows, _place(i, f)))
+        waits.append(known[id(names)])
     checked = FlowCase(
-        names=[f.id for f in c.flows],
+        names=list(flows),
         links=[x.name for x in c.links],
         capacity=[x.bandwidth for x in c.links],
         route=route,
-        nbytes=[f.bytes if f.src != f.dst else 0.0 for f in c.flows],
-        start=[f.start for f in c.flows],
-        delay=[f.delay + sum(c.links[q].latency for q in own) for f, own in zip(c.flows, route, strict=True)],
+        nbytes=[f["bytes"] if f["src"] != f["dst"] else 0.0 for f in c.flows],
+        start=[f.get("start", 0.0) for f in c.flows],
+        delay=[f.get("delay", 0.0) + latency_s[own] for f, own in zip(c.flows, route, strict=True)],
         waits=waits,
         sets=sets,
     )
@@ -157,7 +185,7 @@ def _routes(c: _Case, hosts: Container[str], links: Mapping[str, int]) -> dict[t
     ends: dict[int, tuple[str | None, str | None]] = {}
     for i, r in enumerate(c.routes):
         where = f"routes.{i}"
-        _are_hosts(r, hosts, where)
+        _are_hosts(r.src, r.dst, hosts, where)
         if (r.src, r.dst) in routes:
             raise InputError(f"a second route from {r.src} to {r.dst}", where=where)
         indices = routes[r.src, r.dst] = _links_of(r, links, where)
@@ -166,8 +194,8 @@ def _routes(c: _Case, hosts: Container[str], links: Mapping[str, int]) -> dict[t
     return routes
 
 
-def _are_hosts(between: _Route | _Flow, hosts: Container[str], where: str) -> None:
-    for end in (between.src, between.dst):
+def _are_hosts(src: str, dst: str, hosts: Container[str], where: str) -> None:
+    for end in (src, dst):
         if end not in hosts:
             raise InputError(f"there is no host {end!r}", where=where)
 
@@ -188,20 +216,25 @@ def _route_of(
     f: _Flow, hosts: Container[str], routes: Mapping[tuple[str, str], tuple[int, ...]], where: str
 ) -> tuple[int, ...]:
     """The links that a flow uses; none from a host to itself."""
-    _are_hosts(f, hosts, where)
-    if f.src == f.dst:
+    src, dst = f["src"], f["dst"]
+    _are_hosts(src, dst, hosts, where)
+    if src == dst:
         return ()
-    if (f.src, f.dst) not in routes:
-        raise InputError(f"no route connects {f.src} to {f.dst}", where=where, hint="add it to routes")
-    return routes[f.src, f.dst]
+    if (src, dst) not in routes:
+        raise InputError(f"no route connects {src} to {dst}", where=where, hint="add it to routes")
+    return routes[src, dst]
 
 
-def _dependencies(f: _Flow, flows: Mapping[str, int], where: str) -> tuple[int, ...]:
-    """The numbers of the flows that a flow waits for."""
-    for d in f.deps:
+def _place(i: int, f: _Flow) -> str:
+    return f"flows.{i} ({f['id']})"
+
+
+def _dependencies(names: list[str], flows: Mapping[str, int], where: str) -> tuple[int, ...]:
+    """The numbers of the flows called `names`, which a flow waits for."""
+    for d in names:
         if d not in flows:
             raise InputError(f"depends on {d!r}, and there is no such flow", where=where)
-    return tuple(sorted({flows[d] for d in f.deps}))
+    return tuple(sorted({flows[d] for d in names}))
 
 
 def _unique(names: list[str], what: str) -> dict[str, int]:

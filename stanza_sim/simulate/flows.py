@@ -12,6 +12,7 @@ from heapq import heappop, heappush
 from math import inf, isfinite
 from typing import Any
 
+from stanza_sim.base.collector import collector_off
 from stanza_sim.base.errors import InputError, RunError
 from stanza_sim.simulate.engines import EngineChoice, engine_of, require_numba
 from stanza_sim.simulate.flow_case import FlowCase, check_case
@@ -22,6 +23,7 @@ COMPILED_FROM = 20_000
 """From so many flows on, the compiled solver is worth its start-up time."""
 
 
+@collector_off()
 def simulate_flows(case: Mapping[str, Any], *, engine: EngineChoice | str = EngineChoice.AUTO) -> FlowResult:
     """Run a case: a mapping with `hosts`, `links`, `routes` and `flows`; other keys are ignored.
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stanza_sim.base.collector import collector_off
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.routing import mix
@@ -20,7 +21,7 @@ from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate.background import BackgroundFlow
 from stanza_sim.simulate.engines import EngineChoice
 from stanza_sim.simulate.prediction import Prediction, Repeats
-from stanza_sim.simulate.run import Collectives, SimulationCase, SimulationOutcome, collector_off
+from stanza_sim.simulate.run import Collectives, SimulationCase, SimulationOutcome
 from stanza_sim.simulate.variation import Variation
 
 if TYPE_CHECKING:

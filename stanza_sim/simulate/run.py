@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.base.collector import collector_off
+from stanza_sim.base.errors import InputError
 from stanza_sim.base.processes import cores as available_cores
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
@@ -46,21 +46,6 @@ class Collectives(StrEnum):
 
     ACTIVITY = "activity"
     STEPS = "steps"
-
-
-@contextmanager
-def collector_off() -> Iterator[None]:
-    """Keep Python's collector of cycles from walking over everything that a large simulation holds, again and again.
-
-    A simulation makes few cycles; what it drops is freed by counting references.
-    """
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 @collector_off()
@@ -142,7 +127,9 @@ class SimulationCase:
         times: int,
         engine: EngineChoice | str = EngineChoice.AUTO,
         issue: Issue = Issue.EAGER,
+        admit: Callable[[Folding, bool], None] = lambda folding, compiles: None,
     ) -> None:
+        """`admit` is told how far it folds, and whether compiled code simulates, before it is lowered; it may raise."""
         _check_once(schedule, model)
         if cluster.world_size != schedule.world_size:
             raise InputError(
@@ -150,8 +137,8 @@ class SimulationCase:
                 f"{cluster.world_size}",
                 hint="build the schedule for the cluster's number of ranks, or set `nodes`",
             )
-        self.schedule, self.cluster, self.costs, self.by_chance = schedule, cluster, costs, by_chance
-        self.issue = issue
+        self.schedule, self.model, self.cluster, self.costs = schedule, model, cluster, costs
+        self.by_chance, self.issue = by_chance, issue
         engine = engine_of(engine)
         simulate_steps = collectives is Collectives.STEPS and any(isinstance(op, Collective) for op in schedule.ops)
         # Compiled code does not know collectives step by step.
@@ -162,20 +149,36 @@ class SimulationCase:
             require_numba()
         folds = fold_ranks and not by_chance and not simulate_steps
         self.folding = fold(schedule, cluster) if folds else unfolded(cluster)
-        self.graph: Graph | None = None
-        self.lowered: Lowered
         compiles = engine is EngineChoice.COMPILED
         if engine is EngineChoice.AUTO and not simulate_steps:
             # Random simulations go on for about twice as many iterations.
             simulations = times * (2 if by_chance else 1)
             compiles = pays(part_count(schedule, self.folding if folds else None) * simulations)
-        if compiles:
+        self._compiles, self._simulate_steps = compiles, simulate_steps
+        admit(self.folding, compiles)
+        self._lower()
+
+    def _lower(self) -> None:
+        self.graph: Graph | None = None
+        self.lowered: Lowered
+        parts = self.schedule, self.model, self.cluster, self.folding, self.costs
+        if self._compiles:
             from stanza_sim.simulate.compiled.graph import graph_of
 
-            self.lowered = arrays = lower_to_arrays(schedule, model, cluster, self.folding, costs)
-            self.graph = graph_of(schedule, arrays, issue)
+            self.lowered = arrays = lower_to_arrays(*parts)
+            self.graph = graph_of(self.schedule, arrays, self.issue)
         else:
-            self.lowered = lower(schedule, model, cluster, self.folding, costs, simulate_steps=simulate_steps)
+            self.lowered = lower(*parts, simulate_steps=self._simulate_steps)
+
+    def at_costs(self, cluster: Cluster, costs: Callable[[int], CostModel]) -> SimulationCase:
+        """The case where computing and messages take longer or shorter: lowered again, and not checked or folded again.
+
+        `cluster` may differ from the case's in how fast it is and in nothing else, and what was alike is alike still.
+        """
+        case = copy(self)
+        case.cluster, case.costs = cluster, costs
+        case._lower()
+        return case
 
     @property
     def bound_s(self) -> float:
@@ -212,19 +215,16 @@ class SimulationCase:
         *,
         max_iterations: int = 40,
         stop: Event | None = None,
-        go_on: Callable[[], bool] = lambda: True,
     ) -> SimulationOutcome:
         """Simulate with these draws, and the `background` traffic instead of the cluster's.
 
-        Raises `RunError` if `stop` is set, or if after an iteration `go_on` says no.
+        Raises `RunError` if `stop` is set.
         """
         ends: list[tuple[float, ...]] = []
         window = (0, 0)
 
         def enough(known: list[tuple[float, ...]]) -> bool:
             nonlocal ends, window
-            if not go_on():
-                raise RunError("the simulation was stopped")
             if self.by_chance:  # iterations that look alike do not end it
                 found = (WARM_UP, WARM_UP + MEASURED) if len(known[0]) > WARM_UP + MEASURED else None
             else:
@@ -248,8 +248,7 @@ class SimulationCase:
         else:
             engine = Engine(self.schedule, replace(lowered, background=traffic), issue=self.issue, variation=variation)
             engine.run(enough)
-            recorded = engine.spans
-            spans = lambda: recorded  # noqa: E731
+            spans = lambda: engine.spans  # noqa: E731
             now_s, events, passed = (
                 engine.clock.now,
                 engine.events,
@@ -264,6 +263,10 @@ class SimulationCase:
             background_bytes=passed,
             spans=spans,
         )
+
+    def samples_per_s(self, outcome: SimulationOutcome) -> float:
+        """What all workers together train per second."""
+        return self.schedule.global_batch / outcome.iteration_s if outcome.iteration_s > 0 else float("inf")
 
     def predict(self, outcome: SimulationOutcome, cost_source: str = "") -> Prediction:
         """Return all that is to be known of an outcome."""
@@ -294,7 +297,7 @@ class SimulationCase:
         return Prediction(
             timeline=timeline,
             iteration_s=iteration_s,
-            samples_per_s=schedule.global_batch / iteration_s if iteration_s > 0 else float("inf"),
+            samples_per_s=self.samples_per_s(outcome),
             exposed_comm_s=waits.exposed_comm_s,
             idle_s=waits.idle_s,
             bound_s=floor,

@@ -18,7 +18,7 @@ from stanza_sim.strategies._shared.builder import Builder
 class Settings(BaseModel):
     """`local` has no settings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settings: Settings) -> Schedule:

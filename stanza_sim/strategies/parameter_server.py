@@ -48,7 +48,7 @@ class Assignment(StrEnum):
 class Settings(BaseModel):
     """Settings of `parameter_server`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     servers: StrictInt | None = Field(
         None, ge=1, description="How many servers; default: 1 dedicated, or every node when co-located."

@@ -8,9 +8,12 @@ import queue
 import sys
 import threading
 from collections.abc import Callable, Sequence, Sized
-from typing import Protocol, cast
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -55,17 +58,32 @@ class Synthetic:
         return x, int(torch.randint(self._classes, (), generator=generator))
 
 
+def _digits() -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Pixels, of shape (samples, 64), and labels. Raises `InputError` without scikit-learn.
+
+    Every rank loads them, and importing scikit-learn takes longer than all else that a rank does before it begins, so
+    its file is read where it is known to lie.
+    """
+    found = find_spec("sklearn")
+    if found is None:
+        hint = "pip install 'stanza-sim[torch]', or use data: synthetic"
+        raise InputError("data `digits` needs scikit-learn", hint=hint)
+    for folder in found.submodule_search_locations or ():
+        path = Path(folder, "datasets", "data", "digits.csv.gz")
+        if path.is_file():
+            table = np.loadtxt(path, delimiter=",")
+            return table[:, :-1], table[:, -1]
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    return pixels, labels
+
+
 class Digits:
     """Scikit-learn's 1,797 handwritten digits of 8 x 8 pixels, scaled to mean 0 and variance 1 over the set."""
 
     def __init__(self) -> None:
-        try:
-            from sklearn.datasets import load_digits
-        except ImportError:
-            raise InputError(
-                "data `digits` needs scikit-learn", hint="pip install 'stanza-sim[torch]', or use data: synthetic"
-            ) from None
-        pixels, labels = load_digits(return_X_y=True)
+        pixels, labels = _digits()
         x = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8)
         self._x = (x - x.mean()) / x.std()
         self._y = [int(y) for y in labels]

@@ -75,8 +75,8 @@ class Lowering:
     def rank_class(self, index: int, *, with_messages: bool = True) -> RankClass:
         """The rank class of class `index`; without messages, its transfers are left to the caller."""
         rep = self.resources.reps[index]
-        program = _program(self.schedule, rep)
         host = self.cluster.host_of(rep)
+        program = _program(self.schedule, rep)
         if host.losses.barrier:
             program = behind_barrier(program)
         activities: dict[int, Activity] = {}

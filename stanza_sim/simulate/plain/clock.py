@@ -16,32 +16,34 @@ class SimClock:
     """Simulated time in seconds. `events` counts what has happened."""
 
     def __init__(self) -> None:
-        self.env = simpy.Environment()
+        self.env = simpy.Environment(0.0)
         self.events = 0
         self.stopped = False
         self._quiet: list[simpy.Event] = []
         self._late: list[Callable[[], None]] = []
-        self._ending = False
 
     @property
     def now(self) -> float:
         """The time."""
-        return float(self.env.now)
+        return self.env.now
 
     @property
     def pending(self) -> bool:
         """Whether anything is still to happen."""
         return self.env.peek() < inf
 
-    def run(self, settle: Callable[[], None]) -> bool:
-        """Let time pass until `stop`, calling `settle` after each event; False if nothing is left to happen."""
+    def run(self) -> bool:
+        """Let time pass until `stop`; False if nothing is left to happen."""
         env = self.env
         while not self.stopped:
-            if env.peek() == inf:
+            next_s = env.peek()
+            if (self._quiet or self._late) and next_s > env.now:
+                self._end_instant()
+            elif next_s == inf:
                 return False
-            env.step()
+            else:
+                env.step()
             self.events += 1
-            settle()
         return True
 
     def stop(self) -> None:
@@ -63,34 +65,21 @@ class SimClock:
     def _call(event: simpy.Event, then: Callable[[], None]) -> None:
         event.callbacks.append(lambda _: then())
 
-    def quiet(self) -> simpy.Event:
-        """An event at the end of this instant; what it brings about is still in this instant, before what is `late`."""
-        event = self.env.event()
+    def quiet(self, event: simpy.Event) -> simpy.Event:
+        """Let `event` happen at the end of this instant; what follows from it still precedes what is `late`."""
         self._quiet.append(event)
-        self._wake_up()
         return event
 
     def late(self, then: Callable[[], None]) -> None:
         """Call `then` when nothing else is left to happen in this instant."""
         self._late.append(then)
-        self._wake_up()
 
-    def _wake_up(self) -> None:
-        if not self._ending:
-            self._ending = True
-            self.env.process(self._end_of_instant())
-
-    def _end_of_instant(self) -> Steps:
-        env = self.env
-        while self._quiet or self._late:
-            while env.peek() == env.now:  # other events of this instant
-                yield env.timeout(0)
-            if self._quiet:
-                events, self._quiet = self._quiet, []
-                for event in events:
-                    event.succeed()
-            else:
-                last, self._late = self._late, []
-                for then in last:
-                    then()
-        self._ending = False
+    def _end_instant(self) -> None:
+        if self._quiet:
+            events, self._quiet = self._quiet, []
+            for event in events:
+                event.succeed()
+        else:
+            last, self._late = self._late, []
+            for then in last:
+                then()

@@ -143,8 +143,7 @@ class _Rounds:
         """See `back_to_back_s`."""
         for a in self._members:
             self._join(a, 0, 0)
-        self._fabric.settle()
-        self._clock.run(self._fabric.settle)
+        self._clock.run()
         return self._length_s
 
     def _join(self, a: int, iteration: int, position: int) -> None:

@@ -8,7 +8,7 @@ one for each rank posts. A *fabric* moves messages and says how fast activities 
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +36,36 @@ class _Rank:
     rank_class: RankClass
     core: Progress
     wakeup_needs: dict[int, Others]
-    turns: dict[int, simpy.Store]
+    turns: dict[int, _Turns]
     """Of each computation and collective: where its lane or group is told to carry it out."""
     ends: list[float] = field(default_factory=list)
+    posts: bool = False
+    """Whether it has a poster."""
     poster: simpy.Event | None = None
     """What the poster waits for while there is nothing to post."""
+
+
+class _Turns:
+    """What a lane or a group is to carry out, in order: one process takes it from here."""
+
+    def __init__(self, env: simpy.Environment) -> None:
+        self._env = env
+        self._keys: deque[Key] = deque()
+        self._taker: simpy.Event | None = None
+
+    def put(self, key: Key) -> None:
+        """Hand a key over."""
+        self._keys.append(key)
+        if self._taker is not None:
+            self._taker.succeed()
+            self._taker = None
+
+    def next(self) -> Generator[simpy.Event, Any, Key]:
+        """Wait for a key, if none is there."""
+        if not self._keys:
+            self._taker = self._env.event()
+            yield self._taker
+        return self._keys.popleft()
 
 
 @dataclass(slots=True)
@@ -67,7 +92,7 @@ class Engine:
         self._factor: dict[tuple[int, int], float] = {}  # (rank, iteration) -> by how much
         self.clock = SimClock()
         self.fabric = fabric(lowered, self.clock, self)
-        self.spans: list[Span] = []
+        self._log: list[tuple[_Rank, int, int, float, str, int, float]] = []
         self._finished: dict[int, int] = defaultdict(int)
         self._instructions: deque[tuple[_Rank, Instructions]] = deque()
         self._until: Callable[[list[tuple[float, ...]]], bool] = lambda _: False
@@ -98,8 +123,7 @@ class Engine:
                 self._follow(rank, rank.core.begin(0.0))
             else:
                 rank.ends = [0.0]
-        self.fabric.settle()
-        if not self.clock.run(self.fabric.settle):
+        if not self.clock.run():
             raise RunError(stuck([rank.core for rank in self.ranks]))
 
     # ---- one rank ------------------------------------------------------------------------------------------------
@@ -107,20 +131,20 @@ class Engine:
     def _rank(self, a: int, rank_class: RankClass, issue: Issue) -> _Rank:
         env, units = self.clock.env, rank_class.program.units
         core = Progress(rank_class.program, rank_class.messages_of, issue=issue)
-        stores: dict[str | Ranks, simpy.Store] = {}
-        turns: dict[int, simpy.Store] = {}
+        queues: dict[str | Ranks, _Turns] = {}
+        turns: dict[int, _Turns] = {}
         rank = _Rank(a, rank_class, core, wakeup_needs(rank_class.program, self.lowered.wakeup_latency_s), turns)
         for u in units:
             if isinstance(u.op, Transfer):
                 continue
             computes = isinstance(u.op, Compute)
             name = u.op.lane if isinstance(u.op, Compute) else u.peers
-            if name not in stores:
-                stores[name] = simpy.Store(env)
-                env.process(self._lane(rank, stores[name]) if computes else self._group(rank, stores[name]))
-            turns[u.index] = stores[name]
+            if name not in queues:
+                queues[name] = _Turns(env)
+                env.process(self._lane(rank, queues[name]) if computes else self._group(rank, queues[name]))
+            turns[u.index] = queues[name]
         if core.one_by_one or any(cost > 0 for cost in rank_class.post_s.values()):
-            rank.poster = env.event()
+            rank.posts = True
             env.process(self._poster(rank))
         return rank
 
@@ -148,22 +172,24 @@ class Engine:
             for i in out.opened:
                 self.fabric.open(rank.index, i)
         if rank.core:
-            if rank.poster is None:  # nothing to choose among, and it takes no time
+            if not rank.posts:  # nothing to choose among, and it takes no time
                 while (sent := rank.core.next_post()) is not None:
                     self.fabric.post(rank.index, *sent)
-            elif not rank.poster.triggered:
-                rank.poster.succeed()
+            elif rank.poster is not None:
+                self.clock.quiet(rank.poster)
+                rank.poster = None
 
     def _complete(self, rank: _Rank, key: Key) -> None:
         self._follow(rank, rank.core.complete(key, self.clock.now))
 
     # ---- processes -----------------------------------------------------------------------------------------------
 
-    def _lane(self, rank: _Rank, turns: simpy.Store) -> Steps:
+    def _lane(self, rank: _Rank, turns: _Turns) -> Steps:
         """A lane: carries out computations one after the other."""
         while True:
-            i, u = yield turns.get()
-            yield from self._wake_up(rank, i, u)
+            i, u = yield from turns.next()
+            if u in rank.wakeup_needs:
+                yield from self._wake_up(rank, i, u)
             start_s = self.clock.now
             activity = rank.rank_class.activities[u]
             if self.variation is not None:
@@ -177,9 +203,7 @@ class Engine:
 
     def _wake_up(self, rank: _Rank, i: int, u: int) -> Steps:
         """A lane that waited for what others did goes on a while after that."""
-        if (others := rank.wakeup_needs.get(u)) is None:
-            return
-        core = rank.core
+        core, others = rank.core, rank.wakeup_needs[u]
         met = [core.done_s((i, v)) for v in others.needs]
         if others.needs_previous:
             met.append(core.opened_s(i))
@@ -187,10 +211,10 @@ class Engine:
                 met += [core.done_s((i - 1, v)) for v in others.needs_previous]
         yield from self._delay(max(met) + self.lowered.wakeup_latency_s - self.clock.now)
 
-    def _group(self, rank: _Rank, turns: simpy.Store) -> Steps:
+    def _group(self, rank: _Rank, turns: _Turns) -> Steps:
         """The collectives of a group: one after the other, each from a staged device and back to it."""
         while True:
-            i, u = yield turns.get()
+            i, u = yield from turns.next()
             yield from self._delay(rank.rank_class.post_s[u])
             copies = rank.rank_class.copies.get(u)
             if copies is not None:
@@ -204,10 +228,12 @@ class Engine:
     def _poster(self, rank: _Rank) -> Steps:
         """Posts sends one after the other, each chosen among all that may be posted at the end of the instant."""
         while True:
-            if not rank.core:
-                rank.poster = self.clock.env.event()
-                yield rank.poster
-            yield self.clock.quiet()
+            event = self.clock.env.event()
+            if rank.core:
+                self.clock.quiet(event)
+            else:
+                rank.poster = event
+            yield event
             if (key := rank.core.next_post()) is not None:
                 yield from self._delay(rank.rank_class.post_s[key[1]])
                 self.fabric.post(rank.index, *key)
@@ -229,7 +255,7 @@ class Engine:
     def _run(self, key: tuple[str | int, ...], i: int, activity: Activity) -> simpy.Event:
         """Begin an activity; the event is its end."""
         done = self.clock.env.event()
-        self.fabric.begin(key, i, activity, lambda: _over(done))
+        self.fabric.begin(key, i, activity, done.succeed)
         return done
 
     def _copy(self, activity: Activity | None, i: int) -> Steps:
@@ -273,36 +299,40 @@ class Engine:
         yield from self._delay(activity.delay_s)
         yield self._run((name,), i, activity)
         for member in self._meetings.pop((i, name)).waiting:
-            _over(member, start_s)
+            member.succeed(start_s)
 
     def _stepped(self, a: int, i: int, name: str, start_s: float) -> None:
         """Class `a` is through with the steps of a collective."""
-        _over(self._stepped_by.pop((a, i, name)), start_s)
+        self._stepped_by.pop((a, i, name)).succeed(start_s)
 
     # ---- records -------------------------------------------------------------------------------------------------
 
     def _span(self, rank: _Rank, i: int, u: int, start_s: float, side: str, nbytes: int) -> None:
-        op = rank.core.units[u].op
-        match op:
-            case Compute():
-                lane = op.lane
-            case Transfer():
-                lane = op.channel
-            case Collective():
-                lane = op.ranks
-        self.spans.append(
+        self._log.append((rank, i, u, start_s, side, nbytes, self.clock.now))
+
+    @property
+    def spans(self) -> list[Span]:
+        """The spans of everything that has been carried out, in the order of their ends."""
+        return [
             Span(
-                op=op.name,
+                op=(op := rank.core.units[u].op).name,
                 rank=rank.rank_class.rank,
                 iteration=i,
-                lane=lane,
+                lane=_lane_of(op),
                 side=side,
                 start_s=start_s,
-                end_s=self.clock.now,
+                end_s=end_s,
                 nbytes=nbytes,
             )
-        )
+            for rank, i, u, start_s, side, nbytes, end_s in self._log
+        ]
 
 
-def _over(event: simpy.Event, value: Any = None) -> None:
-    event.succeed(value)
+def _lane_of(op: Compute | Transfer | Collective) -> str:
+    match op:
+        case Compute():
+            return op.lane
+        case Transfer():
+            return op.channel
+        case Collective():
+            return op.ranks

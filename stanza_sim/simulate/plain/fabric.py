@@ -37,7 +37,7 @@ class Listener(Protocol):
 class Fabric(Protocol):
     """Runs activities and messages."""
 
-    def begin(self, key: tuple[str | int, ...], iteration: int, activity: Activity, then: Callable[[], None]) -> None:
+    def begin(self, key: tuple[str | int, ...], iteration: int, activity: Activity, then: Callable[[], object]) -> None:
         """Run `activity` from now on and call `then` when it is done; `key` names it, the same in every iteration."""
 
     def post(self, a: int, i: int, u: int) -> None:
@@ -48,9 +48,6 @@ class Fabric(Protocol):
 
     def accept(self, a: int, i: int, u: int) -> None:
         """Class `a` has posted its receive `u` of iteration `i`, of an iteration that is never opened as a whole."""
-
-    def settle(self) -> None:
-        """The engine is through with an event: rates may be solved at the end of this instant."""
 
     def background_bytes(self) -> dict[int, float]:
         """Bytes of background traffic that have passed each resource until now."""
@@ -83,7 +80,7 @@ class SmallFabric:
         self._place: dict[tuple[int, int, int, int], tuple[Pair, int]] = {}
         self._incoming: list[list[Pair]] = [[] for _ in self.rank_classes]
         self._solving = False
-        self._wake_s = -1.0
+        self._wake_s = inf  # when the next alarm is due
         self._traffic = [
             RunningActivity(work=inf, usage=((f.resource, 1.0),), weight=LINK_WEIGHT, cap=f.traffic.bandwidth_Bps)
             for f in lowered.background
@@ -94,6 +91,7 @@ class SmallFabric:
         for running, there in zip(self._traffic, self._on_off.there, strict=True):
             if there:
                 self.share.start(running, 0.0)
+                self._settle()
         receives = [
             {u.op.name: u.index for u in rank_class.program.units if u.kind is UnitKind.RECV}
             for rank_class in self.rank_classes
@@ -114,7 +112,7 @@ class SmallFabric:
 
     # ---- activities -----------------------------------------------------------------------------------------
 
-    def begin(self, key: tuple[str | int, ...], iteration: int, activity: Activity, then: Callable[[], None]) -> None:
+    def begin(self, key: tuple[str | int, ...], iteration: int, activity: Activity, then: Callable[[], object]) -> None:
         """See `Fabric.begin`."""
         if activity.work <= 0:
             then()
@@ -123,10 +121,11 @@ class SmallFabric:
             work=activity.work, usage=activity.usage, weight=activity.weight, cap=activity.cap, tag=then
         )
         self.share.start(running, self.clock.now)
+        self._settle()
 
-    def settle(self) -> None:
-        """See `Fabric.settle`: everything that starts or ends at one instant is one solve."""
-        if self.share.dirty and not self._solving:
+    def _settle(self) -> None:
+        """Have rates solved at the end of this instant: everything that starts or ends in it is one solve."""
+        if not self._solving:
             self._solving = True
             self.clock.late(self._solve)
 
@@ -144,7 +143,7 @@ class SmallFabric:
             self.share.start(self._traffic[k], self.clock.now)
         else:
             self.share.stop(self._traffic[k], self.clock.now)
-        self.settle()
+        self._settle()
 
     def background_bytes(self) -> dict[int, float]:
         """See `Fabric.background_bytes`."""
@@ -153,20 +152,21 @@ class SmallFabric:
 
     def _set_alarm(self) -> None:
         finish = min(self.share.next_finish_s(), self._empty_s)
-        if finish < float("inf") and finish != self._wake_s:
+        if finish < self._wake_s:  # an alarm that is early sets the next one
             self._wake_s = finish
             self.clock.wake(finish, self._alarm)
 
     def _alarm(self) -> None:
-        self._wake_s = -1.0
+        self._wake_s = inf
         for running in self.share.finish(self.clock.now):
             then = running.tag
             if callable(then):
                 then()
         if self._empty_s <= self.clock.now * (1 + TIE):
             self._token_buckets.refill()
-        self.settle()
-        if not self.share.dirty:
+        if self.share.dirty:
+            self._settle()
+        else:
             self._set_alarm()
 
     # ---- messages -------------------------------------------------------------------------------------------

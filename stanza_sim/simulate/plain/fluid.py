@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from heapq import heappop, heappush, heapreplace
 from math import inf
+from operator import attrgetter
 
 from stanza_sim.base.errors import InputError, RunError
 
@@ -21,6 +22,7 @@ TIE = 1e-12
 """Relative tolerance: levels, and finish times, that differ by less are one."""
 MOST_KNOWN = 200_000
 """So many solved rates are kept; then they are forgotten, and kept anew."""
+_SERIAL = attrgetter("serial")
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -113,7 +115,7 @@ class FluidShare:
                 del self._users[q][activity]
                 self._changed[q] = None
             done.append(activity)
-        done.sort(key=lambda a: a.serial)
+        done.sort(key=_SERIAL)
         return done
 
     def stop(self, activity: RunningActivity, now_s: float) -> None:
@@ -129,22 +131,19 @@ class FluidShare:
     def solve(self, now_s: float) -> None:
         """Give every activity that a change can affect its fair rate from `now_s` on."""
         seen: dict[RunningActivity, None] = dict.fromkeys(self._fresh)
-        queue = list(self._changed)
-        for a in self._fresh:
-            queue.extend(q for q, _ in a.usage)
-        resources = set(queue)
+        resources = self._changed
+        queue, users = list(resources), self._users
         while queue:
-            for a in self._users[queue.pop()]:
-                if a in seen:
-                    continue
-                seen[a] = None
-                for q, _ in a.usage:
-                    if q not in resources:
-                        resources.add(q)
-                        queue.append(q)
-        self._changed.clear()
+            for a in users[queue.pop()]:
+                if a not in seen:
+                    seen[a] = None
+                    for q, _ in a.usage:
+                        if q not in resources:
+                            resources[q] = None
+                            queue.append(q)
+        resources.clear()
         self._fresh.clear()
-        activities = sorted(seen, key=lambda a: a.serial)
+        activities = sorted(seen, key=_SERIAL)
         for a, rate in zip(activities, self._rates(activities), strict=True):
             if rate == a.rate and a.finish_s < inf:
                 continue

@@ -76,6 +76,8 @@ class TokenBuckets:
 
     def refill(self) -> None:
         """Set what each link passes from now on."""
+        if not self._shaped:
+            return
         now = self.clock.now
         for s in self._shaped:
             if s.empty_s <= now + TIE * now:
@@ -88,8 +90,10 @@ class TokenBuckets:
 
     def drain(self) -> float:
         """Note what passes now; return when the next bucket will be empty."""
+        if not self._shaped:
+            return inf
         for s in self._shaped:
             s.drain_Bps = self.share.used(s.shape.resource) - s.shape.rate_Bps
             full = self.share.capacities[s.shape.resource] == s.shape.peak_Bps
             s.empty_s = self.clock.now + s.credit / s.drain_Bps if full and s.drain_Bps > 0 else inf
-        return min((s.empty_s for s in self._shaped), default=inf)
+        return min(s.empty_s for s in self._shaped)

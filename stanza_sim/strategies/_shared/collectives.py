@@ -89,7 +89,7 @@ def cheapest(nbytes: int, ranks: int, *, start: float, local: int = 1) -> Algori
 class CollectiveSettings(BaseModel):
     """Settings of a strategy that all-reduces."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
     algorithm: Choice = Field(
         Choice.BACKEND,
