@@ -27,6 +27,7 @@ class OpCosts:
     def __init__(self, schedule: Schedule, model: ModelProfile, cost_of: Callable[[int], CostModel]) -> None:
         self.schedule, self.model, self.cost_of = schedule, model, cost_of
         self._slices: dict[tuple[str, int], Block] = {}
+        self._known: dict[tuple[object, ...], tuple[float, CostModel]] = {}
 
     def compute_s(self, op: Compute, rank: int) -> float:
         """Seconds of `op` at `rank`."""
@@ -37,7 +38,14 @@ class OpCosts:
         if op.phase.on_bundle:
             return self._bundle_s(costs, op, rank)
         block, samples = self._worked_on(op, rank), self._samples(op, rank)
-        match op.phase:
+        key = id(costs), op.phase, id(block), samples  # of ranks that are alike
+        if key not in self._known:
+            self._known[key] = self._pass_s(costs, op.phase, block, samples), costs  # whose id is then no other's
+        return self._known[key][0]
+
+    @staticmethod
+    def _pass_s(costs: CostModel, phase: Phase, block: Block, samples: int) -> float:
+        match phase:
             case Phase.FORWARD:
                 return costs.forward_s(block, samples)
             case Phase.BACKWARD:
