@@ -1,9 +1,11 @@
-"""Processes of this machine that work for a command: started anew, deaf to Ctrl-C, gone when the command ends."""
+"""Processes of this machine that work for a command: deaf to Ctrl-C, gone when the command ends."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -26,13 +28,23 @@ def _begin(prepare: Callable[..., None] | None, arguments: tuple[object, ...]) -
         prepare(*arguments)
 
 
+def can_fork() -> bool:
+    """Whether copies of this process would work: nothing else runs in it, and no torch with threads of its own."""
+    return hasattr(os, "fork") and threading.active_count() == 1 and "torch" not in sys.modules
+
+
 @contextmanager
 def processes(
-    count: int, prepare: Callable[..., None] | None = None, arguments: tuple[object, ...] = ()
+    count: int,
+    prepare: Callable[..., None] | None = None,
+    arguments: tuple[object, ...] = (),
+    *,
+    forked: bool = False,
 ) -> Iterator[ProcessPoolExecutor]:
     """An executor of `count` processes, each of which calls `prepare(*arguments)` first.
 
-    Where the block ends, the processes are ended, and what is still under way is given up.
+    They are started anew or, if `forked`, copies of this one, which are there at once; see `can_fork`. Where the block
+    ends, the processes are ended, and what is still under way is given up.
     """
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor  # as slow to import as all else that builds a cluster
@@ -40,7 +52,7 @@ def processes(
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         max_workers=count,
-        mp_context=multiprocessing.get_context("spawn"),
+        mp_context=multiprocessing.get_context("fork" if forked else "spawn"),
         initializer=_begin,
         initargs=(prepare, arguments),
     )

@@ -12,7 +12,7 @@ from stanza_sim.base.version import __version__
 from stanza_sim.cli.calibrate import CALIBRATE_EXAMPLES, calibrate
 from stanza_sim.cli.console import INTERRUPTED, errors_for_people, printing, say, speaks, stdout
 from stanza_sim.cli.import_ import import_commands
-from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Profiles
+from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Jobs, Profiles
 from stanza_sim.cli.plan import PLAN_EXAMPLES, plan
 from stanza_sim.cli.selftest import SELFTEST_EXAMPLES, selftest
 from stanza_sim.cli.show import show
@@ -119,6 +119,7 @@ def run(
             show_default=False,
         ),
     ] = None,
+    jobs: Jobs = None,
 ) -> None:
     """Predict every model and strategy of an experiment and, with [bold]--execute[/], run them too.
 
@@ -126,6 +127,7 @@ def run(
     """
     with errors_for_people():
         from stanza_sim.base.errors import InputError
+        from stanza_sim.base.processes import cores
         from stanza_sim.experiment.run import run_experiment
         from stanza_sim.report.folder import check_writable, write_result
 
@@ -134,6 +136,8 @@ def run(
         if dilate is not None and not execute:
             hint = "add --execute --testbed --compute emulated"
             raise InputError("nothing runs, so nothing can run more slowly", where="--dilate", hint=hint)
+        if jobs is not None and execute:
+            raise InputError("is for predictions alone", where="--jobs", hint="leave it out with --execute")
 
         if output is not None and speaks():
             check_writable(output)
@@ -149,6 +153,7 @@ def run(
             profiles=profile or [],
             save_profile=save_profile,
             testbed=testbed,
+            jobs=jobs or (1 if execute else cores()),
             say=say,
         )
         if result is None or not speaks():

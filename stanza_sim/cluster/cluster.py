@@ -9,10 +9,10 @@ a link: it has a single-stream cap and costs core time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.tables import shortened
@@ -58,6 +58,8 @@ __all__ = [
     "with_loopback",
 ]
 
+_T = TypeVar("_T")
+
 
 @dataclass(slots=True)
 class _Found:
@@ -69,6 +71,7 @@ class _Found:
     ports: Sequence[tuple[int, ...]] | None = None
     cables: dict[tuple[int, int], tuple[int, ...]] | None = None
     inside: dict[tuple[int, Spot, Spot], Usage] = field(default_factory=dict)
+    remembered: dict[object, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -98,6 +101,16 @@ class Cluster:
     def __repr__(self) -> str:
         size = f"{self.world_size:,} ranks on {len(self.hosts):,} hosts, {len(self.links):,} links"
         return f"<Cluster {shortened(self.name)}: {size}>"
+
+    def remember(self, key: Hashable, work_out: Callable[[], _T]) -> _T:
+        """What `work_out` returned when it was first asked for by this `key`.
+
+        It may depend on the cluster and on what the key says, and on nothing else.
+        """
+        known = self._found.remembered
+        if key not in known:
+            known[key] = work_out()
+        return cast("_T", known[key])
 
     @property
     def world_size(self) -> int:
@@ -224,17 +237,22 @@ class Cluster:
         return inside[host, src, dst]
 
     def host_orbits(
-        self, colour: Sequence[int] | None = None, pairs: Iterable[Iterable[tuple[int, int]]] | None = None
+        self,
+        colour: Sequence[int] | None = None,
+        pairs: Iterable[Iterable[tuple[int, int]]] | None = None,
+        marks: Mapping[int, Hashable] | None = None,
     ) -> Orbits | None:
         """Return classes of hosts and of links that no flow can tell apart; None where no symmetry is proved.
 
         See `stanza_sim.cluster.orbits`, which says what is proved. `colour` tells hosts apart that play different
         roles; `pairs` limits who sends to whom: one collection of (source host, destination host) for each pattern.
-        Left out, every host may send to every other.
+        Left out, every host may send to every other. `marks` tell links apart that are used for other things too.
         """
         from stanza_sim.cluster.orbits import find_orbits  # numpy
+        from stanza_sim.cluster.tree_orbits import tree_orbits
 
-        return find_orbits(self, colour, pairs)
+        found = tree_orbits(self, colour, marks or {}) if pairs is None else None
+        return found or find_orbits(self, colour, pairs, marks or {})
 
     def graph(self) -> nx.DiGraph:
         """Return hosts, switches and the links between them as a networkx graph.

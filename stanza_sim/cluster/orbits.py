@@ -24,7 +24,7 @@ What it does not prove: anything for ECMP with several ways (a hash has no symme
 from __future__ import annotations
 
 from array import array
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Protocol
@@ -83,8 +83,6 @@ class Orbits:
 
     host_class: tuple[int, ...]
     link_class: tuple[int, ...]
-    _place_of: tuple[int, ...] = field(repr=False)
-    _flow_class: dict[_Flow, int] = field(repr=False)
 
     def pair_class(self, src_host: int, dst_host: int, src_nic: int = 0, dst_nic: int = 0) -> int:
         """Return the class of the flow between two different hosts.
@@ -92,11 +90,26 @@ class Orbits:
         Two hosts of one class may well be of different pair classes with a third: one on its leaf, one beyond.
         Raises `KeyError` for a pair that `pairs` did not have.
         """
-        return self._flow_class[self._place_of[src_host], src_nic, self._place_of[dst_host], dst_nic]
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _FlowOrbits(Orbits):
+    """Classes for which every flow was looked at."""
+
+    place_of: tuple[int, ...] = field(repr=False)
+    flow_class: dict[_Flow, int] = field(repr=False)
+
+    def pair_class(self, src_host: int, dst_host: int, src_nic: int = 0, dst_nic: int = 0) -> int:
+        """See `Orbits.pair_class`."""
+        return self.flow_class[self.place_of[src_host], src_nic, self.place_of[dst_host], dst_nic]
 
 
 def find_orbits(
-    cluster: Network, colour: Sequence[int] | None, pairs: Iterable[Iterable[tuple[int, int]]] | None
+    cluster: Network,
+    colour: Sequence[int] | None,
+    pairs: Iterable[Iterable[tuple[int, int]]] | None,
+    marks: Mapping[int, Hashable],
 ) -> Orbits | None:
     """Return the coarsest classes with the properties above; None where none are proved.
 
@@ -109,8 +122,19 @@ def find_orbits(
         if kind is RoutingKind.ECMP:
             return None
         alone = True  # a destination's number decides, so hosts on one switch are not alike
-    places = _places(cluster, colour, alone=alone)
-    return _Refinement(cluster=cluster, places=places, relations=_relations(pairs)).run()
+    looks = link_looks(cluster, marks)
+    places = _places(cluster, colour, looks, alone=alone)
+    return _Refinement(cluster=cluster, looks=looks, places=places, relations=_relations(pairs)).run()
+
+
+def link_looks(cluster: Network, marks: Mapping[int, Hashable]) -> list[int]:
+    """Return what tells each link apart by itself, as a number."""
+    ids: dict[Hashable, int] = {}
+    keys = (
+        (k.kind, k.bandwidth_Bps, k.latency_s, k.background, k.bucket, marks.get(i))
+        for i, k in enumerate(cluster.links)
+    )
+    return [ids.setdefault(key, len(ids)) for key in keys]
 
 
 def _single_ways(cluster: Network) -> bool:
@@ -133,14 +157,16 @@ def _relations(pairs: Iterable[Iterable[tuple[int, int]]] | None) -> dict[tuple[
     return found
 
 
-def _places(cluster: Network, colour: Sequence[int] | None, *, alone: bool) -> list[tuple[Hashable, list[int]]]:
+def _places(
+    cluster: Network, colour: Sequence[int] | None, link_look: Sequence[int], *, alone: bool
+) -> list[tuple[Hashable, list[int]]]:
     """Return what tells hosts apart by itself, and the hosts that are interchangeable: on the same switches."""
     found: dict[Hashable, list[int]] = {}
     looks: dict[Hashable, Hashable] = {}
-    ports, links = cluster.ports(), cluster.links
+    ports = cluster.ports()
     separate = alone or bool(cluster.fabric.cables)
     for h, host in enumerate(cluster.hosts):
-        sides = tuple((links[k].bandwidth_Bps, links[k].latency_s) for nic in cluster.nic_links_of(h) for k in nic)
+        sides = tuple(link_look[k] for nic in cluster.nic_links_of(h) for k in nic)
         own = (replace(host, name=""), sides)
         look = (own, None if colour is None else colour[h])
         at = h if separate else tuple(ports[tx // 2] for tx, _ in cluster.nic_links_of(h))
@@ -154,6 +180,7 @@ class _Refinement:
     """Refines classes of places (interchangeable hosts), flows and links until they agree."""
 
     cluster: Network
+    looks: list[int]
     places: list[tuple[Hashable, list[int]]]
     relations: dict[tuple[int, int], tuple[int, ...]] | None
     flows: dict[_Flow, int] = field(default_factory=dict)
@@ -168,7 +195,7 @@ class _Refinement:
         if not self._collect():
             return None
         place = _numbers((look, len(members)) for look, members in self.places)
-        link = _numbers((k.kind, k.bandwidth_Bps, k.latency_s, k.background, k.bucket) for k in self.cluster.links)
+        link = np.array(self.looks, dtype=np.int64)
         flow = _numbers(self.labels)
         ends = np.array(list(self.flows), dtype=np.int64).reshape(-1, 4)
         src, dst = ends[:, 0], ends[:, 2]
@@ -225,21 +252,28 @@ class _Refinement:
             for h in members:
                 place_of[h] = p
         host_class = _numbers(int(place[p]) for p in place_of).tolist()
-        first: dict[int, int] = {}
-        position: dict[int, tuple[Hashable, ...]] = {}
-        for i, found in enumerate(cluster.links):
-            if found.host is not None:
-                start = first.setdefault(found.host, i) if found.kind in (LinkKind.SEND, LinkKind.RECEIVE) else None
-                if start is None:
-                    start = cluster.fabric.inside[found.host].devices[0][0]
-                position[i] = (found.kind, host_class[found.host], i - start)
-        keys = (position.get(i, ("core", int(c))) for i, c in enumerate(link))
-        return Orbits(
+        return _FlowOrbits(
             host_class=tuple(host_class),
-            link_class=tuple(_numbers(keys).tolist()),
-            _place_of=tuple(place_of),
-            _flow_class=dict(zip(self.flows, flow.tolist(), strict=True)),
+            link_class=link_classes(cluster, host_class, dict(enumerate(link.tolist()))),
+            place_of=tuple(place_of),
+            flow_class=dict(zip(self.flows, flow.tolist(), strict=True)),
         )
+
+
+def link_classes(cluster: Network, host_class: Sequence[int], keys: Mapping[int, Hashable]) -> tuple[int, ...]:
+    """Return the class of every link: of a host's by what it is there, of others by `keys`; without, it is alone."""
+    first: dict[int, int] = {}
+    position: dict[int, tuple[Hashable, ...]] = {}
+    for i, found in enumerate(cluster.links):
+        if found.host is not None:
+            start = first.setdefault(found.host, i) if found.kind in (LinkKind.SEND, LinkKind.RECEIVE) else None
+            if start is None:
+                start = cluster.fabric.inside[found.host].devices[0][0]
+            position[i] = (found.kind, host_class[found.host], i - start)
+    found_keys = (
+        position.get(i) or (("core", keys[i]) if i in keys else ("alone", i)) for i in range(len(cluster.links))
+    )
+    return tuple(_numbers(found_keys).tolist())
 
 
 def _numbers(keys: Iterable[Hashable]) -> Classes:

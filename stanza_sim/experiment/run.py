@@ -22,6 +22,7 @@ from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
 from stanza_sim.experiment.rows import Plan, cluster_of, known_profiles, plans_of
 from stanza_sim.experiment.scenario import Conditions
+from stanza_sim.experiment.side_by_side import predictions_of
 from stanza_sim.profiles.blocks import (
     Profile,
     loopback_of,
@@ -41,17 +42,24 @@ PROGRESS_S = 5.0
 
 
 def _predicted(
-    conditions: Conditions, plans: Sequence[Plan], known: Mapping[str, Profile], say: Say = lambda text: None
+    conditions: Conditions,
+    plans: Sequence[Plan],
+    known: Mapping[str, Profile],
+    say: Say = lambda text: None,
+    *,
+    jobs: int = 1,
 ) -> list[Prediction]:
-    """Predict all `plans`; where that takes long, say how far it is."""
+    """Predict all `plans`, with up to `jobs` processes; where that takes long, say how far it is."""
+    scenarios = [conditions.scenario(plan, known.get(plan.entry.title)) for plan in plans]
     found: list[Prediction] = []
     told_s = monotonic()
-    for plan in plans:
-        found.append(conditions.scenario(plan, known.get(plan.entry.title)).predict_with_spread())
-        if len(found) < len(plans) and monotonic() - told_s > PROGRESS_S:
-            told_s = monotonic()
-            hint = "" if find_spec("numba") else "; with numba (pip install 'stanza-sim[fast]') it would be faster"
-            say(f"simulated {len(found)} of {len(plans)}: {plan.entry.title}, {plan.strategy.title}{hint}")
+    with predictions_of(scenarios, jobs) as predictions:
+        for prediction in predictions:
+            found.append(prediction)
+            if len(found) < len(plans) and monotonic() - told_s > PROGRESS_S:
+                told_s, plan = monotonic(), plans[len(found) - 1]
+                hint = "" if find_spec("numba") else "; with numba (pip install 'stanza-sim[fast]') it would be faster"
+                say(f"simulated {len(found)} of {len(plans)}: {plan.entry.title}, {plan.strategy.title}{hint}")
     return found
 
 
@@ -82,6 +90,7 @@ def run_experiment(
     profiles: Sequence[Path] = (),
     save_profile: Path | None = None,
     testbed: bool = False,
+    jobs: int = 1,
     say: Say = lambda text: None,
 ) -> Result | None:
     """Predict every row of an experiment and, if `execute`, run it; see `run_loaded`."""
@@ -91,6 +100,7 @@ def run_experiment(
         profiles=profiles,
         save_profile=save_profile,
         testbed=testbed,
+        jobs=jobs,
         say=say,
     )
 
@@ -102,6 +112,7 @@ def run_loaded(
     profiles: Sequence[Path] = (),
     save_profile: Path | None = None,
     testbed: bool = False,
+    jobs: int = 1,
     say: Say = lambda text: None,
 ) -> Result | None:
     """Predict every row of an experiment and, if `execute`, run it; the result has one row for each.
@@ -112,6 +123,7 @@ def run_loaded(
     a profile that was given; what the row itself takes has no part in that. Of messages only those are measured that no
     row sends. With `testbed` the ranks run in an emulated network, which is there as long as the run, and which is
     calibrated unless that was done before. Returns None in a process that a launcher made a rank other than the first.
+    Rows are predicted by up to `jobs` processes, copies of this one, where that pays; not if they are executed, too.
     Raises `InputError` and `RunError`.
     """
     if execute:
@@ -133,7 +145,7 @@ def run_loaded(
             say(f"warning: {difference}")
         cluster = with_network(cluster, network)
     conditions = Conditions(loaded=loaded, cluster=cluster, network=network)
-    predictions = _predicted(conditions, plans, known, say)
+    predictions = _predicted(conditions, plans, known, say, jobs=jobs)
     none = [None] * len(plans)
     return _result(loaded.value, cluster, plans, predictions, none, none, none)
 

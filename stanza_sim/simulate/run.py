@@ -25,7 +25,7 @@ from stanza_sim.simulate.plain.engine import Engine
 from stanza_sim.simulate.prediction import Prediction
 from stanza_sim.simulate.steady import even_window, steady_window
 from stanza_sim.timeline.measures import op_seconds, steady_iteration_s, waiting
-from stanza_sim.timeline.spans import Span, Timeline
+from stanza_sim.timeline.spans import Span, SpanColumns, Timeline
 
 if TYPE_CHECKING:
     from threading import Event
@@ -243,12 +243,13 @@ class SimulationCase:
 
             fast = CompiledEngine(self.graph, lowered, traffic, variation, stop)
             fast.run(enough)
-            spans, now_s, events, passed = fast.log().spans, fast.now_s, fast.events, fast.background_bytes()
+            spans: Callable[[], Sequence[Span]] = fast.log().spans
+            now_s, events, passed = fast.now_s, fast.events, fast.background_bytes()
         else:
             engine = Engine(self.schedule, replace(lowered, background=traffic), issue=self.issue, variation=variation)
             engine.run(enough)
-            spans, now_s, events, passed = (
-                (lambda: engine.spans),
+            spans = lambda: engine.spans  # noqa: E731
+            now_s, events, passed = (
                 engine.clock.now,
                 engine.events,
                 engine.fabric.background_bytes(),
@@ -274,7 +275,7 @@ class SimulationCase:
         iteration_s = outcome.iteration_s
         working = [a for a in lowered.rank_classes if a.program.units]
         timeline = Timeline(
-            spans=tuple(outcome.spans()),
+            spans=SpanColumns.of(outcome.spans()),
             iteration_end_s={a.rank: tuple(e) for a, e in zip(working, ends, strict=True)},
             multiplicity={a.rank: a.size for a in lowered.rank_classes},
         )

@@ -352,6 +352,37 @@ def test_output_that_cannot_be_written_is_said(small, how):
 
 
 @pytest.mark.processes
+def test_two_processes_predict_what_one_does():
+    rows = ("run", "ec2_v100", "--set", "models=[{model: resnet152}]", "--json")
+    with_one, with_two = (process(*rows, "--jobs", jobs) for jobs in (1, 2))
+    assert (with_one.returncode, with_two.returncode) == (0, 0), with_two.stderr
+    assert with_one.stdout == with_two.stdout
+
+
+@pytest.mark.processes
+def test_what_is_wrong_with_a_row_is_said_by_two_processes_too():
+    code = """
+import sys
+import stanza_sim.experiment.side_by_side as side_by_side
+from stanza_sim.base.errors import InputError
+from stanza_sim.cli.app import main
+
+def wrong(index):
+    raise InputError(f"row {index} is wrong", where="there", hint="like this")
+
+side_by_side._predict = wrong
+sys.argv = ["stanza-sim", "run", "ec2_v100", "--jobs", "2"]
+main()
+"""
+    done = process(code=code)
+    assert (done.returncode, done.stderr) == (2, "error: there: row 0 is wrong\n  like this\n")
+
+
+def test_processes_are_for_predictions_alone(small):
+    assert "--jobs: is for predictions alone" in refused("run", small, "--execute", "--jobs", 2)
+
+
+@pytest.mark.processes
 def test_python_dash_m_is_the_same_command():
     done = process("show", "strategy")
     assert (done.returncode, done.stdout.split()) == (0, strategies.names())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from stanza_sim.cluster import Nic
 from stanza_sim.model.profile import BlockKind
 from stanza_sim.schedule import Compute, Schedule, parse
+from stanza_sim.timeline.intervals import Intervals, common, merged
 from stanza_sim.timeline.measures import op_seconds, steady_iteration_s, waiting
-from stanza_sim.timeline.spans import Span, Timeline, union_length
+from stanza_sim.timeline.spans import Span, Timeline
 from tests.schedule.toys import Costs, block, build, cluster, predict, toy
 
 SCHEDULE = parse("""\
@@ -138,10 +140,26 @@ def test_iteration_time_is_that_of_the_slowest_rank() -> None:
     assert steady_iteration_s(ends, 0, 1) == 1.0
 
 
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)).map(lambda p: (p[0], p[0] + p[1]))))
-def test_union_length(intervals: list[tuple[int, int]]) -> None:
-    covered = {x for a, b in intervals for x in range(a, b)}
-    assert union_length(intervals) == len(covered)
+LENGTHS = st.tuples(st.integers(0, 30), st.integers(0, 9)).map(lambda p: (p[0], p[0] + p[1]))
+
+
+@given(st.lists(LENGTHS))
+def test_unions(intervals: list[tuple[int, int]]) -> None:
+    """Each interval in the group of its length's parity."""
+    start, end = np.array(intervals, dtype=np.float64).reshape(-1, 2).T
+    found = merged((end - start).astype(np.int64) % 2, start, end)
+    for group, length in enumerate(found.seconds(2)):
+        assert length == len({x for a, b in intervals if (b - a) % 2 == group for x in range(a, b)})
+    for k in range(1, len(found.group)):
+        assert found.group[k] != found.group[k - 1] or found.start_s[k] > found.end_s[k - 1]
+
+
+@given(st.tuples(st.lists(LENGTHS), st.lists(LENGTHS)))
+def test_what_two_unions_have_in_common(sides: tuple[list[tuple[int, int]], list[tuple[int, int]]]) -> None:
+    both = [merged(np.zeros(len(s), dtype=np.int64), *np.array(s, dtype=np.float64).reshape(-1, 2).T) for s in sides]
+    found = common(Intervals(*(np.concatenate(x) for x in zip(*both, strict=True))))
+    covered = [{x for a, b in s for x in range(a, b)} for s in sides]
+    assert sum(found.seconds(1)) == len(covered[0] & covered[1])
 
 
 # ---- with the simulator ---------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from stanza_sim.simulate.compiled.advance import (
 from stanza_sim.simulate.compiled.graph import Graph
 from stanza_sim.simulate.lowering.arrays import ArrayLowered
 from stanza_sim.simulate.plain.token_bucket import EMPTY, Shape
-from stanza_sim.timeline.spans import Span
+from stanza_sim.timeline.spans import SpanColumns, SpanKind
 
 if TYPE_CHECKING:
     from threading import Event
@@ -74,40 +74,36 @@ class Log:
 
     graph: Graph
     lowered: ArrayLowered
-    columns: tuple[npt.NDArray[np.generic], ...]
+    columns: tuple[I32, I32, F64, F64]
 
     def rows(self) -> Iterator[tuple[int, int, float, float]]:
         """Yield node, iteration, start and end of each."""
         return zip(*(x.tolist() for x in self.columns), strict=True)
 
-    def spans(self) -> list[Span]:
-        """Make them."""
-        found = []
-        for node, iteration, start_s, end_s in self.rows():
-            ending = self.graph.endings[node]
-            for a, index in ending.units:
-                rank_class = self.lowered.rank_classes[a]
-                op = rank_class.program.units[index].op
-                match op:
-                    case Compute():
-                        lane, nbytes = op.lane, 0
-                    case Transfer():
-                        lane, nbytes = op.channel, rank_class.traffic[index][0 if ending.side == "sent" else 1]
-                    case Collective():
-                        lane, nbytes = op.ranks, rank_class.traffic[index][0]
-                found.append(
-                    Span(
-                        op=op.name,
-                        rank=rank_class.rank,
-                        iteration=iteration,
-                        lane=lane,
-                        side=ending.side,
-                        start_s=start_s,
-                        end_s=end_s,
-                        nbytes=nbytes,
-                    )
-                )
-        return found
+    def spans(self) -> SpanColumns:
+        """Make them: one for each unit that a node is a span of."""
+        kinds: list[SpanKind] = []
+        first, count = np.zeros((2, self.graph.size), dtype=np.int64)
+        for node, ending in self.graph.endings.items():
+            first[node], count[node] = len(kinds), len(ending.units)
+            kinds += (self._kind(a, index, ending.side) for a, index in ending.units)
+        nodes, iteration, start_s, end_s = self.columns
+        counts = count[nodes]
+        row = np.repeat(np.arange(len(nodes)), counts)
+        place = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+        return SpanColumns(tuple(kinds), first[nodes][row] + place, iteration[row], start_s[row], end_s[row])
+
+    def _kind(self, a: int, index: int, side: str) -> SpanKind:
+        rank_class = self.lowered.rank_classes[a]
+        op = rank_class.program.units[index].op
+        match op:
+            case Compute():
+                lane, nbytes = op.lane, 0
+            case Transfer():
+                lane, nbytes = op.channel, rank_class.traffic[index][0 if side == "sent" else 1]
+            case Collective():
+                lane, nbytes = op.ranks, rank_class.traffic[index][0]
+        return SpanKind(op.name, rank_class.rank, lane, side, nbytes)
 
 
 class CompiledEngine:
@@ -219,8 +215,9 @@ class CompiledEngine:
     def log(self) -> Log:
         """All spans so far."""
         go, count = self._go, int(self._go.counts[LOGGED])
-        columns = (go.log_node, go.log_iteration, go.log_start, go.log_end)
-        return Log(self.graph, self.lowered, tuple(x[:count].copy() for x in columns))
+        nodes, iterations = go.log_node[:count].copy(), go.log_iteration[:count].copy()
+        columns = (nodes, iterations, go.log_start[:count].copy(), go.log_end[:count].copy())
+        return Log(self.graph, self.lowered, columns)
 
     def background_bytes(self) -> dict[int, float]:
         """See `Fabric.background_bytes`."""

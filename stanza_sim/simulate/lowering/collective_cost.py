@@ -101,6 +101,14 @@ class StepCosts:
     def _by_carrying_out(self, op: Collective) -> dict[Shape, float]:
         """The times alone of `op` and of those that go round with it."""
         beside = [op] if op.kind is CollectiveKind.BROADCAST else self._beside(op)
+        inputs, group = self.inputs, self.inputs.group(op)
+        shapes = tuple((_shape(o), inputs.schedule.itemsize_of(o)) for o in beside)
+        adding = tuple(inputs.adding_core_s(r, o.nbytes) for r in group for o in beside)
+        # Other schedules on the cluster have collectives of these shapes too.
+        key = "alone", LONG, SHORT, MOST_RANKS, MOST_MESSAGES, group, shapes, adding
+        return inputs.cluster.remember(key, lambda: self._alone(beside))
+
+    def _alone(self, beside: Sequence[Collective]) -> dict[Shape, float]:
         long = self._carried_out(beside, LONG)
         short = self._carried_out(beside, SHORT) if any(self._cut(o, LONG) is not o for o in beside) else long
         found: dict[Shape, float] = {}

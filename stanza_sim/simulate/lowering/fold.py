@@ -108,27 +108,37 @@ def _orbits(schedule: Schedule, cluster: Cluster, colour: Colours, hosts: Colour
     by_host = [-1] * len(cluster.hosts)
     for h, c in zip(hosts.tolist(), colour.tolist(), strict=True):
         by_host[h] = c
+    marks = _ring_marks(schedule, cluster)
+    if not _partner_links(schedule):  # classes are in a group as a whole, so complete patterns cut no class of pairs
+        found = cluster.host_orbits(by_host, None, marks)
+        if found is not None or not marks:
+            return found
     patterns: dict[tuple[object, ...], list[tuple[int, int]]] = {}
-    collective_groups = {schedule.group(op.ranks): op for op in schedule.ops if isinstance(op, Collective)}
-    partial = bool(collective_groups) or bool(_partner_links(schedule))
-    if not partial:  # classes are in a group as a whole, so complete patterns cut no class of pairs
-        return cluster.host_orbits(by_host)
     crossings = 0
     for op in schedule.ops:
-        if isinstance(op, Transfer) and _pattern_key(op, schedule) not in patterns:
-            found = [(int(hosts[a]), int(hosts[b])) for a, b in schedule.pairs(op) if a != b]
-            patterns[_pattern_key(op, schedule)] = found
-        elif isinstance(op, Collective) and ("ring", op.kind, op.ranks, op.root) not in patterns:
-            order = ring_order(schedule, op)
-            closed = order if op.kind is CollectiveKind.BROADCAST else [*order, order[0]]
-            found = [(int(hosts[a]), int(hosts[b])) for a, b in pairwise(closed)]
-            patterns["ring", op.kind, op.ranks, op.root] = found
-        else:
-            continue
-        crossings += len(found)
-        if crossings > MOST_PAIRS:
-            return None
-    return cluster.host_orbits(by_host, patterns.values())
+        if isinstance(op, Transfer) and (key := _pattern_key(op, schedule)) not in patterns:
+            patterns[key] = [(int(hosts[a]), int(hosts[b])) for a, b in schedule.pairs(op) if a != b]
+            crossings += len(patterns[key])
+            if crossings > MOST_PAIRS:
+                return None
+    return cluster.host_orbits(by_host, patterns.values(), marks)
+
+
+def _ring_marks(schedule: Schedule, cluster: Cluster) -> dict[int, tuple[tuple[int, float], ...]]:
+    """What each ring puts on each link that it uses, by the number of the ring: all that a collective is to a link."""
+    rings = {
+        (op.ranks, op.root, op.kind is CollectiveKind.BROADCAST): op
+        for op in schedule.ops
+        if isinstance(op, Collective)
+    }
+    marks: dict[int, dict[int, float]] = defaultdict(dict)
+    for number, op in enumerate(rings.values()):
+        order = ring_order(schedule, op)
+        for a, b in pairwise(order if op.kind is CollectiveKind.BROADCAST else [*order, order[0]]):
+            src, dst = cluster.placement[a], cluster.placement[b]
+            for link, share in cluster.usage(src.host, dst.host, 0, src.device, dst.device)[0]:
+                marks[link][number] = marks[link].get(number, 0.0) + share
+    return {link: tuple((number, round(w, 9)) for number, w in sorted(found.items())) for link, found in marks.items()}
 
 
 def _refine(colour: Colours, feature: Colours) -> Colours:

@@ -34,7 +34,7 @@ the first backward pass.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import prod
 
@@ -48,6 +48,7 @@ from stanza_sim.schedule import (
     CollectiveKind,
     Compute,
     Layout,
+    Op,
     Phase,
     Schedule,
     Transfer,
@@ -113,6 +114,11 @@ def memory_of(
         op.name for op in schedule.ops if isinstance(op, Transfer) and all(v.kind is ValueKind.PARAM for v in op.values)
     }
     data = schedule.data_ranks
+    alike = {
+        (op.pattern, op.src, op.dst, op.pairs) if isinstance(op, Transfer) else op.ranks: op
+        for op in schedule.ops
+        if not isinstance(op, Compute)
+    }
     found: dict[int, Memory] = {}
     for rank, by_op in received.items():
         parameters = activations = backward = 0
@@ -155,7 +161,7 @@ def memory_of(
             backward_nbytes=backward,
             received_nbytes=WINDOW * sum(n for name, n in by_op.items() if name not in lands),
             input_nbytes=WINDOW * int(schedule.batch_per_worker * each) if rank in data else 0,
-            communicators_nbytes=_communicators_nbytes(schedule, rank) if rank in nccl else 0,
+            communicators_nbytes=_communicators_nbytes(schedule, alike.values(), rank) if rank in nccl else 0,
             page_locked_nbytes=2 * WINDOW * sum(by_op.values()) if rank in staged else 0,
         )
     return found
@@ -164,17 +170,20 @@ def memory_of(
 BUFFER_BYTES, MOST_CHANNELS, MULTIPROCESSORS = 4 * 1024 * 1024, 32, 132
 
 
-def _communicators_nbytes(schedule: Schedule, rank: int) -> int:
-    """What NCCL's communicators take of the device of `rank`: see the module."""
+def _communicators_nbytes(schedule: Schedule, ops: Iterable[Op], rank: int) -> int:
+    """What NCCL's communicators take of the device of `rank`: see the module.
+
+    `ops` are transfers and collectives, one of each that are between the same ranks.
+    """
     pairs: set[tuple[int, int]] = set()
     groups: set[tuple[int, ...]] = set()
-    for op in schedule.for_rank(rank):
+    for op in ops:
         if isinstance(op, Transfer):
             if rank in schedule.group(op.src):
                 pairs.update((rank, d) for d in schedule.destinations(op, rank) if d != rank)
             if rank in schedule.group(op.dst):
                 pairs.update((s, rank) for s in schedule.sources(op, rank) if s != rank)
-        elif isinstance(op, Collective) and len(group := schedule.group(op.ranks)) > 1:
+        elif isinstance(op, Collective) and rank in (group := schedule.group(op.ranks)) and len(group) > 1:
             groups.add(tuple(group))
     if not (count := len(pairs) + len(groups)):
         return 0
