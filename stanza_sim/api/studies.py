@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import monotonic
 from typing import Literal
@@ -16,9 +16,10 @@ from stanza_sim.api.predictions import Prediction, knowing
 from stanza_sim.api.schedules import USE_CLUSTER, USE_MODEL, ModelSchedule
 from stanza_sim.base.config import Section
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.limits import check_memory
 from stanza_sim.base.tables import Tabular, shortened
 from stanza_sim.base.telling import Say
-from stanza_sim.base.units import PositiveSeconds
+from stanza_sim.base.units import PositiveSeconds, Size
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.experiment.scenario import Conditions
 from stanza_sim.model.profile import ModelProfile
@@ -38,6 +39,7 @@ DEFAULT_BUDGET_S = 100.0
 
 class _PlanArguments(Section):
     budget: PositiveSeconds | None = None
+    memory: Size | None = None
 
 
 # ---- plan ------------------------------------------------------------------------------------------------------------
@@ -51,6 +53,7 @@ class PlanResult(Tabular):
     """
 
     planned: PlanAnswers
+    _made: list[Prediction] = field(default_factory=list, compare=False)
 
     @property
     def best(self) -> Prediction:
@@ -59,13 +62,15 @@ class PlanResult(Tabular):
 
     @property
     def bests(self) -> tuple[Prediction, ...]:
-        """The best plan of each model."""
-        return tuple(_best(answer) for answer in self.planned.answers if answer.best is not None)
+        """The best plan of each model; when they are first asked for they are simulated again, with their timelines."""
+        if not self._made:
+            self._made.extend(_best(answer) for answer in self.planned.answers if answer.best is not None)
+        return tuple(self._made)
 
     def __repr__(self) -> str:
         count = sum(len(answer.found.ranked) for answer in self.planned.answers)
-        best = self.best
-        speed = f"{shortened(best.label, 70)}, {best.samples_per_s:,.4g} samples/s"
+        best = next(answer.best for answer in self.planned.answers if answer.best is not None)
+        speed = f"{shortened(best.label, 70)}, {best.prediction.samples_per_s:,.4g} samples/s"
         return f"<PlanResult of {count} plans; the best: {speed}>"
 
     def __str__(self) -> str:
@@ -102,8 +107,9 @@ def _best(answer: Answer) -> Prediction:
         raise InputError("no plan could be made", where="plan", hint="see what was left out: print the result")
     conditions = Conditions(loaded=problem.loaded, cluster=problem.cluster, network=problem.network)
     made = _assemble.Setup(conditions=conditions, profile=problem.profile)
+    again = problem.predict(problem.plan(winner.choice))  # a search keeps no timelines
     return knowing(
-        answer.best.prediction,
+        replace(again, spread=winner.prediction.spread),
         ModelSchedule.of(answer.best.schedule, problem.model, winner.choice.entry, problem.loaded.value.precision),
         made,
     )
@@ -116,6 +122,7 @@ def plan(
     *,
     budget: str | float | None = None,
     max_evaluations: int | None = None,
+    memory: str | None = None,
     profiles: str | Path | Sequence[str | Path] = (),
     precision: str = "fp32",
     gradients: Literal["parameter", "bf16", "fp16"] = "parameter",
@@ -127,7 +134,8 @@ def plan(
     Values travel as `precision` and `gradients` say: see `build_schedule`. In the place of both an experiment may
     stand: then its models, its rows first. `budget` (100 s unless `max_evaluations` is given; seconds, or as "30s") is
     for all of it; with a number of evaluations for each model the answer is reproducible. With several `jobs`,
-    processes that import the caller's script simulate. Raises `InputError` if there is no plan, and for what is wrong.
+    processes that import the caller's script simulate. No process takes more than `memory`, such as "1GB" (its part of
+    what is free). Raises `InputError` if there is no plan, and for what is wrong.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("alexnet")
@@ -137,7 +145,10 @@ def plan(
     name, began_s = "plan", monotonic()
     with placed(name):
         check_not_launched()
-        budget_s = checked(name, _PlanArguments, {"budget": budget}).budget
+        limits = checked(name, _PlanArguments, {"budget": budget, "memory": memory})
+        budget_s = limits.budget
+        if limits.memory is not None:
+            check_memory(limits.memory, f"{name}: memory")
         if max_evaluations is not None:
             count(max_evaluations, name, "max_evaluations")
         elif budget_s is None:
@@ -171,6 +182,7 @@ def plan(
             rows,
             end_s=None if budget_s is None else began_s + budget_s,
             max_evaluations=max_evaluations,
+            memory_nbytes=limits.memory,
             jobs=count(jobs, name, "jobs"),
         )
         if all(answer.best is None for answer in planned.answers):
@@ -229,8 +241,8 @@ class SweepResult(Tabular):
             axis.key: [point[i] for point, _ in lines] for i, axis in enumerate(swept.axes)
         }
         columns["feasible"] = [line.feasible for _, line in lines]
-        for field in FIELDS:
-            columns.setdefault(field, [getattr(line, field) for _, line in lines])
+        for name in FIELDS:
+            columns.setdefault(name, [getattr(line, name) for _, line in lines])
         return columns
 
 

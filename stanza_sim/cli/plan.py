@@ -52,6 +52,15 @@ def plan(
             show_default=False,
         ),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="For each process that simulates. [default: its part of what the machine has free]",
+            show_default=False,
+        ),
+    ] = None,
     execute: Annotated[bool, typer.Option("--execute", help="Also run the best plan of each model for real.")] = False,
     settings: Annotated[
         list[str] | None,
@@ -86,6 +95,7 @@ def plan(
         top=top,
         budget=budget,
         max_evaluations=max_evaluations,
+        memory=memory,
         execute=execute,
         overrides=(*(settings or []), *([f"execute.compute={compute}"] if compute is not None else [])),
         as_json=as_json,
@@ -120,6 +130,7 @@ class _Options:
     top: int
     budget: str | None
     max_evaluations: int | None
+    memory: str | None
     execute: bool
     overrides: tuple[str, ...]
     as_json: bool
@@ -139,6 +150,17 @@ class _Options:
             return seconds(self.budget, where="--budget", zero=False)
         return DEFAULT_BUDGET_S if self.max_evaluations is None else None
 
+    def memory_nbytes(self) -> int | None:
+        """Bytes for each process; None where none are stated. Raises `InputError`."""
+        from stanza_sim.base.limits import check_memory
+        from stanza_sim.base.units import nbytes
+
+        if self.memory is None:
+            return None
+        found = nbytes(self.memory, where="--memory")
+        check_memory(found, "--memory")
+        return found
+
 
 def _check(options: _Options) -> None:
     """Raise `InputError` for what can be told to be wrong before anything is searched for."""
@@ -155,6 +177,7 @@ def _check(options: _Options) -> None:
 
         require_torch()
     options.budget_s()
+    options.memory_nbytes()
     if options.output is not None:
         check_writable(options.output)
 
@@ -170,8 +193,10 @@ def _search(options: _Options, say: Say) -> PlanAnswers:
             overrides=options.overrides,
             budget_s=None if budget_s is None else max(0.0, budget_s - (monotonic() - options.began_s)),
             max_evaluations=options.max_evaluations,
+            memory_nbytes=options.memory_nbytes(),
             profiles=options.profiles,
             jobs=options.jobs or cores(),
+            timelines=options.output is not None,
             tell=tell,
             say=say,
         )
@@ -206,14 +231,13 @@ def _require_a_plan(plan_result: PlanAnswers, experiment: str) -> None:
     """Raise `InputError` if no plan could be made for any model."""
     from stanza_sim.base.errors import InputError
 
-    without = [a for a in plan_result.answers if a.best is None and a.found.left_out]
+    without = [a for a in plan_result.answers if a.best is None]
     if without and len(without) == len(plan_result.answers):
-        first = without[0].found.left_out[0]
-        raise InputError(
-            f"no plan could be made for {', '.join(a.problem.entry.title for a in without)}",
-            where=experiment,
-            hint=f"the first that was left out, {first.choice.label}: {first.reason}",
-        )
+        hint = "allow more time: --budget"
+        if out := without[0].found.left_out:
+            hint = f"the first that was left out, {out[0].choice.label}: {out[0].reason}"
+        names = ", ".join(a.problem.entry.title for a in without)
+        raise InputError(f"no plan could be made for {names}", where=experiment, hint=hint)
 
 
 def _write(plan_result: PlanAnswers, folder: Path, top: int) -> None:

@@ -24,6 +24,7 @@ from stanza_sim.schedule import Compute, Schedule
 from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate import Collectives, EngineChoice, Prediction
 from stanza_sim.simulate.costs import Costs, RankCosts, costs_for
+from stanza_sim.simulate.lowering.fold import Folding
 from stanza_sim.simulate.lowering.quick_bound import quick_bound_s
 from stanza_sim.simulate.residual import OPPOSITE, Corner, Residual, Spread, between_corners, within
 from stanza_sim.simulate.run import SimulationCase
@@ -68,10 +69,10 @@ class Scenario:
         """Seconds that no order of the same work beats, from the schedule alone; a tenth of the work of `prepare`."""
         return quick_bound_s(self.schedule, self.model, self.cluster, self.costs)
 
-    def prepare(self) -> SimulationCase:
+    def prepare(self, admit: Callable[[Folding, bool], None] = lambda folding, compiles: None) -> SimulationCase:
         """Check, fold and lower the schedule: what it takes and what bounds it, before anything is simulated.
 
-        Raises `ScheduleError` and `InputError`.
+        `admit` is as in `SimulationCase`. Raises `ScheduleError` and `InputError`.
         """
         return SimulationCase(
             self.schedule,
@@ -84,15 +85,13 @@ class Scenario:
             times=1,
             engine=self.engine,
             issue=self.issue,
+            admit=admit,
         )
 
-    def predict(
-        self, prepared: SimulationCase | None = None, *, go_on: Callable[[], bool] = lambda: True
-    ) -> Prediction:
+    def predict(self, prepared: SimulationCase | None = None) -> Prediction:
         """Simulate, with what was `prepared` if that is there already.
 
-        Raises `InputError` where repeats are asked for and nothing varies, and `RunError` if after an iteration `go_on`
-        says no.
+        Raises `InputError` where repeats are asked for and nothing varies.
         """
         if self.by_chance:
             from stanza_sim.simulate.repeats import simulate_repeats
@@ -113,7 +112,7 @@ class Scenario:
             raise InputError("every repeat would be the same", where=self.repeats_at, hint=hint)
         else:
             case = prepared or self.prepare()
-            prediction = case.predict(case.run(go_on=go_on))
+            prediction = case.predict(case.run())
         source = self.costs.source  # by now it knows what it had to estimate
         return replace(
             prediction,
@@ -133,19 +132,13 @@ class Scenario:
         )
 
     def spread(
-        self,
-        predicted: Prediction,
-        *,
-        corners: Iterable[Corner] = Corner,
-        prepared: SimulationCase | None = None,
-        go_on: Callable[[], bool] = lambda: True,
+        self, predicted: Prediction, *, corners: Iterable[Corner] = Corner, prepared: SimulationCase | None = None
     ) -> Spread | None:
         """Samples/s as `predicted` and at `corners` of what its costs rest on; None where that would take too long.
 
         What cannot differ is not simulated again, and what was `prepared` is not checked and folded again. Where all
         computations share one residual, and do not vary by chance, only the corners at which computation and network
-        are off in opposite directions are: the other two follow from them (`between_corners`). Raises `RunError` if
-        after an iteration `go_on` says no.
+        are off in opposite directions are: the other two follow from them (`between_corners`).
         """
         if predicted.events > MOST_EVENTS:
             return None
@@ -155,9 +148,9 @@ class Scenario:
             nonlocal case
             there = self.at(corner)
             if self.by_chance:
-                return there.predict(go_on=go_on).samples_per_s
+                return there.predict().samples_per_s
             case = there.prepare() if case is None else case.at_costs(there.cluster, there.costs)
-            return case.samples_per_s(case.run(go_on=go_on))
+            return case.samples_per_s(case.run())
 
         computations = off.computations(self.costs, self.cluster.world_size)
         sends = not off.network.nothing and any(not isinstance(op, Compute) for op in self.schedule.ops)

@@ -50,7 +50,8 @@ def files(result: Result) -> Iterator[tuple[str, str]]:
         slug = re.sub(r"[^a-z0-9]+", "-", f"{row.model} {row.label}".lower()).strip("-")
         stem = f"{i:0{digits}}-{slug or 'run'}"
         yield f"schedules/{stem}.txt", row.schedule.text()
-        yield f"spans/{stem}.predicted.csv", spans_csv(row.prediction.timeline)
+        if row.prediction.timeline.spans:
+            yield f"spans/{stem}.predicted.csv", spans_csv(row.prediction.timeline)
         if row.measurement is not None:
             yield f"spans/{stem}.measured.csv", spans_csv(row.measurement.timeline)
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.collector import collector_off
-from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.base.errors import InputError
 from stanza_sim.base.processes import cores as available_cores
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
@@ -127,7 +127,9 @@ class SimulationCase:
         times: int,
         engine: EngineChoice | str = EngineChoice.AUTO,
         issue: Issue = Issue.EAGER,
+        admit: Callable[[Folding, bool], None] = lambda folding, compiles: None,
     ) -> None:
+        """`admit` is told how far it folds, and whether compiled code simulates, before it is lowered; it may raise."""
         check(schedule, model)
         if cluster.world_size != schedule.world_size:
             raise InputError(
@@ -153,6 +155,7 @@ class SimulationCase:
             simulations = times * (2 if by_chance else 1)
             compiles = pays(part_count(schedule, self.folding if folds else None) * simulations)
         self._compiles, self._simulate_steps = compiles, simulate_steps
+        admit(self.folding, compiles)
         self._lower({})
 
     def _lower(self, programs: Mapping[int, RankProgram]) -> None:
@@ -212,19 +215,16 @@ class SimulationCase:
         *,
         max_iterations: int = 40,
         stop: Event | None = None,
-        go_on: Callable[[], bool] = lambda: True,
     ) -> SimulationOutcome:
         """Simulate with these draws, and the `background` traffic instead of the cluster's.
 
-        Raises `RunError` if `stop` is set, or if after an iteration `go_on` says no.
+        Raises `RunError` if `stop` is set.
         """
         ends: list[tuple[float, ...]] = []
         window = (0, 0)
 
         def enough(known: list[tuple[float, ...]]) -> bool:
             nonlocal ends, window
-            if not go_on():
-                raise RunError("the simulation was stopped")
             if self.by_chance:  # iterations that look alike do not end it
                 found = (WARM_UP, WARM_UP + MEASURED) if len(known[0]) > WARM_UP + MEASURED else None
             else:

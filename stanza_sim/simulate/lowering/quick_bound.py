@@ -16,12 +16,26 @@ import numpy.typing as npt
 
 from stanza_sim.cluster.cluster import Cluster, IntraKind, Placement
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Collective, CollectiveKind, Compute, Layout, Phase, Schedule, Transfer, slice_bounds
+from stanza_sim.schedule import (
+    Collective,
+    CollectiveKind,
+    Compute,
+    Layout,
+    Pattern,
+    Phase,
+    Schedule,
+    Transfer,
+)
 from stanza_sim.schedule.collectives import has_closed_form
 from stanza_sim.simulate.lowering.op_costs import OpCosts
 
 if TYPE_CHECKING:
     from stanza_sim.simulate.costs import CostModel
+
+COMPLETE = (Pattern.FAN_IN, Pattern.FAN_OUT, Pattern.ALL_PAIRS)
+"""Patterns in which every rank of one group sends to every rank of the other."""
+MOST_PAIRS = 50_000
+"""Of a transfer whose pairs carry slices of their own, so many are looked at one by one."""
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -61,22 +75,30 @@ def _computing_s(
             )
             alike.setdefault(key, op)
             times[key] += 1
-    lanes: dict[tuple[int, str], float] = defaultdict(float)
+    n = cluster.world_size
+    models: dict[int, int] = {}
+    like = np.array([models.setdefault(id(cost_of(rank)), len(models)) for rank in range(n)], dtype=np.int64)
+    groups: dict[str, I64] = {}
+    widths: dict[tuple[str, str], I64] = {}
+    lanes: dict[str, F64] = defaultdict(lambda: np.zeros(n))
     for like_it, op in alike.items():
-        cut = schedule.cut(op.target)
-        found: dict[tuple[int, int, int], float] = {}
-        for rank in schedule.group(op.ranks):
-            lo, hi = (0, 0) if cut is None else schedule.features(cut, rank)
-            like = id(cost_of(rank)), int(costs.samples[op.target, op.microbatch][rank]), hi - lo
-            if like not in found:
-                found[like] = costs.compute_s(op, rank)
-            lanes[rank, op.lane] += times[like_it] * found[like]
-    devices: dict[tuple[int, int | None], float] = defaultdict(float)
-    for (rank, _), seconds in lanes.items():
-        if not cluster.on_cores(rank):
-            place = cluster.placement[rank]
-            devices[place.host, place.device] += seconds
-    return max([*lanes.values(), *devices.values()], default=0.0)
+        if op.ranks not in groups:
+            groups[op.ranks] = np.array(list(schedule.group(op.ranks)), dtype=np.int64)
+        ranks, cut = groups[op.ranks], schedule.cut(op.target)
+        if (op.target, op.ranks) not in widths:
+            ends = [(0, 0) if cut is None else schedule.features(cut, rank) for rank in ranks.tolist()]
+            widths[op.target, op.ranks] = np.array([hi - lo for lo, hi in ends], dtype=np.int64)
+        samples, width = costs.samples[op.target, op.microbatch][ranks], widths[op.target, op.ranks]
+        alike_ranks = (like[ranks] * (int(samples.max()) + 1) + samples) * (int(width.max()) + 1) + width
+        _, first, which = np.unique(alike_ranks, return_index=True, return_inverse=True)
+        seconds = np.array([costs.compute_s(op, rank) for rank in ranks[first].tolist()])
+        lanes[op.lane][ranks] += times[like_it] * seconds[which]
+    places: dict[Placement, int] = {}
+    device = np.array([places.setdefault(p, len(places)) for p in cluster.placement], dtype=np.int64)
+    on_device = np.array([not cluster.on_cores(rank) for rank in range(n)])
+    busy = sum(lanes.values(), np.zeros(n))
+    devices = np.bincount(device, weights=np.where(on_device, busy, 0.0))
+    return float(max([*(lane.max() for lane in lanes.values()), devices.max()]))
 
 
 # ---- messages -----------------------------------------------------------------------------------------------------
@@ -138,43 +160,86 @@ def _ends_s(schedule: Schedule, cluster: Cluster) -> float:
 def _transfers(schedule: Schedule, apart: I64, owner: I64, count: int) -> tuple[F64, F64]:
     """Bytes of transfers that leave, and that enter, each of `count` owners of ranks, between ranks that are `apart`.
 
-    Both arrays are by rank: two ranks are apart if their entries in `apart` differ.
+    Both arrays are by rank: two ranks are apart if their entries in `apart` differ. Where every rank of a group sends
+    to every rank of another, pairs are not looked at one by one; where they would have to be, as each pair carries
+    slices of its own, more than `MOST_PAIRS` are left out.
     """
-    ends: dict[tuple[object, ...], tuple[I64, I64]] = {}
-    uniform: dict[tuple[object, ...], int] = defaultdict(int)
-    sliced: dict[tuple[tuple[object, ...], str, bool], I64] = {}
+    uniform: dict[tuple[object, ...], tuple[Transfer, int]] = {}
+    sliced: dict[tuple[tuple[object, ...], str, bool], tuple[Transfer, I64]] = {}
     out, into = np.zeros(count), np.zeros(count)
+    moved = _Moved(schedule, apart)
 
-    def add(src: I64, dst: I64, nbytes: npt.NDArray[np.generic] | None, times: float = 1.0) -> None:
-        for side, ranks in ((out, src), (into, dst)):
-            side += times * np.bincount(owner[ranks], weights=nbytes, minlength=count)
+    def add(by_rank: tuple[tuple[I64, F64], tuple[I64, F64]]) -> None:
+        for side, (ranks, nbytes) in zip((out, into), by_rank, strict=True):
+            side += np.bincount(owner[ranks], weights=nbytes, minlength=count)
 
     for op in schedule.ops:
         if not isinstance(op, Transfer):
             continue
         key: tuple[object, ...] = (op.pattern, op.src, op.dst, op.pairs)
-        if key not in ends:
-            pairs = [(a, b) for a, b in schedule.pairs(op) if apart[a] != apart[b]]
-            both = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-            ends[key] = both[:, 0], both[:, 1]
         bundles = [schedule.bundle(v.name) for v in op.values if v.kind.owner_sends is not None]
         cut = [bundle for bundle in bundles if bundle.layout is Layout.SHARDED]
         if op.slices or (cut and len(op.values) > 1):
-            src, dst = ends[key]
+            if op.pattern in COMPLETE and len(schedule.group(op.src)) * len(schedule.group(op.dst)) > MOST_PAIRS:
+                continue
+            src, dst = moved.pairs(op)
             each = [schedule.message_bytes(op, int(a), int(b)) for a, b in zip(src, dst, strict=True)]
-            add(src, dst, np.array(each, dtype=np.int64))
+            nbytes = np.array(each, dtype=np.float64)
+            add(((src, nbytes), (dst, nbytes)))
         elif cut:
             owners = schedule.owners(cut[0])
-            slices = [slice_bounds(cut[0].numel, len(owners), i) for i in range(len(owners))]
+            ends = _slice_ends(cut[0].numel, len(owners))
             part = key, cut[0].owners, bool(op.values[0].kind.owner_sends)
             if part not in sliced:
-                sliced[part] = np.zeros(len(owner), dtype=np.int64)
-            sliced[part][list(owners)] += [(hi - lo) * schedule.itemsize_of(op) for lo, hi in slices]
+                sliced[part] = op, np.zeros(len(owner), dtype=np.int64)
+            sliced[part][1][list(owners)] += np.diff(ends) * schedule.itemsize_of(op)
         else:
-            uniform[key] += op.nbytes
-    for where, nbytes in uniform.items():
-        add(*ends[where], None, float(nbytes))
-    for (where, _, owner_sends), by_rank in sliced.items():
-        src, dst = ends[where]
-        add(src, dst, by_rank[src if owner_sends else dst])
+            uniform[key] = op, op.nbytes + (uniform[key][1] if key in uniform else 0)
+    one = np.ones(len(owner))
+    for op, nbytes_of_each in uniform.values():
+        add(moved.by_rank(op, float(nbytes_of_each) * one, one))
+    for (_, _, owner_sends), (op, of_rank) in sliced.items():
+        add(moved.by_rank(op, of_rank, one) if owner_sends else moved.by_rank(op, one, of_rank))
     return out, into
+
+
+def _slice_ends(numel: int, pieces: int) -> I64:
+    """Where slices begin and end, as `slice_bounds` says."""
+    return np.minimum(np.arange(pieces + 1, dtype=np.int64) * -(-numel // pieces), numel)
+
+
+class _Moved:
+    """What ranks send and receive in transfers of `schedule`, messages between ranks that are not `apart` left out."""
+
+    def __init__(self, schedule: Schedule, apart: I64) -> None:
+        self.schedule, self.apart = schedule, apart
+        self._pairs: dict[tuple[object, ...], tuple[I64, I64]] = {}
+
+    def pairs(self, op: Transfer) -> tuple[I64, I64]:
+        """Sources and destinations of the messages of `op`."""
+        key = op.pattern, op.src, op.dst, op.pairs
+        if key not in self._pairs:
+            pairs = [(a, b) for a, b in self.schedule.pairs(op) if self.apart[a] != self.apart[b]]
+            both = np.array(pairs, dtype=np.int64).reshape(-1, 2)
+            self._pairs[key] = both[:, 0], both[:, 1]
+        return self._pairs[key]
+
+    def by_rank(
+        self, op: Transfer, from_src: npt.NDArray[np.generic], to_dst: npt.NDArray[np.generic]
+    ) -> tuple[tuple[I64, F64], tuple[I64, F64]]:
+        """Ranks that send, and what they send; ranks that receive, and what they receive.
+
+        The message from rank a to rank b has `from_src[a] * to_dst[b]` bytes.
+        """
+        f, g = from_src.astype(np.float64), to_dst.astype(np.float64)
+        if op.pattern not in COMPLETE:
+            src, dst = self.pairs(op)
+            return (src, f[src] * g[dst]), (dst, f[src] * g[dst])
+        src = np.array(list(self.schedule.group(op.src)), dtype=np.int64)
+        dst = np.array(list(self.schedule.group(op.dst)), dtype=np.int64)
+        near = [
+            np.bincount(self.apart[ends], weights=size[ends], minlength=len(f)) for ends, size in ((src, f), (dst, g))
+        ]
+        to_others = g[dst].sum() - near[1][self.apart[src]]
+        from_others = f[src].sum() - near[0][self.apart[dst]]
+        return (src, f[src] * to_others), (dst, g[dst] * from_others)

@@ -32,6 +32,14 @@ from stanza_sim.studies.plan.session import Answer, PlanAnswers, row
 SAME = 1e-4
 """Plans whose samples/s differ by no more than this, relatively, are called just as fast."""
 
+LEFT_OUT = {
+    "memory": "do not fit the devices' memory",
+    "infeasible": "cannot be built here",
+    "time": "take too long to simulate in this budget",
+    "host_memory": "take too much memory to simulate",
+}
+"""What each kind of `LeftOut` says."""
+
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
@@ -89,7 +97,7 @@ def _paragraph(console: Console, text: str) -> None:
 def _sentences(answer: Answer) -> list[str]:
     found, best = answer.found, answer.found.best
     told = [_searched(found)]
-    for kind, what in (("memory", "do not fit the devices' memory"), ("infeasible", "cannot be built here")):
+    for kind, what in LEFT_OUT.items():
         if out := [one for one in found.left_out if one.kind == kind]:
             told.append(f"left out, {len(out)} that {what}, such as {out[0].choice.label}: {out[0].reason}")
     if blind := not_judged(answer.problem.cluster):

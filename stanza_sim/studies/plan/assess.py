@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from time import monotonic
 
 from stanza_sim.base.collector import collector_off
 from stanza_sim.base.config import Loaded
@@ -19,13 +19,17 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.profiles.blocks import Profile
 from stanza_sim.profiles.network import NetworkProfile
 from stanza_sim.simulate import Prediction
+from stanza_sim.simulate.lowering.fold import Folding
 from stanza_sim.simulate.run import SimulationCase, part_count
 from stanza_sim.studies.plan.choices import Choice
 from stanza_sim.studies.plan.memory import Memory, memory_of, too_much
+from stanza_sim.studies.plan.room import NoRoom, Room, Work
 from stanza_sim.timeline.spans import Timeline
 
 SURE = 1e-9
 """A bound below what it is compared with by less than this, relatively, may be a tie."""
+
+UNLIMITED = Room()
 
 ALIKE = 0.05
 """Rates that differ by less than about this, relatively, promise about the same."""
@@ -90,12 +94,13 @@ class Sketch:
     """What a schedule alone tells: no order of its work trains more than `most_samples_per_s`.
 
     `parts` is how much ranks do, part by part, which is about what simulating it costs. `digest` is that of the
-    schedule. Without one it could not be built, for `reason`.
+    schedule. Without one it could not be built, for a `reason` of this `kind`.
     """
 
     most_samples_per_s: float = 0.0
     parts: int = 0
     digest: str = ""
+    kind: str = ""
     reason: str = ""
 
     def promise(self, share: float) -> tuple[int, int]:
@@ -107,13 +112,13 @@ class Sketch:
 
 
 @collector_off()
-def sketch(problem: Problem, choice: Choice) -> Sketch:
-    """Build the schedule of a choice and bound it roughly, which costs about a tenth of `weigh`."""
+def sketch(problem: Problem, choice: Choice, *, bounded: bool = True) -> Sketch:
+    """Build the schedule of a choice and, if `bounded`, bound it roughly, which costs about a tenth of `weigh`."""
     try:
         plan = problem.plan(choice)
-        bound_s = 0.0 if problem.by_chance else problem.scenario(plan).quick_bound_s()
+        bound_s = problem.scenario(plan).quick_bound_s() if bounded and not problem.by_chance else 0.0
     except InputError as error:
-        return Sketch(reason=error.one_line)
+        return Sketch(kind="infeasible", reason=error.one_line)
     most = plan.schedule.global_batch / bound_s if bound_s > 0 else math.inf
     return Sketch(most_samples_per_s=most, parts=part_count(plan.schedule), digest=plan.schedule.digest())
 
@@ -123,32 +128,48 @@ class Weighed:
     """What is known of a choice once its schedule is checked, folded and lowered, and its simulation if it is worth it.
 
     No order of its work trains more than `most_samples_per_s`. If it is `out`, `kind` and `reason` say why, and the
-    rest says nothing. There is no `score` where the bound says that it stays below what was asked for.
+    rest says nothing. There is no `score` where the bound says that it stays below what was asked for. `work` is what
+    simulating it took.
     """
 
     most_samples_per_s: float = 0.0
     score: Score | None = None
+    work: Work | None = None
     kind: str = ""
     reason: str = ""
 
     @property
     def out(self) -> bool:
-        """Whether it cannot be run."""
+        """Whether it cannot be run, or not be simulated here."""
         return bool(self.kind)
+
+    @property
+    def limited(self) -> bool:
+        """Whether it is out only because time or memory to simulate it were short."""
+        return self.kind in ("time", "host_memory")
 
 
 @collector_off()
-def weigh(problem: Problem, choice: Choice, least: float = 0.0, go_on: Callable[[], bool] = lambda: True) -> Weighed:
+def weigh(problem: Problem, choice: Choice, least: float = 0.0, room: Room = UNLIMITED) -> Weighed:
     """Bound a choice, see whether it fits the devices and simulate it unless it stays below `least` samples/s.
 
-    Raises `RunError` if after an iteration of the simulation `go_on` says no.
+    Where it would need more than there is `room` for, that is said before it is lowered.
     """
+    until_s, began_s, parts, compiled = room.until_s(monotonic()), 0.0, 0, False
+
+    def admit(folding: Folding, compiles: bool) -> None:
+        nonlocal began_s, parts, compiled
+        began_s, parts, compiled = monotonic(), part_count(plan.schedule, folding), compiles
+        room.admit(parts, compiled, until_s)
+
     try:
         plan = problem.plan(choice)
         scenario = problem.scenario(plan)
-        case = scenario.prepare()
+        case = scenario.prepare(admit)
     except InputError as error:
         return Weighed(kind="infeasible", reason=error.one_line)
+    except NoRoom as no:
+        return Weighed(kind=no.kind, reason=no.reason)
     needs = _needs(problem, plan, case)
     if (reason := too_much(scenario.cluster, needs)) is not None:
         return Weighed(kind="memory", reason=reason)
@@ -156,7 +177,7 @@ def weigh(problem: Problem, choice: Choice, least: float = 0.0, go_on: Callable[
     most = plan.schedule.global_batch / bound_s if bound_s > 0 and not problem.by_chance else math.inf
     if most * (1 + SURE) < least:
         return Weighed(most_samples_per_s=most)
-    prediction = scenario.predict(case, go_on=go_on)
+    prediction = scenario.predict(case)
     alike = prediction.timeline.multiplicity
     score = Score(
         choice=choice,
@@ -164,16 +185,14 @@ def weigh(problem: Problem, choice: Choice, least: float = 0.0, go_on: Callable[
         sent_bytes=sum(n * alike.get(rank, 1) for rank, n in prediction.sent_bytes.items()),
         memory_nbytes=max(need.nbytes for need in needs.values()),
     )
-    return Weighed(most_samples_per_s=most, score=score)
+    work = Work(parts=parts, compiled=compiled, seconds=monotonic() - began_s)
+    return Weighed(most_samples_per_s=most, score=score, work=work)
 
 
 @collector_off()
-def spread_of(problem: Problem, one: Score, go_on: Callable[[], bool] = lambda: True) -> Score:
-    """The score with what its samples/s are where costs are off; it is simulated again.
-
-    Raises `RunError` if after an iteration of a simulation `go_on` says no.
-    """
-    spread = problem.scenario(problem.plan(one.choice)).spread(one.prediction, go_on=go_on)
+def spread_of(problem: Problem, one: Score) -> Score:
+    """The score with what its samples/s are where costs are off; it is simulated again."""
+    spread = problem.scenario(problem.plan(one.choice)).spread(one.prediction)
     return replace(one, prediction=replace(one.prediction, spread=spread))
 
 

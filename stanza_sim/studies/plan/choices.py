@@ -43,7 +43,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeftOut:
-    """What could not be tried, and why; `kind` is `infeasible` or `memory`."""
+    """What could not be tried, and why.
+
+    `kind` is `infeasible`, `memory` (of a device), or, of what could not be simulated here, `time` or `host_memory`.
+    """
 
     choice: Choice
     kind: str

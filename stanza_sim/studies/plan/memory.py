@@ -50,6 +50,7 @@ from stanza_sim.schedule import (
     Layout,
     Op,
     Phase,
+    Ranks,
     Schedule,
     Transfer,
     ValueKind,
@@ -175,17 +176,18 @@ def _communicators_nbytes(schedule: Schedule, ops: Iterable[Op], rank: int) -> i
 
     `ops` are transfers and collectives, one of each that are between the same ranks.
     """
-    pairs: set[tuple[int, int]] = set()
+    peers: tuple[set[Ranks], set[Ranks]] = set(), set()  # groups of those that it sends to, and receives from
     groups: set[tuple[int, ...]] = set()
     for op in ops:
         if isinstance(op, Transfer):
             if rank in schedule.group(op.src):
-                pairs.update((rank, d) for d in schedule.destinations(op, rank) if d != rank)
+                peers[0].add(schedule.destinations(op, rank))
             if rank in schedule.group(op.dst):
-                pairs.update((s, rank) for s in schedule.sources(op, rank) if s != rank)
+                peers[1].add(schedule.sources(op, rank))
         elif isinstance(op, Collective) and rank in (group := schedule.group(op.ranks)) and len(group) > 1:
             groups.add(tuple(group))
-    if not (count := len(pairs) + len(groups)):
+    pairs = sum(len(set().union(*some) - {rank}) for some in peers)
+    if not (count := pairs + len(groups)):
         return 0
     return count * max(1, min(MOST_CHANNELS, MULTIPROCESSORS // count)) * BUFFER_BYTES
 
@@ -225,4 +227,4 @@ def sharing(cluster: Cluster, rank: int) -> int:
 
 def not_judged(cluster: Cluster) -> Sequence[int]:
     """Ranks whose device's memory is not known."""
-    return [rank for rank in range(cluster.world_size) if capacity(cluster, rank) is None]
+    return [rank for rank in range(cluster.world_size) if cluster.on_cores(rank)]

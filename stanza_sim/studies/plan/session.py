@@ -11,6 +11,7 @@ from time import monotonic
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.limits import TimeIsUp, free_memory, memory_limit, own_memory, time_limit
 from stanza_sim.base.telling import Say, Tell
 from stanza_sim.experiment.file import Experiment, StrategyEntry, load_experiment
 from stanza_sim.experiment.rows import cluster_of, known_profiles, model_of
@@ -19,7 +20,7 @@ from stanza_sim.profiles.blocks import differences
 from stanza_sim.profiles.network import NetworkProfile, mismatches, read_either, with_network
 from stanza_sim.report.result import Row
 from stanza_sim.studies.plan.assess import Problem, Score
-from stanza_sim.studies.plan.choices import choices, local_size
+from stanza_sim.studies.plan.choices import Choice, choices, local_size
 from stanza_sim.studies.plan.explain import Explanation, explain
 from stanza_sim.studies.plan.search import Limits, Search, SearchResult, Stop
 from stanza_sim.studies.plan.worker_pool import WorkerPool, worker_pool
@@ -29,11 +30,13 @@ SEARCHING = 0.8
 found."""
 SPREADS = 10
 """So many of the best plans are simulated again with costs that are off."""
+GRACE_S = 1.5
+"""For all models together: so long after the end one plan of each that has none may still be simulated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What was found for one model: `best` is the winner's row, with its schedule and its whole prediction.
+    """What was found for one model: `best` is the winner's row, whose prediction has a timeline only if asked for.
 
     Where it was executed, `best` is the row of that run. Without a single plan that could be simulated there is none.
     """
@@ -85,18 +88,20 @@ def plan_experiment(
     overrides: Sequence[str] = (),
     budget_s: float | None = None,
     max_evaluations: int | None = None,
+    memory_nbytes: int | None = None,
     profiles: Sequence[Path] = (),
     jobs: int = 1,
+    timelines: bool = False,
     tell: Tell = lambda model, done, total: None,
     say: Say = lambda text: None,
 ) -> PlanAnswers:
     """Search the best plan of every model of an experiment.
 
-    `budget_s` is for all models together and counts from now: each gets an equal share of what is left once its rows of
-    the experiment and the defaults of strategies are simulated, which they are however short it is (and for the first
-    model that includes compiling the engine, where that has not been done). `max_evaluations` is for each model. Both
-    limits hold for the explanation as well. Ctrl-C ends the search with what has been found. Raises `InputError` and
-    `RunError`.
+    `budget_s` is for all models together and counts from now: each gets an equal share of what is left. A model of
+    which no plan has been simulated by then has a moment more for one. `max_evaluations` is for each model. Both limits
+    hold for the explanation as well. No process takes more than `memory_nbytes` (left out: than its part of what the
+    machine has). With `timelines` the best plans have theirs, unless there is no time for them, which is said. Ctrl-C
+    ends the search with what has been found. Raises `InputError` and `RunError`.
     """
     end_s = None if budget_s is None else monotonic() + budget_s
     loaded = load_experiment(name_or_path, overrides)
@@ -106,8 +111,11 @@ def plan_experiment(
         loaded.value.strategies,
         end_s=end_s,
         max_evaluations=max_evaluations,
+        memory_nbytes=memory_nbytes,
         jobs=jobs,
+        timelines=timelines,
         tell=tell,
+        say=say,
     )
 
 
@@ -118,8 +126,11 @@ def plan_problems(
     *,
     end_s: float | None = None,
     max_evaluations: int | None = None,
+    memory_nbytes: int | None = None,
     jobs: int = 1,
+    timelines: bool = False,
     tell: Tell = lambda model, done, total: None,
+    say: Say = lambda text: None,
 ) -> PlanAnswers:
     """Search the best plan of each problem; `rows` are tried first, `end_s` is an instant of the monotonic clock.
 
@@ -135,35 +146,51 @@ def plan_problems(
         )
         for p in problems
     ]
+    if memory_nbytes is None and (free_nbytes := free_memory()) is not None:
+        memory_nbytes = own_memory() + free_nbytes // jobs
     answers: list[Answer] = []
-    with worker_pool(problems, jobs=jobs, work=sum(len(some) for some, _ in spaces)) as pool:
+    with worker_pool(
+        problems, jobs=jobs, work=sum(len(some) for some, _ in spaces), memory_nbytes=memory_nbytes
+    ) as pool:
+        pool.begin(end_s)
         for i, (problem, (some, out)) in enumerate(zip(problems, spaces, strict=True)):
-            share = _Share(end_s, of=len(problems) - i)
-            search = Search(
-                pool,
-                i,
-                some,
-                Limits(max_evaluations=max_evaluations),
-                left_out=out,
-                deadline=share.begin,
-                tell=partial(tell, problem.entry.title),
-            )
+            time = _Share.of(end_s, len(problems) - i)
+            limits = Limits(deadline_s=time.search_s, max_evaluations=max_evaluations, grace_s=time.grace_s)
+            search = Search(pool, i, some, limits, left_out=out, tell=partial(tell, problem.entry.title))
             search.run()
-            found = search.found()
-            interrupted = found.stop is Stop.INTERRUPTED
-            explanation = None
-            if not interrupted:
-                try:
-                    found = _with_spreads(pool, i, found, share.end_s)
-                    end = Limits(deadline_s=share.end_s, max_evaluations=max_evaluations)
-                    explanation = explain(pool, i, found, end)
-                except KeyboardInterrupt:
-                    interrupted, found = True, replace(found, stop=Stop.INTERRUPTED)
-            best = None if found.best is None else row(problem, found.best, whole=True)
+            found, best, explanation = search.found(), None, None
+            try:
+                best = None if found.best is None else row(problem, found.best)
+                if found.stop is not Stop.INTERRUPTED:
+                    if timelines and best is not None and found.best is not None:
+                        best = _with_timeline(problem, found.best.choice, best, time.end_s, memory_nbytes, say)
+                    found = _with_spreads(pool, i, found, time.end_s)
+                    explanation = explain(
+                        pool, i, found, Limits(deadline_s=time.end_s, max_evaluations=max_evaluations)
+                    )
+            except KeyboardInterrupt:
+                found = replace(found, stop=Stop.INTERRUPTED)
+            if best is not None and found.best is not None:
+                best = replace(best, prediction=replace(best.prediction, spread=found.best.prediction.spread))
             answers.append(Answer(problem=problem, found=found, best=best, explanation=explanation))
-            if interrupted:
+            if found.stop is Stop.INTERRUPTED:
                 return PlanAnswers(experiment=experiment, answers=tuple(answers), interrupted=True)
     return PlanAnswers(experiment=experiment, answers=tuple(answers))
+
+
+def _with_timeline(
+    problem: Problem, choice: Choice, best: Row, end_s: float | None, memory_nbytes: int | None, say: Say
+) -> Row:
+    """The row of the best plan with the timeline of its prediction, if there is room for that; else that is said."""
+    try:
+        with memory_limit(memory_nbytes), time_limit(end_s):
+            return replace(best, prediction=problem.predict(problem.plan(choice)))
+    except TimeIsUp:
+        short = "time"
+    except MemoryError:
+        short = "memory"
+    say(f"{best.model}: no {short} was left for the spans of {best.label}, which are not written")
+    return best
 
 
 def _with_spreads(pool: WorkerPool, index: int, found: SearchResult, end_s: float | None) -> SearchResult:
@@ -175,37 +202,28 @@ def _with_spreads(pool: WorkerPool, index: int, found: SearchResult, end_s: floa
     return replace(found, ranked=(*known, *found.ranked[SPREADS:]))
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Share:
-    """One model's share of the time until `all_end_s`: one of `of` equal parts of what is left when it begins."""
+    """One model's share of the time: when its search ends, its explanation, and its grace; None without a limit."""
 
-    def __init__(self, all_end_s: float | None, *, of: int) -> None:
-        self._all_end_s, self._of = all_end_s, of
-        self._end_s: float | None = None
+    search_s: float | None = None
+    end_s: float | None = None
+    grace_s: float | None = None
 
-    def begin(self) -> float | None:
-        """Begin now; return when the search ends. None without a limit."""
-        if self._all_end_s is None:
-            return None
+    @classmethod
+    def of(cls, all_end_s: float | None, models: int) -> _Share:
+        """One of so many equal parts of what is left until `all_end_s`; of the grace, as much after its own end."""
+        if all_end_s is None:
+            return cls()
         now_s = monotonic()
-        share_s = max(0.0, self._all_end_s - now_s) / self._of
-        self._end_s = now_s + share_s
-        return now_s + SEARCHING * share_s
-
-    @property
-    def end_s(self) -> float | None:
-        """When the explanation ends."""
-        if self._end_s is None:  # the search ended before it began
-            self.begin()
-        return self._end_s
+        share_s = max(0.0, all_end_s - now_s) / models
+        grace_s = now_s + (max(0.0, all_end_s + GRACE_S - now_s)) / models
+        return cls(search_s=now_s + SEARCHING * share_s, end_s=now_s + share_s, grace_s=grace_s)
 
 
-def row(problem: Problem, one: Score, *, whole: bool = False) -> Row:
-    """The row that `run` would report for a plan; its prediction with its timeline only if `whole`."""
-    plan = problem.plan(one.choice)
-    prediction = one.prediction
-    if whole:
-        prediction = replace(problem.predict(plan), spread=prediction.spread)
-    return row_of(problem.loaded.value, problem.cluster, plan, prediction)
+def row(problem: Problem, one: Score) -> Row:
+    """The row that `run` would report for a plan, but for the timeline."""
+    return row_of(problem.loaded.value, problem.cluster, problem.plan(one.choice), one.prediction)
 
 
 def check_not_launched() -> None:

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from time import monotonic
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from time import monotonic, sleep
 from typing import TypeVar
 
 from stanza_sim.base.errors import RunError
-from stanza_sim.base.processes import processes
-from stanza_sim.simulate.engines import warm
+from stanza_sim.base.limits import TimeIsUp, memory_limit, time_limit
+from stanza_sim.base.processes import can_fork, processes
+from stanza_sim.base.units import format_bytes, format_time
+from stanza_sim.simulate.engines import pays, warm
 from stanza_sim.studies.plan.assess import Problem, Score, Sketch, Variant, Weighed, sketch, spread_of, weigh
 from stanza_sim.studies.plan.choices import Choice
+from stanza_sim.studies.plan.room import Rates, Room
 
 WORTH_IT = 60
 """From so many choices on it pays to start other processes, which takes each about a second, and to load compiled code
 in each, which takes another half and is made up for by some ten plans."""
-GRACE_S = 1.0
-"""What is under way when time is up may take so much longer; then it is given up."""
+STARTING_S = 0.02
+"""What a process waits for when it has started, so that another takes the next such task."""
+GRACE_S = 0.5
+"""What is under way when time is up may take so much longer; then its process is ended."""
+VARIED_KEPT = 4
+"""So many link speeds and batches are looked at side by side (see `explain`)."""
 COLLECTED_EVERY = 16
 """After so many tasks a process frees what cycles of objects hold, which Python does too seldom by itself here."""
 
@@ -29,144 +39,228 @@ _T = TypeVar("_T")
 
 
 @dataclass(slots=True)
-class _WorkerState:
-    """What a process of the pool works on; every process is told once."""
+class WorkerState:
+    """What a process works on; every process is told once."""
 
     problems: tuple[Problem, ...] = ()
     done: int = 0
     varied: dict[tuple[int, Variant], Problem] = field(default_factory=dict)
 
     def problem(self, index: int, variant: Variant) -> Problem:
-        """Problem number `index` at another link speed or batch; the last one asked for is kept."""
+        """Problem number `index` at another link speed or batch; the last ones asked for are kept."""
         if variant == Variant():
             return self.problems[index]
         if (index, variant) not in self.varied:
-            self.varied = {(index, variant): self.problems[index].varied(variant)}
+            if len(self.varied) == VARIED_KEPT:
+                del self.varied[next(iter(self.varied))]
+            self.varied[index, variant] = self.problems[index].varied(variant)
         return self.varied[index, variant]
 
+    def collect(self) -> None:
+        """Free what cycles hold, every now and then."""
+        self.done += 1
+        if self.done % COLLECTED_EVERY == 0:
+            gc.collect()
 
-_state = _WorkerState()
+
+_state = WorkerState()
 
 
-def _adopt(problems: tuple[Problem, ...]) -> None:
-    _state.problems = problems
+def _adopt(problems: tuple[Problem, ...] | Path) -> None:
+    """Take over the problems, or those that a file holds."""
+    _state.problems = pickle.loads(problems.read_bytes()) if isinstance(problems, Path) else problems
     warm()
+    if pays(1):
+        import stanza_sim.simulate.compiled.engine  # noqa: F401 - now, and not in the time of the first plan
     gc.collect()
     gc.freeze()  # what is there now stays, and need not be looked through again
 
 
-def _collected(result: _T) -> _T:
-    _state.done += 1
-    if _state.done % COLLECTED_EVERY == 0:
-        gc.collect()
-    return result
+# ---- tasks, each within its limits -----------------------------------------------------------------------------------
 
 
-def _sketch(problem: int, choice: Choice, deadline_s: float | None) -> Sketch | None:
-    return None if _past(deadline_s) else _collected(sketch(_state.problems[problem], choice))
+def _within(room: Room, task: Callable[[], _T], out: Callable[[str, str], _T]) -> _T | None:
+    """What `task` returns; what `out` makes of a kind and a reason if time or memory is short; None if it is too late.
 
-
-def _weigh(problem: int, choice: Choice, least: float, deadline_s: float | None, variant: Variant) -> Weighed | None:
-    if _past(deadline_s):
+    Memory is the limit of the whole process, and of what may be left in it of other tasks.
+    """
+    began_s = monotonic()
+    until_s = room.until_s(began_s)
+    if until_s is not None and began_s >= until_s:
         return None
-    return _collected(_weighed(_state.problem(problem, variant), choice, least, deadline_s))
-
-
-def _weighed(problem: Problem, choice: Choice, least: float, deadline_s: float | None) -> Weighed | None:
-    """As `weigh`; None if time runs out meanwhile."""
     try:
-        return weigh(problem, choice, least, go_on=lambda: not _past(deadline_s))
-    except RunError:
-        if _past(deadline_s):
-            return None
-        raise
+        with memory_limit(room.memory_nbytes), time_limit(until_s):
+            return task()
+    except TimeIsUp:
+        return out("time", f"stopped after {format_time(monotonic() - began_s)}")
+    except MemoryError:
+        pass  # outside, what it held is freed
+    gc.collect()
+    limit = "" if room.memory_nbytes is None else f" than {format_bytes(room.memory_nbytes)}"
+    return out("host_memory", f"simulating it takes more memory{limit}")
 
 
-def _spread(problem: int, one: Score, deadline_s: float | None) -> Score | None:
-    return None if _past(deadline_s) else _collected(_spread_of(_state.problems[problem], one, deadline_s))
+def _nothing(shared: WorkerState | None, room: Room) -> bool | None:
+    sleep(STARTING_S)
+    return True
 
 
-def _spread_of(problem: Problem, one: Score, deadline_s: float | None) -> Score | None:
-    """As `spread_of`; None if time runs out meanwhile."""
-    try:
-        return spread_of(problem, one, go_on=lambda: not _past(deadline_s))
-    except RunError:
-        if _past(deadline_s):
-            return None
-        raise
+def _sketch(shared: WorkerState | None, room: Room, problem: int, choice: Choice, bounded: bool) -> Sketch | None:
+    state = shared or _state
+    state.collect()
+    return _within(
+        room,
+        lambda: sketch(state.problems[problem], choice, bounded=bounded),
+        lambda kind, why: Sketch(kind=kind, reason=why),
+    )
 
 
-def _past(deadline_s: float | None) -> bool:
-    return deadline_s is not None and monotonic() >= deadline_s
+def _weigh(
+    shared: WorkerState | None, room: Room, problem: int, choice: Choice, least: float, variant: Variant
+) -> Weighed | None:
+    state = shared or _state
+    state.collect()
+    return _within(
+        room,
+        lambda: weigh(state.problem(problem, variant), choice, least, room),
+        lambda kind, why: Weighed(kind=kind, reason=why),
+    )
+
+
+def _spread(shared: WorkerState | None, room: Room, problem: int, one: Score) -> Score | None:
+    state = shared or _state
+    state.collect()
+    return _within(room, lambda: spread_of(state.problems[problem], one), lambda kind, why: one)
+
+
+# ---- who carries them out --------------------------------------------------------------------------------------------
+
+
+class Processes:
+    """An executor of `jobs` processes that work on `problems`; started when it is needed, anew where it was ended.
+
+    Copies of this process have the problems already. Others get them from a file: were they handed to a process that
+    starts, each would hold up the next.
+    """
+
+    def __init__(self, problems: tuple[Problem, ...], jobs: int) -> None:
+        self._problems, self.jobs = problems, jobs
+        self._started: tuple[ExitStack, Executor] | None = None
+
+    def executor(self) -> Executor:
+        """The processes, which begin to start now if there are none."""
+        if self._started is None:
+            stack, forked = ExitStack(), can_fork()
+            problems: tuple[Problem, ...] | Path = self._problems
+            if not forked:
+                problems = Path(stack.enter_context(TemporaryDirectory(prefix="stanza-sim-"))) / "problems"
+                problems.write_bytes(pickle.dumps(self._problems))
+            executor = stack.enter_context(processes(self.jobs, _adopt, (problems,), forked=forked))
+            self._started = stack, executor
+        return self._started[1]
+
+    def end(self) -> None:
+        """End all processes, whatever they do."""
+        if self._started is not None:
+            stack, self._started = self._started[0], None
+            stack.close()
 
 
 class WorkerPool:
-    """Looks at choices for `problems`, in other processes if there is an executor.
+    """Looks at choices for `problems`: in `workers` if there are any, else in this process.
 
-    Results come in the order of the choices, None for those that were not finished by `deadline_s` (of the monotonic
+    Results come in the order of the choices, None for those that were not begun by `deadline_s` (of the monotonic
     clock, which is the same in all processes). Which results there are depends on the clock, what they say does not.
+    No process takes more than `memory_nbytes`.
     """
 
-    def __init__(self, problems: Sequence[Problem], executor: Executor | None) -> None:
-        self.problems, self._executor = tuple(problems), executor
-        self._here = _WorkerState(self.problems)
+    def __init__(
+        self, problems: Sequence[Problem], workers: Processes | None = None, memory_nbytes: int | None = None
+    ) -> None:
+        self.problems, self._workers, self._memory_nbytes = tuple(problems), workers, memory_nbytes
+        self._here, self._rates = WorkerState(self.problems), Rates()
 
-    def sketch(self, problem: int, some: Sequence[Choice], deadline_s: float | None) -> list[Sketch | None]:
-        """Quick bounds of choices."""
-        if self._executor is None:
-            return [None if _past(deadline_s) else sketch(self.problems[problem], choice) for choice in some]
-        submit = self._executor.submit
-        return self._results([submit(_sketch, problem, choice, deadline_s) for choice in some], deadline_s)
+    def begin(self, deadline_s: float | None) -> None:
+        """Start the processes, and wait until they can work, or until `deadline_s`: models then share what is left."""
+        if self._workers is not None:
+            self._each(_nothing, self._room(deadline_s), [()] * self._workers.jobs)
+
+    def sketch(
+        self,
+        problem: int,
+        some: Sequence[Choice],
+        deadline_s: float | None,
+        *,
+        most_s: float | None = None,
+        bounded: bool = True,
+    ) -> list[Sketch | None]:
+        """What the schedules of choices tell, with quick bounds or without; each may take `most_s`."""
+        return self._each(_sketch, self._room(deadline_s, most_s), [(problem, choice, bounded) for choice in some])
 
     def weigh(
         self,
         problem: int,
         some: Sequence[tuple[Choice, float]],
         deadline_s: float | None,
-        variant: Variant | None = None,
+        variants: Sequence[Variant] | None = None,
+        most_s: float | None = None,
     ) -> list[Weighed | None]:
         """Bound choices exactly, and simulate those that may reach the samples/s that stand beside them.
 
-        With a `variant`, at another link speed or batch. Raises `InputError` if the cluster cannot have that.
+        Each may take `most_s`; one that by its size would take longer, or more memory than there is, is not begun. With
+        `variants`, each at another link speed or batch. Raises `InputError` if the cluster cannot have that.
         """
-        at = variant or Variant()
-        if self._executor is None:
-            there = self._here.problem(problem, at)
-            return [None if _past(deadline_s) else _weighed(there, choice, least, deadline_s) for choice, least in some]
-        submit = self._executor.submit
-        return self._results([submit(_weigh, problem, one, least, deadline_s, at) for one, least in some], deadline_s)
+        at, room = variants or [Variant()] * len(some), self._room(deadline_s, most_s)
+        asked = [(problem, choice, least, there) for (choice, least), there in zip(some, at, strict=True)]
+        found = self._each(_weigh, room, asked)
+        for one in found:
+            if one is not None and one.work is not None:
+                self._rates.add(one.work)
+        return found
 
     def spreads(self, problem: int, some: Sequence[Score], deadline_s: float | None) -> list[Score | None]:
         """Simulate plans again with costs that are off."""
-        if self._executor is None:
-            there = self.problems[problem]
-            return [None if _past(deadline_s) else _spread_of(there, one, deadline_s) for one in some]
-        submit = self._executor.submit
-        return self._results([submit(_spread, problem, one, deadline_s) for one in some], deadline_s)
+        return self._each(_spread, self._room(deadline_s), [(problem, one) for one in some])
 
-    @staticmethod
-    def _results(futures: Sequence[Future[_T | None]], deadline_s: float | None) -> list[_T | None]:
+    def _room(self, deadline_s: float | None, most_s: float | None = None) -> Room:
+        return Room(
+            deadline_s=deadline_s,
+            most_s=most_s,
+            memory_nbytes=self._memory_nbytes,
+            estimates=self._rates.estimates(),
+        )
+
+    def _each(self, task: Callable[..., _T | None], room: Room, asked: Sequence[tuple[object, ...]]) -> list[_T | None]:
+        if self._workers is None:
+            return [task(self._here, room, *each) for each in asked]
+        executor = self._workers.executor()
+        futures: list[Future[_T | None]] = [executor.submit(task, None, room, *each) for each in asked]
+        deadline_s = room.deadline_s
         left_s = None if deadline_s is None else max(0.0, deadline_s - monotonic()) + GRACE_S
         try:
             wait(futures, timeout=left_s, return_when=FIRST_EXCEPTION)
             for future in futures:
-                future.cancel()  # what has begun goes on, to no use
-            return [future.result() if future.done() and not future.cancelled() else None for future in futures]
+                future.cancel()
+            found = [future.result() if future.done() and not future.cancelled() else None for future in futures]
         except BrokenProcessPool:
             raise RunError(
                 "a process that simulated plans was ended from outside, perhaps for lack of memory"
             ) from None
+        if any(future.running() for future in futures):
+            self._workers.end()
+        return found
 
 
 @contextmanager
-def worker_pool(problems: Sequence[Problem], *, jobs: int, work: int) -> Iterator[WorkerPool]:
+def worker_pool(
+    problems: Sequence[Problem], *, jobs: int, work: int, memory_nbytes: int | None = None
+) -> Iterator[WorkerPool]:
     """A pool of `jobs` processes, or of this one if there is little `work` (choices in all)."""
     before = warm(work >= WORTH_IT)  # here too, so that all plans are simulated by one engine
+    workers = None if jobs < 2 or work < WORTH_IT else Processes(tuple(problems), jobs)
     try:
-        if jobs < 2 or work < WORTH_IT:
-            yield WorkerPool(problems, None)
-        else:
-            with processes(jobs, _adopt, (tuple(problems),)) as executor:
-                yield WorkerPool(problems, executor)
+        yield WorkerPool(problems, workers, memory_nbytes)
     finally:
         warm(before)
+        if workers is not None:
+            workers.end()

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from stanza_sim.base.errors import RunError
 from stanza_sim.cli.app import app
 from stanza_sim.schedule import parse
+from stanza_sim.studies.plan.assess import Weighed, weigh
 from stanza_sim.studies.plan.choices import choices
 from stanza_sim.studies.plan.worker_pool import WorkerPool
 
@@ -105,6 +106,14 @@ def test_the_network_profile_is_named_and_its_warnings_are_said_once(small, netw
     [
         (("--budget", "100"), "has no unit"),
         (("--budget", "0s"), "is zero"),
+        (("--budget", "-1s"), "is negative"),
+        (("--budget", "nan"), "is not a time"),
+        (("--memory", "0GB"), "is zero"),
+        (("--memory", "-1GB"), "is negative"),
+        (("--memory", "1000000000"), "has no unit"),
+        (("--memory", "a lot"), "is not a size"),
+        (("--memory", "9" * 400 + "GB"), "is too large"),
+        (("--memory", "1MB"), "is less than the program itself takes"),
         (("--set", "nodez=3"), "unknown key"),
         (("--testbed",), "nothing is run without --execute"),
         (("--compute", "emulated"), "nothing is run without --execute"),
@@ -117,6 +126,24 @@ def test_bad_input(small, args, message):
     assert message in result.stderr
 
 
+def test_what_there_was_no_time_and_no_memory_for_is_said(small, monkeypatch):
+    def out(problem, choice, least, room):
+        kinds = {"parameter_server": "time", "stanza": "host_memory"}
+        if choice.strategy in kinds:
+            return Weighed(kind=kinds[choice.strategy], reason=f"short of {kinds[choice.strategy]}")
+        return weigh(problem, choice, least, room)
+
+    monkeypatch.setattr("stanza_sim.studies.plan.worker_pool.weigh", out)
+    args = ("--budget", "100s", "--max-evaluations", "6", "--jobs", "1")
+    (plan,) = json.loads(call("plan", small, "--json", *args).stdout)["plans"]
+    found = {(one["strategy"], one["kind"], one["reason"]) for one in plan["left_out"]}
+    assert ("parameter_server", "time", "short of time") in found
+    assert ("stanza", "host_memory", "short of host_memory") in found
+    printed = " ".join(call("plan", small, *args).stdout.split())
+    assert "that take too long to simulate in this budget, such as PS, one server: short of time" in printed
+    assert "that take too much memory to simulate, such as stanza: short of host_memory" in printed
+
+
 def test_several_searches_by_a_launcher_are_refused(small):
     result = call("plan", small, WORLD_SIZE="4")
     assert result.exit_code == 2
@@ -127,11 +154,11 @@ def test_ctrl_c_prints_the_best_so_far(small, monkeypatch):
     calls = []
     real = WorkerPool.weigh
 
-    def weighing(self, *args):
+    def weighing(self, *args, **more):
         calls.append(args)
         if len(calls) > 1:
             raise KeyboardInterrupt
-        return real(self, *args)
+        return real(self, *args, **more)
 
     monkeypatch.setattr(WorkerPool, "weigh", weighing)
     result = call("plan", small, "--json", "--jobs", 1)

@@ -1,17 +1,22 @@
 """The search: what it finds is what trying everything finds, whatever it leaves out; limits and interruptions."""
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
-from time import monotonic
+from time import monotonic, sleep
+from typing import NoReturn
 
+import numpy as np
 import pytest
 
 from stanza_sim import strategies
-from stanza_sim.base.errors import RunError
+from stanza_sim.base.limits import own_memory
 from stanza_sim.experiment.file import StrategyEntry, load_experiment
 from stanza_sim.studies.plan import session
-from stanza_sim.studies.plan.assess import Problem, Score, sketch, weigh
+from stanza_sim.studies.plan.assess import Problem, Score, Weighed, sketch, weigh
 from stanza_sim.studies.plan.choices import Choice, as_yaml, choices, in_words, local_size
+from stanza_sim.studies.plan.room import Estimate, Rates, Room, Work
 from stanza_sim.studies.plan.search import SKETCHED_FOR_EACH, Limits, Search, Stop
 from stanza_sim.studies.plan.session import plan_problems, problems_of
 from stanza_sim.studies.plan.worker_pool import WorkerPool, worker_pool
@@ -111,7 +116,9 @@ def test_few_evaluations_make_few_sketches(small, monkeypatch):
     looked_at = []
     pool = WorkerPool([problem], None)
     real = pool.sketch
-    monkeypatch.setattr(pool, "sketch", lambda i, which, until: looked_at.extend(which) or real(i, which, until))
+    monkeypatch.setattr(
+        pool, "sketch", lambda i, which, *a, **more: looked_at.extend(which) or real(i, which, *a, **more)
+    )
     search = Search(pool, 0, some, Limits(max_evaluations=6))
     search.run()
     first = sum(choice.first for choice in some)
@@ -124,7 +131,9 @@ def test_what_is_like_a_good_plan_is_tried_before_what_is_like_a_bad_one(small, 
     pool, tried = WorkerPool([problem], None), []
     real = pool.weigh
     monkeypatch.setattr(
-        pool, "weigh", lambda i, batch, until: tried.append([c for c, _ in batch]) or real(i, batch, until)
+        pool,
+        "weigh",
+        lambda i, batch, until, **more: tried.append([c for c, _ in batch]) or real(i, batch, until, **more),
     )
     some = choices_of(problem, OLD)
     search = Search(pool, 0, some, Limits(max_evaluations=20))
@@ -148,19 +157,88 @@ def test_settings_that_differ_are_counted():
     assert plain.differs(made("stanza")) is None
 
 
-def test_what_takes_too_long_is_given_up(small):
+def test_what_takes_too_long_is_stopped_wherever_it_is(small, monkeypatch):
+    def endless(*args):
+        while True:
+            pass
+
     problem = problem_of(small)
-    asked = []
+    pool = WorkerPool([problem])
+    some = choices_of(problem, OLD, most=2)
+    assert pool.weigh(0, [(c, 0.0) for c in some], 0.0) == [None, None]
+    monkeypatch.setattr("stanza_sim.studies.plan.assess.Problem.plan", endless)
+    (found,) = pool.weigh(0, [(some[0], 0.0)], None, most_s=0.01)
+    assert (found.kind, found.limited) == ("time", True)
+    assert found.reason.startswith("stopped after ")
+    (sketched,) = pool.sketch(0, some[:1], None, most_s=0.01)
+    assert (sketched.kind, sketched.digest) == ("time", "")
 
-    def once():
-        asked.append(None)
-        return len(asked) < 2
 
-    with pytest.raises(RunError, match="stopped"):
-        weigh(problem, choices_of(problem, OLD)[0], go_on=once)
-    assert len(asked) == 2
-    pool = WorkerPool([problem], None)
-    assert pool.weigh(0, [(c, 0.0) for c in choices_of(problem, OLD, most=2)], 0.0) == [None, None]
+def test_what_takes_too_much_memory_is_left_out(small, monkeypatch):
+    def huge(*args):
+        return np.ones(10**9)
+
+    problem = problem_of(small)
+    some = choices_of(problem, OLD, most=2)
+    pool = WorkerPool([problem], memory_nbytes=own_memory() + 10**8)
+    monkeypatch.setattr("stanza_sim.studies.plan.assess.Problem.plan", huge)
+    (found,) = pool.weigh(0, [(some[0], 0.0)], None)
+    assert found.kind == "host_memory"
+    assert "more memory than" in found.reason
+    assert pool.sketch(0, some[:1], None)[0].kind == "host_memory"
+
+
+def test_what_would_take_too_much_is_not_begun(small, monkeypatch):
+    """Neither is lowered: time is told from what others took in this search, memory from the number of parts."""
+    problem = problem_of(small)
+    choice = choices_of(problem, OLD)[0]
+    work = weigh(problem, choice).work
+    assert work.parts > 0
+    monkeypatch.setattr("stanza_sim.simulate.run.lower", None)
+    slow = Estimate(least_s=0.0, part_s=3600.0)
+    slow = Room(deadline_s=monotonic() + 3600.0, estimates={work.compiled: slow})
+    found = weigh(problem, choice, 0.0, slow)
+    assert found.kind == "time"
+    assert "1 hour" in found.reason or "h left" in found.reason or "s left" in found.reason
+    little = Room(memory_nbytes=own_memory())
+    assert weigh(problem, choice, 0.0, little).kind == "host_memory"
+
+
+def test_time_is_estimated_from_what_others_took():
+    rates = Rates()
+    assert rates.estimates() == {}
+    for parts in (100, 300, 1000):
+        rates.add(Work(parts=parts, compiled=True, seconds=1.0 + 0.01 * (parts - 100)))
+    (estimate,) = rates.estimates().values()
+    assert estimate.seconds(0) == 1.0
+    assert sum(estimate.seconds(parts) for parts in (100, 300, 1000)) == pytest.approx(3.0 + 2.0 + 9.0)
+    rates.add(Work(parts=10, compiled=False, seconds=5.0))
+    assert rates.estimates()[False].seconds(10) == pytest.approx(5.0)
+    assert rates.estimates()[False].seconds(10**9) > 100.0
+
+
+def test_what_needs_longer_than_others_comes_last(small, monkeypatch):
+    """It is stopped after its part of the time, and simulated in what is left of it."""
+    problem = problem_of(small)
+    pool, real, asked = WorkerPool([problem]), WorkerPool.weigh, []
+
+    def weighing(i, batch, until, variant=None, most_s=None):
+        asked.append((tuple(c.label for c, _ in batch), most_s))
+        found = real(pool, i, batch, until)
+        return [
+            Weighed(kind="time", reason="slow") if most_s is not None and c.strategy == "stanza" else one
+            for (c, _), one in zip(batch, found, strict=True)
+        ]
+
+    monkeypatch.setattr(pool, "weigh", weighing)
+    search = Search(pool, 0, choices_of(problem, OLD, most=5), Limits(deadline_s=monotonic() + 1000.0))
+    search.run()
+    found = search.found()
+    assert found.stop is Stop.COMPLETE
+    assert "stanza" in {one.choice.strategy for one in found.ranked}
+    assert asked[0][1] == pytest.approx(400.0, rel=0.01)
+    assert asked[-1][1] is None
+    assert all(label.startswith("stanza") for label in asked[-1][0])
 
 
 def test_what_stays_below_what_is_asked_for_is_not_simulated(small):
@@ -172,13 +250,30 @@ def test_what_stays_below_what_is_asked_for_is_not_simulated(small):
     assert (known.score, known.out, known.most_samples_per_s) == (None, False, most)
 
 
-def test_rows_are_simulated_even_without_time(small):
+def test_one_plan_is_simulated_even_without_time(small):
     problem = problem_of(small)
     some = choices_of(problem, OLD)
-    found = searched(problem, some, Limits(deadline_s=0.0)).found()
+    found = searched(problem, some, Limits(deadline_s=0.0, grace_s=monotonic() + 1000.0)).found()
     assert found.stop is Stop.BUDGET
-    assert {"PS, one server", "stanza", "all_reduce"} <= {one.choice.label for one in found.ranked}
-    assert found.evaluated + found.unreached + found.same == len(some)
+    assert [one.choice.label for one in found.ranked] == ["PS, one server"]
+    assert found.unreached == len(some) - 1
+    none = searched(problem, some, Limits(deadline_s=0.0, grace_s=0.0)).found()
+    assert (none.ranked, none.unreached, none.stop) == ((), len(some), Stop.BUDGET)
+
+
+def test_with_a_deadline_rows_and_defaults_come_the_cheapest_first(small, monkeypatch):
+    problem = problem_of(small)
+    pool, real, tried = WorkerPool([problem]), WorkerPool.weigh, []
+    monkeypatch.setattr(
+        pool,
+        "weigh",
+        lambda i, batch, *a, **more: tried.extend(c for c, _ in batch) or real(pool, i, batch, *a, **more),
+    )
+    some = [c for c in choices_of(problem, OLD) if c.first]
+    Search(pool, 0, some, Limits(deadline_s=monotonic() + 1000.0)).run()
+    parts = [sketch(problem, c).parts for c in tried]
+    assert len(parts) == len(some)
+    assert parts == sorted(parts)
 
 
 def test_an_interruption_keeps_what_was_found(small, monkeypatch):
@@ -187,11 +282,11 @@ def test_an_interruption_keeps_what_was_found(small, monkeypatch):
     real = pool.weigh
     calls = []
 
-    def weighing(*args):
+    def weighing(*args, **more):
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **more)
 
     monkeypatch.setattr(pool, "weigh", weighing)
     search = Search(pool, 0, choices_of(problem, OLD), Limits())
@@ -203,16 +298,37 @@ def test_an_interruption_keeps_what_was_found(small, monkeypatch):
 
 
 @pytest.mark.processes
-def test_two_processes_find_what_one_finds(small):
+@pytest.mark.parametrize("jobs", [2, 4])
+def test_several_processes_find_what_one_finds(small, jobs):
     problem = problem_of(small)
     some = choices_of(problem, ("all_reduce", "stanza"), most=16)
     found = []
-    for jobs in (1, 2):
-        with worker_pool([problem], jobs=jobs, work=1000) as pool:
+    for count in (1, jobs):
+        with worker_pool([problem], jobs=count, work=1000) as pool:
             search = Search(pool, 0, some, Limits())
             search.run()
             found.append(search.found())
     assert found[0] == found[1]
+
+
+class Stuck(Problem):
+    """A problem whose schedules are never built, in code that cannot be interrupted."""
+
+    def plan(self, choice: Choice) -> NoReturn:
+        while True:
+            with suppress(BaseException):
+                sleep(60.0)
+
+
+@pytest.mark.processes
+def test_a_process_that_cannot_be_stopped_is_ended_and_another_takes_its_place(small):
+    problem = problem_of(small)
+    stuck = Stuck(**{f.name: getattr(problem, f.name) for f in fields(problem)})
+    some = choices_of(problem, OLD, most=2)
+    with worker_pool([stuck, problem], jobs=2, work=1000) as pool:
+        assert None not in pool.sketch(1, some, None)  # they have started
+        assert pool.sketch(0, some[:1], monotonic() + 0.1) == [None]
+        assert None not in pool.sketch(1, some, None)
 
 
 def test_what_cannot_be_built_is_left_out_with_the_reason(small):
