@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.schedule import Axis, Compute, Layout, Phase, Schedule, Transfer, ValueKind, slice_bounds
 from stanza_sim.schedule.cuts import slice_block, slice_numel
-from stanza_sim.schedule.factors import joined_samples, require_factors
+from stanza_sim.schedule.factors import factor_transfers, joined_samples, require_factors
 from stanza_sim.schedule.samples import Counts, Spot, data_rank_counts
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class OpCosts:
         costs = self.cost_of(rank)
         if op.phase is Phase.RECONSTRUCT:  # as much as one weight gradient of all the samples
             block, _ = require_factors(self.schedule, self.model, op.target)
-            return costs.backward_weight_s(block, joined_samples(self.schedule, op.target, rank))
+            return costs.backward_weight_s(block, joined_samples(self.schedule, self._factors[op.target], rank))
         if op.phase.on_bundle:
             return self._bundle_s(costs, op, rank)
         block, samples = self._worked_on(op, rank), self._samples(op, rank)
@@ -109,6 +109,11 @@ class OpCosts:
         """How many values of `kinds` of `bundle` arrive at `rank`, its own too."""
         pushes = (op for kind in kinds for op in self._pushes.get((kind, bundle), ()))
         return sum(len(self.schedule.sources(op, rank)) for op in pushes)
+
+    @cached_property
+    def _factors(self) -> Mapping[str, Transfer]:
+        """The transfer that moves the factors of each bundle."""
+        return factor_transfers(self.schedule)
 
     @cached_property
     def _pushes(self) -> Mapping[tuple[ValueKind, str], list[Transfer]]:
