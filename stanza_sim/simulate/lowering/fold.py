@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.cluster.hardware import kinds_of
 from stanza_sim.schedule import Carrier, Collective, CollectiveKind, Layout, Pattern, Ranks, Schedule, Transfer
 from stanza_sim.schedule.collectives import has_closed_form, traffic
 from stanza_sim.schedule.samples import data_rank_counts
@@ -68,10 +69,8 @@ def fold(schedule: Schedule, cluster: Cluster) -> Folding:
         return unfolded(cluster)
     n = cluster.world_size
     hosts = np.array([p.host for p in cluster.placement], dtype=np.int64)
-    kinds: dict[object, int] = {}
     colour: Colours = np.zeros(n, dtype=np.int64)
-    host_kind = [kinds.setdefault(replace(h, name=""), len(kinds)) for h in cluster.hosts]
-    features = [np.array(host_kind)[hosts], _device_features(cluster)]
+    features = [np.array(kinds_of(cluster.hosts))[hosts], _device_features(cluster)]
     features += [*_role_features(schedule), *_copied_features(schedule, cluster)]
     features += _crossing_features(schedule, cluster)
     for feature in features:
@@ -234,8 +233,14 @@ def ring_order(schedule: Schedule, op: Collective) -> list[int]:
     return members[at:] + members[:at]
 
 
+def _complete(op: Transfer, schedule: Schedule) -> bool:
+    """Whether every source of `op` sends to every destination."""
+    few = min(len(schedule.group(op.src)), len(schedule.group(op.dst)))
+    return op.pattern in COMPLETE or (op.pattern is not Pattern.EXPLICIT and few == 1)
+
+
 def _pattern_key(op: Transfer, schedule: Schedule) -> tuple[object, ...]:
-    kind = "complete" if op.pattern in COMPLETE else op.pattern
+    kind = "complete" if _complete(op, schedule) else op.pattern
     return kind, schedule.group(op.src), schedule.group(op.dst), op.pairs
 
 
@@ -243,7 +248,7 @@ def _partner_links(schedule: Schedule) -> list[list[tuple[int, int]]]:
     """Pairs of each transfer whose partners are not simply everybody, each distinct set of pairs once."""
     found: dict[tuple[object, ...], list[tuple[int, int]]] = {}
     for op in schedule.ops:
-        if isinstance(op, Transfer) and op.pattern not in COMPLETE:
+        if isinstance(op, Transfer) and not _complete(op, schedule):
             key = _pattern_key(op, schedule)
             if key not in found:
                 found[key] = list(schedule.pairs(op))
