@@ -6,9 +6,11 @@ A profile holds plain numbers only, so that it can be simulated on a machine wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from difflib import get_close_matches
 from enum import StrEnum
+from functools import cached_property
 from math import prod
 
 from stanza_sim.base.errors import InputError
@@ -136,7 +138,7 @@ class Throughput:
             raise InputError(f"batch is {self.batch!r:.40}", where=where, hint="use a whole number of at least 1")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class ModelProfile:
     """A model as a chain of blocks; `blocks[:boundary]` is the CONV part, `blocks[boundary:]` the FC part.
 
@@ -192,13 +194,41 @@ class ModelProfile:
         """Bytes of all trainable parameters."""
         return self.numel * self.itemsize
 
-    def block(self, name: str) -> Block:
-        """Return the block called `name`; raise `InputError` if there is none."""
-        for b in self.blocks:
-            if b.name == name:
-                return b
+    def __getstate__(self) -> dict[str, object]:
+        """The fields alone: what is looked up by name is found again where it is needed."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @cached_property
+    def _places(self) -> Mapping[str, int]:
+        return {b.name: i for i, b in enumerate(self.blocks)}
+
+    @cached_property
+    def _by_tensors(self) -> Mapping[tuple[str, ...], Block]:
+        # Reversed, so that of blocks that share all their tensors the first is kept.
+        return {tuple(t.name for t in b.tensors): b for b in reversed(self.blocks) if b.tensors}
+
+    @cached_property
+    def _holders(self) -> Mapping[str, tuple[Block, ParamTensor]]:
+        return {t.name: (b, t) for b in self.blocks for t in b.tensors}
+
+    def place(self, name: str) -> int:
+        """Position in forward order of the block called `name`; raise `InputError` if there is none."""
+        if (found := self._places.get(name)) is not None:
+            return found
         names = ", ".join(b.name for b in self.blocks)
         raise InputError(f"model {self.name} has no block {name!r}", hint=f"its blocks: {names}")
+
+    def block(self, name: str) -> Block:
+        """Return the block called `name`; raise `InputError` if there is none."""
+        return self.blocks[self.place(name)]
+
+    def block_of(self, tensors: tuple[str, ...]) -> Block | None:
+        """The first block with exactly the tensors of these names, in this order; None if there is none."""
+        return self._by_tensors.get(tensors)
+
+    def holder(self, tensor: str) -> tuple[Block, ParamTensor]:
+        """The last block that has the tensor called `tensor`, and that tensor; raises `KeyError` if there is none."""
+        return self._holders[tensor]
 
 
 def with_boundary(profile: ModelProfile, boundary: int | str) -> ModelProfile:

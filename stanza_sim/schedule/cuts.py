@@ -57,8 +57,7 @@ def linear_of(model: ModelProfile, block: str) -> Linear | None:
     Told by the tensors: a weight [outputs, inputs] and at most a bias [outputs], on a vector that comes in and one that
     goes out. The executor, which has the module, looks at that as well.
     """
-    names = [b.name for b in model.blocks]
-    k = names.index(block)
+    k = model.place(block)
     found = model.blocks[k]
     shape = model.blocks[k - 1].output_shape if k else model.input_shape
     weights = [t.shape for t in found.tensors if len(t.shape) == 2]
@@ -100,10 +99,9 @@ def slice_shape(cut: Cut, shape: tuple[int, ...], width: int) -> tuple[int, ...]
 
 def slice_numel(schedule: Schedule, model: ModelProfile, bundle: str, rank: int) -> int:
     """Elements that `rank` has of a bundle of `Layout.FEATURES`."""
-    block_of = {t.name: (b, t) for b in model.blocks for t in b.tensors}
     total = 0
     for name in schedule.bundle(bundle).tensors:
-        block, tensor = block_of[name]
+        block, tensor = model.holder(name)
         cut = schedule.cut(block.name)
         if cut is None:
             raise InputError(f"block {block.name} of bundle {bundle} is not cut")
@@ -257,11 +255,10 @@ def check_sizes(schedule: Schedule, model: ModelProfile) -> None:
 
 def _cut_block(op: Collective, model: ModelProfile) -> str:
     """The block that is cut: of an activation the block that made it, of a gradient the one behind."""
-    names = [b.name for b in model.blocks]
-    k = names.index(op.value.name)
+    k = model.place(op.value.name)
     if op.value.kind is ValueKind.ACTGRAD:
-        k = min(k + 1, len(names) - 1)
-    return names[k]
+        k = min(k + 1, len(model.blocks) - 1)
+    return model.blocks[k].name
 
 
 def _of_activations(op: Op) -> TypeGuard[Collective]:

@@ -8,8 +8,10 @@ Broadcasting", UAI 2016). Here is which blocks that is possible for, what it tak
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 from stanza_sim.base.errors import ScheduleError
@@ -17,7 +19,7 @@ from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.schedule.dataflow import violation
 from stanza_sim.schedule.ops import Bundle, Collective, Compute, Layout, Op, Pattern, Phase, Transfer, ValueKind
 from stanza_sim.schedule.ranks import Ranks
-from stanza_sim.schedule.samples import data_rank_counts
+from stanza_sim.schedule.samples import Counts, Spot, data_rank_counts
 from stanza_sim.schedule.schedule import Schedule
 
 _COMPLETE = (Pattern.FAN_IN, Pattern.FAN_OUT, Pattern.ALL_PAIRS)
@@ -42,7 +44,7 @@ def factors_of(model: ModelProfile, block: str) -> Factors | None:
     Told by shapes: a weight [out, in], at most a bias [out], and as many vectors of `in` features coming in as vectors
     of `out` features go out. The executor, which has the module, looks at that as well.
     """
-    k = [b.name for b in model.blocks].index(block)
+    k = model.place(block)
     found = model.blocks[k]
     before = model.blocks[k - 1].output_shape if k else model.input_shape
     weights = [t.shape for t in found.tensors if len(t.shape) == 2]
@@ -58,10 +60,8 @@ def factors_of(model: ModelProfile, block: str) -> Factors | None:
 
 def block_of(model: ModelProfile, bundle: Bundle) -> Block | None:
     """The block whose tensors `bundle` has, all of them and no others; None if there is none."""
-    for block in model.blocks:
-        if block.tensors and tuple(t.name for t in block.tensors) == bundle.tensors:
-            return block if block.numel == bundle.numel else None
-    return None
+    block = model.block_of(bundle.tensors)
+    return block if block is not None and block.numel == bundle.numel else None
 
 
 def bundle_factors(model: ModelProfile, bundle: Bundle) -> Factors | None:
@@ -109,9 +109,10 @@ def _violations(
         for v in (op.values if isinstance(op, Transfer) else (op.value,) if isinstance(op, Collective) else ())
         if v.kind is ValueKind.GRAD
     }
+    forward = _Forward(schedule)
     for op in schedule.ops:
         if isinstance(op, Transfer) and _moves_factors(op):
-            yield op, _transfer(schedule, model, op), None
+            yield op, _transfer(schedule, model, op, forward), None
             name = op.values[0].name
             if name in moving:
                 yield op, f"{moving[name].name} moves {op.values[0]} already: samples would count twice", None
@@ -123,7 +124,28 @@ def _violations(
             yield op, f"no transfer brings factors({op.target}) before", "name what brings them in after="
 
 
-def _transfer(schedule: Schedule, model: ModelProfile, op: Transfer) -> str | None:
+class _Forward:
+    """Who runs the forward passes of a schedule; found when it is first asked for."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+
+    @cached_property
+    def groups(self) -> dict[str, set[tuple[int, str]]]:
+        """For each block, in which micro-batches which groups do."""
+        found: dict[str, set[tuple[int, str]]] = defaultdict(set)
+        for op in self._schedule.ops:
+            if isinstance(op, Compute) and op.phase is Phase.FORWARD:
+                found[op.target].add((op.microbatch, op.ranks))
+        return found
+
+    @cached_property
+    def counts(self) -> dict[Spot, Counts]:
+        """How many data ranks' samples each rank computes."""
+        return data_rank_counts(self._schedule)
+
+
+def _transfer(schedule: Schedule, model: ModelProfile, op: Transfer, runs: _Forward) -> str | None:
     value = op.values[0]
     if len(op.values) > 1:
         return f"{value} travels in a message of its own"
@@ -140,18 +162,12 @@ def _transfer(schedule: Schedule, model: ModelProfile, op: Transfer) -> str | No
     block = block_of(model, bundle)
     if block is None:
         return f"bundle {bundle.name} is not all of one block"
-    forward = {
-        (o.microbatch, o.ranks)
-        for o in schedule.ops
-        if isinstance(o, Compute) and o.phase is Phase.FORWARD
-        if o.target == block.name
-    }
+    forward = runs.groups.get(block.name, set())
     sources = schedule.group(op.src)
     if Ranks.of(r for _, group in forward for r in schedule.group(group)) != sources:
         return f"factors of all ranks that compute block {block.name} are needed, and {op.src} is not all of them"
-    counts = data_rank_counts(schedule)
     for m in sorted({m for m, _ in forward} | {*range(schedule.microbatches)}):
-        computed = counts.get((block.name, m))
+        computed = runs.counts.get((block.name, m))
         due = int(m < schedule.microbatches)  # others' samples have numbers of their own
         if due and (computed is None or any(computed[a:b].min() < due for a, b in sources.spans)):
             return f"a rank of {op.src} does not compute block {block.name} in micro-batch {m}"
@@ -162,11 +178,15 @@ def _transfer(schedule: Schedule, model: ModelProfile, op: Transfer) -> str | No
 
 def require_factors(schedule: Schedule, model: ModelProfile, bundle: str) -> tuple[Block, Factors]:
     """The block and the factors of `bundle`; raises `ScheduleError` if it is not the parameters of a linear layer."""
-    found = schedule.bundle(bundle)
-    block, factors = block_of(model, found), bundle_factors(model, found)
+    return factors_of_bundle(schedule.name, model, schedule.bundle(bundle))
+
+
+def factors_of_bundle(schedule: str, model: ModelProfile, bundle: Bundle) -> tuple[Block, Factors]:
+    """`require_factors` for a bundle of a schedule that may still be built, of which the name is known."""
+    block, factors = block_of(model, bundle), bundle_factors(model, bundle)
     if block is None or factors is None:
         raise ScheduleError(
-            f"bundle {bundle} is not the parameters of one linear layer, so it has no factors",
-            where=f"schedule {schedule.name}",
+            f"bundle {bundle.name} is not the parameters of one linear layer, so it has no factors",
+            where=f"schedule {schedule}",
         )
     return block, factors

@@ -68,9 +68,10 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     """
     by_factors = _by_factors(model, world_size, batch_per_worker, settings)
     others = [block for block in model.blocks if block.name not in by_factors]
-    linear = [block for block in others if factors_of(model, block.name) is not None]
-    reduced = [b for b in others if b not in linear] if settings.conv_exchange == "all_reduce" else []
-    served = [block for block in others if block not in reduced]
+    linear = {block.name for block in others if factors_of(model, block.name) is not None}
+    all_reduces = settings.conv_exchange == "all_reduce"
+    reduced = [block for block in others if all_reduces and block.name not in linear]
+    served = [block for block in others if not all_reduces or block.name in linear]
     _require_used(settings)
     b = Builder("sufficient_factors", model, world_size, batch_per_worker)
     workers = b.group("worker", range(world_size))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import chain, count
 
 from stanza_sim.model.profile import Block, ModelProfile, ParamTensor
+from stanza_sim.schedule.factors import factors_of_bundle
 from stanza_sim.schedule.legality import value_bytes
 from stanza_sim.schedule.ops import (
     Bundle,
@@ -55,7 +56,17 @@ class Builder:
         self.bundles: dict[str, Bundle] = {}
         self.cuts: list[Cut] = []
         self.ops: list[Op] = []
-        self._block_of = {t.name: b.name for b in model.blocks for t in b.tensors}
+        self._header = Schedule(
+            name=name,
+            model=model.name,
+            world_size=world_size,
+            batch_per_worker=batch_per_worker,
+            microbatches=microbatches,
+            itemsize=model.itemsize,
+            groups=(),
+            bundles=(),
+            ops=(),
+        )
 
     def group(self, name: str, ranks: Iterable[int]) -> str:
         """Add a group and return its name."""
@@ -92,8 +103,8 @@ class Builder:
 
     def blocks_of(self, bundle: Bundle) -> list[str]:
         """Names of the blocks that hold tensors of `bundle`, in forward order."""
-        found = {self._block_of[t] for t in bundle.tensors}
-        return [b.name for b in self.model.blocks if b.name in found]
+        places = {self.model.place(self.model.holder(t)[0].name) for t in bundle.tensors}
+        return [self.model.blocks[k].name for k in sorted(places)]
 
     def named(self, name: str, microbatch: int) -> str:
         """`name`, with the number of the micro-batch where passes are numbered."""
@@ -179,9 +190,12 @@ class Builder:
         return name
 
     def _value_bytes(self, value: Value, wire: Wire) -> int:
-        if value.kind.on_bundle:  # without looking at all bundles, of which there may be many
+        if value.kind.on_bundle:
             return self.bundles[value.name].numel * self.model.itemsize
-        return value_bytes(self._partial(), self.model, value, self.microbatches, wire)
+        if value.kind is ValueKind.FACTORS:
+            _, factors = factors_of_bundle(self.name, self.model, self.bundles[value.name])
+            return factors.numel(self.batch_per_worker) * wire.itemsize(self.model.itemsize)
+        return value_bytes(self._header, self.model, value, self.microbatches, wire)
 
     def all_reduce(self, bundle: Bundle, ranks: str, how: How, *, after: Iterable[str]) -> str:
         """Add an all-reduce of the gradients of `bundle` and return its op name."""
@@ -223,26 +237,17 @@ class Builder:
 
     def priority(self, bundle: Bundle) -> int:
         """Place of the bundle's first block in forward order: what the next forward pass needs first is least."""
-        names = [b.name for b in self.model.blocks]
-        return names.index(self.blocks_of(bundle)[0])
-
-    def _partial(self) -> Schedule:
-        return Schedule(
-            name=self.name,
-            model=self.model.name,
-            world_size=self.world_size,
-            batch_per_worker=self.batch_per_worker,
-            microbatches=self.microbatches,
-            itemsize=self.model.itemsize,
-            groups=tuple(self.groups.values()),
-            cuts=tuple(self.cuts),
-            bundles=tuple(self.bundles.values()),
-            ops=(),
-        )
+        return self.model.place(self.blocks_of(bundle)[0])
 
     def finish(self) -> Schedule:
         """The schedule of everything added so far."""
-        return replace(self._partial(), ops=tuple(self.ops))
+        return replace(
+            self._header,
+            groups=tuple(self.groups.values()),
+            cuts=tuple(self.cuts),
+            bundles=tuple(self.bundles.values()),
+            ops=tuple(self.ops),
+        )
 
 
 def fuse(tensors: Sequence[ParamTensor], itemsize: int, first_bytes: int, cap_bytes: int) -> list[list[ParamTensor]]:

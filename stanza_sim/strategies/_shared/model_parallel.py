@@ -19,6 +19,7 @@ each layer with O outputs that is cut by rows, and S*I*itemsize for each with I 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -120,10 +121,13 @@ def separate_sliced(b: Builder, conv: str, how: Slicing) -> SlicedPasses:
     for block, axis in zip(blocks, axes(b.model, shards), strict=True):
         b.cuts.append(cut_of(b.model, block.name, how.fc, shards, axis, how.where))
     pieces = _pieces(b, conv, how)
+    of_microbatch: dict[int, list[_Piece]] = defaultdict(list)
+    for piece in pieces:
+        of_microbatch[piece.microbatch].append(piece)
     act: dict[int, str] = {}
     for m in range(b.microbatches):
         forward = b.forward(b.model.conv_blocks, conv, microbatch=m)
-        for piece in (p for p in pieces if p.microbatch == m):
+        for piece in of_microbatch[m]:
             act[piece.number] = b.transfer(
                 b.named("act", piece.number),
                 piece.conv,
@@ -184,12 +188,11 @@ def _passes(
             before = _exchange(b, how, piece, Value(ValueKind.LOGSUM, cut.block), 1, before)
             yield
     before = compute(Phase.LOSS, blocks[-1].name, before)
-    names = [block.name for block in b.model.blocks]
     for cut in reversed(b.cuts):
         before = compute(Phase.BACKWARD_INPUT, cut.block, before)
         if cut.axis is Axis.ROWS:
             continue
-        value = Value(ValueKind.ACTGRAD, names[names.index(cut.block) - 1])
+        value = Value(ValueKind.ACTGRAD, b.model.blocks[b.model.place(cut.block) - 1].name)
         done = before
         before = _exchange(b, how, piece, value, cut.inputs, before)
         if gap is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from difflib import get_close_matches
 from math import isqrt
@@ -134,10 +135,13 @@ def separate(b: Builder, conv: str, fc: str, how: Separation) -> Passes:
     model, boundary = b.model, b.model.conv_blocks[-1].name
     pieces = _pieces(b, conv, fc, arrival=how.arrival)
     pattern = Pattern.ONE_TO_ONE if how.arrival else Pattern.BLOCKED
+    of_microbatch: dict[int, list[_Piece]] = defaultdict(list)
+    for piece in pieces:
+        of_microbatch[piece.microbatch].append(piece)
     act: dict[int, str] = {}
     for m in range(b.microbatches):
         forward = b.forward(model.conv_blocks, conv, microbatch=m)
-        for piece in (p for p in pieces if p.microbatch == m):
+        for piece in of_microbatch[m]:
             act[piece.number] = b.transfer(
                 b.named("act", piece.number),
                 piece.conv,
