@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -38,6 +39,8 @@ if TYPE_CHECKING:  # imported where something is executed
 
 PROGRESS_S = 5.0
 """Seconds between two lines on how far predictions are."""
+ITERATIONS_S = 5.0
+"""Seconds between two lines on how far one prediction is."""
 
 
 def _predicted(
@@ -47,11 +50,22 @@ def _predicted(
     found: list[Prediction] = []
     told_s = monotonic()
     for plan in plans:
-        found.append(conditions.scenario(plan, known.get(plan.entry.title)).predict_with_spread())
+        row, iterations = f"{plan.entry.title}, {plan.strategy.title}", count(1)
+
+        def go_on(row: str = row, iterations: Iterator[int] = iterations) -> bool:
+            nonlocal told_s
+            simulated = next(iterations)
+            if monotonic() - told_s > ITERATIONS_S:
+                told_s = monotonic()
+                say(f"{row}: {simulated} iterations simulated")
+            return True
+
+        scenario = conditions.scenario(plan, known.get(plan.entry.title))
+        found.append(scenario.predict_with_spread(go_on=go_on, say=say))
         if len(found) < len(plans) and monotonic() - told_s > PROGRESS_S:
             told_s = monotonic()
             hint = "" if find_spec("numba") else "; with numba (pip install 'stanza-sim[fast]') it would be faster"
-            say(f"simulated {len(found)} of {len(plans)}: {plan.entry.title}, {plan.strategy.title}{hint}")
+            say(f"simulated {len(found)} of {len(plans)}: {row}{hint}")
     return found
 
 

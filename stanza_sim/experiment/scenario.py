@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from stanza_sim.base.collector import collector_off
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.telling import Say
 from stanza_sim.cluster import Cluster
 from stanza_sim.cluster.faster import with_slower_network
 from stanza_sim.experiment.file import Experiment
@@ -68,9 +69,10 @@ class Scenario:
         """Seconds that no order of the same work beats, from the schedule alone; a tenth of the work of `prepare`."""
         return quick_bound_s(self.schedule, self.model, self.cluster, self.costs)
 
-    def prepare(self) -> SimulationCase:
+    def prepare(self, say: Say = lambda text: None) -> SimulationCase:
         """Check, fold and lower the schedule: what it takes and what bounds it, before anything is simulated.
 
+        What takes long because nothing can be folded is said, with the reason.
         Raises `ScheduleError` and `InputError`.
         """
         return SimulationCase(
@@ -84,10 +86,15 @@ class Scenario:
             times=1,
             engine=self.engine,
             issue=self.issue,
+            say=say,
         )
 
     def predict(
-        self, prepared: SimulationCase | None = None, *, go_on: Callable[[], bool] = lambda: True
+        self,
+        prepared: SimulationCase | None = None,
+        *,
+        go_on: Callable[[], bool] = lambda: True,
+        say: Say = lambda text: None,
     ) -> Prediction:
         """Simulate, with what was `prepared` if that is there already.
 
@@ -107,12 +114,13 @@ class Scenario:
                 collectives=self.collectives,
                 engine=self.engine,
                 issue=self.issue,
+                say=say,
             )
         elif self.repeats is not None:
             hint = "add jitter, stragglers or background traffic that comes and goes, or leave repeats out"
             raise InputError("every repeat would be the same", where=self.repeats_at, hint=hint)
         else:
-            case = prepared or self.prepare()
+            case = prepared or self.prepare(say)
             prediction = case.predict(case.run(go_on=go_on))
         source = self.costs.source  # by now it knows what it had to estimate
         return replace(
@@ -181,11 +189,13 @@ class Scenario:
         return self.uncertainty.most_reversed(self.costs, self.cluster.world_size)
 
     @collector_off()
-    def predict_with_spread(self) -> Prediction:
+    def predict_with_spread(
+        self, *, go_on: Callable[[], bool] = lambda: True, say: Say = lambda text: None
+    ) -> Prediction:
         """Simulate, and again at the corners of what the costs rest on. Raises as `predict`."""
-        case = None if self.by_chance or self.repeats is not None else self.prepare()
-        prediction = self.predict(case)
-        return replace(prediction, spread=self.spread(prediction, prepared=case))
+        case = None if self.by_chance or self.repeats is not None else self.prepare(say)
+        prediction = self.predict(case, go_on=go_on, say=say)
+        return replace(prediction, spread=self.spread(prediction, prepared=case, go_on=go_on))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
