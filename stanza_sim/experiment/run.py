@@ -57,7 +57,7 @@ def _predicted(
             simulated = next(iterations)
             if monotonic() - told_s > ITERATIONS_S:
                 told_s = monotonic()
-                say(f"{row}: {simulated} iterations simulated")
+                say(f"simulated iteration {simulated} of {row}")
             return True
 
         scenario = conditions.scenario(plan, known.get(plan.entry.title))
