@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from math import inf
+from operator import attrgetter
 from statistics import NormalDist
 
 
@@ -302,6 +304,23 @@ class Host:
     def transport_of(self, device: int | None) -> Transport:
         """Return the transport of the NIC that `device` uses."""
         return self.nics[self.nic_of(device)].transport
+
+
+_WHAT = attrgetter(*(f.name for f in fields(Host) if f.name != "name"))
+
+
+def kinds_of(hosts: Iterable[Host]) -> list[int]:
+    """Return a number for each host, from 0 in the order of first occurrence: equal where only their names differ."""
+    numbers: dict[tuple[object, ...], int] = {}
+    same: dict[tuple[int, ...], int] = {}  # hosts of one group share what they are made of, and that is quickly seen
+    found = []
+    for host in hosts:
+        what = _WHAT(host)
+        ids = (*map(id, what),)
+        if (number := same.get(ids)) is None:
+            number = same[ids] = numbers.setdefault(what, len(numbers))
+        found.append(number)
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,7 @@ from stanza_sim.base.errors import InputError, at
 from stanza_sim.cluster import fabrics
 from stanza_sim.cluster.cluster import Cluster, Host, Nic, Placement, place
 from stanza_sim.cluster.freeform import Joiner, PathReader, check_connected, known_names
-from stanza_sim.cluster.hardware import IntraKind
+from stanza_sim.cluster.hardware import IntraKind, kinds_of
 from stanza_sim.cluster.hosts import (
     MOST_RANKS,
     NO_NIC,
@@ -229,7 +229,7 @@ class Builder:
     def _check_extras(self, hosts: list[Host]) -> None:
         """Refuse what contradicts a host's other values."""
         where = self.source.where("hosts")
-        for host in dict.fromkeys(replace(host, name="") for host in hosts):
+        for host in dict(zip(kinds_of(hosts), hosts, strict=True)).values():
             for nic in host.nics:
                 with at(where):
                     check_nic(nic)

@@ -25,14 +25,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from stanza_sim.cluster.hardware import DirectedLink, Fabric, Host, LinkKind, RoutingKind
+from stanza_sim.cluster.hardware import DirectedLink, Fabric, Host, LinkKind, RoutingKind, kinds_of
 from stanza_sim.cluster.routing import Core, RouteCore
 
 Classes = npt.NDArray[np.int64]
@@ -165,9 +165,9 @@ def _places(
     looks: dict[Hashable, Hashable] = {}
     ports = cluster.ports()
     separate = alone or bool(cluster.fabric.cables)
-    for h, host in enumerate(cluster.hosts):
+    for h, kind in enumerate(kinds_of(cluster.hosts)):
         sides = tuple(link_look[k] for nic in cluster.nic_links_of(h) for k in nic)
-        own = (replace(host, name=""), sides)
+        own = (kind, sides)
         look = (own, None if colour is None else colour[h])
         at = h if separate else tuple(ports[tx // 2] for tx, _ in cluster.nic_links_of(h))
         found.setdefault((look, at), []).append(h)

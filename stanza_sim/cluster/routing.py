@@ -68,7 +68,7 @@ class Core:
     backplane: dict[int, int] = field(init=False)
     _nearer_to: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     _core_by_way: dict[Way, RouteCore] = field(default_factory=dict)
-    _distance: dict[int, list[int]] = field(default_factory=dict)
+    _distance: dict[int, tuple[list[int], deque[int]]] = field(default_factory=dict)
     _spread: dict[tuple[tuple[int, ...], tuple[int, ...]], RouteCore] = field(default_factory=dict)
     _fixed: dict[tuple[tuple[int, ...], tuple[int, ...], int], RouteCore] = field(default_factory=dict)
     _host_ways: dict[tuple[int, int], Way] = field(default_factory=dict)
@@ -126,19 +126,21 @@ class Core:
         ends = self._nearest(starts, stops)
         return sum(self._counts(a, b)[a] for a, b in ends) == 1
 
-    def distance(self, stop: int) -> list[int]:
-        """Return the number of hops from every vertex to `stop`, -1 where there is no way."""
-        if (found := self._distance.get(stop)) is None:
-            found = [-1] * self.size
-            found[stop] = 0
-            queue = deque([stop])
-            while queue:
-                v = queue.popleft()
-                for u in self.into[v]:
-                    if found[u] < 0:
-                        found[u] = found[v] + 1
-                        queue.append(u)
-            self._distance[stop] = found
+    def distance(self, stop: int, start: int) -> list[int]:
+        """Return the number of hops to `stop` from every vertex that is no farther than `start`, -1 for others.
+
+        `start` has -1 where there is no way. What is farther is looked at when it is asked for.
+        """
+        if (known := self._distance.get(stop)) is None:
+            known = self._distance[stop] = [-1] * self.size, deque([stop])
+            known[0][stop] = 0
+        found, queue = known
+        while queue and found[start] < 0:
+            v = queue.popleft()
+            for u in self.into[v]:
+                if found[u] < 0:
+                    found[u] = found[v] + 1
+                    queue.append(u)
         return found
 
     # --- one way -----------------------------------------------------------------------------------------------------
@@ -149,7 +151,7 @@ class Core:
         ends: list[tuple[int, int]] = []
         for a in starts:
             for b in stops:
-                hops = self.distance(b)[a]
+                hops = self.distance(b, a)[a]
                 if hops < 0 or 0 <= best < hops:
                     continue
                 if hops != best:
@@ -162,7 +164,7 @@ class Core:
     def _nearer(self, v: int, stop: int) -> list[int]:
         """Return the neighbours of `v` that are one hop nearer to `stop`."""
         if (found := self._nearer_to.get((v, stop))) is None:
-            distance = self.distance(stop)
+            distance = self.distance(stop, v)
             nearer = distance[v] - 1
             found = self._nearer_to[v, stop] = [w for w in self.out[v] if distance[w] == nearer]
         return found

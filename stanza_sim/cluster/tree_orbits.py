@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from stanza_sim.cluster.hardware import RoutingKind
+from stanza_sim.cluster.hardware import RoutingKind, kinds_of
 from stanza_sim.cluster.orbits import Network, Orbits, link_classes, link_looks
 
 _Path = tuple[int, ...]
@@ -60,13 +60,14 @@ def tree_orbits(cluster: Network, colour: Sequence[int] | None, marks: Mapping[i
     paths = cells.tree()
     if paths is None:
         return None
+    kinds = kinds_of(cluster.hosts)
     owns = [
         (
-            replace(host, name=""),
+            kinds[h],
             None if colour is None else colour[h],
             *(looks[k] for nic in cluster.nic_links_of(h) for k in nic),
         )
-        for h, host in enumerate(cluster.hosts)
+        for h in range(len(cluster.hosts))
     ]
     return _labelled(cluster, owns, [paths[cells.of[s]] for s in at], cells, paths)
 

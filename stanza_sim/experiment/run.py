@@ -39,6 +39,8 @@ if TYPE_CHECKING:  # imported where something is executed
 
 PROGRESS_S = 5.0
 """Seconds between two lines on how far predictions are."""
+ITERATIONS_S = 5.0
+"""Seconds between two lines on how far one prediction is."""
 
 
 def _predicted(
@@ -53,14 +55,25 @@ def _predicted(
     scenarios = [conditions.scenario(plan, known.get(plan.entry.title)) for plan in plans]
     found: list[Prediction] = []
     told_s = monotonic()
-    with predictions_of(scenarios, jobs) as predictions:
+
+    def tell(index: int, iteration: int) -> None:
+        nonlocal told_s
+        if monotonic() - told_s > ITERATIONS_S:
+            told_s = monotonic()
+            say(f"simulated iteration {iteration} of {_row(plans[index])}")
+
+    with predictions_of(scenarios, jobs, tell, say) as predictions:
         for prediction in predictions:
             found.append(prediction)
             if len(found) < len(plans) and monotonic() - told_s > PROGRESS_S:
-                told_s, plan = monotonic(), plans[len(found) - 1]
+                told_s = monotonic()
                 hint = "" if find_spec("numba") else "; with numba (pip install numba) it would be faster"
-                say(f"simulated {len(found)} of {len(plans)}: {plan.entry.title}, {plan.strategy.title}{hint}")
+                say(f"simulated {len(found)} of {len(plans)}: {_row(plans[len(found) - 1])}{hint}")
     return found
+
+
+def _row(plan: Plan) -> str:
+    return f"{plan.entry.title}, {plan.strategy.title}"
 
 
 def predict_row(

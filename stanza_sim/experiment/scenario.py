@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from stanza_sim.base.collector import collector_off
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.telling import Say
 from stanza_sim.cluster import Cluster
 from stanza_sim.cluster.faster import with_slower_network
 from stanza_sim.experiment.file import Experiment
@@ -69,10 +70,13 @@ class Scenario:
         """Seconds that no order of the same work beats, from the schedule alone; a tenth of the work of `prepare`."""
         return quick_bound_s(self.schedule, self.model, self.cluster, self.costs)
 
-    def prepare(self, admit: Callable[[Folding, bool], None] = lambda folding, compiles: None) -> SimulationCase:
+    def prepare(
+        self, admit: Callable[[Folding, bool], None] = lambda folding, compiles: None, say: Say = lambda text: None
+    ) -> SimulationCase:
         """Check, fold and lower the schedule: what it takes and what bounds it, before anything is simulated.
 
-        `admit` is as in `SimulationCase`. Raises `ScheduleError` and `InputError`.
+        `admit` is as in `SimulationCase`. What takes long because nothing can be folded is said, with the reason.
+        Raises `ScheduleError` and `InputError`.
         """
         return SimulationCase(
             self.schedule,
@@ -86,12 +90,20 @@ class Scenario:
             engine=self.engine,
             issue=self.issue,
             admit=admit,
+            say=say,
         )
 
-    def predict(self, prepared: SimulationCase | None = None) -> Prediction:
+    def predict(
+        self,
+        prepared: SimulationCase | None = None,
+        *,
+        moved: Callable[[], None] = lambda: None,
+        say: Say = lambda text: None,
+    ) -> Prediction:
         """Simulate, with what was `prepared` if that is there already.
 
-        Raises `InputError` where repeats are asked for and nothing varies.
+        `moved` is called after each iteration, but not of random repeats. Raises `InputError` where repeats are asked
+        for and nothing varies.
         """
         if self.by_chance:
             from stanza_sim.simulate.repeats import simulate_repeats
@@ -106,13 +118,14 @@ class Scenario:
                 collectives=self.collectives,
                 engine=self.engine,
                 issue=self.issue,
+                say=say,
             )
         elif self.repeats is not None:
             hint = "add jitter, stragglers or background traffic that comes and goes, or leave repeats out"
             raise InputError("every repeat would be the same", where=self.repeats_at, hint=hint)
         else:
-            case = prepared or self.prepare()
-            prediction = case.predict(case.run())
+            case = prepared or self.prepare(say=say)
+            prediction = case.predict(case.run(moved=moved))
         source = self.costs.source  # by now it knows what it had to estimate
         return replace(
             prediction,
@@ -132,13 +145,19 @@ class Scenario:
         )
 
     def spread(
-        self, predicted: Prediction, *, corners: Iterable[Corner] = Corner, prepared: SimulationCase | None = None
+        self,
+        predicted: Prediction,
+        *,
+        corners: Iterable[Corner] = Corner,
+        prepared: SimulationCase | None = None,
+        moved: Callable[[], None] = lambda: None,
     ) -> Spread | None:
         """Samples/s as `predicted` and at `corners` of what its costs rest on; None where that would take too long.
 
         What cannot differ is not simulated again, and what was `prepared` is not checked and folded again. Where all
         computations share one residual, and do not vary by chance, only the corners at which computation and network
-        are off in opposite directions are: the other two follow from them (`between_corners`).
+        are off in opposite directions are: the other two follow from them (`between_corners`). `moved` is called as
+        by `predict`.
         """
         if predicted.events > MOST_EVENTS:
             return None
@@ -148,9 +167,9 @@ class Scenario:
             nonlocal case
             there = self.at(corner)
             if self.by_chance:
-                return there.predict().samples_per_s
+                return there.predict(moved=moved).samples_per_s
             case = there.prepare() if case is None else case.at_costs(there.cluster, there.costs)
-            return case.samples_per_s(case.run())
+            return case.samples_per_s(case.run(moved=moved))
 
         computations = off.computations(self.costs, self.cluster.world_size)
         sends = not off.network.nothing and any(not isinstance(op, Compute) for op in self.schedule.ops)
@@ -174,11 +193,13 @@ class Scenario:
         return self.uncertainty.most_reversed(self.costs, self.cluster.world_size)
 
     @collector_off()
-    def predict_with_spread(self) -> Prediction:
+    def predict_with_spread(
+        self, *, moved: Callable[[], None] = lambda: None, say: Say = lambda text: None
+    ) -> Prediction:
         """Simulate, and again at the corners of what the costs rest on. Raises as `predict`."""
-        case = None if self.by_chance or self.repeats is not None else self.prepare()
-        prediction = self.predict(case)
-        return replace(prediction, spread=self.spread(prediction, prepared=case))
+        case = None if self.by_chance or self.repeats is not None else self.prepare(say=say)
+        prediction = self.predict(case, moved=moved, say=say)
+        return replace(prediction, spread=self.spread(prediction, prepared=case, moved=moved))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,42 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from itertools import count as count_from
 
 from stanza_sim.base.errors import RunError
 from stanza_sim.base.processes import can_fork, processes
+from stanza_sim.base.telling import Say
 from stanza_sim.experiment.scenario import Scenario
 from stanza_sim.simulate import Prediction
 
 WORTH_IT = 500
 """From so many ops on, of all schedules together, several processes pay: these take 0.3 s, and to fork takes 0.05 s."""
 
-_scenarios: Sequence[Scenario] = ()
-"""What forked processes predict: they are copies of this one, so nothing has to be sent to them."""
+_predict_here: Callable[[int], Prediction]
+"""What forked processes do: they are copies of this one, so no scenario has to be sent to them."""
 
 
 @contextmanager
-def predictions_of(scenarios: Sequence[Scenario], jobs: int) -> Iterator[Iterator[Prediction]]:
+def predictions_of(
+    scenarios: Sequence[Scenario],
+    jobs: int,
+    tell: Callable[[int, int], None] = lambda index, iteration: None,
+    say: Say = lambda text: None,
+) -> Iterator[Iterator[Prediction]]:
     """The prediction of each scenario with its spread, in order; those that raise do so in their turn.
 
-    Random repeats of one scenario run side by side already, so that these stay in this process. The answers do not
-    depend on `jobs`. Raises `RunError` where a process was lost.
+    After each iteration of a simulation `tell` is called with the number of the scenario and of the iteration, and
+    `say` with what a user should know: both where it is simulated, which may be a copy of this process. Random repeats
+    of one scenario run side by side already, so that these stay in this process. The answers do not depend on `jobs`.
+    Raises `RunError` where a process was lost.
     """
-    global _scenarios
+    global _predict_here
+
+    def predict(index: int) -> Prediction:
+        iterations = count_from(1)
+
+        return scenarios[index].predict_with_spread(moved=lambda: tell(index, next(iterations)), say=say)
+
     count = min(jobs, len(scenarios))
     work = sum(len(one.schedule.ops) for one in scenarios)
     if count < 2 or work < WORTH_IT or any(one.by_chance for one in scenarios) or not can_fork():
-        yield (one.predict_with_spread() for one in scenarios)
+        yield map(predict, range(len(scenarios)))
         return
-    _scenarios = scenarios
+    _predict_here = predict
     try:
         with processes(count, forked=True) as executor:
             yield _results(executor, scenarios)
     finally:
-        _scenarios = ()
+        del _predict_here
 
 
 def _results(executor: Executor, scenarios: Sequence[Scenario]) -> Iterator[Prediction]:
@@ -51,4 +66,4 @@ def _results(executor: Executor, scenarios: Sequence[Scenario]) -> Iterator[Pred
 
 
 def _predict(index: int) -> Prediction:
-    return _scenarios[index].predict_with_spread()
+    return _predict_here(index)

@@ -13,6 +13,7 @@ import numpy as np
 
 from stanza_sim.base.collector import collector_off
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.telling import Say
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.routing import mix
 from stanza_sim.model.profile import ModelProfile
@@ -39,6 +40,7 @@ def simulate_repeats(
     collectives: Collectives = Collectives.ACTIVITY,
     engine: EngineChoice | str = EngineChoice.AUTO,
     issue: Issue = Issue.EAGER,
+    say: Say = lambda text: None,
 ) -> Prediction:
     """Simulate `repeats` times, each with draws of its own; see `simulate` for the rest.
 
@@ -61,6 +63,7 @@ def simulate_repeats(
             times=repeats,
             engine=engine,
             issue=issue,
+            say=say,
         )
         found = _outcomes(case, variation, repeats)
         if repeats == 1:

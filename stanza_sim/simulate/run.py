@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from stanza_sim.base.collector import collector_off
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.processes import cores as available_cores
+from stanza_sim.base.telling import Say
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Schedule, Transfer, UnitKind, check
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 MOST_NODES = 8_000_000
 """Simulations that run side by side have together no more nodes than this; one takes some 100 bytes."""
+LONG = 500_000
+"""So many parts, of all repeats together, take seconds to simulate."""
 WARM_UP, MEASURED = 2, 5
 """Iterations of a random simulation: those before the window, and those in it."""
 
@@ -111,7 +114,7 @@ class SimulationCase:
     """A schedule on a cluster, checked, folded and lowered once, to be simulated `times` times.
 
     See `simulate` for what it is made of. What `run` returns depends on what it is given, not on what ran before, nor
-    on what runs beside it in another thread.
+    on what runs beside it in another thread. Where it will take long because nothing is folded, it is `say`ing why.
     """
 
     def __init__(
@@ -128,6 +131,7 @@ class SimulationCase:
         engine: EngineChoice | str = EngineChoice.AUTO,
         issue: Issue = Issue.EAGER,
         admit: Callable[[Folding, bool], None] = lambda folding, compiles: None,
+        say: Say = lambda text: None,
     ) -> None:
         """`admit` is told how far it folds, and whether compiled code simulates, before it is lowered; it may raise."""
         _check_once(schedule, model)
@@ -148,12 +152,17 @@ class SimulationCase:
                 raise InputError(what, hint="leave the engine at auto")
             require_numba()
         folds = fold_ranks and not by_chance and not simulate_steps
-        self.folding = fold(schedule, cluster) if folds else unfolded(cluster)
+        why = "what is drawn by chance differs" if by_chance else "collectives are simulated message by message"
+        self.folding = fold(schedule, cluster) if folds else unfolded(cluster, why if fold_ranks else "")
+        parts = part_count(schedule, self.folding if folds else None)
+        if self.folding.reason and parts * times >= LONG:
+            ranks = f"all {cluster.world_size:,} ranks are simulated one by one, {parts:,} parts an iteration"
+            say(f"note: {ranks}: {self.folding.reason}")
         compiles = engine is EngineChoice.COMPILED
         if engine is EngineChoice.AUTO and not simulate_steps:
             # Random simulations go on for about twice as many iterations.
             simulations = times * (2 if by_chance else 1)
-            compiles = pays(part_count(schedule, self.folding if folds else None) * simulations)
+            compiles = pays(parts * simulations)
         self._compiles, self._simulate_steps = compiles, simulate_steps
         admit(self.folding, compiles)
         self._lower()
@@ -215,16 +224,18 @@ class SimulationCase:
         *,
         max_iterations: int = 40,
         stop: Event | None = None,
+        moved: Callable[[], None] = lambda: None,
     ) -> SimulationOutcome:
         """Simulate with these draws, and the `background` traffic instead of the cluster's.
 
-        Raises `RunError` if `stop` is set.
+        `moved` is called after each iteration. Raises `RunError` if `stop` is set.
         """
         ends: list[tuple[float, ...]] = []
         window = (0, 0)
 
         def enough(known: list[tuple[float, ...]]) -> bool:
             nonlocal ends, window
+            moved()
             if self.by_chance:  # iterations that look alike do not end it
                 found = (WARM_UP, WARM_UP + MEASURED) if len(known[0]) > WARM_UP + MEASURED else None
             else:

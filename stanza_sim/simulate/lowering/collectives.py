@@ -123,13 +123,14 @@ class Collectives:
     # ---- bytes and copies ------------------------------------------------------------------------------------------
 
     def moved(self, op: Collective) -> Mapping[int, tuple[int, int]]:
-        """Bytes that each member sends and receives in `op`; of a backend's by the closed form, in whole bytes."""
+        """Bytes that each member that stands for a class sends and receives in `op`; of a backend's in whole bytes."""
         if op.name not in self._moved:
             ranks, itemsize = self.inputs.group(op), self.inputs.schedule.itemsize_of(op)
             if op.by is Carrier.STEPS:
                 self._moved[op.name] = traffic(op, ranks, itemsize)
             else:
-                self._moved[op.name] = {r: collective_bytes(op, ranks, r, itemsize) for r in ranks}
+                standing = (r for r in self.inputs.resources.reps if r in ranks)
+                self._moved[op.name] = {r: collective_bytes(op, ranks, r, itemsize) for r in standing}
         return self._moved[op.name]
 
     def copies(self, op: Collective, rank: int) -> Copies:

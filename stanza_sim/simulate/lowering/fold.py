@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stanza_sim.cluster.cluster import Cluster
+from stanza_sim.cluster.hardware import RoutingKind, kinds_of
 from stanza_sim.schedule import Carrier, Collective, CollectiveKind, Layout, Pattern, Ranks, Schedule, Transfer
 from stanza_sim.schedule.collectives import has_closed_form, traffic
 from stanza_sim.schedule.samples import data_rank_counts
@@ -39,7 +40,7 @@ class Folding:
 
     `class_of[r]` and `host_class_of[h]` are indices into `classes` and `host_classes`. `orbits` are the classes of
     links and of pairs of hosts on a fabric with shared links; without them hosts are on one switch, or nothing is
-    folded.
+    folded. `reason` says in words why nothing is folded.
     """
 
     classes: tuple[Ranks, ...]
@@ -47,9 +48,10 @@ class Folding:
     host_classes: tuple[tuple[int, ...], ...]
     host_class_of: tuple[int, ...]
     orbits: Orbits | None = None
+    reason: str = ""
 
 
-def unfolded(cluster: Cluster) -> Folding:
+def unfolded(cluster: Cluster, reason: str = "") -> Folding:
     """Every rank and every host by itself."""
     n, h = cluster.world_size, len(cluster.hosts)
     return Folding(
@@ -57,21 +59,23 @@ def unfolded(cluster: Cluster) -> Folding:
         class_of=tuple(range(n)),
         host_classes=tuple((i,) for i in range(h)),
         host_class_of=tuple(range(h)),
+        reason=reason,
     )
 
 
 def fold(schedule: Schedule, cluster: Cluster) -> Folding:
     """Return the coarsest folding whose symmetry is proved for `schedule` on `cluster`."""
-    if not all(has_closed_form(op) for op in schedule.ops if isinstance(op, Collective)):
-        return unfolded(cluster)  # members of a tree, or surplus ranks, are not alike
-    if not _channels_agree(schedule) or not (cluster.hosts_on_one_switch or _one_rank_per_nic(cluster)):
-        return unfolded(cluster)
+    collectives = (op for op in schedule.ops if isinstance(op, Collective))
+    if (odd := next((op for op in collectives if not has_closed_form(op)), None)) is not None:
+        return unfolded(cluster, f"ranks do different things in a collective by {odd.algorithm}")
+    if not _channels_agree(schedule):
+        return unfolded(cluster, "messages of different patterns queue in one channel")
+    if not (cluster.hosts_on_one_switch or _one_rank_per_nic(cluster)):
+        return unfolded(cluster, "hosts have several ranks, NICs or links inside, or backplanes limit them")
     n = cluster.world_size
     hosts = np.array([p.host for p in cluster.placement], dtype=np.int64)
-    kinds: dict[object, int] = {}
     colour: Colours = np.zeros(n, dtype=np.int64)
-    host_kind = [kinds.setdefault(replace(h, name=""), len(kinds)) for h in cluster.hosts]
-    features = [np.array(host_kind)[hosts], _device_features(cluster)]
+    features = [np.array(kinds_of(cluster.hosts))[hosts], _device_features(cluster)]
     features += [*_role_features(schedule), *_copied_features(schedule, cluster)]
     features += _crossing_features(schedule, cluster)
     for feature in features:
@@ -88,12 +92,21 @@ def fold(schedule: Schedule, cluster: Cluster) -> Folding:
         if not cluster.hosts_on_one_switch:
             orbits = _orbits(schedule, cluster, colour, hosts)
             if orbits is None:
-                return unfolded(cluster)
+                return unfolded(cluster, _why_no_orbits(cluster))
             colour = _refine(colour, np.array(orbits.host_class)[hosts])
         if int(colour.max()) == before:
             break
     folding = _folding(cluster, colour, hosts)
-    return unfolded(cluster) if len(folding.classes) == n else replace(folding, orbits=orbits)
+    if len(folding.classes) == n:
+        return unfolded(cluster, "no two ranks are alike in role, host and partners")
+    return replace(folding, orbits=orbits)
+
+
+def _why_no_orbits(cluster: Cluster) -> str:
+    kind = cluster.fabric.routing.kind
+    if kind is RoutingKind.ECMP:
+        return "a hash (ecmp) chooses ways, and a hash has no symmetry"
+    return f"too many pairs of hosts exchange over shared links with routing {kind} to compare them all"
 
 
 def _one_rank_per_nic(cluster: Cluster) -> bool:
@@ -234,8 +247,14 @@ def ring_order(schedule: Schedule, op: Collective) -> list[int]:
     return members[at:] + members[:at]
 
 
+def _complete(op: Transfer, schedule: Schedule) -> bool:
+    """Whether every source of `op` sends to every destination."""
+    few = min(len(schedule.group(op.src)), len(schedule.group(op.dst)))
+    return op.pattern in COMPLETE or (op.pattern is not Pattern.EXPLICIT and few == 1)
+
+
 def _pattern_key(op: Transfer, schedule: Schedule) -> tuple[object, ...]:
-    kind = "complete" if op.pattern in COMPLETE else op.pattern
+    kind = "complete" if _complete(op, schedule) else op.pattern
     return kind, schedule.group(op.src), schedule.group(op.dst), op.pairs
 
 
@@ -243,7 +262,7 @@ def _partner_links(schedule: Schedule) -> list[list[tuple[int, int]]]:
     """Pairs of each transfer whose partners are not simply everybody, each distinct set of pairs once."""
     found: dict[tuple[object, ...], list[tuple[int, int]]] = {}
     for op in schedule.ops:
-        if isinstance(op, Transfer) and op.pattern not in COMPLETE:
+        if isinstance(op, Transfer) and not _complete(op, schedule):
             key = _pattern_key(op, schedule)
             if key not in found:
                 found[key] = list(schedule.pairs(op))

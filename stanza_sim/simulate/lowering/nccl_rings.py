@@ -19,6 +19,7 @@ from math import inf
 
 from stanza_sim.cluster.cluster import Cluster, IntraKind, LinkKind
 from stanza_sim.cluster.device import load_device
+from stanza_sim.cluster.hardware import kinds_of
 from stanza_sim.cluster.nccl import NcclPlatform, platform_on
 from stanza_sim.schedule import Carrier, Collective, CollectiveKind
 from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity
@@ -133,7 +134,8 @@ class NcclRings:
             else:
                 inside_Bps = min(inside_Bps, rate_Bps)
         on_cores = [demand / resources.made[q].capacity for q, demand in usage if resources.made[q].kind == "cores"]
-        with_members = [cluster.hosts[h] for h in hosts]
+        members = [cluster.hosts[h] for h in hosts]
+        with_members = dict(zip(kinds_of(members), members, strict=True)).values()
         nics = (len(_nics(cluster, ranks)) / len(cluster.hosts[h].nics) for h, ranks in hosts.items())
         devices = dict.fromkeys(cluster.device_of(r) for ranks in hosts.values() for r in ranks)
         layout = Layout(
@@ -149,7 +151,7 @@ class NcclRings:
                 for h, ranks in hosts.items()
             ),
         )
-        platforms = tuple({p.name: p for p in map(platform_on, dict.fromkeys(with_members))}.values())
+        platforms = tuple({p.name: p for p in map(platform_on, with_members)}.values())
         return Rings(
             usage=usage,
             cap_Bps=filled.cap_Bps,

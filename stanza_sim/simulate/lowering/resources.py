@@ -84,16 +84,17 @@ class Resources:
     def background(self) -> tuple[BackgroundFlow, ...]:
         """The traffic of others on every resource that is a link: on one of those that folding made one."""
         found: dict[int, BackgroundFlow] = {}
-        for q, resource in self.used_links().items():
-            link = self.cluster.links[q]
-            if link.background is not None and resource not in found:
+        for q, link in enumerate(self.cluster.links):
+            if link.background is None or (resource := self.known_link(q)) is None:
+                continue
+            if resource not in found:
                 found[resource] = BackgroundFlow(resource=resource, name=link.name, traffic=link.background)
         return tuple(found.values())
 
     def token_buckets(self) -> tuple[tuple[int, TokenBucket], ...]:
         """The token bucket of every resource that is a shaped link."""
-        links = self.cluster.links
-        found = {r: bucket for q, r in self.used_links().items() if (bucket := links[q].bucket) is not None}
+        shaped = ((self.known_link(q), link.bucket) for q, link in enumerate(self.cluster.links) if link.bucket)
+        found = {resource: bucket for resource, bucket in shaped if resource is not None and bucket is not None}
         return tuple(found.items())
 
     # ---- cores and devices -----------------------------------------------------------------------------------------

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stanza_sim.cluster import Cluster, Host, Loopback, Nic, Placement, Transport, star
+from stanza_sim.cluster import Cluster, Host, Loopback, Nic, Placement, Transport, load_cluster, star
 from stanza_sim.schedule import Schedule, parse
 from stanza_sim.simulate import Prediction, simulate
 from stanza_sim.simulate.lowering.fold import fold
+from stanza_sim.simulate.run import Collectives, SimulationCase
 from tests.schedule.random_schedules import legal_schedules
 from tests.schedule.toys import FREE, SOME, build, cluster, predict, toy
 
@@ -118,6 +119,32 @@ def test_ranks_that_are_alike_are_folded() -> None:
     slow = fold(schedule, cluster(9, speeds={2: 0.5})).classes
     assert [str(c) for c in slow] == ["0-1,3-7", "2", "8"]
     assert [str(c) for c in fold(schedule, cluster(9, nics={4: SLOW})).classes] == ["0-3,5-7", "4", "8"]
+
+
+def test_why_nothing_is_folded_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule, tree = build("all_reduce", MODEL, 9), build("all_reduce", MODEL, 9, algorithm="tree")
+    assert fold(schedule, cluster(9)).reason == ""
+    assert "by tree" in fold(tree, cluster(9)).reason
+    several = load_cluster("multi-gpu")
+    assert "several ranks" in fold(build("all_reduce", MODEL, several.world_size), several).reason
+    chain = build("stanza", MODEL, 2)
+    assert "no two ranks are alike" in fold(chain, cluster(2)).reason
+    monkeypatch.setattr("stanza_sim.simulate.run.LONG", 0)
+    for found, by_chance, words in ((schedule, False, []), (schedule, True, ["by chance"]), (tree, False, ["by tree"])):
+        said: list[str] = []
+        SimulationCase(
+            found,
+            MODEL,
+            cluster(9),
+            lambda rank: SOME,
+            by_chance=by_chance,
+            fold_ranks=True,
+            collectives=Collectives.ACTIVITY,
+            times=1,
+            say=said.append,
+        )
+        assert len(said) == len(words)
+        assert all("all 9 ranks" in text and word in text for text, word in zip(said, words, strict=True))
 
 
 def test_uneven_shares_of_fc_workers_are_told_apart() -> None:
