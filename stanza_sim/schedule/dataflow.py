@@ -136,8 +136,9 @@ class _DataFlow:
         for block in self._blocks_of(bundle):
             of_number = self._forward.get(block, {})
             anywhere = 0
-            for m in self.s.microbatch_ids:
-                needed = at & of_number.get(m, 0) if len(self.s.microbatch_ids) > self.s.microbatches else at
+            own = len(self.s.microbatch_ids) == self.s.microbatches
+            for m in self.s.microbatch_ids if own else sorted(of_number):
+                needed = at if own else at & of_number[m]
                 anywhere |= needed
                 if missing := self._missing(i, needed, "weight gradient", block, m):
                     message = f"grad({bundle}) needs the backward pass of {block}"

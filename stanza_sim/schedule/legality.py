@@ -90,6 +90,8 @@ class _Form:
         self.groups = {g.name for g in schedule.groups}
         self.bundles = {b.name for b in schedule.bundles}
         self.masks: dict[str, Mask] = {}
+        self.meet: dict[tuple[str, ...], bool] = {}  # groups -> whether the first has a rank in common with the others
+        self.resolved: set[tuple[str, str, tuple[str, ...]]] = set()  # dependencies of earlier ops, with what they gate
         self.credits: dict[str, int] = {}  # of each channel
         self.forward: dict[tuple[str, int], Mask] = {}  # (block, micro-batch): ranks that run it forward
         self.arrived: dict[tuple[str, int], Mask] = {}  # (value, micro-batch of its own): ranks to which it is brought
@@ -124,16 +126,16 @@ class _Form:
     def _positions(self) -> dict[str, int]:
         return {op.name: i for i, op in enumerate(self.s.ops)}
 
-    def _gate(self, op: Op) -> Mask:
-        """Ranks at which the op's dependencies gate it."""
-        return self.mask(op.src if isinstance(op, Transfer) else op.ranks)
-
-    def _completes(self, op: Op, side: str) -> Mask:
-        """Ranks at which a dependency on (op, side) can be met."""
+    def _gated(self, gate: str, op: Op, side: str) -> bool:
+        """Whether a dependency on (`op`, `side`) can be met at a rank of the group `gate`."""
         if not isinstance(op, Transfer):
-            return self.mask(op.ranks)
-        src, dst = self.mask(op.src), self.mask(op.dst)
-        return dst if side == "recv" else src if side == "sent" else src | dst
+            ends: tuple[str, ...] = (op.ranks,)
+        else:
+            ends = (op.dst,) if side == "recv" else (op.src,) if side == "sent" else (op.src, op.dst)
+        key = gate, *ends
+        if key not in self.meet:
+            self.meet[key] = any((self.mask(gate) & self.mask(end)).any() for end in ends)
+        return self.meet[key]
 
     def _groups(self, op: Op) -> None:
         for group in (op.src, op.dst) if isinstance(op, Transfer) else (op.ranks,):
@@ -149,7 +151,11 @@ class _Form:
             raise self.fail(op, "an op's name may not end in .recv or .sent")
         if op.microbatch not in self.s.microbatch_ids:
             raise self.fail(op, f"there are {len(self.s.microbatch_ids)} micro-batches, counted from 0")
+        gate = op.src if isinstance(op, Transfer) else op.ranks
         for kind, names in (("after", op.after), ("after_previous", op.after_previous)):
+            if (kind, gate, names) in self.resolved:
+                continue
+            self.resolved.add((kind, gate, names))
             for text in names:
                 name, side = dependency(text)
                 j = self._positions.get(name)
@@ -160,7 +166,7 @@ class _Form:
                 target = self.s.ops[j]
                 if side and not isinstance(target, Transfer):
                     raise self.fail(op, f"{text}: only a transfer has .recv and .sent")
-                if not (self._gate(op) & self._completes(target, side)).any():
+                if not self._gated(gate, target, side):
                     raise self.fail(op, f"{kind} names {text}, but no rank that it would gate takes part in it")
 
     def _compute(self, op: Compute) -> None:

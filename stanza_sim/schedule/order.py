@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from operator import and_
 from typing import Protocol
@@ -77,6 +78,7 @@ class CellOrder:
         self._bit: dict[tuple[int | str, int], int] = {}  # fact -> its bit
         self._start: list[dict[int, int]] = []  # per op: cell -> facts before it starts there
         self._done: list[dict[int, int]] = []  # per op: cell -> facts once it is complete there (a transfer: arrived)
+        self._waited: dict[tuple[tuple[str, ...], int], int] = {}  # (dependencies, cell) -> facts once they are met
         self._writing: dict[int, dict[int, int]] = {}  # op -> cell -> facts before it writes there
         self._lanes: dict[tuple[str, int], int] = {}
         self._pushes: dict[tuple[ValueKind, str], list[int]] = defaultdict(list)
@@ -90,10 +92,14 @@ class CellOrder:
         names = [(self._s.index(name), side) for name, side in map(dependency, op.after)]
         start: dict[int, int] = {}
         for a in bits(self.cells.gated[i]):
-            facts = self._lanes.get((op.lane, a), 0) if isinstance(op, Compute) else 0
-            for j, side in names:
-                facts |= self._met(j, side, a)
-            start[a] = facts
+            key = op.after, a
+            if (facts := self._waited.get(key, -1)) < 0:
+                facts = 0
+                for j, side in names:
+                    facts |= self._met(j, side, a)
+                if len(names) > 1:  # what many ops wait for is found once
+                    self._waited[key] = facts
+            start[a] = facts | self._lanes.get((op.lane, a), 0) if isinstance(op, Compute) else facts
         self._start.append(start)
         match op:
             case Compute():
@@ -215,12 +221,19 @@ class OpOrder:
 
     Weaker than `CellOrder`: it takes a dependency to hold at every rank of an op if it holds at one. Which ranks make
     and hold a value is still told apart by rank.
+
+    Computations of one lane and the same cells are a chain: each comes after those before it. So of each chain an op
+    keeps only the last computation that it comes after. Whether it comes after another op is found from the ops that
+    wait for that one.
     """
 
     def __init__(self, schedule: Schedule, cells: RankCells) -> None:
         self.cells = cells
         self._s = schedule
-        self._closure: list[int] = []  # bit j of closure[i]: op i comes after op j in the same iteration
+        self._chain: list[int | None] = []  # per op: the first computation of its chain
+        self._last: list[Mapping[int, int]] = []  # per op: chain -> the last of it that the op comes after
+        self._waiting: dict[int, list[tuple[int, bool]]] = defaultdict(list)  # op -> (later op, until it is complete?)
+        self._met: dict[tuple[str, ...], tuple[Mapping[int, int], list[tuple[int, bool]]]] = {}
         self._lanes: dict[str, dict[int, int]] = defaultdict(dict)  # lane -> cells -> the last op there
         self._meets: dict[tuple[str, int], list[int]] = {}  # (lane, cells) -> those of the lane that overlap them
         self._pushes: dict[tuple[ValueKind, str], list[int]] = defaultdict(list)
@@ -228,28 +241,30 @@ class OpOrder:
 
     def add(self, i: int) -> None:
         """See `Order`."""
-        op, known = self._s.ops[i], 0
-        for name, side in map(dependency, op.after):
-            j = self._s.index(name)
-            known |= self._closure[j]
-            if side != "sent":  # what was sent need not have arrived
-                known |= 1 << j
+        op, chain = self._s.ops[i], None
+        known, waits = self._known(op.after)
+        for j, completes in waits:
+            self._waiting[j].append((i, completes))
+        if isinstance(op, Compute):
+            at, lane = self.cells.gated[i], self._lanes[op.lane]
+            if at not in lane:
+                lane[at] = i
+                self._meets[op.lane, at] = [mask for mask in lane if mask & at]
+                for mask in self._meets[op.lane, at][:-1]:
+                    self._meets[op.lane, mask].append(at)
+            before = [lane[mask] for mask in self._meets[op.lane, at] if lane[mask] != i]
+            chain = i if lane[at] == i else self._chain[lane[at]]
+            known = self._latest(known, before)
+            lane[at] = i
+        self._chain.append(chain)
+        self._last.append(known)
         match op:
             case Compute():
-                at, lane = self.cells.gated[i], self._lanes[op.lane]
-                if at not in lane:
-                    lane[at] = i
-                    self._meets[op.lane, at] = [mask for mask in lane if mask & at]
-                    for mask in self._meets[op.lane, at][:-1]:
-                        self._meets[op.lane, mask].append(at)
-                for last in (lane[mask] for mask in self._meets[op.lane, at] if lane[mask] != i):
-                    known |= self._closure[last] | 1 << last
-                lane[at] = i
                 if (kind := _SUMMED.get(op.phase)) is not None:
-                    pushes = [p for p in self._pushes[kind, op.target] if known >> p & 1]
                     needed = 0
-                    for p in pushes:
-                        needed |= self.cells.gated[p]
+                    for p in self._pushes[kind, op.target]:
+                        if self._comes_after(i, p):
+                            needed |= self.cells.gated[p]
                     self._sums[op.target].append((i, needed))
             case Transfer():
                 for value in op.values:
@@ -258,11 +273,49 @@ class OpOrder:
                 self._sums[op.value.name].append((i, self.cells.gated[i]))
             case _:
                 pass
-        self._closure.append(known)
+
+    def _known(self, after: tuple[str, ...]) -> tuple[Mapping[int, int], list[tuple[int, bool]]]:
+        """What an op with these dependencies comes after of each chain, and those it waits for that are in none.
+
+        Many ops may wait for the same many: what that comes to is found once.
+        """
+        if after not in self._met:
+            names = [(self._s.index(name), side != "sent") for name, side in map(dependency, after)]
+            waits = [(j, completes) for j, completes in names if self._chain[j] is None]
+            self._met[after] = self._latest({}, [j for j, _ in names]), waits
+        return self._met[after]
+
+    def _latest(self, known: Mapping[int, int], before: Iterable[int]) -> Mapping[int, int]:
+        """What an op comes after of each chain that comes after `known` and after the ops `before`."""
+        found = dict(known)
+        for j in before:
+            if (own := self._chain[j]) is not None:
+                found[own] = max(j, found.get(own, j))
+            for chain, last in self._last[j].items():
+                found[chain] = max(last, found.get(chain, last))
+        return found
+
+    def _comes_after(self, i: int, j: int) -> bool:
+        """Whether op `i` comes after op `j` in the same iteration."""
+        if j >= i:
+            return False
+        if (chain := self._chain[j]) is not None:
+            return self._last[i].get(chain, -1) >= j
+        behind = [k for k, completes in self._waiting[j] if completes]
+        seen = set(behind)
+        while behind:  # ops that start after `j`
+            k = behind.pop()
+            if k == i or ((chain := self._chain[k]) is not None and self._last[i].get(chain, -1) >= k):
+                return True
+            if chain is None:
+                later = {v for v, _ in self._waiting[k] if v <= i} - seen
+                seen |= later
+                behind += later
+        return False
 
     def before(self, i: int, j: int, at: int) -> int:
         """See `Order`."""
-        return at & self.cells.completes[j] if self._closure[i] >> j & 1 else 0
+        return at & self.cells.completes[j] if self._comes_after(i, j) else 0
 
     def before_writing(self, i: int, j: int, at: int) -> int:
         """See `Order`."""
@@ -272,6 +325,6 @@ class OpOrder:
         """See `Order`."""
         found = 0
         for j, needed in self._sums[bundle]:
-            if self._closure[i] >> j & 1:
+            if self._comes_after(i, j):
                 found |= at & needed
         return found

@@ -28,6 +28,7 @@ from stanza_sim.schedule import (
     parse,
     project,
 )
+from stanza_sim.schedule.ops import dependency
 from stanza_sim.schedule.order import CellOrder, OpOrder, Order, order_of
 from stanza_sim.schedule.rank_cells import RankCells, bits
 from tests.schedule.toys import block, build, toy
@@ -220,6 +221,25 @@ def test_coarser_orders_only_ever_allow_more(s: Schedule) -> None:
     for order in (CellOrder(s, cells, {"w"}), OpOrder(s, cells)):
         for said, real, _ in _asked(s, order, truth):
             assert said or not all(real)
+
+
+@given(tangles())
+def test_the_order_by_op_is_the_closure_of_dependencies_and_lanes(s: Schedule) -> None:
+    cells = RankCells(s, pairwise=False)
+    order = OpOrder(s, cells)
+    before: list[set[int]] = []
+    for i, op in enumerate(s.ops):
+        order.add(i)
+        known: set[int] = set()
+        for name, side in map(dependency, op.after):
+            j = s.index(name)
+            known |= before[j] | ({j} if side != "sent" else set())
+        for j in range(i if isinstance(op, Compute) else 0):
+            other = s.ops[j]
+            if isinstance(other, Compute) and other.lane == op.lane and cells.gated[i] & cells.gated[j]:
+                known |= before[j] | {j}
+        before.append(known)
+        assert {j for j in range(len(s.ops)) if order.before(i, j, cells.completes[j])} == known
 
 
 @given(tangles())
