@@ -146,6 +146,8 @@ def plan(
     name, began_s = "plan", monotonic()
     with placed(name):
         check_not_launched()
+        if isinstance(budget, int | float) and not isinstance(budget, bool):
+            budget = f"{budget:.9f}s"
         limits = checked(name, _PlanArguments, {"budget": budget, "memory": memory})
         budget_s = limits.budget
         if limits.memory is not None:
