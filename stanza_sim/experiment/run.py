@@ -58,7 +58,7 @@ def _predicted(
             found.append(prediction)
             if len(found) < len(plans) and monotonic() - told_s > PROGRESS_S:
                 told_s, plan = monotonic(), plans[len(found) - 1]
-                hint = "" if find_spec("numba") else "; with numba (pip install 'stanza-sim[fast]') it would be faster"
+                hint = "" if find_spec("numba") else "; with numba (pip install numba) it would be faster"
                 say(f"simulated {len(found)} of {len(plans)}: {plan.entry.title}, {plan.strategy.title}{hint}")
     return found
 

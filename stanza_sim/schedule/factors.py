@@ -75,10 +75,9 @@ def factor_transfers(schedule: Schedule) -> dict[str, Transfer]:
     return {op.values[0].name: op for op in schedule.ops if isinstance(op, Transfer) and _moves_factors(op)}
 
 
-def joined_samples(schedule: Schedule, bundle: str, rank: int) -> int:
-    """How many samples' factors of `bundle` there are at `rank` for it to reconstruct from, its own included."""
-    op = factor_transfers(schedule).get(bundle)
-    return 0 if op is None else len(schedule.sources(op, rank)) * schedule.batch_per_worker
+def joined_samples(schedule: Schedule, moved: Transfer, rank: int) -> int:
+    """How many samples' factors `rank` has to reconstruct from once `moved` has brought them, its own included."""
+    return len(schedule.sources(moved, rank)) * schedule.batch_per_worker
 
 
 def _moves_factors(op: Op) -> bool:

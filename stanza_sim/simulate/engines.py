@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from enum import StrEnum
-from importlib.util import find_spec
+from functools import cache
+from importlib import import_module
 
 from stanza_sim.base.errors import InputError
 
@@ -36,10 +38,30 @@ def engine_of(choice: EngineChoice | str) -> EngineChoice:
         raise InputError(f"there is no engine {choice!r}", hint=f"choose {', '.join(EngineChoice)}") from None
 
 
+@cache
+def _numba_error() -> str | None:
+    """Why numba cannot be imported, which this does otherwise; None if it can be."""
+    try:
+        import_module("numba")
+    except ModuleNotFoundError as error:
+        return "it is not installed" if error.name == "numba" else str(error)
+    except (ImportError, OSError, AttributeError, SystemError) as error:  # built for another numpy, or in part
+        return str(error)
+    return None
+
+
 def require_numba() -> None:
     """Raise `InputError` if there is nothing to compile with."""
-    if find_spec("numba") is None:
-        raise InputError("the compiled engine needs numba", hint="pip install 'stanza-sim[fast]'")
+    if (error := _numba_error()) is not None:
+        raise InputError(f"the compiled engine needs numba: {error}", hint="pip install numba")
+
+
+@cache
+def can_compile() -> bool:
+    """Whether there is anything to compile with, which is loaded then; if not, that is said, once."""
+    if (error := _numba_error()) is not None:
+        logging.getLogger("stanza_sim").warning("warning: simulating without numba is many times slower: %s", error)
+    return error is None
 
 
 def warm(on: bool = True) -> bool:
@@ -55,4 +77,4 @@ def warm(on: bool = True) -> bool:
 
 def pays(parts: int) -> bool:
     """Whether compiled code is there, and simulating so many parts with it is faster than without."""
-    return (_warm or parts >= COMPILED_FROM) and find_spec("numba") is not None
+    return (_warm or parts >= COMPILED_FROM) and can_compile()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -13,7 +13,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.processes import cores as available_cores
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Collective, RankProgram, Schedule, Transfer, UnitKind, check
+from stanza_sim.schedule import Collective, Schedule, Transfer, UnitKind, check
 from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate.engines import EngineChoice, engine_of, pays, require_numba
 from stanza_sim.simulate.lowered import Lowered
@@ -130,7 +130,7 @@ class SimulationCase:
         admit: Callable[[Folding, bool], None] = lambda folding, compiles: None,
     ) -> None:
         """`admit` is told how far it folds, and whether compiled code simulates, before it is lowered; it may raise."""
-        check(schedule, model)
+        _check_once(schedule, model)
         if cluster.world_size != schedule.world_size:
             raise InputError(
                 f"schedule {schedule.name} has {schedule.world_size} ranks, cluster {cluster.name} places "
@@ -156,9 +156,9 @@ class SimulationCase:
             compiles = pays(part_count(schedule, self.folding if folds else None) * simulations)
         self._compiles, self._simulate_steps = compiles, simulate_steps
         admit(self.folding, compiles)
-        self._lower({})
+        self._lower()
 
-    def _lower(self, programs: Mapping[int, RankProgram]) -> None:
+    def _lower(self) -> None:
         self.graph: Graph | None = None
         self.lowered: Lowered
         parts = self.schedule, self.model, self.cluster, self.folding, self.costs
@@ -168,7 +168,7 @@ class SimulationCase:
             self.lowered = arrays = lower_to_arrays(*parts)
             self.graph = graph_of(self.schedule, arrays, self.issue)
         else:
-            self.lowered = lower(*parts, simulate_steps=self._simulate_steps, programs=programs)
+            self.lowered = lower(*parts, simulate_steps=self._simulate_steps)
 
     def at_costs(self, cluster: Cluster, costs: Callable[[int], CostModel]) -> SimulationCase:
         """The case where computing and messages take longer or shorter: lowered again, and not checked or folded again.
@@ -177,7 +177,7 @@ class SimulationCase:
         """
         case = copy(self)
         case.cluster, case.costs = cluster, costs
-        case._lower({a.rank: a.program for a in self.lowered.rank_classes})
+        case._lower()
         return case
 
     @property
@@ -312,6 +312,18 @@ class SimulationCase:
             settled=by_chance or (steady_window(ends) or even_window(ends)) is not None,
             events=outcome.events,
         )
+
+
+_checked: tuple[Schedule, ModelProfile] | None = None
+
+
+def _check_once(schedule: Schedule, model: ModelProfile) -> None:
+    """As `check`; a legal schedule that is simulated again, at other costs, is not looked through again."""
+    global _checked
+    last = _checked
+    if last is None or last[0] is not schedule or last[1] is not model:
+        check(schedule, model)
+        _checked = schedule, model
 
 
 def part_count(schedule: Schedule, folding: Folding | None = None) -> int:

@@ -33,7 +33,7 @@ def sections_for(schedules: Iterable[Schedule], model: ModelProfile) -> tuple[Se
         for name, moved in factor_transfers(schedule).items():
             linear, _ = require_factors(schedule, model, name)
             for r in schedule.group(moved.dst):
-                blocks.setdefault((joined_samples(schedule, name, r), True), set()).add(linear.name)
+                blocks.setdefault((joined_samples(schedule, moved, r), True), set()).add(linear.name)
     return tuple(Section(samples=n, apart=way, blocks=frozenset(names)) for (n, way), names in sorted(blocks.items()))
 
 

@@ -48,7 +48,7 @@ def sample_counts(schedules: Iterable[Schedule], model: ModelProfile) -> dict[st
             found[block].add(len(rows))
         for name, moved in factor_transfers(schedule).items():
             linear, _ = require_factors(schedule, model, name)
-            found[linear.name].update(joined_samples(schedule, name, r) for r in schedule.group(moved.dst))
+            found[linear.name].update(joined_samples(schedule, moved, r) for r in schedule.group(moved.dst))
     return {name: tuple(sorted(counts)) for name, counts in found.items()}
 
 

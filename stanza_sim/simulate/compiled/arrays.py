@@ -11,6 +11,8 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
 I8 = npt.NDArray[np.int8]
+Whole = int | np.int64
+"""What is made an `np.int64` where it is passed on, lest a function is compiled for each type that it may have."""
 
 
 class Net(NamedTuple):

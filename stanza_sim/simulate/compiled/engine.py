@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import inf
 from typing import TYPE_CHECKING
 
@@ -104,6 +105,12 @@ class Log:
             case Collective():
                 lane, nbytes = op.ranks, rank_class.traffic[index][0]
         return SpanKind(op.name, rank_class.rank, lane, side, nbytes)
+
+
+@lru_cache(maxsize=256)
+def _drawn(variation: Variation, ranks: tuple[int, ...], first: int, columns: int) -> F64:
+    """The factor of each rank and of each of so many iterations; kept, as every strategy has the same draws."""
+    return np.array([[variation.factor(rank, i) for i in range(first, first + columns)] for rank in ranks])
 
 
 class CompiledEngine:
@@ -261,8 +268,8 @@ class CompiledEngine:
         """How many times as long computations of each rank take, in `columns` iterations."""
         if self.variation is None:
             return np.ones((len(self.lowered.rank_classes), columns))
-        iterations = range(first, first + columns)
-        return np.array([[self.variation.factor(a.rank, i) for i in iterations] for a in self.lowered.rank_classes])
+        ranks = tuple(a.rank for a in self.lowered.rank_classes)
+        return _drawn(self.variation, ranks, first, columns).copy()
 
     def _grow(self) -> None:
         """Make room for twice as much."""

@@ -17,7 +17,7 @@ from stanza_sim.simulate.compiled.kernel.jit import kept_with_arrays
 
 
 @kept_with_arrays
-def in_order(code: I32 | I64, size: int) -> I32:
+def in_order(code: I64, size: int) -> I32:
     """Return the places of `code`, whose values are below `size`, by value, and in their own order where those tie."""
     at = np.zeros(size + 1, dtype=np.int64)
     for x in code:
@@ -78,7 +78,7 @@ class Arrows:
         source = np.concatenate([np.zeros(0, dtype=np.int32), *(s for s, _, _ in self._others)])
         target = np.concatenate([np.zeros(0, dtype=np.int32), *(t for _, t, _ in self._others)])
         over = np.repeat([far for _, _, far in self._others], [len(s) for s, _, _ in self._others]).astype(np.bool_)
-        order = in_order(source - m, size - m)
+        order = in_order(source - np.int64(m), size - m)
         target, over = target[order], over[order]
         successor = np.empty((2, wide * m + len(target)), dtype=np.int32)  # in place: these are the largest arrays
         for here, there, row in ((0, size, successor[0]), (size, 0, successor[1])):

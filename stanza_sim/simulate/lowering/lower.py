@@ -7,7 +7,7 @@ which each is usable by itself: `resources.py` (what is shared), `op_costs.py` (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,7 +27,19 @@ from stanza_sim.simulate.lowering.resources import Resources
 if TYPE_CHECKING:
     from stanza_sim.simulate.costs import CostModel
 
-_NONE: Mapping[int, RankProgram] = {}
+_last: tuple[Schedule, dict[int, RankProgram]] | None = None
+
+
+def _program(schedule: Schedule, rank: int) -> RankProgram:
+    """The program of `rank`; those of the last schedule are kept, which may be lowered again at other costs."""
+    global _last
+    last = _last  # another thread may be at another schedule
+    if last is None or last[0] is not schedule:
+        last = _last = schedule, {}
+    programs = last[1]
+    if rank not in programs:
+        programs[rank] = project(schedule, rank)
+    return programs[rank]
 
 
 class Lowering:
@@ -46,9 +58,8 @@ class Lowering:
         cost_of: Callable[[int], CostModel],
         *,
         simulate_steps: bool = False,
-        programs: Mapping[int, RankProgram] = _NONE,
     ) -> None:
-        self.schedule, self.cluster, self.folding, self.programs = schedule, cluster, folding, programs
+        self.schedule, self.cluster, self.folding = schedule, cluster, folding
         self.costs = OpCosts(schedule, model, cost_of)
         self.resources = Resources(cluster, folding)
         self.activities = MessageActivities(self.resources)
@@ -65,11 +76,9 @@ class Lowering:
         """The rank class of class `index`; without messages, its transfers are left to the caller."""
         rep = self.resources.reps[index]
         host = self.cluster.host_of(rep)
-        program = self.programs.get(rep)
-        if program is None:
-            program = project(self.schedule, rep)
-            if host.losses.barrier:
-                program = behind_barrier(program)
+        program = _program(self.schedule, rep)
+        if host.losses.barrier:
+            program = behind_barrier(program)
         activities: dict[int, Activity] = {}
         messages: dict[int, tuple[Message, ...]] = {}
         arrivals: dict[int, int] = {}
@@ -123,15 +132,13 @@ def lower(
     cost_of: Callable[[int], CostModel],
     *,
     simulate_steps: bool = False,
-    programs: Mapping[int, RankProgram] = _NONE,
 ) -> Lowered:
     """Return the activities of `schedule` on `cluster`, for each class of `folding`.
 
     `cost_of(rank)` gives the cost model of the device that a rank computes on. With `simulate_steps`, for which nothing
-    may be folded, collectives come with their steps. `programs` are those of ranks that were lowered before, at other
-    costs.
+    may be folded, collectives come with their steps.
     """
-    parts = Lowering(schedule, model, cluster, folding, cost_of, simulate_steps=simulate_steps, programs=programs)
+    parts = Lowering(schedule, model, cluster, folding, cost_of, simulate_steps=simulate_steps)
     rank_classes = [parts.rank_class(i) for i in range(len(folding.classes))]
     collectives = parts.collectives.every()
     return Lowered(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.schedule import Axis, Compute, Layout, Phase, Schedule, Transfer, ValueKind, slice_bounds
 from stanza_sim.schedule.cuts import slice_block, slice_numel
-from stanza_sim.schedule.factors import joined_samples, require_factors
+from stanza_sim.schedule.factors import factor_transfers, joined_samples, require_factors
 from stanza_sim.schedule.samples import Counts, Spot, data_rank_counts
 
 if TYPE_CHECKING:
@@ -27,17 +27,25 @@ class OpCosts:
     def __init__(self, schedule: Schedule, model: ModelProfile, cost_of: Callable[[int], CostModel]) -> None:
         self.schedule, self.model, self.cost_of = schedule, model, cost_of
         self._slices: dict[tuple[str, int], Block] = {}
+        self._known: dict[tuple[object, ...], tuple[float, CostModel]] = {}
 
     def compute_s(self, op: Compute, rank: int) -> float:
         """Seconds of `op` at `rank`."""
         costs = self.cost_of(rank)
         if op.phase is Phase.RECONSTRUCT:  # as much as one weight gradient of all the samples
             block, _ = require_factors(self.schedule, self.model, op.target)
-            return costs.backward_weight_s(block, joined_samples(self.schedule, op.target, rank))
+            return costs.backward_weight_s(block, joined_samples(self.schedule, self._factors[op.target], rank))
         if op.phase.on_bundle:
             return self._bundle_s(costs, op, rank)
         block, samples = self._worked_on(op, rank), self._samples(op, rank)
-        match op.phase:
+        key = id(costs), op.phase, id(block), samples  # of ranks that are alike
+        if key not in self._known:
+            self._known[key] = self._pass_s(costs, op.phase, block, samples), costs  # whose id is then no other's
+        return self._known[key][0]
+
+    @staticmethod
+    def _pass_s(costs: CostModel, phase: Phase, block: Block, samples: int) -> float:
+        match phase:
             case Phase.FORWARD:
                 return costs.forward_s(block, samples)
             case Phase.BACKWARD:
@@ -101,6 +109,11 @@ class OpCosts:
         """How many values of `kinds` of `bundle` arrive at `rank`, its own too."""
         pushes = (op for kind in kinds for op in self._pushes.get((kind, bundle), ()))
         return sum(len(self.schedule.sources(op, rank)) for op in pushes)
+
+    @cached_property
+    def _factors(self) -> Mapping[str, Transfer]:
+        """The transfer that moves the factors of each bundle."""
+        return factor_transfers(self.schedule)
 
     @cached_property
     def _pushes(self) -> Mapping[tuple[ValueKind, str], list[Transfer]]:

@@ -26,6 +26,7 @@ class Resources:
         self.cluster, self.folding = cluster, folding
         self.made: list[Resource] = []
         self._keys: dict[Key, int] = {}
+        self._processors: dict[int, tuple[int, float]] = {}
         self._one_switch = cluster.hosts_on_one_switch
         self.on_host: dict[int, list[int]] = {}
         """The ranks of each host that has any, ascending."""
@@ -115,7 +116,9 @@ class Resources:
 
     def processor(self, rank: int) -> tuple[int, float]:
         """What `rank` computes on, its host's cores or a device, and how many ranks of its class do so there."""
-        if not self.cluster.on_cores(rank):
-            return self.device(rank)
-        mine = self.folding.class_of[rank]
-        return self.cores(rank), float(self.near[mine][mine])
+        if rank not in self._processors:
+            mine = self.folding.class_of[rank]
+            on_cores = self.cluster.on_cores(rank)
+            found = (self.cores(rank), float(self.near[mine][mine])) if on_cores else self.device(rank)
+            self._processors[rank] = found
+        return self._processors[rank]

@@ -3,17 +3,19 @@
 Rate and batch are varied for the plans that were found, as they are: with their settings, which another search at
 another rate might choose differently. Looked at are factors of four up to `REACH` both ways; where the winner changes
 first, the place is found by bisection. For each of the two, no more plans are looked at than the search may simulate.
+
+Both ways of both are looked at side by side, a place each at a time. At a place plans are simulated the cheapest first,
+and those behind it only if their bounds say that they may be better.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from time import monotonic
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.studies.plan.assess import Score, Variant
+from stanza_sim.studies.plan.assess import Problem, Score, Variant
 from stanza_sim.studies.plan.choices import Choice
 from stanza_sim.studies.plan.search import Limits, SearchResult
 from stanza_sim.studies.plan.worker_pool import WorkerPool
@@ -115,24 +117,27 @@ def explain(pool: WorkerPool, index: int, found: SearchResult, limits: Limits) -
         best, other = per_thousand(found.best), per_thousand(others[0])
         differences = [b - a if abs(b - a) > ROUNDING * sum(best) else 0.0 for a, b in zip(best, other, strict=True)]
         loss = Loss(computing_s=differences[0], exposed_comm_s=differences[1], idle_s=differences[2])
-    contenders = [found.best.choice, *_rivals(found)]
+    contenders = [found.best, *_rivals(found)]
     ranges: dict[str, Range] = {}
     skipped: dict[str, str] = {}
-    for what, look, share in (("rate", _rate, 0.5), ("batch", _batch, 1.0)):
+    sides: dict[str, list[_Side]] = {}
+    for what, sides_of in (("rate", _rate), ("batch", _batch)):
         if len(contenders) < 2:
             rival = (
                 "no other strategy's plan is simulated quickly" if others else "there is no plan of another strategy"
             )
             skipped[what] = rival
             continue
-        now_s, until_s = monotonic(), limits.deadline_s
-        if until_s is not None:
-            until_s = now_s + share * max(0.0, until_s - now_s)
-        race = _Race(pool, index, contenders, replace(limits, deadline_s=until_s))
         try:
-            ranges[what] = look(race)
+            sides[what] = sides_of(pool.problems[index], found.best.choice)
         except _Skip as skip:
             skipped[what] = str(skip)
+    _Race(pool, index, contenders, limits).run(sides)
+    for what, both in sides.items():
+        if not any(side.reached for side in both) and (why := both[0].short or both[1].short):
+            skipped[what] = why
+        else:
+            ranges[what] = _range(*both)
     return Explanation(
         runner_up=others[0] if others else None,
         loss=loss,
@@ -142,13 +147,13 @@ def explain(pool: WorkerPool, index: int, found: SearchResult, limits: Limits) -
     )
 
 
-def _rivals(found: SearchResult) -> list[Choice]:
+def _rivals(found: SearchResult) -> list[Score]:
     """The best plan of each other strategy that is simulated quickly enough."""
     winner = found.ranked[0].choice.strategy
-    rivals: dict[str, Choice] = {}
+    rivals: dict[str, Score] = {}
     for one in found.ranked:
         if one.choice.strategy != winner and one.prediction.events <= MOST_EVENTS:
-            rivals.setdefault(one.choice.strategy, one.choice)
+            rivals.setdefault(one.choice.strategy, one)
     return list(rivals.values())[: CONTENDERS - 1]
 
 
@@ -156,115 +161,153 @@ class _Skip(Exception):
     """There is a reason not to look at a range."""
 
 
-class _NoRoom(_Skip):
-    """The deadline has passed, or there have been as many simulations as there may be."""
+@dataclass(slots=True)
+class _Side:
+    """What is looked at one way of a range, `up` or down from `present`.
+
+    `next_value` yields values and is sent the best plan there, None if none can be run; it ends where no more is to be
+    looked at. `variant` makes a place of a value. `reached` are the values that were looked at, `turn` is where another
+    plan begins to win, and `short` says why there was no room in the limits for more.
+    """
+
+    present: float
+    up: bool
+    variant: Callable[[float], Variant]
+    next_value: _Values = field(init=False)
+    reached: list[float] = field(default_factory=list)
+    turn: Turn | None = None
+    full: bool = False
+    short: str = ""
 
 
-class _Race:
-    """Which of the `contenders` for problem number `index` is the best, at one place after another within limits."""
-
-    def __init__(self, pool: WorkerPool, index: int, contenders: Sequence[Choice], limits: Limits) -> None:
-        self.problem, self.contenders = pool.problems[index], contenders
-        self._pool, self._index, self._limits, self._run = pool, index, limits, 0
-
-    def best(self, variant: Variant) -> Choice | None:
-        """The best of them there; None if none of them can be run there. Raises `_NoRoom`."""
-        most, deadline_s = self._limits.max_evaluations, self._limits.deadline_s
-        self._run += len(self.contenders)
-        if most is not None and self._run > most:
-            raise _NoRoom("the number of evaluations is too small")
-        try:
-            found = self._pool.weigh(self._index, [(choice, 0.0) for choice in self.contenders], deadline_s, variant)
-        except InputError:
-            return None
-        scores: list[Score] = []
-        for one in found:
-            if one is None or one.limited:
-                raise _NoRoom("there was no time left" if one is None or one.kind == "time" else "memory was short")
-            if one.score is not None:
-                scores.append(one.score)
-        return min(scores, key=lambda one: one.order).choice if scores else None
+_Values = Generator[float, Choice | None, None]
 
 
-def _rate(race: _Race) -> Range:
-    problem = race.problem
+def _sides(
+    present: float,
+    variant: Callable[[float], Variant],
+    winner: Choice,
+    middle: Callable[[float, float], float],
+    *,
+    whole: bool = False,
+) -> list[_Side]:
+    both = [_Side(present, up, variant) for up in (False, True)]
+    for side in both:
+        side.next_value = _looked_at(side, winner, middle, whole)
+    return both
+
+
+def _looked_at(side: _Side, winner: Choice, middle: Callable[[float, float], float], whole: bool) -> _Values:
+    """Look further and further, and where another plan wins closer and closer; notes in `side` what is found."""
+    wins_at = value = side.present
+    while side.turn is None:
+        value = value * FACTOR if side.up else value / FACTOR
+        if whole and (value := int(value)) < 1:
+            return
+        best = yield value
+        if best is None:  # nothing fits any more
+            side.full = side.up
+            return
+        side.reached.append(value)
+        if best != winner:
+            side.turn = Turn(wins_at=wins_at, loses_at=value, by=best)
+        elif not side.present / REACH < value < side.present * REACH:
+            return
+        wins_at = value if best == winner else wins_at
+    turn = side.turn
+    while abs(turn.loses_at - turn.wins_at) > CLOSE * min(turn.loses_at, turn.wins_at):
+        value = middle(turn.wins_at, turn.loses_at)
+        if value in (turn.wins_at, turn.loses_at) or (best := (yield value)) is None:
+            return
+        turn = replace(turn, wins_at=value) if best == winner else replace(turn, loses_at=value, by=best)
+        side.turn = turn
+
+
+def _rate(problem: Problem, winner: Choice) -> list[_Side]:
     cluster = problem.cluster
     if len({place.host for place in cluster.placement}) < 2:
         raise _Skip("all ranks are on one host")
     if problem.network is not None:
         raise _Skip("the network is as it was measured")
     present = min(nic.bandwidth_Bps for host in cluster.hosts for nic in host.nics)
-
-    def best(rate_Bps: float) -> Choice | None:
-        return race.best(Variant(rate_Bps=rate_Bps))
-
-    return _range(best, race.contenders[0], present, lambda a, b: math.sqrt(a * b))
+    return _sides(present, lambda rate_Bps: Variant(rate_Bps=rate_Bps), winner, lambda a, b: math.sqrt(a * b))
 
 
-def _batch(race: _Race) -> Range:
-    def best(batch: float) -> Choice | None:
-        return race.best(Variant(batch=int(batch)))
-
+def _batch(problem: Problem, winner: Choice) -> list[_Side]:
     def middle(a: float, b: float) -> float:
         return (int(a) + int(b)) // 2
 
-    return _range(best, race.contenders[0], race.problem.batch_per_worker, middle, whole=True)
+    return _sides(problem.batch_per_worker, lambda batch: Variant(batch=int(batch)), winner, middle, whole=True)
 
 
-def _range(
-    best_at: Callable[[float], Choice | None],
-    winner: Choice,
-    present: float,
-    middle: Callable[[float, float], float],
-    *,
-    whole: bool = False,
-) -> Range:
-    reached = [present]
-    turns: dict[bool, Turn | None] = {False: None, True: None}
-    full = hurried = False
-    try:
-        for up in (False, True):
-            wins_at, value = present, present
-            while turns[up] is None and present / REACH < value < present * REACH:
-                value = value * FACTOR if up else value / FACTOR
-                if whole and (value := int(value)) < 1:
-                    break
-                best = best_at(value)
-                if best is None:  # nothing fits any more
-                    full = full or up
-                    break
-                reached.append(value)
-                if best == winner:
-                    wins_at = value
-                    continue
-                turns[up] = far = Turn(wins_at=wins_at, loses_at=value, by=best)
-                for near in _closer(best_at, winner, far, middle):
-                    turns[up] = near
-    except _NoRoom:
-        if len(reached) == 1:
-            raise
-        hurried = True
+def _range(down: _Side, up: _Side) -> Range:
+    reached = [down.present, *down.reached, *up.reached]
     return Range(
-        present=present,
+        present=down.present,
         low=min(reached),
         high=max(reached),
-        below=turns[False],
-        above=turns[True],
-        full=full,
-        hurried=hurried,
+        below=down.turn,
+        above=up.turn,
+        full=up.full,
+        hurried=bool(down.short or up.short),
     )
 
 
-def _closer(
-    best_at: Callable[[float], Choice | None],
-    winner: Choice,
-    turn: Turn,
-    middle: Callable[[float, float], float],
-) -> Iterator[Turn]:
-    """Yield the place of a change, closer and closer."""
-    while abs(turn.loses_at - turn.wins_at) > CLOSE * min(turn.loses_at, turn.wins_at):
-        value = middle(turn.wins_at, turn.loses_at)
-        if value in (turn.wins_at, turn.loses_at) or (best := best_at(value)) is None:
-            return
-        turn = replace(turn, wins_at=value) if best == winner else replace(turn, loses_at=value, by=best)
-        yield turn
+class _Race:
+    """Which of the `contenders` for problem number `index` is the best, at many places, within limits."""
+
+    def __init__(self, pool: WorkerPool, index: int, contenders: Sequence[Score], limits: Limits) -> None:
+        self._pool, self._index, self._limits = pool, index, limits
+        self._cheapest_first = [one.choice for one in sorted(contenders, key=lambda one: one.prediction.events)]
+
+    def run(self, sides: Mapping[str, Sequence[_Side]]) -> None:
+        """Look at all values that `sides` ask for, one of each at a time."""
+        looked = dict.fromkeys(sides, 0)
+        going = [(what, side, next(side.next_value, None)) for what, both in sides.items() for side in both]
+        while going:
+            places: list[tuple[str, _Side, Variant]] = []
+            for what, side, value in going:
+                if value is None:
+                    continue
+                looked[what] += len(self._cheapest_first)
+                if self._limits.max_evaluations is not None and looked[what] > self._limits.max_evaluations:
+                    side.short = "the number of evaluations is too small"
+                else:
+                    places.append((what, side, side.variant(value)))
+            going = []
+            for (what, side, _), best in zip(places, self._best([at for _, _, at in places]), strict=True):
+                if isinstance(best, str):
+                    side.short = best
+                else:
+                    going.append((what, side, _sent(side.next_value, best)))
+
+    def _best(self, places: Sequence[Variant]) -> list[Choice | str | None]:
+        """The best plan at each place; None if none of them can be run there, and why where there was no room."""
+        best: dict[int, Score] = {}
+        short: dict[int, str] = {}
+        able = [i for i, at in enumerate(places) if self._can_be(at)]
+        for choice in self._cheapest_first:
+            left = [i for i in able if i not in short]
+            some = [(choice, best[i].prediction.samples_per_s if i in best else 0.0) for i in left]
+            found = self._pool.weigh(self._index, some, self._limits.deadline_s, [places[i] for i in left])
+            for i, one in zip(left, found, strict=True):
+                if one is None or one.limited:
+                    short[i] = "there was no time left" if one is None or one.kind == "time" else "memory was short"
+                elif one.score is not None and (i not in best or one.score.order < best[i].order):
+                    best[i] = one.score
+        return [short.get(i) or (best[i].choice if i in best else None) for i in range(len(places))]
+
+    def _can_be(self, at: Variant) -> bool:
+        try:
+            self._pool.problems[self._index].varied(at)
+        except InputError:
+            return False
+        return True
+
+
+def _sent(values: _Values, best: Choice | None) -> float | None:
+    """The next value; None if there is none."""
+    try:
+        return values.send(best)
+    except StopIteration:
+        return None

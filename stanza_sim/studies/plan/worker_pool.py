@@ -35,6 +35,8 @@ STARTING_S = 0.02
 """What a process waits for when it has started, so that another takes the next such task."""
 GRACE_S = 0.5
 """What is under way when time is up may take so much longer; then its process is ended."""
+VARIED_KEPT = 4
+"""So many link speeds and batches are looked at side by side (see `explain`)."""
 COLLECTED_EVERY = 16
 """After so many tasks a process frees what cycles of objects hold, which Python does too seldom by itself here."""
 
@@ -51,11 +53,13 @@ class WorkerState:
     varied: dict[tuple[int, Variant], Problem] = field(default_factory=dict)
 
     def problem(self, index: int, variant: Variant) -> Problem:
-        """Problem number `index` at another link speed or batch; the last one asked for is kept."""
+        """Problem number `index` at another link speed or batch; the last ones asked for are kept."""
         if variant == Variant():
             return self.problems[index]
         if (index, variant) not in self.varied:
-            self.varied = {(index, variant): self.problems[index].varied(variant)}
+            if len(self.varied) == VARIED_KEPT:
+                del self.varied[next(iter(self.varied))]
+            self.varied[index, variant] = self.problems[index].varied(variant)
         return self.varied[index, variant]
 
     def collect(self) -> None:
@@ -260,16 +264,17 @@ class WorkerPool:
         problem: int,
         some: Sequence[tuple[Choice, float]],
         deadline_s: float | None,
-        variant: Variant | None = None,
+        variants: Sequence[Variant] | None = None,
         most_s: float | None = None,
     ) -> list[Weighed | None]:
         """Bound choices exactly, and simulate those that may reach the samples/s that stand beside them.
 
         Each may take `most_s`; one that by its size would take longer, or more memory than there is, is not begun. With
-        a `variant`, at another link speed or batch. Raises `InputError` if the cluster cannot have that.
+        `variants`, each at another link speed or batch. Raises `InputError` if the cluster cannot have that.
         """
-        at, room = variant or Variant(), self._room(deadline_s, most_s)
-        found = self._each(_weigh, room, [(problem, choice, least, at) for choice, least in some])
+        at, room = variants or [Variant()] * len(some), self._room(deadline_s, most_s)
+        asked = [(problem, choice, least, there) for (choice, least), there in zip(some, at, strict=True)]
+        found = self._each(_weigh, room, asked)
         for one in found:
             if one is not None and one.work is not None:
                 self._rates.add(one.work)

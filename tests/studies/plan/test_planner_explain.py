@@ -63,9 +63,9 @@ def test_no_more_plans_are_looked_at_than_may_be(small, monkeypatch):
     pool, found = found_for(small)
     real, run = pool.weigh, []
 
-    def weighing(index, some, deadline_s, variant):
-        run.append((variant.rate_Bps is None, len(some)))
-        return real(index, some, deadline_s, variant)
+    def weighing(index, some, deadline_s, variants):
+        run.extend(variant.rate_Bps is None for variant in variants)
+        return real(index, some, deadline_s, variants)
 
     monkeypatch.setattr(pool, "weigh", weighing)
     why = explain(pool, 0, found, Limits(max_evaluations=5))
@@ -73,10 +73,26 @@ def test_no_more_plans_are_looked_at_than_may_be(small, monkeypatch):
     assert why.rate is not None
     assert why.rate.hurried
     for batches in (False, True):
-        assert 0 < sum(count for batch, count in run if batch is batches) <= 5
+        assert 0 < run.count(batches) <= 5
     why = explain(pool, 0, found, Limits(max_evaluations=1))
     assert why is not None
     assert set(why.skipped.values()) == {"the number of evaluations is too small"}
+
+
+def test_plans_that_cannot_be_better_are_not_simulated(small, monkeypatch):
+    pool, found = found_for(small)
+    real, asked = pool.weigh, []
+
+    def weighing(index, some, deadline_s, variants):
+        weighed = real(index, some, deadline_s, variants)
+        asked.extend((least, one) for (_, least), one in zip(some, weighed, strict=True))
+        return weighed
+
+    everything = explain(pool, 0, found, Limits())
+    monkeypatch.setattr(pool, "weigh", weighing)
+    assert explain(pool, 0, found, Limits()) == everything
+    assert any(least > 0 and one.score is None and not one.out for least, one in asked), "a bound rules a plan out"
+    assert all(one.most_samples_per_s < least for least, one in asked if one.score is None and not one.out)
 
 
 def test_batches_that_no_plan_can_have_end_the_range(small):

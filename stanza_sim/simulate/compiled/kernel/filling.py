@@ -54,7 +54,7 @@ def solve(net: Net, st: State, now: float) -> None:
     elif capped:
         size = _caps(level, links, size, st.row, st.classes, n_classes, base)
     for i in range(size // 2 - 1, -1, -1):
-        _sift(level, links, size, i)
+        _sift(level, links, int(size), int(i))
     if whole or scalars[WHOLE] == UNSEARCHED:
         st.lowest[0] = level[links[0]] if size > 0 else 0.0
     _fill(net, st, size, n_classes, now)
@@ -238,12 +238,12 @@ def _fill(net: Net, st: State, size: int, waiting: int, now: float) -> None:
             if opened[q] == 0:
                 size -= 1
                 links[0] = links[size]
-                _sift(level, links, size, 0)
+                _sift(level, links, int(size), 0)
                 continue
             fresh = left[q] / weight[q]
             if fresh > level[q]:
                 level[q] = fresh
-                _sift(level, links, size, 0)
+                _sift(level, links, int(size), 0)
                 if links[0] != q:
                     continue
             first, end = link_ptr[q], link_ptr[q + 1]
@@ -253,7 +253,7 @@ def _fill(net: Net, st: State, size: int, waiting: int, now: float) -> None:
         size -= 1
         links[0] = links[size]
         if size > 0:
-            _sift(level, links, size, 0)
+            _sift(level, links, int(size), 0)
         for x in range(first, end):
             c = q - base if q >= base else link_class[x]
             if rising[c] == 0:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from stanza_sim.simulate.compiled.arrays import F64, I32
+from stanza_sim.simulate.compiled.arrays import F64, I32, Whole
 from stanza_sim.simulate.compiled.kernel.jit import part
 from stanza_sim.simulate.compiled.kernel.state import BLOCK
 
 
 @part
-def meld(child: I32, sibling: I32, mark: F64, a: int, b: int) -> int:
+def meld(child: I32, sibling: I32, mark: F64, a: Whole, b: Whole) -> Whole:
     """Join two pairing heaps by their roots, -1 for an empty one; return the new root."""
     if a < 0:
         return b
@@ -24,7 +24,7 @@ def meld(child: I32, sibling: I32, mark: F64, a: int, b: int) -> int:
 
 
 @part
-def pop_root(child: I32, sibling: I32, mark: F64, a: int) -> int:
+def pop_root(child: I32, sibling: I32, mark: F64, a: int) -> Whole:
     """Remove the root `a` of a pairing heap and return the new root (two-pass melding)."""
     first = child[a]
     child[a] = -1
@@ -36,15 +36,15 @@ def pop_root(child: I32, sibling: I32, mark: F64, a: int) -> int:
         if second >= 0:
             rest = sibling[second]
             sibling[second] = -1
-            first = meld(child, sibling, mark, first, second)
+            first = meld(child, sibling, mark, np.int64(first), np.int64(second))
         sibling[first] = paired
         paired = first
         first = rest
-    root = -1
+    root: Whole = -1
     while paired >= 0:
         rest = sibling[paired]
         sibling[paired] = -1
-        root = meld(child, sibling, mark, root, paired)
+        root = meld(child, sibling, mark, np.int64(root), np.int64(paired))
         paired = rest
     return root
 

@@ -240,7 +240,7 @@ def _start_flows(net: Net, nodes: Nodes, st: State, now: float, began: int) -> N
         mark[k] = own[SERVED] + nodes.work[k]
         child[k] = -1
         sibling[k] = -1
-        root[c] = meld(child, sibling, mark, root[c], k)
+        root[c] = meld(child, sibling, mark, np.int64(root[c]), np.int64(k))
         own[FIRST] = mark[root[c]]
         finish[c] = np.nan
         scalars[ACTIVE] += new

@@ -5,13 +5,15 @@ Small functions take the arrays that they use, not the tuples of them, of which 
 
 from __future__ import annotations
 
-from stanza_sim.simulate.compiled.arrays import F64, I8, I32, I64, State
+import numpy as np
+
+from stanza_sim.simulate.compiled.arrays import F64, I8, I32, I64, State, Whole
 from stanza_sim.simulate.compiled.kernel.jit import part
 from stanza_sim.simulate.compiled.kernel.state import HEAP
 
 
 @part
-def push(heap_s: F64, heap_k: I32, scalars: I64, at: float, k: int) -> None:
+def push(heap_s: F64, heap_k: I32, scalars: I64, at: float, k: Whole) -> None:
     """Node k starts at `at`: put it on the heap, by time and then by number."""
     i = scalars[HEAP]
     scalars[HEAP] = i + 1
@@ -42,7 +44,7 @@ def await_start(
     """Node k starts at `at`, which within its delay queue is no earlier than any before."""
     w = delay_queue[k]
     if w < 0:
-        push(heap_s, heap_k, scalars, at, k)
+        push(heap_s, heap_k, scalars, at, np.int64(k))
         return
     mark[k] = at
     sibling[k] = -1
