@@ -127,6 +127,7 @@ def plan(
     precision: str = "fp32",
     gradients: Literal["parameter", "bf16", "fp16"] = "parameter",
     jobs: int = 1,
+    scheduler: str | None = None,
     say: Say = lambda text: None,
 ) -> PlanResult:
     """Search all strategies and their settings for the most samples/s of `model` on `cluster`.
@@ -134,8 +135,8 @@ def plan(
     Values travel as `precision` and `gradients` say: see `build_schedule`. In the place of both an experiment may
     stand: then its models, its rows first. `budget` (100 s unless `max_evaluations` is given; seconds, or as "30s") is
     for all of it; with a number of evaluations for each model the answer is reproducible. With several `jobs`,
-    processes that import the caller's script simulate. No process takes more than `memory`, such as "1GB" (its part of
-    what is free). Raises `InputError` if there is no plan, and for what is wrong.
+    processes that import the caller's script simulate; with a `scheduler`, a Dask cluster. No process takes more than
+    `memory`, such as "1GB" (its part of what is free). Raises `InputError` if there is no plan, and for what is wrong.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("alexnet")
@@ -145,6 +146,8 @@ def plan(
     name, began_s = "plan", monotonic()
     with placed(name):
         check_not_launched()
+        if isinstance(budget, int | float) and not isinstance(budget, bool):
+            budget = f"{budget:.9f}s"
         limits = checked(name, _PlanArguments, {"budget": budget, "memory": memory})
         budget_s = limits.budget
         if limits.memory is not None:
@@ -184,6 +187,7 @@ def plan(
             max_evaluations=max_evaluations,
             memory_nbytes=limits.memory,
             jobs=count(jobs, name, "jobs"),
+            scheduler=scheduler,
         )
         if all(answer.best is None for answer in planned.answers):
             out = [one for answer in planned.answers for one in answer.found.left_out]

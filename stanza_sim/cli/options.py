@@ -30,3 +30,15 @@ Jobs = Annotated[
     int | None,
     typer.Option("--jobs", min=1, help="Processes that simulate. [default: one for each core]", show_default=False),
 ]
+Scheduler = Annotated[
+    str | None,
+    typer.Option("--scheduler", metavar="ADDRESS", help="Use a running Dask cluster.", show_default=False),
+]
+
+
+def check_one_place(scheduler: str | None, jobs: int | None) -> None:
+    """Raise `InputError` where both a Dask cluster and processes of this machine are asked for."""
+    from stanza_sim.base.errors import InputError
+
+    if scheduler is not None and jobs is not None:
+        raise InputError("is for processes of this machine", where="--jobs", hint="leave it out with --scheduler")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stanza_sim.cli.console import INTERRUPTED, errors_for_people, printing, say, stdout, warning_once
-from stanza_sim.cli.options import AsJsonOfTables, ExperimentArgument, Jobs, Profiles
+from stanza_sim.cli.options import AsJsonOfTables, ExperimentArgument, Jobs, Profiles, Scheduler, check_one_place
 from stanza_sim.cli.progress import bars
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ PLAN_EXAMPLES = """Examples:\n
 [bold]stanza-sim plan ec2_v100[/]\n
 [bold]stanza-sim plan ec2_v100 --set nodes=16 --set network.rate=25Gbps --budget 300s[/]\n
 [bold]stanza-sim plan ec2_v100 --max-evaluations 200 --json[/]\n
+[bold]stanza-sim plan ec2_v100 --scheduler tcp://host:8786[/]\n
 [bold]stanza-sim plan laptop --execute[/]
 """
 
@@ -82,6 +83,7 @@ def plan(
         typer.Option("--compute", metavar="real|emulated", help="With --execute, as for run.", show_default=False),
     ] = None,
     testbed: Annotated[bool, typer.Option("--testbed", help="With --execute, as for run (root).")] = False,
+    scheduler: Scheduler = None,
     profile: Profiles = None,
     jobs: Jobs = None,
 ) -> None:
@@ -104,6 +106,7 @@ def plan(
         testbed=testbed,
         profiles=tuple(profile or ()),
         jobs=jobs,
+        scheduler=scheduler,
         began_s=monotonic(),
     )
     with errors_for_people():
@@ -139,6 +142,7 @@ class _Options:
     testbed: bool
     profiles: tuple[Path, ...]
     jobs: int | None
+    scheduler: str | None
     began_s: float
     """When the command began: the budget is counted from there."""
 
@@ -168,6 +172,7 @@ def _check(options: _Options) -> None:
     from stanza_sim.report.folder import check_writable
     from stanza_sim.studies.plan.session import check_not_launched
 
+    check_one_place(options.scheduler, options.jobs)
     for option, given in options.given:
         if given and not options.execute:
             raise InputError("nothing is run without --execute", where=option, hint="add --execute")
@@ -196,6 +201,7 @@ def _search(options: _Options, say: Say) -> PlanAnswers:
             memory_nbytes=options.memory_nbytes(),
             profiles=options.profiles,
             jobs=options.jobs or cores(),
+            scheduler=options.scheduler,
             timelines=options.output is not None,
             tell=tell,
             say=say,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stanza_sim.cli.console import errors_for_people, printing, say, stdout
-from stanza_sim.cli.options import AsJsonOfTables, ExperimentArgument, Jobs, Profiles
+from stanza_sim.cli.options import AsJsonOfTables, ExperimentArgument, Jobs, Profiles, Scheduler, check_one_place
 from stanza_sim.cli.progress import bars
 
 if TYPE_CHECKING:
@@ -50,10 +50,7 @@ def sweep(
             show_default=False,
         ),
     ] = None,
-    scheduler: Annotated[
-        str | None,
-        typer.Option("--scheduler", metavar="ADDRESS", help="Use a running Dask cluster.", show_default=False),
-    ] = None,
+    scheduler: Scheduler = None,
     as_json: AsJsonOfTables = False,
     profile: Profiles = None,
     jobs: Jobs = None,
@@ -71,8 +68,7 @@ def sweep(
         from stanza_sim.studies.sweep.report import print_sweep, sweep_json
         from stanza_sim.studies.sweep.session import Sweep
 
-        if scheduler is not None and jobs is not None:
-            raise InputError("is for processes of this machine", where="--jobs", hint="leave it out with --scheduler")
+        check_one_place(scheduler, jobs)
         made = Sweep(experiment, vary=vary or [], overrides=settings or [], profiles=profile or [], output=output)
         with _progress() as tell, _kept(made):
             sweep_result = made.run(jobs=jobs or cores(), scheduler=scheduler, tell=tell)

@@ -8,7 +8,7 @@ memory does not depend on the machine.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic
 
 from stanza_sim.base.limits import own_memory
@@ -61,18 +61,30 @@ class Room:
     """What a plan may take: until `deadline_s` of the monotonic clock and for `most_s`, and so much memory.
 
     `estimates` are from plans before it, by whether compiled code simulated them; where there were none, time is not
-    estimated.
+    estimated. On another machine, with another clock, `left_s` from the beginning of its work stands for the deadline.
+    Where a process is not `alone` with this work, the system is not told to hold it to its memory.
     """
 
     deadline_s: float | None = None
     most_s: float | None = None
     memory_nbytes: int | None = None
+    left_s: float | None = None
+    alone: bool = True
     estimates: Mapping[bool, Estimate] = field(default_factory=dict)
 
     def until_s(self, now_s: float) -> float | None:
         """When a plan that begins now has to end."""
-        ends = [self.deadline_s, None if self.most_s is None else now_s + self.most_s]
-        return min((end for end in ends if end is not None), default=None)
+        ends = [now_s + span for span in (self.most_s, self.left_s) if span is not None]
+        return min([*ends, *([] if self.deadline_s is None else [self.deadline_s])], default=None)
+
+    def patience_s(self, grace_s: float) -> float | None:
+        """How long to wait for work that begins now: a little longer than it may take."""
+        return None if self.deadline_s is None else max(0.0, self.deadline_s - monotonic()) + grace_s
+
+    def elsewhere(self) -> Room:
+        """The same for work on another machine that begins about now."""
+        left_s = None if self.deadline_s is None else max(0.0, self.deadline_s - monotonic())
+        return replace(self, deadline_s=None, left_s=left_s, alone=False)
 
     def admit(self, parts: int, compiled: bool, until_s: float | None) -> None:
         """Raise `NoRoom` for work of so many parts that will not be done by `until_s`, or needs too much memory."""

@@ -10,10 +10,11 @@
 The most promising is what would be fastest if it reached as much of its bound as the most similar choice that was
 simulated, and of about equal ones the cheapest to simulate.
 
-A deadline holds for all of it. Rows and defaults come the cheapest first. No plan takes more than a part of the time,
-until all others are dealt with. Once a share of the time has gone into sketches, weighing begins with what is known by
-then, and the two alternate, so that there is a good plan whenever time is up; if there is none at all, one row or
-default is simulated in a time of grace. With a number of evaluations only so many times as many choices are sketched.
+A deadline holds for all of it. Rows and defaults then come the cheapest first, and no plan takes more than a part of
+the time until all others are dealt with. Once a share of the time has gone into sketches, weighing begins with what is
+known by then, and the two alternate, so that there is a good plan whenever time is up; if there is none at all, one row
+or default is simulated in a time of grace. With a number of evaluations only so many times as many choices are
+sketched.
 
 Choices are taken in batches of a fixed size, so that the order, and with it the answer, is the same on any number of
 cores. Without a deadline the answer depends on nothing but the experiment and the number of evaluations, as long as

@@ -91,6 +91,7 @@ def plan_experiment(
     memory_nbytes: int | None = None,
     profiles: Sequence[Path] = (),
     jobs: int = 1,
+    scheduler: str | None = None,
     timelines: bool = False,
     tell: Tell = lambda model, done, total: None,
     say: Say = lambda text: None,
@@ -100,8 +101,9 @@ def plan_experiment(
     `budget_s` is for all models together and counts from now: each gets an equal share of what is left. A model of
     which no plan has been simulated by then has a moment more for one. `max_evaluations` is for each model. Both limits
     hold for the explanation as well. No process takes more than `memory_nbytes` (left out: than its part of what the
-    machine has). With `timelines` the best plans have theirs, unless there is no time for them, which is said. Ctrl-C
-    ends the search with what has been found. Raises `InputError` and `RunError`.
+    machine has); on the workers of a Dask `scheduler` that is only estimated. With `timelines` the best plans have
+    theirs, unless there is no time for them, which is said. Ctrl-C ends the search with what has been found. Raises
+    `InputError` and `RunError`.
     """
     end_s = None if budget_s is None else monotonic() + budget_s
     loaded = load_experiment(name_or_path, overrides)
@@ -113,6 +115,7 @@ def plan_experiment(
         max_evaluations=max_evaluations,
         memory_nbytes=memory_nbytes,
         jobs=jobs,
+        scheduler=scheduler,
         timelines=timelines,
         tell=tell,
         say=say,
@@ -128,6 +131,7 @@ def plan_problems(
     max_evaluations: int | None = None,
     memory_nbytes: int | None = None,
     jobs: int = 1,
+    scheduler: str | None = None,
     timelines: bool = False,
     tell: Tell = lambda model, done, total: None,
     say: Say = lambda text: None,
@@ -146,11 +150,11 @@ def plan_problems(
         )
         for p in problems
     ]
-    if memory_nbytes is None and (free_nbytes := free_memory()) is not None:
+    if memory_nbytes is None and scheduler is None and (free_nbytes := free_memory()) is not None:
         memory_nbytes = own_memory() + free_nbytes // jobs
     answers: list[Answer] = []
     with worker_pool(
-        problems, jobs=jobs, work=sum(len(some) for some, _ in spaces), memory_nbytes=memory_nbytes
+        problems, jobs=jobs, work=sum(len(some) for some, _ in spaces), memory_nbytes=memory_nbytes, scheduler=scheduler
     ) as pool:
         pool.begin(end_s)
         for i, (problem, (some, out)) in enumerate(zip(problems, spaces, strict=True)):

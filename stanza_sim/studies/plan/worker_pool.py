@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import gc
 import pickle
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import monotonic, sleep
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+from stanza_sim.base.dask_cluster import dask_client, lost
 from stanza_sim.base.errors import RunError
 from stanza_sim.base.limits import TimeIsUp, memory_limit, time_limit
 from stanza_sim.base.processes import can_fork, processes
@@ -22,6 +24,9 @@ from stanza_sim.simulate.engines import pays, warm
 from stanza_sim.studies.plan.assess import Problem, Score, Sketch, Variant, Weighed, sketch, spread_of, weigh
 from stanza_sim.studies.plan.choices import Choice
 from stanza_sim.studies.plan.room import Rates, Room
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 WORTH_IT = 60
 """From so many choices on it pays to start other processes, which takes each about a second, and to load compiled code
@@ -43,6 +48,7 @@ class WorkerState:
     """What a process works on; every process is told once."""
 
     problems: tuple[Problem, ...] = ()
+    compiles: bool = True
     done: int = 0
     varied: dict[tuple[int, Variant], Problem] = field(default_factory=dict)
 
@@ -69,8 +75,7 @@ _state = WorkerState()
 def _adopt(problems: tuple[Problem, ...] | Path) -> None:
     """Take over the problems, or those that a file holds."""
     _state.problems = pickle.loads(problems.read_bytes()) if isinstance(problems, Path) else problems
-    warm()
-    if pays(1):
+    if warm(_state.compiles) or pays(1):
         import stanza_sim.simulate.compiled.engine  # noqa: F401 - now, and not in the time of the first plan
     gc.collect()
     gc.freeze()  # what is there now stays, and need not be looked through again
@@ -86,10 +91,11 @@ def _within(room: Room, task: Callable[[], _T], out: Callable[[str, str], _T]) -
     """
     began_s = monotonic()
     until_s = room.until_s(began_s)
+    limit_nbytes = room.memory_nbytes if room.alone else None
     if until_s is not None and began_s >= until_s:
         return None
     try:
-        with memory_limit(room.memory_nbytes), time_limit(until_s):
+        with memory_limit(limit_nbytes), time_limit(until_s):
             return task()
     except TimeIsUp:
         return out("time", f"stopped after {format_time(monotonic() - began_s)}")
@@ -100,14 +106,21 @@ def _within(room: Room, task: Callable[[], _T], out: Callable[[str, str], _T]) -
     return out("host_memory", f"simulating it takes more memory{limit}")
 
 
+def _begun(shared: WorkerState | None) -> WorkerState:
+    """What a task works on: what all tasks share, or what this process was told."""
+    state = shared or _state
+    warm(state.compiles)
+    state.collect()
+    return state
+
+
 def _nothing(shared: WorkerState | None, room: Room) -> bool | None:
     sleep(STARTING_S)
     return True
 
 
 def _sketch(shared: WorkerState | None, room: Room, problem: int, choice: Choice, bounded: bool) -> Sketch | None:
-    state = shared or _state
-    state.collect()
+    state = _begun(shared)
     return _within(
         room,
         lambda: sketch(state.problems[problem], choice, bounded=bounded),
@@ -118,8 +131,7 @@ def _sketch(shared: WorkerState | None, room: Room, problem: int, choice: Choice
 def _weigh(
     shared: WorkerState | None, room: Room, problem: int, choice: Choice, least: float, variant: Variant
 ) -> Weighed | None:
-    state = shared or _state
-    state.collect()
+    state = _begun(shared)
     return _within(
         room,
         lambda: weigh(state.problem(problem, variant), choice, least, room),
@@ -128,16 +140,18 @@ def _weigh(
 
 
 def _spread(shared: WorkerState | None, room: Room, problem: int, one: Score) -> Score | None:
-    state = shared or _state
-    state.collect()
+    state = _begun(shared)
     return _within(room, lambda: spread_of(state.problems[problem], one), lambda kind, why: one)
 
 
 # ---- who carries them out --------------------------------------------------------------------------------------------
 
 
+Task = Callable[..., _T | None]
+
+
 class Processes:
-    """An executor of `jobs` processes that work on `problems`; started when it is needed, anew where it was ended.
+    """Up to `jobs` processes that work on `problems`; started when they are needed, anew where they were ended.
 
     Copies of this process have the problems already. Others get them from a file: were they handed to a process that
     starts, each would hold up the next.
@@ -147,7 +161,24 @@ class Processes:
         self._problems, self.jobs = problems, jobs
         self._started: tuple[ExitStack, Executor] | None = None
 
-    def executor(self) -> Executor:
+    def results(self, task: Task[_T], room: Room, asked: Sequence[tuple[object, ...]]) -> list[_T | None]:
+        """What `task` finds for each that is `asked`, in that order; None for what was not done in time."""
+        executor = self._executor()
+        futures: list[Future[_T | None]] = [executor.submit(task, None, room, *each) for each in asked]
+        try:
+            wait(futures, timeout=room.patience_s(GRACE_S), return_when=FIRST_EXCEPTION)
+            for future in futures:
+                future.cancel()
+            found = [future.result() if future.done() and not future.cancelled() else None for future in futures]
+        except BrokenProcessPool:
+            raise RunError(
+                "a process that simulated plans was ended from outside, perhaps for lack of memory"
+            ) from None
+        if any(future.running() for future in futures):
+            self.end()
+        return found
+
+    def _executor(self) -> Executor:
         """The processes, which begin to start now if there are none."""
         if self._started is None:
             stack, forked = ExitStack(), can_fork()
@@ -166,6 +197,34 @@ class Processes:
             stack.close()
 
 
+class DaskWorkers:
+    """The workers of a Dask cluster, which get `problems` once each; see `Processes`."""
+
+    def __init__(self, client: Client, threads: int, name: str, problems: tuple[Problem, ...], compiles: bool) -> None:
+        self._client, self.jobs, self._name = client, threads, name
+        self._shared = client.scatter(WorkerState(problems=problems, compiles=compiles), broadcast=True, hash=False)
+
+    def results(self, task: Task[_T], room: Room, asked: Sequence[tuple[object, ...]]) -> list[_T | None]:
+        """See `Processes.results`. What is not done in time is given up and not waited for."""
+        from distributed import wait as wait_for
+
+        there = room.elsewhere()
+        futures = [self._client.submit(task, self._shared, there, *each, pure=False) for each in asked]
+        try:
+            with self._client.as_current(), suppress(TimeoutError):
+                wait_for(futures, timeout=room.patience_s(GRACE_S))
+            found = [future.result() if future.done() else None for future in futures]
+        except (ImportError, OSError, CancelledError) as error:
+            raise lost(self._name, error) from None
+        finally:
+            self._client.cancel([future for future in futures if not future.done()])
+        return found
+
+    def end(self) -> None:
+        """Let the workers forget the problems."""
+        self._client.cancel([self._shared])
+
+
 class WorkerPool:
     """Looks at choices for `problems`: in `workers` if there are any, else in this process.
 
@@ -175,10 +234,13 @@ class WorkerPool:
     """
 
     def __init__(
-        self, problems: Sequence[Problem], workers: Processes | None = None, memory_nbytes: int | None = None
+        self,
+        problems: Sequence[Problem],
+        workers: Processes | DaskWorkers | None = None,
+        memory_nbytes: int | None = None,
     ) -> None:
         self.problems, self._workers, self._memory_nbytes = tuple(problems), workers, memory_nbytes
-        self._here, self._rates = WorkerState(self.problems), Rates()
+        self._here, self._rates = WorkerState(self.problems, compiles=warm()), Rates()
 
     def begin(self, deadline_s: float | None) -> None:
         """Start the processes, and wait until they can work, or until `deadline_s`: models then share what is left."""
@@ -230,37 +292,35 @@ class WorkerPool:
             estimates=self._rates.estimates(),
         )
 
-    def _each(self, task: Callable[..., _T | None], room: Room, asked: Sequence[tuple[object, ...]]) -> list[_T | None]:
+    def _each(self, task: Task[_T], room: Room, asked: Sequence[tuple[object, ...]]) -> list[_T | None]:
         if self._workers is None:
             return [task(self._here, room, *each) for each in asked]
-        executor = self._workers.executor()
-        futures: list[Future[_T | None]] = [executor.submit(task, None, room, *each) for each in asked]
-        deadline_s = room.deadline_s
-        left_s = None if deadline_s is None else max(0.0, deadline_s - monotonic()) + GRACE_S
-        try:
-            wait(futures, timeout=left_s, return_when=FIRST_EXCEPTION)
-            for future in futures:
-                future.cancel()
-            found = [future.result() if future.done() and not future.cancelled() else None for future in futures]
-        except BrokenProcessPool:
-            raise RunError(
-                "a process that simulated plans was ended from outside, perhaps for lack of memory"
-            ) from None
-        if any(future.running() for future in futures):
-            self._workers.end()
-        return found
+        return self._workers.results(task, room, asked)
 
 
 @contextmanager
 def worker_pool(
-    problems: Sequence[Problem], *, jobs: int, work: int, memory_nbytes: int | None = None
+    problems: Sequence[Problem],
+    *,
+    jobs: int,
+    work: int,
+    memory_nbytes: int | None = None,
+    scheduler: str | None = None,
 ) -> Iterator[WorkerPool]:
-    """A pool of `jobs` processes, or of this one if there is little `work` (choices in all)."""
-    before = warm(work >= WORTH_IT)  # here too, so that all plans are simulated by one engine
-    workers = None if jobs < 2 or work < WORTH_IT else Processes(tuple(problems), jobs)
-    try:
-        yield WorkerPool(problems, workers, memory_nbytes)
-    finally:
-        warm(before)
+    """A pool of `jobs` processes, or of this one if there is little `work` (choices in all).
+
+    With the address of a Dask `scheduler`, the workers of that. Raises `InputError` if it cannot be reached.
+    """
+    compiles = work >= WORTH_IT
+    before = warm(compiles)  # here too, so that all plans are simulated by one engine
+    with ExitStack() as stack:
+        stack.callback(warm, before)
+        workers: Processes | DaskWorkers | None = None
+        if scheduler is not None:
+            client, threads = stack.enter_context(dask_client(scheduler))
+            workers = DaskWorkers(client, threads, f"Dask at {scheduler}", tuple(problems), compiles)
+        elif jobs > 1 and work >= WORTH_IT:
+            workers = Processes(tuple(problems), jobs)
         if workers is not None:
-            workers.end()
+            stack.callback(workers.end)
+        yield WorkerPool(problems, workers, memory_nbytes)

@@ -115,6 +115,8 @@ def test_the_network_profile_is_named_and_its_warnings_are_said_once(small, netw
         (("--memory", "9" * 400 + "GB"), "is too large"),
         (("--memory", "1MB"), "is less than the program itself takes"),
         (("--set", "nodez=3"), "unknown key"),
+        (("--scheduler", "nonsense"), "no Dask scheduler answers there"),
+        (("--scheduler", "tcp://127.0.0.1:9", "--jobs", "2"), "leave it out with --scheduler"),
         (("--testbed",), "nothing is run without --execute"),
         (("--compute", "emulated"), "nothing is run without --execute"),
         (("-o", "/proc/nothing/there"), "cannot be written"),

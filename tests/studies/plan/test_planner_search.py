@@ -17,7 +17,7 @@ from stanza_sim.studies.plan import session
 from stanza_sim.studies.plan.assess import Problem, Score, Weighed, sketch, weigh
 from stanza_sim.studies.plan.choices import Choice, as_yaml, choices, in_words, local_size
 from stanza_sim.studies.plan.room import Estimate, Rates, Room, Work
-from stanza_sim.studies.plan.search import SKETCHED_FOR_EACH, Limits, Search, Stop
+from stanza_sim.studies.plan.search import SKETCHED_FOR_EACH, Limits, Search, SearchResult, Stop
 from stanza_sim.studies.plan.session import plan_problems, problems_of
 from stanza_sim.studies.plan.worker_pool import WorkerPool, worker_pool
 
@@ -309,6 +309,29 @@ def test_several_processes_find_what_one_finds(small, jobs):
             search.run()
             found.append(search.found())
     assert found[0] == found[1]
+
+
+@pytest.mark.processes  # dask asks `uname` for the processor
+def test_a_dask_cluster_finds_what_one_process_finds(small):
+    distributed = pytest.importorskip("distributed")
+    problem = problem_of(small)
+    some = choices_of(problem, ("all_reduce", "stanza"), most=16)
+
+    def found(**more) -> SearchResult:
+        with worker_pool([problem], jobs=1, work=1000, **more) as pool:
+            search = Search(pool, 0, some, Limits())
+            search.run()
+            return search.found()
+
+    cluster = distributed.LocalCluster(
+        n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None, worker_dashboard_address=None
+    )
+    try:
+        with worker_pool([problem], jobs=1, work=1000, scheduler=cluster.scheduler_address) as pool:
+            assert pool.weigh(0, [(some[0], 0.0)], 0.0) == [None]  # it is too late
+        assert found(scheduler=cluster.scheduler_address) == found()
+    finally:
+        cluster.close()
 
 
 class Stuck(Problem):
