@@ -84,6 +84,11 @@ class Orbits:
     host_class: tuple[int, ...]
     link_class: tuple[int, ...]
 
+    @property
+    def of_tree(self) -> bool:
+        """Whether any permutation of hosts within the classes that keeps where they meet is a symmetry."""
+        return False
+
     def pair_class(self, src_host: int, dst_host: int, src_nic: int = 0, dst_nic: int = 0) -> int:
         """Return the class of the flow between two different hosts.
 
@@ -137,6 +142,15 @@ def link_looks(cluster: Network, marks: Mapping[int, Hashable]) -> list[int]:
     return [ids.setdefault(key, len(ids)) for key in keys]
 
 
+def host_looks(cluster: Network, looks: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return what tells each host apart by itself: all but its name, and its links."""
+    own: list[list[int]] = [[kind] for kind in kinds_of(cluster.hosts)]
+    for link, look in zip(cluster.links, looks, strict=True):
+        if link.host is not None:
+            own[link.host].append(look)
+    return [tuple(found) for found in own]
+
+
 def _single_ways(cluster: Network) -> bool:
     """Whether there is one shortest way only between any two hosts."""
     core, ports = cluster.core(), list(dict.fromkeys(cluster.ports()))
@@ -165,9 +179,7 @@ def _places(
     looks: dict[Hashable, Hashable] = {}
     ports = cluster.ports()
     separate = alone or bool(cluster.fabric.cables)
-    for h, kind in enumerate(kinds_of(cluster.hosts)):
-        sides = tuple(link_look[k] for nic in cluster.nic_links_of(h) for k in nic)
-        own = (kind, sides)
+    for h, own in enumerate(host_looks(cluster, link_look)):
         look = (own, None if colour is None else colour[h])
         at = h if separate else tuple(ports[tx // 2] for tx, _ in cluster.nic_links_of(h))
         found.setdefault((look, at), []).append(h)

@@ -15,8 +15,8 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stanza_sim.cluster.hardware import RoutingKind, kinds_of
-from stanza_sim.cluster.orbits import Network, Orbits, link_classes, link_looks
+from stanza_sim.cluster.hardware import RoutingKind
+from stanza_sim.cluster.orbits import Network, Orbits, host_looks, link_classes, link_looks
 
 _Path = tuple[int, ...]
 """Cells, each next to the one before."""
@@ -28,6 +28,11 @@ class TreeOrbits(Orbits):
 
     _paths: tuple[_Path, ...] = field(repr=False)
     """For each host, the cells from the root down to it."""
+
+    @property
+    def of_tree(self) -> bool:
+        """See `Orbits.of_tree`: whatever is on one host goes with it."""
+        return True
 
     def pair_class(self, src_host: int, dst_host: int, src_nic: int = 0, dst_nic: int = 0) -> int:
         """Return the class of the flow between two different hosts."""
@@ -60,15 +65,7 @@ def tree_orbits(cluster: Network, colour: Sequence[int] | None, marks: Mapping[i
     paths = cells.tree()
     if paths is None:
         return None
-    kinds = kinds_of(cluster.hosts)
-    owns = [
-        (
-            kinds[h],
-            None if colour is None else colour[h],
-            *(looks[k] for nic in cluster.nic_links_of(h) for k in nic),
-        )
-        for h in range(len(cluster.hosts))
-    ]
+    owns = list(zip(host_looks(cluster, looks), colour or [0] * len(at), strict=True))
     return _labelled(cluster, owns, [paths[cells.of[s]] for s in at], cells, paths)
 
 

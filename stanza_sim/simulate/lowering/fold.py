@@ -22,6 +22,7 @@ from stanza_sim.cluster.hardware import RoutingKind, kinds_of
 from stanza_sim.schedule import Carrier, Collective, CollectiveKind, Layout, Pattern, Ranks, Schedule, Transfer
 from stanza_sim.schedule.collectives import has_closed_form, traffic
 from stanza_sim.schedule.samples import data_rank_counts
+from stanza_sim.simulate.lowering.rings import members_by_host, rings_of
 
 if TYPE_CHECKING:
     from stanza_sim.cluster.orbits import Orbits
@@ -70,18 +71,21 @@ def fold(schedule: Schedule, cluster: Cluster) -> Folding:
         return unfolded(cluster, f"ranks do different things in a collective by {odd.algorithm}")
     if not _channels_agree(schedule):
         return unfolded(cluster, "messages of different patterns queue in one channel")
-    if not (cluster.hosts_on_one_switch or _one_rank_per_nic(cluster)):
-        return unfolded(cluster, "hosts have several ranks, NICs or links inside, or backplanes limit them")
+    links = _partner_links(schedule)
+    whole = not (cluster.hosts_on_one_switch or _one_rank_per_nic(cluster))
+    if whole and links:
+        return unfolded(cluster, "hosts have several ranks or NICs, of which each exchanges with ranks of its own")
     n = cluster.world_size
     hosts = np.array([p.host for p in cluster.placement], dtype=np.int64)
     colour: Colours = np.zeros(n, dtype=np.int64)
     features = [np.array(kinds_of(cluster.hosts))[hosts], _device_features(cluster)]
     features += [*_role_features(schedule), *_copied_features(schedule, cluster)]
     features += _crossing_features(schedule, cluster)
+    if whole:  # hosts are alike as wholes: ranks on one host are told apart
+        features.append(_places_on_hosts(cluster))
     for feature in features:
         colour = _refine(colour, feature)
     many_per_host = len(np.unique(hosts)) < n
-    links = _partner_links(schedule)
     orbits: Orbits | None = None
     while True:
         before = int(colour.max())
@@ -93,6 +97,8 @@ def fold(schedule: Schedule, cluster: Cluster) -> Folding:
             orbits = _orbits(schedule, cluster, colour, hosts)
             if orbits is None:
                 return unfolded(cluster, _why_no_orbits(cluster))
+            if whole and not orbits.of_tree:
+                return unfolded(cluster, "hosts have several ranks or NICs, and their switches are no tree")
             colour = _refine(colour, np.array(orbits.host_class)[hosts])
         if int(colour.max()) == before:
             break
@@ -118,9 +124,11 @@ def _one_rank_per_nic(cluster: Cluster) -> bool:
 
 def _orbits(schedule: Schedule, cluster: Cluster, colour: Colours, hosts: Colours) -> Orbits | None:
     """Classes of hosts, links and pairs of hosts that respect `colour` and who sends to whom; None: not proved."""
-    by_host = [-1] * len(cluster.hosts)
+    mixes: list[list[int]] = [[] for _ in cluster.hosts]
     for h, c in zip(hosts.tolist(), colour.tolist(), strict=True):
-        by_host[h] = c
+        mixes[h].append(c)
+    ids: dict[tuple[int, ...], int] = {}
+    by_host = [ids.setdefault(tuple(sorted(mix)), len(ids)) for mix in mixes]
     marks = _ring_marks(schedule, cluster)
     if not _partner_links(schedule):  # classes are in a group as a whole, so complete patterns cut no class of pairs
         found = cluster.host_orbits(by_host, None, marks)
@@ -139,15 +147,20 @@ def _orbits(schedule: Schedule, cluster: Cluster, colour: Colours, hosts: Colour
 
 def _ring_marks(schedule: Schedule, cluster: Cluster) -> dict[int, tuple[tuple[int, float], ...]]:
     """What each ring puts on each link that it uses, by the number of the ring: all that a collective is to a link."""
-    rings = {
+    groups = {
         (op.ranks, op.root, op.kind is CollectiveKind.BROADCAST): op
         for op in schedule.ops
         if isinstance(op, Collective)
     }
     marks: dict[int, dict[int, float]] = defaultdict(dict)
-    for number, op in enumerate(rings.values()):
-        order = ring_order(schedule, op)
-        for a, b in pairwise(order if op.kind is CollectiveKind.BROADCAST else [*order, order[0]]):
+    for number, op in enumerate(groups.values()):
+        order, chain = ring_order(schedule, op), op.kind is CollectiveKind.BROADCAST
+        edges = list(pairwise(order if chain else [*order, order[0]]))
+        hosts = members_by_host(cluster, order)
+        if len(hosts) < len(order):  # NCCL has others there
+            rings = [(*ring, ring[0]) for ring in rings_of(cluster, hosts)]
+            edges += [(a, b) for ring in rings for a, b in pairwise(ring) if not chain or b != op.root]
+        for a, b in edges:
             src, dst = cluster.placement[a], cluster.placement[b]
             for link, share in cluster.usage(src.host, dst.host, 0, src.device, dst.device)[0]:
                 marks[link][number] = marks[link].get(number, 0.0) + share
@@ -176,6 +189,17 @@ def _device_features(cluster: Cluster) -> Colours:
     ids: dict[tuple[str, int], int] = {}
     found = [(cluster.device_of(r), shared[p.host, p.device]) for r, p in enumerate(cluster.placement)]
     return np.array([ids.setdefault(f, len(ids)) for f in found], dtype=np.int64)
+
+
+def _places_on_hosts(cluster: Cluster) -> Colours:
+    """Which of its host's ranks each rank is, and on which device."""
+    ids: dict[tuple[int, int | None], int] = {}
+    counts = [0] * len(cluster.hosts)
+    found = []
+    for place in cluster.placement:
+        found.append(ids.setdefault((counts[place.host], place.device), len(ids)))
+        counts[place.host] += 1
+    return np.array(found, dtype=np.int64)
 
 
 def _role_features(schedule: Schedule) -> list[Colours]:

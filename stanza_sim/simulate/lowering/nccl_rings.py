@@ -12,12 +12,12 @@ once.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import inf
 
-from stanza_sim.cluster.cluster import Cluster, IntraKind, LinkKind
+from stanza_sim.cluster.cluster import IntraKind, LinkKind
 from stanza_sim.cluster.device import load_device
 from stanza_sim.cluster.hardware import kinds_of
 from stanza_sim.cluster.nccl import NcclPlatform, platform_on
@@ -27,6 +27,7 @@ from stanza_sim.simulate.lowering.collective_cost import taking
 from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs
 from stanza_sim.simulate.lowering.endpoints import Ends
 from stanza_sim.simulate.lowering.nccl import Layout, Price, price
+from stanza_sim.simulate.lowering.rings import members_by_host, nics_of, rings_of
 from stanza_sim.simulate.plain.fluid import usage_of
 
 ACROSS = (LinkKind.SEND, LinkKind.RECEIVE, LinkKind.TRUNK, LinkKind.CABLE, LinkKind.BACKPLANE)
@@ -120,7 +121,7 @@ class NcclRings:
 
     def _found(self, op: Collective) -> Rings:
         cluster, resources = self.inputs.cluster, self.inputs.resources
-        hosts = self._hosts(op)
+        hosts = members_by_host(cluster, self.inputs.group(op))
         single = all(len(ranks) == 1 for ranks in hosts.values())
         filled = self._single_ring(op) if single else self._filled(op, hosts)
         across = {resources.link(q) for q in filled.on_links if cluster.links[q].kind in ACROSS}
@@ -136,7 +137,7 @@ class NcclRings:
         on_cores = [demand / resources.made[q].capacity for q, demand in usage if resources.made[q].kind == "cores"]
         members = [cluster.hosts[h] for h in hosts]
         with_members = dict(zip(kinds_of(members), members, strict=True)).values()
-        nics = (len(_nics(cluster, ranks)) / len(cluster.hosts[h].nics) for h, ranks in hosts.items())
+        nics = (len(nics_of(cluster, ranks)) / len(cluster.hosts[h].nics) for h, ranks in hosts.items())
         devices = dict.fromkeys(cluster.device_of(r) for ranks in hosts.values() for r in ranks)
         layout = Layout(
             ranks=len(self.inputs.group(op)),
@@ -160,19 +161,12 @@ class NcclRings:
             platforms=platforms,
         )
 
-    def _hosts(self, op: Collective) -> dict[int, list[int]]:
-        """The members of `op` on each host, by device; hosts in the order of their first members."""
-        hosts: dict[int, list[int]] = defaultdict(list)
-        placement = self.inputs.cluster.placement
-        for r in self.inputs.group(op):
-            hosts[placement[r].host].append(r)
-        return {h: sorted(ranks, key=lambda r: placement[r].device or 0) for h, ranks in hosts.items()}
-
     def _filled(self, op: Collective, hosts: Mapping[int, Sequence[int]]) -> Filled:
-        """What the rings of a group fill, edge by edge. Nothing is folded."""
+        """What the rings of a group fill, edge by edge; of what is folded, what stands for its class."""
         cluster, path = self.inputs.cluster, self.inputs.activities.path
         endpoints = self.inputs.activities.endpoints
-        made = list(rings_of(cluster, hosts))
+        resources, made = self.inputs.resources, list(rings_of(cluster, hosts))
+        reps, standing, orbits = set(resources.reps), set(resources.standing_hosts.values()), resources.folding.orbits
         on_links: dict[int, float] = defaultdict(float)
         ends: list[tuple[int, float]] = []
         cap_Bps, hop_s, n = inf, 0.0, len(made[0])
@@ -184,14 +178,18 @@ class NcclRings:
                     continue
                 usage, latency_s = path(a, b, op.ranks) or ((), 0.0)
                 for q, share in usage:
-                    on_links[q] += share / len(made)
+                    alike = 1 if orbits is None else resources.link_sizes[orbits.link_class[q]]
+                    on_links[q] += share / len(made) / alike
                 if cluster.same_host(a, b):
                     continue
                 hop_s = max(hop_s, latency_s + cluster.host_of(a).nic.overhead_s)
                 if endpoints.matter:
-                    alike = Ends(src=a, dst=b)
+                    there = [cluster.placement[r].host in standing for r in (a, b)]
+                    stands = Ends(
+                        src=a, dst=b, sends=a in reps, receives=b in reps, leaving=there[0], entering=there[1]
+                    )
                     cap_Bps = min(cap_Bps, len(made) * endpoints.cap_Bps(a, b, message))
-                    taken = [*endpoints.through_processes(alike), *endpoints.on_cores(alike, message)]
+                    taken = [*endpoints.through_processes(stands), *endpoints.on_cores(stands, message)]
                     ends += [(q, demand / len(made)) for q, demand in taken]
         return Filled(on_links=on_links, ends=ends, cap_Bps=cap_Bps, hop_s=hop_s)
 
@@ -201,28 +199,3 @@ def _edge_bytes(op: Collective, n: int) -> float:
     if op.kind is CollectiveKind.BROADCAST:
         return float(op.nbytes)
     return (2 if op.kind is CollectiveKind.ALL_REDUCE else 1) * (op.nbytes * ((n - 1) / n))
-
-
-def _nics(cluster: Cluster, ranks: Sequence[int]) -> dict[int, int]:
-    """The first of `ranks`, of one host, that uses each NIC, by NIC."""
-    found: dict[int, int] = {}
-    for r in ranks:
-        found.setdefault(cluster.host_of(r).nic_of(cluster.placement[r].device), r)
-    return found
-
-
-def rings_of(cluster: Cluster, hosts: Mapping[int, Sequence[int]]) -> Iterator[tuple[int, ...]]:
-    """The rings of a group with these ranks on each host, each in order: one for each NIC of the host that uses most.
-
-    Ring k enters a host at the device of its NIC k, counted round where there are fewer. On one host there is one ring.
-
-    Example: two hosts of four devices and two NICs have the rings 0 1 2 3 4 5 6 7 and 2 3 0 1 6 7 4 5.
-    """
-    entries = {h: [ranks.index(r) for r in _nics(cluster, ranks).values()] for h, ranks in hosts.items()}
-    count = max(map(len, entries.values())) if len(hosts) > 1 else 1
-    for k in range(count):
-        ring: list[int] = []
-        for h, ranks in hosts.items():
-            first = entries[h][k % len(entries[h])]
-            ring += [*ranks[first:], *ranks[:first]]
-        yield tuple(ring)

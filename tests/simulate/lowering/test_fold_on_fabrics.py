@@ -31,15 +31,33 @@ FABRICS = {
 }
 
 
+TRANSPORTS = ("", "", ", stream_rate: 1.1MB/s, process_rate: 1.7MB/s", ", byte_core: 300ns, message_core: 20us")
+INSIDE = (
+    "",
+    ", intra: {{kind: nvlink, rate: 9MB/s, latency: 3us}}",
+    ", nics: 2, intra: {{kind: nvlink, rate: 9MB/s, latency: 3us, host_link: 5MB/s}}",
+    ", nics: 2, intra: {{kind: pcie, rate: 7MB/s, latency: 3us, per_switch: 2, switch_rate: 6MB/s, root_rate: 9MB/s}}",
+    ", intra: {{kind: pcie, rate: 7MB/s, latency: 3us}}, losses: {{collective_share: 0.1, iteration_overhead: 1ms}}",
+)
+
+
 @st.composite
 def switches(draw: st.DrawFn) -> str:
     """A tree of switches with parallel ways in it, and up to three hosts at each."""
     n, m = draw(st.integers(2, 3)), draw(st.integers(1, 3))
-    kind = draw(st.sampled_from([*FABRICS, "own"]))
+    kind = draw(st.sampled_from([*FABRICS, "own", "star"]))
+    devices = 1 if kind == "fat-tree" else draw(st.integers(1, 4))
+    inside = draw(st.sampled_from(INSIDE)) if devices > 1 else ""
     one = draw(st.sampled_from(["", "", "n-1: {device_speed: 0.6}", "n-0: {nic: {rate: 1MB/s}}"]))
+    if "nics" in inside and "nic:" in one:
+        one = ""
     end = f"overrides: {{{one}}}\n" if one else ""
-    nic = "{{rate: 2MB/s, latency: 30us, overhead: 20us}}"
-    head = f"name: t\nhosts: [{{{{name: n, cores: 2, devices: [V100], nic: {nic}{{}}}}}}]\n"
+    nic = f"{{{{rate: 2MB/s, latency: 30us, overhead: 20us{draw(st.sampled_from(TRANSPORTS))}}}}}"
+    names_of_devices = ", ".join(["V100"] * devices)
+    head = f"name: t\nhosts: [{{{{name: n, cores: 2, devices: [{names_of_devices}], nic: {nic}{inside}{{}}}}}}]\n"
+    if kind == "star":
+        plane = draw(st.sampled_from(["", ", backplane: 3MB/s"]))
+        return head.format(f", count: {n * m}") + f"fabric: {{kind: star{plane}}}\n" + end
     if kind != "own":
         fabric, more = FABRICS[kind]
         fabric = fabric.format(n=n, m=m, more=", " + more if draw(st.booleans()) else "")
@@ -76,14 +94,14 @@ def agree(folded: Prediction, alone: Prediction) -> None:
         assert same is None or (span.start_s, span.end_s) == pytest.approx((same.start_s, same.end_s), abs=within), span
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(text=switches(), job=st.sampled_from(JOBS))
 def test_folded_is_unfolded(
     tmp_path_factory: pytest.TempPathFactory, text: str, job: tuple[str, dict[str, object]]
 ) -> None:
     on = load_text(tmp_path_factory.mktemp("t"), text)
     strategy, options = job
-    if on.world_size < 4:
+    if not 4 <= on.world_size <= 20:
         return
     schedule = build(strategy, MODEL, on.world_size, **options)
     folded, alone = (predict(schedule, MODEL, on, fold_ranks=f) for f in (True, False))

@@ -17,8 +17,8 @@ from stanza_sim.simulate import Collectives, simulate
 from stanza_sim.simulate.lowering.fold import unfolded
 from stanza_sim.simulate.lowering.lower import Lowering
 from stanza_sim.simulate.lowering.nccl import Layout, NcclAlgorithm, bus_Bps, price
-from stanza_sim.simulate.lowering.nccl_rings import rings_of
 from stanza_sim.simulate.lowering.quick_bound import quick_bound_s
+from stanza_sim.simulate.lowering.rings import rings_of
 from stanza_sim.simulate.one_collective import OneCollective
 from tests.schedule.toys import ZERO, build
 from tests.simulate.lowering.test_collectives import one_bucket
