@@ -72,7 +72,7 @@ def done(what):
     seconds[what] = time.perf_counter() - begin
     begin = time.perf_counter()
 schedule = chosen.build(
-    model, world_size=4, batch_per_worker=256, settings=chosen.Settings(fc_workers=1, microbatches=64)
+    model, world_size=4, batch_per_worker=336, settings=chosen.Settings(fc_workers=1, microbatches=336)
 )
 done("build")
 check(schedule, model)
@@ -125,7 +125,7 @@ CASES = (
         )
         for nodes in (1000, 10_000)
     ),
-    Case(name="schedule of many ops", code=MANY_OPS),
+    Case(name="schedule of 36 thousand ops", code=MANY_OPS),
     *(
         Case(
             name=f"{nodes:,} nodes, one row, {strategy}",
