@@ -6,6 +6,7 @@ long an iteration takes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -71,22 +72,26 @@ class Scenario:
         return quick_bound_s(self.schedule, self.model, self.cluster, self.costs)
 
     def prepare(
-        self, admit: Callable[[Folding, bool], None] = lambda folding, compiles: None, say: Say = lambda text: None
+        self,
+        admit: Callable[[Folding, bool], None] = lambda folding, compiles: None,
+        say: Say = lambda text: None,
+        *,
+        by_chance: bool = False,
     ) -> SimulationCase:
         """Check, fold and lower the schedule: what it takes and what bounds it, before anything is simulated.
 
-        `admit` is as in `SimulationCase`. What takes long because nothing can be folded is said, with the reason.
-        Raises `ScheduleError` and `InputError`.
+        With `by_chance` it is what one of the repeats simulates. `admit` is as in `SimulationCase`. What takes long
+        because nothing can be folded is said, with the reason. Raises `ScheduleError` and `InputError`.
         """
         return SimulationCase(
             self.schedule,
             self.model,
             self.cluster,
             self.costs,
-            by_chance=False,
+            by_chance=by_chance,
             fold_ranks=True,
             collectives=self.collectives,
-            times=1,
+            times=(self.repeats or REPEATS) if by_chance else 1,  # one engine for all of them
             engine=self.engine,
             issue=self.issue,
             admit=admit,
@@ -155,26 +160,41 @@ class Scenario:
         """Samples/s as `predicted` and at `corners` of what its costs rest on; None where that would take too long.
 
         What cannot differ is not simulated again, and what was `prepared` is not checked and folded again. Where all
-        computations share one residual, and do not vary by chance, only the corners at which computation and network
-        are off in opposite directions are: the other two follow from them (`between_corners`). `moved` is called as
-        by `predict`.
+        computations share one residual, and no other traffic comes and goes, only the corners at which computation and
+        network are off in opposite directions are: the other two follow from them (`between_corners`). Of random
+        repeats the one in the middle is simulated again, and all are taken to be as much slower as it is. `moved` is
+        called as by `predict`.
         """
-        if predicted.events > MOST_EVENTS:
+        repeats = predicted.repeats
+        if predicted.events > MOST_EVENTS * (1 if repeats is None else repeats.count):
             return None
         off, wanted, case = self.uncertainty, tuple(corners), prepared
 
-        def samples_per_s(corner: Corner) -> float:
+        middle = 0 if repeats is None else repeats.middle
+
+        def simulated(there: Scenario) -> float:
             nonlocal case
-            there = self.at(corner)
-            if self.by_chance:
-                return there.predict(moved=moved).samples_per_s
-            case = there.prepare() if case is None else case.at_costs(there.cluster, there.costs)
-            return case.samples_per_s(case.run(moved=moved))
+            if case is None:
+                case = there.prepare(by_chance=self.by_chance)
+            else:
+                case = case.at_costs(there.cluster, there.costs)
+            if not self.by_chance:
+                return case.samples_per_s(case.run(moved=moved))
+            from stanza_sim.simulate.repeats import one_repeat
+
+            return case.samples_per_s(one_repeat(case, self.variation or Variation(seed=0), middle, moved=moved))
+
+        as_given = simulated(self) if self.by_chance else math.inf
+        share = predicted.samples_per_s / as_given if 0 < as_given < math.inf else 1.0
+
+        def samples_per_s(corner: Corner) -> float:
+            return share * simulated(self.at(corner))
 
         computations = off.computations(self.costs, self.cluster.world_size)
         sends = not off.network.nothing and any(not isinstance(op, Compute) for op in self.schedule.ops)
         computes = not all(one.nothing for one in computations)
-        if sends and computes and len(computations) == 1 and len(wanted) == len(Corner) and not self.by_chance:
+        scales = len(computations) == 1 and not self.cluster.varies
+        if sends and computes and scales and len(wanted) == len(Corner):
             opposite = {corner: samples_per_s(corner) for corner in OPPOSITE}
             every = between_corners(predicted.samples_per_s, opposite, computations[0], off.network)
             return Spread(predicted=predicted.samples_per_s, corners=every)

@@ -15,13 +15,14 @@ from stanza_sim.timeline import Timeline
 class Repeats:
     """How long an iteration takes over `count` repeats of a random simulation: 5th, 50th and 95th percentile, seconds.
 
-    Percentiles interpolate linearly between repeats.
+    Percentiles interpolate linearly between repeats. `middle` is the number of the repeat in the middle, from 0 on.
     """
 
     count: int
     p5_s: float
     median_s: float
     p95_s: float
+    middle: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)

@@ -68,37 +68,46 @@ def simulate_repeats(
         found = _outcomes(case, variation, repeats)
         if repeats == 1:
             return case.predict(found[0])
-        found.sort(key=lambda o: o.iteration_s)
+        ranked = sorted(range(repeats), key=lambda k: found[k].iteration_s)
+        middle = ranked[(repeats - 1) // 2]
         times = [o.iteration_s for o in found]
-        middle = median(times)
+        median_s = median(times)
         p5_s, p95_s = np.quantile(times, (0.05, 0.95)).tolist()
         return replace(
-            case.predict(found[(repeats - 1) // 2]),
-            iteration_s=middle,
-            samples_per_s=schedule.global_batch / middle if middle > 0 else float("inf"),
+            case.predict(found[middle]),
+            iteration_s=median_s,
+            samples_per_s=schedule.global_batch / median_s if median_s > 0 else float("inf"),
             events=sum(o.events for o in found),
-            repeats=Repeats(count=repeats, p5_s=p5_s, median_s=middle, p95_s=p95_s),
+            repeats=Repeats(count=repeats, p5_s=p5_s, median_s=median_s, p95_s=p95_s, middle=middle),
         )
 
 
 def _outcomes(case: SimulationCase, variation: Variation, repeats: int) -> list[SimulationOutcome]:
     """Simulate `case` so often, with draws of their own: side by side where compiled code does it, on all cores."""
     stop = Event()
-
-    def one(repeat: int) -> SimulationOutcome:
-        drawn = replace(variation, repeat=repeat) if variation.varies else None
-        traffic = [redrawn(flow, repeat) for flow in case.lowered.background]
-        return case.run(drawn, traffic, stop=stop)
-
     workers = min(repeats, case.side_by_side)
     if workers == 1:
-        return [one(k) for k in range(repeats)]
+        return [one_repeat(case, variation, k) for k in range(repeats)]
     pool = ThreadPoolExecutor(workers)
     try:
-        return list(pool.map(one, range(repeats)))
+        return list(pool.map(lambda k: one_repeat(case, variation, k, stop=stop), range(repeats)))
     finally:  # also after Ctrl-C
         stop.set()
         pool.shutdown(cancel_futures=True)
+
+
+def one_repeat(
+    case: SimulationCase,
+    variation: Variation,
+    repeat: int,
+    *,
+    stop: Event | None = None,
+    moved: Callable[[], None] = lambda: None,
+) -> SimulationOutcome:
+    """Simulate `case` with the draws of one repeat; see `SimulationCase.run` for the rest."""
+    drawn = replace(variation, repeat=repeat) if variation.varies else None
+    traffic = [redrawn(flow, repeat) for flow in case.lowered.background]
+    return case.run(drawn, traffic, stop=stop, moved=moved)
 
 
 def redrawn(flow: BackgroundFlow, repeat: int) -> BackgroundFlow:

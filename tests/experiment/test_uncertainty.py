@@ -73,6 +73,19 @@ def test_corners_between_others_are_near_what_simulating_them_gives_and_never_to
             assert 0.95 * simulated <= spread.at(corner) <= simulated * (1 + 1e-6)
 
 
+def test_random_repeats_are_as_far_off_as_the_one_in_the_middle(small):
+    jitter = "simulation.jitter={kind: lognormal, spread: 0.1}"
+    off = "uncertainty.computation=0.4", "uncertainty.network=0.1"
+    for scenario in scenarios(small, jitter, "simulation.repeats=9", *off)[1:]:
+        predicted = scenario.predict()
+        spread = scenario.spread(predicted)
+        for corner in Corner:
+            every = scenario.at(corner).predict()
+            assert spread.at(corner) == pytest.approx(every.samples_per_s, rel=0.03)
+        twice = replace(scenario, uncertainty=Uncertainty(network=within(1.0), computation=within(1.0)))
+        assert twice.spread(predicted).corners[Corner.SLOW] == pytest.approx(predicted.samples_per_s / 2, rel=1e-6)
+
+
 def test_exact_costs_are_not_simulated_again(small, monkeypatch):
     for scenario in scenarios(small, "uncertainty.computation=0", "uncertainty.network=0"):
         found = scenario.predict()
