@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
+from operator import attrgetter
 
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.hardware import DirectedLink, Host, Nic, TokenBucket
+
+_parts = attrgetter(*(field.name for field in fields(Host) if field.name != "name"))
 
 
 def with_faster_network(cluster: Cluster, times: float) -> Cluster:
     """All that messages cross carries so many times as many bytes per second: links, fabrics in hosts, loopbacks."""
     cluster = with_faster_links(cluster, dict.fromkeys(range(len(cluster.links)), times))
-    return replace(cluster, hosts=tuple(_wider(host, times) for host in cluster.hosts))
+    return replace(cluster, hosts=_changed(cluster.hosts, lambda host: _wider(host, times)))
 
 
 def with_faster_links(cluster: Cluster, times: Mapping[int, float]) -> Cluster:
@@ -21,6 +24,21 @@ def with_faster_links(cluster: Cluster, times: Mapping[int, float]) -> Cluster:
         cluster,
         links=tuple(_wider_link(link, times[q]) if q in times else link for q, link in enumerate(cluster.links)),
     )
+
+
+def _changed(hosts: Sequence[Host], change: Callable[[Host], Host]) -> tuple[Host, ...]:
+    """The hosts with a change that depends on anything but their names; made once for hosts that are made of the same.
+
+    Of a hundred thousand hosts most differ in their names only.
+    """
+    made: dict[tuple[int, ...], Host] = {}
+    found = []
+    for host in hosts:
+        parts = tuple(map(id, _parts(host)))  # the hosts keep what these are the ids of
+        if parts not in made:
+            made[parts] = change(host)
+        found.append(replace(made[parts], name=host.name))
+    return tuple(found)
 
 
 def _wider_link(link: DirectedLink, times: float) -> DirectedLink:
@@ -56,12 +74,17 @@ def with_slower_network(cluster: Cluster, times: float) -> Cluster:
 
     Bytes that pass at once, and what others send, stay what they are.
     """
-    slower = with_faster_network(cluster, 1 / times)
+    wider = 1 / times
+
+    def link(one: DirectedLink) -> DirectedLink:
+        bucket = _wider_bucket(one.bucket, wider)
+        return replace(one, bandwidth_Bps=one.bandwidth_Bps * wider, bucket=bucket, latency_s=one.latency_s * times)
+
     return replace(
-        slower,
-        links=tuple(replace(link, latency_s=link.latency_s * times) for link in slower.links),
-        hosts=tuple(_later(host, times) for host in slower.hosts),
-        wakeup_latency_s=slower.wakeup_latency_s * times,
+        cluster,
+        links=tuple(map(link, cluster.links)),
+        hosts=_changed(cluster.hosts, lambda host: _later(_wider(host, wider), times)),
+        wakeup_latency_s=cluster.wakeup_latency_s * times,
     )
 
 
