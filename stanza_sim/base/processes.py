@@ -29,8 +29,12 @@ def _begin(prepare: Callable[..., None] | None, arguments: tuple[object, ...]) -
 
 
 def can_fork() -> bool:
-    """Whether copies of this process would work: nothing else runs in it, and no torch with threads of its own."""
-    return hasattr(os, "fork") and threading.active_count() == 1 and "torch" not in sys.modules
+    """Whether copies of this process would work: nothing else runs in it, and no torch with threads of its own.
+
+    On macOS they would not: system libraries do not survive a fork.
+    """
+    able = hasattr(os, "fork") and sys.platform != "darwin"
+    return able and threading.active_count() == 1 and "torch" not in sys.modules
 
 
 @contextmanager
