@@ -6,7 +6,7 @@ own besides, such as building and checking a schedule.
 
 - `--against DIR` runs each case in another checkout too, the two in turn, and says how many times quicker this one is.
 - `--record` adds what was measured to `benchmarks/speed.jsonl`, with the machine, versions and date: one line a run.
-- The column `last` has the last line of that file that was measured on as many cores of the same processor.
+- The column `last` has what that file says was last measured on as many cores of the same processor.
 - `--flows` also runs `flows.py`, the flow-level solver beside SimGrid.
 """
 
@@ -224,13 +224,14 @@ def about() -> dict[str, Any]:
 
 
 def last_like(machine: Mapping[str, Any]) -> dict[str, Any]:
-    """The cases of the last line of the history that was measured on a machine like this one."""
+    """For each case what was last measured of it on a machine like this one."""
     lines = HISTORY.read_text(encoding="utf-8").splitlines() if HISTORY.exists() else []
-    for line in reversed(lines):
+    found: dict[str, Any] = {}
+    for line in lines:
         known = json.loads(line)
         if all(known[key] == machine[key] for key in ("processor", "cores")):
-            return dict(known["cases"])
-    return {}
+            found |= known["cases"]
+    return found
 
 
 def stolen_s() -> float:
