@@ -23,6 +23,7 @@ What it does not prove: anything for ECMP with several ways (a hash has no symme
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -78,7 +79,7 @@ class Network(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Orbits:
+class Orbits(ABC):
     """Classes from 0, in the order in which they first occur: `host_class[h]` and `link_class[link]`."""
 
     host_class: tuple[int, ...]
@@ -89,13 +90,13 @@ class Orbits:
         """Whether any permutation of hosts within the classes that keeps where they meet is a symmetry."""
         return False
 
+    @abstractmethod
     def pair_class(self, src_host: int, dst_host: int, src_nic: int = 0, dst_nic: int = 0) -> int:
         """Return the class of the flow between two different hosts.
 
         Two hosts of one class may well be of different pair classes with a third: one on its leaf, one beyond.
         Raises `KeyError` for a pair that `pairs` did not have.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

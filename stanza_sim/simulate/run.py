@@ -114,7 +114,7 @@ class SimulationCase:
     """A schedule on a cluster, checked, folded and lowered once, to be simulated `times` times.
 
     See `simulate` for what it is made of. What `run` returns depends on what it is given, not on what ran before, nor
-    on what runs beside it in another thread. Where it will take long because nothing is folded, it is `say`ing why.
+    on what runs beside it in another thread. Where it will take long because nothing is folded, `say` is told why.
     """
 
     def __init__(
