@@ -23,7 +23,7 @@ from stanza_sim.studies.plan.assess import Problem, Score
 from stanza_sim.studies.plan.choices import Choice, choices, local_size
 from stanza_sim.studies.plan.explain import Explanation, explain
 from stanza_sim.studies.plan.search import Limits, Search, SearchResult, Stop
-from stanza_sim.studies.plan.worker_pool import WorkerPool, worker_pool
+from stanza_sim.studies.plan.worker_pool import LOADING_S, WorkerPool, compiled_ahead, worker_pool
 
 SEARCHING = 0.8
 """The share of a model's time that is for the search; the rest is for how sure it is, and for explaining what it
@@ -156,6 +156,9 @@ def plan_problems(
     with worker_pool(
         problems, jobs=jobs, work=sum(len(some) for some, _ in spaces), memory_nbytes=memory_nbytes, scheduler=scheduler
     ) as pool:
+        took_s = compiled_ahead()
+        if end_s is not None and took_s > LOADING_S:
+            end_s += took_s  # once on a machine, and said
         pool.begin(end_s)
         for i, (problem, (some, out)) in enumerate(zip(problems, spaces, strict=True)):
             time = _Share.of(end_s, len(problems) - i)

@@ -15,11 +15,15 @@ from tempfile import TemporaryDirectory
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, TypeVar
 
+from stanza_sim import strategies
 from stanza_sim.base.dask_cluster import dask_client, lost
 from stanza_sim.base.errors import RunError
 from stanza_sim.base.limits import TimeIsUp, memory_limit, time_limit
 from stanza_sim.base.processes import can_fork, processes
 from stanza_sim.base.units import format_bytes, format_time
+from stanza_sim.cluster import load_cluster
+from stanza_sim.model import zoo
+from stanza_sim.simulate import EngineChoice, costs_for, simulate
 from stanza_sim.simulate.engines import pays, warm
 from stanza_sim.studies.plan.assess import Problem, Score, Sketch, Variant, Weighed, sketch, spread_of, weigh
 from stanza_sim.studies.plan.choices import Choice
@@ -33,6 +37,8 @@ WORTH_IT = 60
 in each, which takes another half and is made up for by some ten plans."""
 STARTING_S = 0.02
 """What a process waits for when it has started, so that another takes the next such task."""
+LOADING_S = 3.0
+"""What takes longer to be there than this was compiled, and not loaded."""
 GRACE_S = 0.5
 """What is under way when time is up may take so much longer; then its process is ended."""
 VARIED_KEPT = 4
@@ -296,6 +302,21 @@ class WorkerPool:
         if self._workers is None:
             return [task(self._here, room, *each) for each in asked]
         return self._workers.results(task, room, asked)
+
+
+def compiled_ahead() -> float:
+    """Compile what simulates plans, if it will be compiled and is not kept on disk yet; return the seconds that took.
+
+    Processes that are ended with a budget would compile it again each time, and never keep it.
+    """
+    began_s = monotonic()
+    if pays(1):
+        cluster, model, strategy = load_cluster("star", nodes=2), zoo.get("alexnet"), strategies.get("stanza")
+        settings = strategy.Settings()
+        schedule = strategy.build(model, world_size=2, batch_per_worker=1, settings=settings)
+        costs = costs_for(cluster, model)
+        simulate(schedule, model, cluster, costs, engine=EngineChoice.COMPILED)
+    return monotonic() - began_s
 
 
 @contextmanager
