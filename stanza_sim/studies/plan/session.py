@@ -62,7 +62,7 @@ def problems_of(loaded: Loaded[Experiment], profiles: Sequence[Path], say: Say =
     Raises `InputError` for what is wrong with the experiment or a profile.
     """
     experiment = loaded.value
-    cluster = cluster_of(loaded)
+    cluster = cluster_of(loaded, say)
     models = {entry.title: model_of(loaded, i) for i, entry in enumerate(experiment.models)}
     known, network = known_profiles(loaded, profiles, models)
     if network is not None:
