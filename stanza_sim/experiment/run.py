@@ -21,6 +21,7 @@ from stanza_sim.cluster.dilation import dilated, perceived
 from stanza_sim.execute.rank.steal import MOST_STOLEN
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
+from stanza_sim.experiment.result_rows import infeasible_of, row_of
 from stanza_sim.experiment.rows import (
     LeftOutRow,
     Plan,
@@ -40,7 +41,7 @@ from stanza_sim.profiles.blocks import (
 )
 from stanza_sim.profiles.network import NetworkProfile, with_network
 from stanza_sim.profiles.network import mismatches as network_mismatches
-from stanza_sim.report.result import Drift, Infeasible, Result, Row
+from stanza_sim.report.result import Drift, Result
 from stanza_sim.simulate import Prediction
 
 if TYPE_CHECKING:  # imported where something is executed
@@ -180,7 +181,7 @@ def run_loaded(
     known, network = known_profiles(loaded, profiles, {p.entry.title: p.model for p in plans})
     if execute:
         done = _executed(loaded, cluster, plans, known, network, save_profile=save_profile, testbed=testbed, say=say)
-        return None if done is None else replace(done, infeasible=tuple(map(_infeasible, impossible)))
+        return None if done is None else replace(done, infeasible=tuple(map(infeasible_of, impossible)))
     if network is not None:
         for difference in network_mismatches(network, cluster):
             say(f"warning: {difference}")
@@ -190,12 +191,8 @@ def run_loaded(
     rows = [row_of(loaded.value, cluster, plan, one) for plan, one in found if isinstance(one, Prediction)]
     late = [LeftOutRow(entry=p.entry, strategy=p.strategy, error=e) for p, e in found if isinstance(e, InputError)]
     require_possible(rows, [*impossible, *late])
-    infeasible = tuple(map(_infeasible, (*impossible, *late)))
+    infeasible = tuple(map(infeasible_of, (*impossible, *late)))
     return Result(experiment=loaded.value.name, rows=tuple(rows), infeasible=infeasible)
-
-
-def _infeasible(one: LeftOutRow) -> Infeasible:
-    return Infeasible(label=one.strategy.title, model=one.entry.title, reason=one.error.one_line)
 
 
 def _executed(
@@ -371,31 +368,3 @@ def _result(
 ) -> Result:
     rows = zip(plans, predictions, measurements, drifts, undilated, strict=True)
     return Result(experiment=experiment.name, rows=tuple(row_of(experiment, cluster, *one) for one in rows))
-
-
-def row_of(
-    experiment: Experiment,
-    cluster: Cluster,
-    plan: Plan,
-    prediction: Prediction,
-    measurement: Measurement | None = None,
-    drift: Drift | None = None,
-    undilated: Prediction | None = None,
-) -> Row:
-    """The row of a report for one plan."""
-    return Row(
-        label=plan.strategy.title,
-        model=plan.entry.title,
-        strategy=plan.strategy.strategy,
-        settings=plan.strategy.settings.model_dump(mode="json"),
-        cluster=cluster.name,
-        nodes=cluster.nodes,
-        batch_per_worker=plan.batch_per_worker,
-        precision=experiment.precision,
-        seed=experiment.seed,
-        schedule=plan.schedule,
-        prediction=prediction,
-        measurement=measurement,
-        drift=drift,
-        undilated=undilated,
-    )
