@@ -29,7 +29,7 @@ MOST_NBYTES = 10**18
 """Nor any size: with 2^53 bytes a double no longer holds each byte, and no cluster holds as many as these."""
 MOST_FLOPS = 1e24
 """Nor any compute speed; the fastest cluster there is reaches 1e19."""
-LONGEST = 400
+LONGEST = 500
 """Characters of a quantity: what is longer is no number that anyone reads, and takes long to analyse."""
 
 _DECIMAL = ("", "k", "M", "G", "T")
