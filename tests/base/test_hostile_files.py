@@ -31,7 +31,7 @@ MERGED = "a0: &a0 {a: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 
         pytest.param(MERGED, "more than 400,000 values", id="merged aliases"),
         pytest.param("a: " + "[" * 100 + "]" * 100, "levels deep", id="nested"),
         pytest.param("a: " + "{b: " * 3000, "nested too deeply", id="nested for ever"),
-        pytest.param('a: 1\nname: "x\\e[31m"\n', r"line 2: x\x1b[31m has characters that cannot be printed", id="escape"),
+        pytest.param('a: 1\nname: "x\\e[31m"\n', r"line 2: x\x1b[31m has characters", id="escape"),
         pytest.param('"x\\x9b": 1\n', "cannot be printed", id="a key"),
         pytest.param('name: "\\u202egnp.exe"\n', "cannot be printed", id="from right to left"),
     ],
