@@ -36,6 +36,8 @@ class Source:
         for path, text in self.overridden.items():
             if key[: len(path)] == path:
                 return f"--set {text}" + (f": {dotted}" if len(key) > len(path) else "")
+            if key and path[: len(key)] == key and key not in self.lines:  # the override made what it is in
+                return f"--set {text}: {dotted}"
         line = self.line(key)
         place = f"{self.file}:{line}" if line is not None and key else self.file
         return f"{place}: {dotted}" if dotted else place

@@ -10,7 +10,7 @@ import typer
 
 from stanza_sim.base.version import __version__
 from stanza_sim.cli.calibrate import CALIBRATE_EXAMPLES, calibrate
-from stanza_sim.cli.console import INTERRUPTED, errors_for_people, printing, say, speaks, stdout
+from stanza_sim.cli.console import errors_for_people, printing, say, speaks, stdout
 from stanza_sim.cli.import_ import import_commands
 from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Jobs, Profiles
 from stanza_sim.cli.plan import PLAN_EXAMPLES, plan
@@ -205,8 +205,5 @@ def flows(
 
 
 def main() -> None:
-    """Entry point of the console script."""
-    try:
-        app()
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    """Run the command that the arguments of this process name."""
+    app()

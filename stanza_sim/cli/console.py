@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from stanza_sim.base.errors import InputError, StanzaError
+from stanza_sim.base.tables import shortened
 from stanza_sim.base.telling import Say, printable
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def stdout() -> Console:
 @contextmanager
 def printing() -> Iterator[None]:
     """Print to stdout within: raises `InputError` where that cannot be written (a full disk; not a closed pipe)."""
+    if sys.stdout is None:
+        raise InputError("cannot be written: it is closed", where="standard output", hint="redirect it to a file")
     try:
         yield
         sys.stdout.flush()
@@ -72,6 +75,15 @@ def errors_for_people() -> Iterator[None]:
     except StanzaError as error:
         say(f"error: {error}")
         raise typer.Exit(error.exit_status) from None
+    except OSError as error:  # a path that no system call takes, such as one of 300 characters
+        if isinstance(error, BrokenPipeError):
+            raise
+        place = shortened(str(error.filename or "a file"), 120)
+        say(f"error: {place}: {error.strerror or error}")
+        raise typer.Exit(InputError.exit_status) from None
+    except OverflowError as error:
+        say(f"error: numbers of the input are too large to compute with: {error}")
+        raise typer.Exit(InputError.exit_status) from None
     except KeyboardInterrupt:
         say("interrupted")
         raise typer.Exit(INTERRUPTED) from None

@@ -21,7 +21,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from stanza_sim import strategies
 from stanza_sim.base import config
-from stanza_sim.base.config import Count, Factor, Loaded, Section
+from stanza_sim.base.config import Count, Factor, Loaded, Multiple, Section
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.precision import LOSS_SCALE, Precision
 from stanza_sim.base.units import PositiveSeconds, Rate
@@ -51,8 +51,8 @@ class Network(Section):
 class Scale(Section):
     """Factors that make a model smaller or larger than it is; see `stanza_sim.model.profile.scaled`."""
 
-    bytes: Factor = Field(1.0, description="Factor on the sizes of all parameters and of what passes between blocks.")
-    compute: Factor = Field(1.0, description="Factor on the work of every block.")
+    bytes: Multiple = Field(1.0, description="Factor on the sizes of all parameters and of what passes between blocks.")
+    compute: Multiple = Field(1.0, description="Factor on the work of every block.")
 
     def __str__(self) -> str:
         """`-bytes0.02-compute0.5`, or nothing where nothing is scaled."""

@@ -15,6 +15,8 @@ from stanza_sim.base.op_kinds import OpKind
 from stanza_sim.model.profile import Block, BlockKind, ModelProfile, OpWork, ParamTensor, PassWork, Throughput
 
 FORMAT = "stanza-sim-model/1"
+MOST = 10**16
+"""No size, no work and no count of a block is larger: sums of them stay whole numbers of 64 bits."""
 _WORK = ("forward_flops", "backward_input_flops", "backward_weight_flops", "bytes_touched", "kernels")
 _HEAD = ("name", "factory", "factory_kwargs", "input_shape", "num_classes", "itemsize", "boundary")
 
@@ -154,7 +156,7 @@ def _op_work(reader: _Reader) -> tuple[OpWork, ...]:
 
 def _are_amounts(row: list[object]) -> bool:
     """Whether FLOPs and bytes are whole numbers and kernels any, none below zero."""
-    numbers = [n for n in row if isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < float("inf")]
+    numbers = [n for n in row if isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n <= MOST]
     return len(numbers) == len(row) and all(isinstance(n, int) for n in numbers[:3])
 
 
@@ -189,13 +191,13 @@ class _Reader:
 
     def count(self, key: str, *, least: int = 0) -> int:
         value = self.data.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise self.wrong(key, f"an integer of at least {least}")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
+            raise self.wrong(key, f"an integer from {least} to {MOST:.0e}")
         return value
 
     def positive(self, key: str) -> float:
         value = self.data.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < float("inf"):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= MOST:
             raise self.wrong(key, "a positive number")
         return float(value)
 
@@ -219,7 +221,7 @@ class _Reader:
 
     def shape(self, key: str) -> tuple[int, ...]:
         sizes = self.array(key)
-        good = tuple(n for n in sizes if isinstance(n, int) and not isinstance(n, bool) and n >= 1)
+        good = tuple(n for n in sizes if isinstance(n, int) and not isinstance(n, bool) and 1 <= n <= MOST)
         if len(good) != len(sizes):
             raise self.wrong(key, "a list of positive integers")
         return good

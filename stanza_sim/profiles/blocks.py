@@ -19,6 +19,7 @@ from pydantic import Field
 from stanza_sim.base.config import Count, Factor, Section, Source, validate
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.files import read_json, write_whole
+from stanza_sim.base.units import MOST_TIME_S
 from stanza_sim.cluster.cluster import Cluster, Host, Loopback, with_loopback
 from stanza_sim.cluster.hardware import DirectedLink, LinkKind, Staging
 from stanza_sim.model.profile import ModelProfile
@@ -26,7 +27,7 @@ from stanza_sim.model.profile_json import fingerprint
 
 FORMAT = "stanza-sim-profile/1"
 
-Time = Annotated[float, Field(strict=True, ge=0, allow_inf_nan=False)]
+Time = Annotated[float, Field(strict=True, ge=0, le=MOST_TIME_S, allow_inf_nan=False)]
 
 
 class BlockTime(Section):

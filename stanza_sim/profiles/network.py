@@ -50,7 +50,7 @@ FORMAT = "stanza-sim-network/1"
 SAME = 0.001
 """Rates that differ by no more, relatively, are one rate."""
 
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Number = Annotated[float, Field(strict=True, ge=-1e18, le=1e18, allow_inf_nan=False)]
 
 
 class Estimate(Section):

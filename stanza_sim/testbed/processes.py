@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import select
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
 from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.base.processes import handling
 
 Ident = tuple[int, int]
 """Device and inode of a namespace: the same for its name and for every process in it."""
@@ -126,17 +126,6 @@ def _started(pid: int) -> int | None:
 
 
 @contextmanager
-def ending_by_signal() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end what is within by `SystemExit`, so that it cleans up, if nothing handles them yet."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    with _handling({n: end for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL}):
-        yield
-
-
-@contextmanager
 def undisturbed() -> Iterator[None]:
     """Put off SIGINT, SIGTERM and SIGHUP until what is within is done."""
     came: list[int] = []
@@ -146,22 +135,8 @@ def undisturbed() -> Iterator[None]:
 
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     try:
-        with _handling({n: keep for n in numbers if signal.getsignal(n) not in (signal.SIG_IGN, None)}):
+        with handling({n: keep for n in numbers if signal.getsignal(n) not in (signal.SIG_IGN, None)}):
             yield
     finally:
         for number in came[:1]:
             signal.raise_signal(number)
-
-
-@contextmanager
-def _handling(handlers: Mapping[int, Callable[[int, FrameType | None], None]]) -> Iterator[None]:
-    """Handle signals within; outside the main thread, where Python never handles any, change nothing."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -17,9 +17,10 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from unittest.mock import patch
 
+from stanza_sim.base.processes import end_with_parent
 from stanza_sim.execute.start import launch
 from stanza_sim.execute.start.launch import Pool
-from stanza_sim.execute.start.rank_main import end_with_parent, serve
+from stanza_sim.execute.start.rank_main import serve
 
 CONTEXT = get_context("forkserver")
 CONTEXT.set_forkserver_preload(

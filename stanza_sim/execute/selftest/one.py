@@ -11,8 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+from stanza_sim.base.processes import end_with_parent
 from stanza_sim.execute.selftest.outcome import Here
-from stanza_sim.execute.start.rank_main import end_with_parent
 
 
 def main(arguments: list[str]) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from stanza_sim.base.processes import own_command
 from stanza_sim.base.units import format_time
 from stanza_sim.execute.selftest.outcome import Here, Wrong, require
 
@@ -78,7 +79,7 @@ def compared(row: Mapping[str, Mapping[str, float]]) -> Compared:
 def command(arguments: Sequence[str], here: Here) -> str:
     """What `stanza-sim ARGUMENTS` prints. Raises `Wrong` with its message where it fails."""
     done = subprocess.run(
-        [sys.executable, "-m", "stanza_sim", *arguments],
+        own_command("stanza_sim", *arguments),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from stanza_sim.base.processes import own_command, own_path
 from stanza_sim.execute.selftest.outcome import Finding, Group, Status
 
 LOOK_S = 0.1
@@ -125,13 +126,13 @@ class _Process:
         group, runner = self._group, self._runner
         environment = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join(dict.fromkeys(p or os.getcwd() for p in sys.path)),
+            "PYTHONPATH": own_path(os.environ),
             "PYTHONWARNINGS": "ignore",
             **runner.environment,
         }
         what = [str(writing), str(os.getpid()), group.function, str(runner.folder), str(group.limit_s), *self._names]
         return subprocess.Popen(
-            [sys.executable, "-m", "stanza_sim.execute.selftest.one", *what],
+            own_command("stanza_sim.execute.selftest.one", *what),
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -12,7 +12,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from errno import EACCES
@@ -21,7 +20,7 @@ from pathlib import Path
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.files import write_whole
-from stanza_sim.base.processes import cores
+from stanza_sim.base.processes import cores, scratch_folder
 from stanza_sim.base.units import seconds
 from stanza_sim.base.version import __version__
 from stanza_sim.execute.selftest.checks import groups
@@ -83,7 +82,7 @@ def selftest(
     if output is not None:
         _check_folder(output)
     environment = _first_gpu() if gpu else {}
-    folder = Path(tempfile.mkdtemp(prefix="stanza-sim-")) if output is None else output
+    folder = scratch_folder() if output is None else output
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(json.dumps(machine(), indent=2) + "\n", folder / "machine.json")

@@ -7,8 +7,6 @@ import os
 import pickle
 import shutil
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +16,7 @@ from types import TracebackType
 from typing import Self, TypeVar, cast
 
 from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.base.processes import own_command, own_path, scratch_folder
 from stanza_sim.execute.rank.decision import Seat
 from stanza_sim.execute.rank.job import Backend
 from stanza_sim.execute.start.deterministic import Deterministic
@@ -70,10 +69,10 @@ class _Rank:
         self, connection: Connection, environment: Mapping[str, str], prefix: Sequence[str]
     ) -> subprocess.Popen[bytes]:
         """Start the process, which is told its settings and tasks through `connection`."""
-        command = [sys.executable, "-m", "stanza_sim.execute.start.rank_main", str(connection.fileno())]
+        command = own_command("stanza_sim.execute.start.rank_main", str(connection.fileno()), str(os.getpid()))
         with self._stderr.open("wb") as stderr:
             return subprocess.Popen(
-                [*prefix, *command, str(os.getpid())],
+                [*prefix, *command],
                 stdin=subprocess.DEVNULL,
                 stdout=stderr,
                 stderr=stderr,
@@ -156,12 +155,12 @@ class Pool:
         """
         if self._ranks:
             return
-        self._folder = Path(tempfile.mkdtemp(prefix="stanza-sim-"))
+        self._folder = scratch_folder()
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(self._threads),
             "MKL_NUM_THREADS": str(self._threads),
-            "PYTHONPATH": os.pathsep.join(dict.fromkeys(p or os.getcwd() for p in sys.path)),
+            "PYTHONPATH": own_path(os.environ),
             "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         }
         if self._kind == "cuda":

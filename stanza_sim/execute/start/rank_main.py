@@ -5,7 +5,6 @@ Reads tasks from an inherited connection and answers each; ends with its parent,
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import os
 import pickle
@@ -18,23 +17,10 @@ from multiprocessing.connection import Connection
 from typing import cast
 
 from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.base.processes import end_with_parent
 from stanza_sim.execute.start.protocol import Answer, AnswerKind, Settings, Task
 
-PR_SET_PDEATHSIG = 1
 BEAT_S = 0.5
-
-
-def end_with_parent(parent: int) -> None:
-    """Ask the kernel to end this process with its parent, and watch for it ourselves where the kernel cannot."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="parent").start()
 
 
 LINGER_S = 2.0

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.user_code import check_found, check_module
 from stanza_sim.model.profile import ModelProfile
 
 Scalar = str | int | float | bool | None
@@ -88,6 +89,7 @@ def load_factory(path: str) -> Callable[..., object]:
     module_name = _MOVED.get(module_name, module_name)
     if module_name.split(".")[0] == "torchvision":
         _prepare_torchvision()
+    check_module(module_name, where)
     found: object = _import(module_name, where)
     for part in attribute.split("."):
         try:
@@ -96,6 +98,7 @@ def load_factory(path: str) -> Callable[..., object]:
             raise InputError(f"module {module_name} has no {attribute!r}", where=where, hint=_EXAMPLE) from None
     if not callable(found):
         raise InputError(f"{attribute} is a {type(found).__name__}, not a callable", where=where, hint=_EXAMPLE)
+    check_found(found, where)
     return found
 
 

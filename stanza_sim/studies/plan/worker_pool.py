@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import shutil
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Executor, Future, wait
@@ -11,7 +12,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import monotonic, sleep
 from typing import TYPE_CHECKING, TypeVar
 
@@ -19,7 +19,7 @@ from stanza_sim import strategies
 from stanza_sim.base.dask_cluster import dask_client, lost
 from stanza_sim.base.errors import RunError
 from stanza_sim.base.limits import TimeIsUp, memory_limit, time_limit
-from stanza_sim.base.processes import can_fork, processes
+from stanza_sim.base.processes import can_fork, processes, scratch_folder
 from stanza_sim.base.units import format_bytes, format_time
 from stanza_sim.cluster import load_cluster
 from stanza_sim.model import zoo
@@ -190,7 +190,9 @@ class Processes:
             stack, forked = ExitStack(), can_fork()
             problems: tuple[Problem, ...] | Path = self._problems
             if not forked:
-                problems = Path(stack.enter_context(TemporaryDirectory(prefix="stanza-sim-"))) / "problems"
+                folder = scratch_folder()
+                stack.callback(shutil.rmtree, folder, ignore_errors=True)
+                problems = folder / "problems"
                 problems.write_bytes(pickle.dumps(self._problems))
             executor = stack.enter_context(processes(self.jobs, _adopt, (problems,), forked=forked))
             self._started = stack, executor

@@ -23,13 +23,13 @@ from unittest.mock import patch
 import torch.distributed as dist
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.processes import end_with_parent
 from stanza_sim.cluster import load_cluster
 from stanza_sim.execute.rank import devices
 from stanza_sim.execute.rank.context import Context
 from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Backend
 from stanza_sim.execute.start import start, world
-from stanza_sim.execute.start.rank_main import end_with_parent
 from stanza_sim.execute.start.tasks import DescribeTask
 from tests.execute.start.worlds import GROUPS, World
 
