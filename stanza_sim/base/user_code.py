@@ -1,4 +1,4 @@
-"""Which code of a user's may be named in a file: an experiment's `model` and `data` are code, like a Makefile's rules."""
+"""Which code of a user's a file may name: an experiment's `model` and `data` are code, as a Makefile's rules are."""
 
 from __future__ import annotations
 

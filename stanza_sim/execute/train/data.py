@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.base.user_code import check_found, check_module
 from stanza_sim.execute.rank.accelerator import Accelerator, Recorded
 from stanza_sim.model.profile import ModelProfile
 
@@ -102,11 +103,13 @@ def _imported(path: str) -> Items:
     module_name, colon, attribute = path.partition(":")
     if not colon or not module_name or not attribute:
         raise InputError("there is no such data", where=where, hint=hint)
+    check_module(module_name, where)
     here = os.getcwd()
     if here not in sys.path:
         sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module_name), attribute)
+        check_found(found, where)
         made = found() if callable(found) else found
     except (ImportError, AttributeError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError) as e:
         raise InputError(f"{type(e).__name__}: {e}", where=where, hint=hint) from e
