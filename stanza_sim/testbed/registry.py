@@ -10,12 +10,15 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.tables import shortened
 from stanza_sim.testbed.processes import Ident, Process
 from stanza_sim.testbed.shell import NAMESPACES
 
@@ -113,8 +116,9 @@ class Registry:
     def lock(self) -> Iterator[None]:
         """Keep other processes from changing anything within; waits for them. Records may be read without it."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o755)
+            self._check_folder()
+            handle = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         except OSError as error:
             raise InputError(f"cannot be written: {error.strerror}", where=str(self.folder)) from None
         try:
@@ -122,6 +126,15 @@ class Registry:
             yield
         finally:
             os.close(handle)
+
+    def _check_folder(self) -> None:
+        """Let nobody else write here: what a record names is removed. Raises `InputError` for another's folder."""
+        found = self.folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            what = "is not a folder of this user's"
+            raise InputError(what, where=str(self.folder), hint="remove it: testbeds are recorded there")
+        if found.st_mode & 0o022:  # the umask let it be made so, or somebody did
+            self.folder.chmod(0o755)
 
     def records(self) -> list[Record]:
         """Return all records, by name."""
@@ -159,10 +172,17 @@ class Registry:
             return None
         except OSError as error:
             raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        hint = f"remove it, and the namespaces that `ip netns list` shows as {path.stem}-…"
         try:
-            return TypeAdapter(Record).validate_json(text)
+            found = TypeAdapter(Record).validate_json(text)
         except ValidationError as error:
             wrong = error.errors(include_url=False)[0]
             what = ".".join(map(str, wrong["loc"])) or "the file"
-            hint = f"remove it, and the namespaces that `ip netns list` shows as {path.stem}-…"
             raise InputError(f"is no record of a testbed: {what}: {wrong['msg']}", where=str(path), hint=hint) from None
+        named = [*found.namespaces, *(h.namespace for h in found.hosts)]
+        if other := [name for name in named if not re.fullmatch(rf"{re.escape(path.stem)}-[\w.-]+", name)]:
+            what = f"is no record of a testbed: {shortened(other[0])} is not a name of its namespaces"
+            raise InputError(what, where=str(path), hint=hint)
+        if found.prefix != path.stem:
+            raise InputError(f"is the record of {shortened(found.prefix)}", where=str(path), hint=hint)
+        return found

@@ -2,29 +2,34 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
+from stanza_sim.base.errors import RunError
+from stanza_sim.execute.rank.wire import from_bytes, to_bytes
+
 T = TypeVar("T")
+MOST_NBYTES = 2**32
 
 
 def send_object(value: object, dst: int) -> None:
-    """Send a picklable object to `dst`, which must call `receive_object`."""
-    body = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+    """Send data (see `wire`) to `dst`, which must call `receive_object`."""
+    body = torch.frombuffer(bytearray(to_bytes(value)), dtype=torch.uint8)
     dist.send(torch.tensor([len(body)], dtype=torch.int64), dst)
     dist.send(body, dst)
 
 
 def receive_object(src: int) -> object:
-    """Return the object that `src` sends; only ranks of this very run are listened to."""
+    """Return the data that `src` sends. Raises `RunError` for what is none."""
     size = torch.zeros(1, dtype=torch.int64)
     dist.recv(size, src)
+    if not 0 < int(size) <= MOST_NBYTES:
+        raise RunError(f"rank {src} announces {int(size)} bytes, which no rank says at once")
     body = torch.empty(int(size), dtype=torch.uint8)
     dist.recv(body, src)
-    return pickle.loads(body.numpy().tobytes())
+    return from_bytes(body.numpy().tobytes())
 
 
 def gather(value: T, rank: int, ranks: int) -> list[T] | None:

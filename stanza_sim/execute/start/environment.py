@@ -15,7 +15,7 @@ FIRST_PORT, PORTS = 20_000, 20_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """One rank's place as its launcher told it, and where the ranks meet."""
+    """One rank's place as its launcher told it, and where the ranks meet; `one_machine` if all are on this one."""
 
     launcher: str
     rank: int
@@ -23,6 +23,7 @@ class Place:
     local_rank: int
     address: str
     port: int
+    one_machine: bool = False
 
 
 def for_gpus(environment: Mapping[str, str], *, deterministic: bool = False) -> dict[str, str]:
@@ -56,6 +57,7 @@ def place(environment: Mapping[str, str] | None = None) -> Place | None:
                 local_rank=_number(env, "LOCAL_RANK", "torchrun"),
                 address=_text(env, "MASTER_ADDR", "torchrun"),
                 port=_number(env, "MASTER_PORT", "torchrun"),
+                one_machine=env.get("LOCAL_WORLD_SIZE") == env["WORLD_SIZE"],
             )
         )
     in_step = "SLURM_STEP_ID" in env or "SLURM_JOB_ID" not in env
@@ -71,6 +73,7 @@ def place(environment: Mapping[str, str] | None = None) -> Place | None:
             local_rank=_number(env, "SLURM_LOCALID", "Slurm"),
             address=env.get("MASTER_ADDR") or expand_nodes(nodes)[0],
             port=_number(env, "MASTER_PORT", "Slurm") if "MASTER_PORT" in env else FIRST_PORT + job % PORTS,
+            one_machine=len(set(expand_nodes(nodes))) == 1,
         )
     )
 

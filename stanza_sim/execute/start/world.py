@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -32,6 +32,7 @@ from stanza_sim.execute.start.protocol import Moving, RankInfo, Task
 T = TypeVar("T")
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as of shells."""
+LOOPBACK, LOOPBACK_NAME = "127.0.0.1", "lo"
 
 
 def join(
@@ -55,8 +56,8 @@ def join(
     ranks, where the devices are not what the topology or the `backend` needs.
     """
     torch.set_num_threads(threads)
-    if world_size == local_size and "GLOO_SOCKET_IFNAME" not in os.environ and Path("/sys/class/net/lo").exists():
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    if world_size == local_size:
+        _stay_on_this_machine()
     dist.init_process_group("gloo", init_method=init_method, rank=rank, world_size=world_size, timeout=PATIENCE)
     host = host or socket.gethostname()
     if kind == "cpu":  # every rank knows already what all would say
@@ -64,6 +65,12 @@ def join(
     else:
         decision = decide(gather_all(facts_of(host, local_rank, kind), rank, world_size), backend, seats)
     return Context(rank, world_size, local_rank, local_size, threads, kind, host, decision)
+
+
+def _stay_on_this_machine() -> None:
+    """Let gloo listen where only this machine's processes reach it, unless the user says where."""
+    if Path(f"/sys/class/net/{LOOPBACK_NAME}").exists():
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK_NAME)
 
 
 def facts_of(host: str, local_rank: int, kind: str) -> RankFacts:
@@ -130,10 +137,12 @@ class Joined:
         self.world_size = place.world_size
         self.is_main = place.rank == 0
         torch.set_num_threads(threads_per_rank)
+        if place.one_machine:
+            _stay_on_this_machine()
         try:
             dist.init_process_group(
                 "gloo",
-                init_method=self._meeting_point(place),
+                **self._meeting_point(place),
                 rank=place.rank,
                 world_size=place.world_size,
                 timeout=PATIENCE,
@@ -167,9 +176,23 @@ class Joined:
             raise
 
     @staticmethod
-    def _meeting_point(place: Place) -> str:
+    def _meeting_point(place: Place) -> dict[str, Any]:
         """torchrun's own store is there already (`env://`); Slurm has none."""
-        return "env://" if place.launcher == "torchrun" else f"tcp://{place.address}:{place.port}"
+        if place.launcher == "torchrun":
+            return {"init_method": "env://"}
+        if not place.one_machine:
+            return {"init_method": f"tcp://{place.address}:{place.port}"}
+        listener = socket.create_server((LOOPBACK, place.port)) if place.rank == 0 else None
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            LOOPBACK,
+            place.port,
+            place.world_size,
+            place.rank == 0,
+            timeout=PATIENCE,
+            wait_for_workers=False,
+            master_listen_fd=None if listener is None else listener.detach(),
+        )
+        return {"store": store}
 
     def __enter__(self) -> Self:
         return self
@@ -197,7 +220,8 @@ class Joined:
             _end_hard(1)
             raise RunError(f"rank {rank}: {type(error).__name__}: {error}") from error
         except BaseException as error:
-            _end_hard(INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1)
+            code = error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1
+            _end_hard(INTERRUPTED if isinstance(error, KeyboardInterrupt) else code)
             raise
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -74,7 +75,13 @@ def visit_all(group: str, launcher: str, rank: int, port: int, folder: Path) -> 
         with (
             patch.dict(os.environ, environment(launcher, faked, rank, port + number)),
             patch.object(devices, "visible", lambda faked=faked: faked.seen[rank]),
-            patch.object(world, "socket", SimpleNamespace(gethostname=lambda faked=faked: f"host-{faked.hosts[rank]}")),
+            patch.object(
+                world,
+                "socket",
+                SimpleNamespace(
+                    gethostname=lambda faked=faked: f"host-{faked.hosts[rank]}", create_server=socket.create_server
+                ),
+            ),
             patch.object(dist, "is_nccl_available", lambda faked=faked: rank not in faked.without_nccl),
             patch.object(start, "note_on_cores", lambda cluster: None),
         ):
