@@ -51,6 +51,7 @@ class _Drawing:
     utilisation: Utilisation
     near: list[list[tuple[Hashable, int]]] = field(init=False)
     joint: dict[tuple[int, int], list[tuple[int, int]]] = field(default_factory=dict)
+    between: dict[tuple[int, int], list[tuple[int, int]]] = field(default_factory=dict)
     members: dict[int, list[int]] = field(default_factory=dict)
     class_of: list[int] = field(init=False)
     level: list[int] = field(init=False)
@@ -87,6 +88,8 @@ class _Drawing:
         self.level = [0] * hosts + levels(cluster)
         for i, c in enumerate(self.class_of):
             self.members.setdefault(c, []).append(i)
+        for (a, b), found in self.joint.items():
+            self.between.setdefault((self.class_of[a], self.class_of[b]), []).extend(found)
 
     def _link(self, a: int, b: int, there: int, back: int) -> None:
         """Note that `a` and `b` are joined."""
@@ -153,10 +156,7 @@ class _Drawing:
 
     def _between(self, low: int, high: int, indent: str) -> Iterable[str]:
         """Yield the links between two classes, bars included."""
-        pairs = []
-        for a in self.members[low]:
-            for b in self.members[high]:
-                pairs += self.joint.get((a, b), []) + [(x, y) for y, x in self.joint.get((b, a), [])]
+        pairs = self.between.get((low, high), []) + [(x, y) for y, x in self.between.get((high, low), [])]
         if not pairs:
             return
         links = self.cluster.links
