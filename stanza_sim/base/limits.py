@@ -83,11 +83,13 @@ def memory_limit(nbytes: int | None) -> Iterator[None]:
 
     A stricter limit stays. It does nothing where the system knows no such limit (macOS takes it and ignores it).
     """
-    if nbytes is None or sys.platform == "win32":
+    try:
+        import resource
+    except ImportError:  # as on Windows
+        nbytes = None
+    if nbytes is None:
         yield
         return
-    import resource
-
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
     resource.setrlimit(resource.RLIMIT_DATA, (min([nbytes, *known]), hard))

@@ -4,6 +4,7 @@ unless a launcher made it a rank."""
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,7 +30,10 @@ from stanza_sim.schedule import check
 
 
 def require_torch() -> None:
-    """Raise `InputError` if torch is not installed."""
+    """Raise `InputError` if torch is not installed, or this system cannot start ranks."""
+    if not hasattr(os, "fork"):
+        hint = "predict here and execute there; Windows' own Linux (WSL) will do"
+        raise InputError("--execute needs Linux or macOS, whose processes inherit connections", hint=hint)
     if importlib.util.find_spec("torch") is None:
         raise InputError("--execute needs torch, and it is not installed", hint="pip install 'stanza-sim[torch]'")
 
