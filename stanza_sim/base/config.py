@@ -19,7 +19,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from stanza_sim.base.checking import kind_of, validate
 from stanza_sim.base.errors import InputError, at
-from stanza_sim.base.finding import Kind, available, find, near
+from stanza_sim.base.finding import Kind, available, find, is_named, near
 from stanza_sim.base.located import Key, Loaded, Source
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "apply_overrides",
     "available",
     "find",
+    "is_named",
     "load",
     "load_located",
     "near",

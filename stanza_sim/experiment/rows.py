@@ -48,7 +48,9 @@ def cluster_of(loaded: Loaded[Experiment]) -> Cluster:
         path = config.find("topologies", experiment.cluster, beside=loaded.path)
     changed = [source.where(*key) for key in (("nodes",), ("network", "rate")) if key[0] in experiment.model_fields_set]
     with _placed(changed[0] if changed else source.where("cluster")):
-        cluster = load_cluster(path, nodes=experiment.nodes, rate_Bps=experiment.network.rate)
+        cluster = load_cluster(
+            path, nodes=experiment.nodes, rate_Bps=experiment.network.rate, experiment=loaded.path
+        )
     if experiment.network.nccl is None:
         return cluster
     with _placed(source.where("network", "nccl")):

@@ -8,6 +8,7 @@ of them. Numbers are given in the order of asking and never change.
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.hardware import TokenBucket
@@ -112,7 +113,7 @@ class Resources:
         mix = tuple(sorted(self.folding.class_of[r] for r in sharing))
         mine = mix.count(self.folding.class_of[rank])
         key = ("device", self.folding.host_class_of[place.host], mix)
-        label = f"{self.cluster.hosts[place.host].name} {self.cluster.device_of(rank)}"
+        label = f"{self.cluster.hosts[place.host].name} {Path(self.cluster.device_of(rank)).stem}"
         return self.resource(key, label, 1.0, "device"), float(mine)
 
     def processor(self, rank: int) -> tuple[int, float]:
