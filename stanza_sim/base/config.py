@@ -39,6 +39,7 @@ __all__ = [
     "load_located",
     "near",
     "parse_override",
+    "parse_yaml",
     "read_yaml",
     "validate",
 ]
@@ -127,14 +128,19 @@ def read_yaml(path: Path) -> tuple[dict[str, object], Source]:
     Raises `InputError` for a file that is missing, is not UTF-8 text, is not valid YAML (also: cut short, a key
     given twice, several documents) or holds anything but a mapping with text keys.
     """
-    data, lines = _parse(_read_text(path), str(path))
+    return parse_yaml(_read_text(path), str(path))
+
+
+def parse_yaml(text: str, file: str) -> tuple[dict[str, object], Source]:
+    """Return the mapping in a YAML text that was read from `file`, and where its keys stand; see `read_yaml`."""
+    data, lines = _parse(text, file)
     if not isinstance(data, dict):
         what = "is empty" if data is None else f"holds {kind_of(data)}"
-        raise InputError(what, where=str(path), hint="a mapping of keys to values is expected, such as `name: example`")
+        raise InputError(what, where=file, hint="a mapping of keys to values is expected, such as `name: example`")
     for key in data:
         if not isinstance(key, str):
-            raise InputError(f"the key {key!r} is not a text", where=str(path))
-    return data, Source(file=str(path), lines=lines)
+            raise InputError(f"the key {key!r} is not a text", where=file)
+    return data, Source(file=file, lines=lines)
 
 
 # --- overrides -------------------------------------------------------------------------------------------------------
