@@ -24,7 +24,7 @@ MOST_BYTES = 512 * 2**20
 Thread = tuple[object, object]
 """A process and a thread of it, as the trace calls them."""
 
-_OPERATOR = re.compile(r"aten::|autograd::|\w+Backward\d*$|torch::|record_param")
+_OPERATOR = re.compile(r"aten::|autograd::|\w+Backward\d*$|torch::|record_param|detach$")
 _STEP = re.compile(r"ProfilerStep#?\s*(\d+)")
 _ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")
 _LAUNCH = ("cuda_runtime", "cuda_driver", "hip_runtime", "runtime", "driver")
@@ -168,7 +168,7 @@ def _span(trace: Trace, event: Mapping[str, object], k: int) -> Span:
 def _is_number(value: object) -> bool:
     if isinstance(value, str):
         return re.fullmatch(r"\d{1,20}(\.\d{1,9})?", value) is not None
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e20
 
 
 def _file(trace: Trace, span: Span, kind: str) -> None:
