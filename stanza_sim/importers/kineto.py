@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from statistics import median
 
+from stanza_sim.base.config import Kind, available
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.device import DeviceSpec, load_device
 from stanza_sim.importers.kineto_comm import is_communication
@@ -23,7 +24,7 @@ from stanza_sim.importers.kineto_match import Pass, match_blocks, nodes_of
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.model.profile_json import fingerprint
 from stanza_sim.profiles.blocks import BlockTime, Profile, ProfiledModel
-from stanza_sim.simulate.costs import device_costs, is_of_device
+from stanza_sim.simulate.costs import device_costs
 
 LOSS = -2
 """The region of a pass that is the loss, and its gradient."""
@@ -91,7 +92,7 @@ def take(trace: Trace, model: ModelProfile, stated: Stated, *, source: str) -> T
     if not on_gpu:
         notes.append("times are of a CPU with the threads that the traced process had")
     profile = Profile(
-        device=f"cuda {trace.gpu or spec.name}" if on_gpu and stated.device is None else _stated(spec, on_gpu=on_gpu),
+        device=_called(trace, spec) if on_gpu else "cpu of the trace",
         host_cores=1,
         date=_date(trace),
         precision=stated.precision or _precision(matched.passes, launched if on_gpu else []),
@@ -138,7 +139,8 @@ def _samples(trace: Trace, passes: Sequence[Pass], model: ModelProfile, stated: 
             raise trace.refuse(what, "leave --batch out: the trace has shapes")
         samples = p.samples or stated.samples
         if samples is None:
-            raise trace.refuse("does not say of how many samples a pass was", "state --batch, or use record_shapes=True")
+            hint = "state --batch, or use record_shapes=True"
+            raise trace.refuse("does not say of how many samples a pass was", hint)
         found.append(samples)
     return found
 
@@ -160,8 +162,6 @@ def _ratio(trace: Trace, stated: Stated, *, has_backward: bool) -> float | None:
 
 def _device(trace: Trace, stated: Stated) -> DeviceSpec:
     """What is known of the GPU."""
-    from stanza_sim.base.config import Kind, available
-
     if stated.device is not None:
         return load_device(stated.device)
     if not trace.gpu:
@@ -176,8 +176,9 @@ def _device(trace: Trace, stated: Stated) -> DeviceSpec:
     raise trace.refuse(f"is of the GPU {trace.gpu[:60]!r}, of which nothing is known", hint)
 
 
-def _stated(spec: DeviceSpec, *, on_gpu: bool) -> str:
-    return f"cuda {spec.name}" if on_gpu else "cpu of the trace"
+def _called(trace: Trace, spec: DeviceSpec) -> str:
+    """The GPU as a profile names it: so that it is known to be of the device."""
+    return f"cuda {trace.gpu}" if spec.name.lower() in trace.gpu.lower() else f"cuda {spec.name} {trace.gpu}".strip()
 
 
 def _date(trace: Trace) -> str:
@@ -190,7 +191,8 @@ def _precision(passes: Sequence[Pass], kernels: Sequence[OnGpu]) -> str:
     names = " ".join({span.name.lower() for span in kernels})
     if "BFloat16" in types or "bf16" in names:
         return "bf16"
-    if "Half" in types or any(word in names for word in ("hgemm", "h16816", "h1688", "h884", "f16f16", "s16816gemm_fp16")):
+    halves = ("hgemm", "h16816", "h1688", "h884", "f16f16", "gemm_fp16", "gemm_f16")
+    if "Half" in types or any(word in names for word in halves):
         return "fp16"
     return "tf32" if "tf32" in names else "fp32"
 
@@ -259,7 +261,7 @@ def _timed(
 
 
 def _owners(trace: Trace, model: ModelProfile, p: Pass, nodes: Sequence[Span]) -> list[int]:
-    """The block of each node of backward: that of the forward op with its sequence number, else that of the node before.
+    """The block of each node of backward: that of the forward op with its sequence number, else of the node before.
 
     Several ops of forward may show a number: the last of them made the node.
     """
