@@ -131,7 +131,7 @@ class _Reader:
             self._component(device, entry, key)
         device.links = self._links(data, at)
         self.devices[name] = device
-        device.edges = self._edges_of(data, at, device.links, lambda text, key, side: self._ends(device, text, key))
+        device.edges = self._edges_of(data, at, device.links, lambda text, key, _: self._ends(device, text, key))
 
     def _component(self, device: Device, data: dict[str, object], at: Key) -> None:
         name = self._text(data, "name", at, needed=True)
@@ -184,9 +184,7 @@ class _Reader:
             found[name] = Link(name=name, about=about, rate_Bps=rate, latency_s=late)
         return found
 
-    def _quantity(
-        self, data: Mapping[str, object], name: str, at: Key, units: Mapping[str, float]
-    ) -> float | None:
+    def _quantity(self, data: Mapping[str, object], name: str, at: Key, units: Mapping[str, float]) -> float | None:
         held = data.get(name)
         if held is None:
             return None
@@ -236,7 +234,10 @@ class _Reader:
                 held = entry.get(side)
                 if not isinstance(held, dict):
                     raise self.wrong(f"{side} is missing", (*key, side))
-                sides.append(end(self._text(held, "component", (*key, side), needed=True), (*key, side), held))
+                text = self._text(held, "component", (*key, side), needed=True)
+                if (within := self._text(held, "device", (*key, side))) and "instance" not in held:
+                    text = f"{within}.{text}"
+                sides.append(end(text, (*key, side), held))
             link = self._link(self._text(entry, "link", key), links, key)
             for a, b in self._paired(entry, key, *sides):
                 if a != b:

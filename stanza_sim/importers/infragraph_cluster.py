@@ -76,6 +76,11 @@ class _Maker:
         for name, k in hosts:
             device = of[name]
             nics = self._nics(ends.get((name, k), []), names) or self._idle(device, adapters.get((name, k), 0), lone)
+            nics = nics or self._of_cables([e for e in cables if (name, k) in (_element(e.a), _element(e.b))])
+            if not nics and not lone:
+                what = f"no edge joins {(f'{name}-{k}' if copies[name] > 1 else name)!r} to another instance"
+                line = graph.instances[name].line if name in graph.instances else device.line
+                raise self.file.wrong(what, line, "hosts are joined by the edges of the infrastructure")
             made = FoundHost(devices=self._gpus(device, devices[device.name]), inside=inside[device.name], nics=nics)
             groups.setdefault(name, []).append(made)
         links = summed(self._trunks(trunks, names))
@@ -218,9 +223,7 @@ class _Maker:
 
     def _joined(
         self, hosts: set[Element], of: Mapping[str, Device]
-    ) -> tuple[
-        dict[Element, list[tuple[Node, Element, Edge]]], list[Edge], list[Edge], dict[Element, int]
-    ]:
+    ) -> tuple[dict[Element, list[tuple[Node, Element, Edge]]], list[Edge], list[Edge], dict[Element, int]]:
         """Sort the edges: those of hosts to switches, between switches, between hosts; and each host's adapters."""
         kinds = {d.name: {node[:2]: kind for node, kind, _ in self._nodes(d)} for d in of.values()}
         meets: defaultdict[Element, set[Element]] = defaultdict(set)
@@ -304,9 +307,7 @@ class _Maker:
             for n, k in sorted(reached, key=lambda e: (order[e[0]], e[1]))
         }
 
-    def _nics(
-        self, ends: Sequence[tuple[Node, Element, Edge]], names: Mapping[Element, str]
-    ) -> tuple[FoundNic, ...]:
+    def _nics(self, ends: Sequence[tuple[Node, Element, Edge]], names: Mapping[Element, str]) -> tuple[FoundNic, ...]:
         """The NICs of a host: one for each component from which edges lead out, in the order of the components."""
         by_nic: dict[Node, list[tuple[Element, Edge]]] = {}
         for end, to, edge in ends:
@@ -337,6 +338,11 @@ class _Maker:
                 self.notes.append(Note(what=what, lines=(device.line,)))
             return ()
         return (FoundNic(rate_Bps=rate),) * max(count, 1)
+
+    def _of_cables(self, cables: Sequence[Edge]) -> tuple[FoundNic, ...]:
+        """The NIC of a host that is joined to other hosts directly: as fast as its fastest cable."""
+        rates = [self._rate(edge.link, edge.line) for edge in cables]
+        return (FoundNic(rate_Bps=max(rates)),) if rates else ()
 
     def _trunks(self, trunks: Iterable[Edge], names: Mapping[Element, str]) -> Iterator[FoundLink]:
         for edge in trunks:

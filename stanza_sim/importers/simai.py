@@ -192,17 +192,17 @@ def _links(file: ForeignFile, header: _Header, after: int) -> tuple[list[_Link],
         if len(links) == header.links:
             raise file.wrong(f"a line after the last of the {header.links} links that the header counts", line)
         cut = " (the file is cut short)" if line >= len(file.lines) else ""
-        if len(words) not in (4, 5):
+        if len(words) != 5:
             raise file.wrong(f"{len(words)} values where a link has 5{cut}", line, _HINT)
         ends = [int(word) if re.fullmatch(r"[0-9]{1,9}", word) else -1 for word in words[:2]]
-        for word, node in zip(words, ends, strict=False):
+        for word, node in zip(words, ends, strict=False):  # of the first two
             if not 0 <= node < header.nodes:
                 hint = f"nodes are numbered from 0 to {header.nodes - 1}"
                 raise file.wrong(f"there is no node {word[:40]!r}", line, hint)
         if ends[0] == ends[1]:
             raise file.wrong(f"joins node {ends[0]} to itself", line)
         links.append(_Link(ends[0], ends[1], _rate(file, line, words[2]), _seconds(file, line, words[3]), line))
-        if len(words) == 5 and _loss(file, line, words[4]):
+        if _loss(file, line, words[4]):
             lossy.append(line)
         last = line
     if len(links) < header.links:

@@ -166,10 +166,14 @@ def summed(links: Iterable[FoundLink]) -> tuple[FoundLink, ...]:
     for link in links:
         ends = frozenset((link.start, link.end))
         had = found.get(ends)
-        found[ends] = link if had is None else FoundLink(
-            start=had.start,
-            end=had.end,
-            rate_Bps=had.rate_Bps + link.rate_Bps,
-            latency_s=max(had.latency_s, link.latency_s),
+        found[ends] = (
+            link
+            if had is None
+            else FoundLink(
+                start=had.start,
+                end=had.end,
+                rate_Bps=had.rate_Bps + link.rate_Bps,
+                latency_s=max(had.latency_s, link.latency_s),
+            )
         )
     return tuple(found.values())
