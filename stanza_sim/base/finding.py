@@ -9,6 +9,8 @@ from pathlib import Path
 
 from stanza_sim.base.errors import InputError
 
+LONGEST = 100
+"""Characters of a name that are compared with others; comparing takes the product of their lengths."""
 _SUFFIXES = (".yaml", ".yml")
 _PACKAGE = Path(__file__).parents[1]
 
@@ -123,7 +125,7 @@ def is_named(kind: Kind | str, name: str, path: Path) -> bool:
 
 def near(word: str, known: Iterable[str]) -> str:
     """Return a hint that names what `word` may have been meant to be, or else all that is known."""
-    names = list(known)
+    names, word = list(known), word[:LONGEST]
     by_case = {n.lower(): n for n in names}
     if close := difflib.get_close_matches(word.lower(), by_case, n=3, cutoff=0.5):
         return f"did you mean {' or '.join(by_case[c] for c in close)}?"

@@ -114,6 +114,48 @@ def nccl_topo(
         )
 
 
+_SMI_EXAMPLES = """Examples:\n
+[bold]nvidia-smi topo -m > host.txt[/]\n
+[bold]stanza-sim import nvidia-smi host.txt --device A100 --rate nic=200Gbps --hosts 16 -o host.yaml[/]
+"""
+
+
+def nvidia_smi(
+    file: File,
+    output: Output = None,
+    device: Device = None,
+    rate: Rates = None,
+    hosts: Hosts = None,
+    cores: Cores = None,
+    matrix: Annotated[
+        int | None,
+        typer.Option("--matrix", min=1, metavar="N", help="Which, of several in the file.", show_default=False),
+    ] = None,
+) -> None:
+    """Make a host of the output of [bold]nvidia-smi topo -m[/], which holds no rates and no name of the GPUs.
+
+    Levels of [bold]--rate[/] are nic (a port), nvlink (all NVLinks of a GPU, or none), pcie (a GPU's link) and socket
+    (from one socket to another). NVLink and PCI are of the device's generation if they are left out.
+    """
+    with errors_for_people():
+        from stanza_sim.importers.looks_like import Foreign
+        from stanza_sim.importers.nvidia_smi import import_nvidia_smi
+
+        import_file(
+            file,
+            output,
+            kind=Foreign.NVIDIA_SMI,
+            reader=import_nvidia_smi,
+            rates=rate,
+            none=("nvlink",),
+            device=device,
+            hosts=hosts,
+            cores=cores,
+            matrix=matrix,
+        )
+
+
 def add_cluster_commands(app: typer.Typer) -> None:
     """Add the commands to `stanza-sim import`."""
     app.command("nccl-topo", epilog=_NCCL_EXAMPLES)(nccl_topo)
+    app.command("nvidia-smi", epilog=_SMI_EXAMPLES)(nvidia_smi)

@@ -25,6 +25,7 @@ class Asked:
     hosts: int | None = None
     cores: int | None = None
     nics: int | None = None
+    matrix: int | None = None
     rates: Mapping[str, float] = field(default_factory=dict)
     """Bytes per second by level; `NONE` where the user says that there is none."""
 
@@ -75,4 +76,4 @@ def devices_known() -> str:
 
 def said_rate(level: str, bandwidth_Bps: float) -> str:
     """A comment for a rate that the user gave."""
-    return f"--rate {level}={rate_text(bandwidth_Bps)}"
+    return f"--rate {level}={rate_text(bandwidth_Bps, bits=level == 'nic')}"

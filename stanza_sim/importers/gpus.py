@@ -28,6 +28,15 @@ def nvlink_Bps(sm: int) -> float | None:
     return 18.0 * GB
 
 
+def most_nvlinks(sm: int) -> int:
+    """How many NVLinks a GPU has at most (NVIDIA's data sheets); 0 without any."""
+    if nvlink_Bps(sm) is None:
+        return 0
+    return next(
+        most for least, most in ((90, 18), (87, 12), (86, 4), (80, 12), (75, 2), (70, 6), (60, 4)) if sm >= least
+    )
+
+
 def pci_Bps(gigatransfers: float, lanes: int) -> float | None:
     """Bytes per second and direction of a PCI Express link; None for a speed that there is not."""
     lane = _PCI_LANE.get(gigatransfers)

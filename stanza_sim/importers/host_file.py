@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from stanza_sim.importers.native import Note, aligned, heading, rate_text, scalar, wrapped
 
+CORES = 64
+"""What a host is assumed to have where neither the file nor the user says it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
@@ -36,6 +39,20 @@ class Tree:
     sockets_comment: str = ""
     socket: Said | None = None
     nics_at_switch: bool = False
+
+
+def spread_evenly(near: Sequence[object], of_switch: Sequence[object], under: Sequence[bool]) -> bool:
+    """Whether devices (or their switches) lie at sockets as a native file shares them out: in equal parts, in order.
+
+    `near` are the sockets of devices, `of_switch` those of switches, and `under` says which devices are under one.
+    """
+    sockets = list(dict.fromkeys(near))
+    n = len(sockets)
+    by_switch = [sockets.index(socket) for socket in of_switch]
+    if by_switch and len(by_switch) < n:
+        return False
+    good = all(by_switch[w] == w * n // len(by_switch) for w in range(len(by_switch)))
+    return good and all(u or sockets.index(near[d]) == d * n // len(near) for d, u in enumerate(under))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from stanza_sim.importers.native import Note
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundNic:
-    """A NIC of a host: its name, its line, its rate in bytes per second each way, and its transport's preset."""
+    """A NIC of a host: its name, its line, its rate each way, its transport's preset."""
 
     name: str
     line: int
@@ -26,6 +26,11 @@ class Ports:
     ports: tuple[Port, ...]
     used: tuple[tuple[int, ...], ...]
     notes: tuple[Note, ...]
+
+
+def added_nic(rate_Bps: float, comment: str) -> Ports:
+    """The only NIC of a host whose file names none."""
+    return Ports(ports=(Port(rate_Bps=rate_Bps, preset="rdma", comment=comment),), used=(), notes=())
 
 
 def share_out(nics: Sequence[FoundNic], near: Sequence[Sequence[int]]) -> Ports:

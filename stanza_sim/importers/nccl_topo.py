@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from stanza_sim.base.config import Kind, available
 from stanza_sim.importers import gpus as known
 from stanza_sim.importers.asked import Asked, device_name, devices_known, said_rate
-from stanza_sim.importers.host_file import HostRead, Said, Tree, host_file
-from stanza_sim.importers.host_ports import FoundNic, Ports, share_out
+from stanza_sim.importers.host_file import CORES, HostRead, Said, Tree, host_file, spread_evenly
+from stanza_sim.importers.host_ports import FoundNic, Ports, added_nic, share_out
 from stanza_sim.importers.native import Imported, Note, lines_text, rate_text
 from stanza_sim.importers.nccl_xml import Gpu, System, affinity, link_speed, number, read_system
 from stanza_sim.importers.reading import ForeignFile
@@ -16,7 +16,6 @@ from stanza_sim.importers.xml_lines import Element
 
 LEVELS = ("nic", "nvlink", "pcie", "socket")
 """What `--rate` may state: a NIC, all NVLinks of a GPU, its PCI link, and from one socket to another; each way."""
-CORES = 64
 
 
 def import_nccl_topo(file: ForeignFile, asked: Asked) -> Imported:
@@ -269,7 +268,7 @@ def _tree(system: System, asked: Asked, ports: Ports, notes: list[Note]) -> Tree
         )
     near = [gpu.path[0] for gpu in gpus]
     sockets = len(set(near))
-    spread = _spread(near, [near[under[0]] for under in switches], [bool(_above(g) in bridges) for g in gpus])
+    spread = spread_evenly(near, [near[under[0]] for under in switches], [_above(g) in bridges for g in gpus])
     if sockets > 1 and not spread:
         notes.append(Note(what="GPUs are not shared out over NUMA nodes evenly: taken as one node"))
         sockets = 1
@@ -304,18 +303,6 @@ def _above_path(path: Sequence[Element]) -> Element | None:
     return next((e for e in path if e.tag == "pci"), None)
 
 
-def _spread(near: Sequence[Element], of_switch: Sequence[Element], under: Sequence[bool]) -> bool:
-    """Whether devices (or their switches) lie on NUMA nodes as the native file shares them out: in equal parts."""
-    nodes = list(dict.fromkeys(near))
-    index = [nodes.index(node) for node in near]
-    by_switch = [nodes.index(node) for node in of_switch]
-    n = len(nodes)
-    if len(of_switch) and len(of_switch) < n:
-        return False
-    good = all(by_switch[w] == w * n // len(by_switch) for w in range(len(by_switch)))
-    return good and all(u or index[d] == d * n // len(index) for d, u in enumerate(under))
-
-
 def _between(system: System, asked: Asked, notes: list[Note]) -> Said | None:
     if "socket" in asked.rates:
         return Said(value=asked.rates["socket"], comment=said_rate("socket", asked.rates["socket"]))
@@ -344,10 +331,7 @@ def _ports(system: System, asked: Asked, notes: list[Note]) -> Ports:
             raise system.file.wrong(f"does not say how fast the NIC {net.name} is", net.line, hint)
         found.append(FoundNic(name=net.name, line=net.line, rate_Bps=rate, preset=net.preset))
     if not found and stated:
-        of_option = FoundNic(name=said_rate("nic", stated), line=system.gpus[0].line, rate_Bps=stated, preset="rdma")
-        shared = share_out([of_option], [[0]] * len(system.gpus))
-        port = shared.ports[0]
-        return Ports(ports=(type(port)(rate_Bps=stated, preset="rdma", comment=of_option.name),), used=(), notes=())
+        return added_nic(stated, said_rate("nic", stated))
     near = [_nearest(gpu, [net.path for net in system.nets]) for gpu in system.gpus]
     shared = share_out(found, near)
     notes += shared.notes
