@@ -102,7 +102,9 @@ def read_trace(path: Path) -> Trace:
         data = json.loads(raw.decode("utf-8", errors="replace"))
     except (json.JSONDecodeError, RecursionError) as error:
         line = getattr(error, "lineno", None)
-        cut = isinstance(error, json.JSONDecodeError) and error.pos >= len(error.doc.rstrip()) - 1
+        cut = isinstance(error, json.JSONDecodeError) and (
+            error.msg.startswith("Unterminated") or error.pos >= len(error.doc.rstrip()) - 1
+        )
         what = "is cut short" if cut else f"is not JSON: {getattr(error, 'msg', 'it is nested too deeply')}"
         where = str(path) if line is None else f"{path}:{line}"
         raise InputError(what, where=where, hint=f"{Foreign.KINETO.what} is expected") from None
