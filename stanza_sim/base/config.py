@@ -20,7 +20,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from stanza_sim.base.checking import kind_of, validate
 from stanza_sim.base.errors import InputError, at
 from stanza_sim.base.files import read_text
-from stanza_sim.base.finding import Kind, available, find, near
+from stanza_sim.base.finding import Kind, available, find, is_named, near
 from stanza_sim.base.located import Key, Loaded, Source
 from stanza_sim.base.tables import shortened
 from stanza_sim.base.telling import CONTROL
@@ -38,10 +38,12 @@ __all__ = [
     "apply_overrides",
     "available",
     "find",
+    "is_named",
     "load",
     "load_located",
     "near",
     "parse_override",
+    "parse_yaml",
     "read_yaml",
     "validate",
 ]
@@ -139,14 +141,19 @@ def read_yaml(path: Path) -> tuple[dict[str, object], Source]:
     Raises `InputError` for a file that is missing, is not UTF-8 text, is not valid YAML (also: cut short, a key
     given twice, several documents) or holds anything but a mapping with text keys.
     """
-    data, lines = _parse(read_text(path, at_most=LARGEST_YAML, expected="a YAML file"), str(path))
+    return parse_yaml(read_text(path, at_most=LARGEST_YAML, expected="a YAML file"), str(path))
+
+
+def parse_yaml(text: str, file: str) -> tuple[dict[str, object], Source]:
+    """Return the mapping in a YAML text that was read from `file`, and where its keys stand; see `read_yaml`."""
+    data, lines = _parse(text, file)
     if not isinstance(data, dict):
         what = "is empty" if data is None else f"holds {kind_of(data)}"
-        raise InputError(what, where=str(path), hint="a mapping of keys to values is expected, such as `name: example`")
+        raise InputError(what, where=file, hint="a mapping of keys to values is expected, such as `name: example`")
     for key in data:
         if not isinstance(key, str):
-            raise InputError(f"the key {key!r} is not a text", where=str(path))
-    return data, Source(file=str(path), lines=lines)
+            raise InputError(f"the key {key!r} is not a text", where=file)
+    return data, Source(file=file, lines=lines)
 
 
 # --- overrides -------------------------------------------------------------------------------------------------------

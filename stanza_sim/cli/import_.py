@@ -9,6 +9,8 @@ import typer
 
 from stanza_sim.cli.console import errors_for_people, printing, say, stdout
 from stanza_sim.cli.import_clusters import add_cluster_commands
+from stanza_sim.cli.import_graphs import add_graph_commands
+from stanza_sim.cli.import_trace import add_trace_commands
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 import_commands = typer.Typer(help="Read what other programs measured or describe.", no_args_is_help=True)
 add_cluster_commands(import_commands)
+add_graph_commands(import_commands)
+add_trace_commands(import_commands)
 
 _NCCL_EXAMPLES = """Examples:\n
 [bold]all_reduce_perf -b 1K -e 1G -f 2 -g 8 > one-host.log[/]\n

@@ -1,8 +1,9 @@
 """What is known of a device: its data sheet, and how much of its peak each model reaches.
 
-One YAML file per device, in `stanza_sim/data/devices` or in `./devices`. Its data sheet is written by people; `launch:`
-and `constants:` of GPUs by `python -m stanza_sim.simulate.fit`. A device without constants (a CPU, or one of a user's
-own) has `efficiency:`, the share of its peak that models reach under a roofline.
+One YAML file per device, in `stanza_sim/data/devices`, or in `devices/` here or beside the topology or the experiment.
+Its data sheet is written by people; `launch:` and `constants:` of GPUs by `python -m stanza_sim.simulate.fit`. A device
+without constants (a CPU, or one of a user's own) has `efficiency:`, the share of its peak that models reach under a
+roofline.
 """
 
 from __future__ import annotations

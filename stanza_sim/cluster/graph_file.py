@@ -98,7 +98,9 @@ class EdgeSection(TransportKeys):
     efficiency: Fraction = 1.0
 
 
-def load_graph(path: Path, *, nodes: int | None, rate_Bps: float | None) -> Cluster:
+def load_graph(
+    path: Path, *, nodes: int | None, rate_Bps: float | None, experiment: Path | None = None
+) -> Cluster:
     """Return the cluster of a graph file; `rate_Bps` replaces every NIC's rate.
 
     Raises `InputError` for a file that is no graph, or not one of a cluster, and for `nodes`, which would need a
@@ -108,7 +110,7 @@ def load_graph(path: Path, *, nodes: int | None, rate_Bps: float | None) -> Clus
         hint = "draw another graph, or write a topology with a fabric that scales"
         raise InputError(f"nodes={nodes}: a graph has the hosts that it has", where=str(path), hint=hint)
     graph = _read_graphml(path) if path.suffix == ".graphml" else _read_json(path)
-    return _Reader(path=path, graph=graph).cluster(rate_Bps)
+    return _Reader(path=path, graph=graph, experiment=experiment).cluster(rate_Bps)
 
 
 def _read_graphml(path: Path) -> nx.Graph:
@@ -164,6 +166,7 @@ class _Reader:
     """Makes a cluster of a graph."""
 
     path: Path
+    experiment: Path | None
     graph: nx.Graph
 
     def cluster(self, rate_Bps: float | None) -> Cluster:
@@ -315,7 +318,7 @@ class _Reader:
             cores=count_cores(section.cores),
             nic=nics[0],
             more_nics=tuple(nics[1:]),
-            devices=check_devices(section.devices, self.path, where),
+            devices=check_devices(section.devices, self.path, where, experiment=self.experiment),
             device_speed=section.device_speed,
             device_spread=section.device_spread,
             loopback=make_loopback(section.loopback),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from stanza_sim.base import processes
-from stanza_sim.base.config import Kind, find
+from stanza_sim.base.config import Kind, find, is_named
 from stanza_sim.base.errors import InputError, at
 from stanza_sim.cluster.cluster import Cluster, Host, Loopback, Nic, Placement
 from stanza_sim.cluster.hardware import Intra, IntraKind, Losses, PcieTree, Staging, Transport
@@ -198,17 +198,22 @@ def count_cores(cores: int | str) -> int:
     return cores if isinstance(cores, int) else processes.cores()
 
 
-def check_devices(devices: tuple[str, ...], beside: Path, where: str) -> tuple[str, ...]:
-    """Return device names as `load_device` takes them; raise `InputError` (at `where`) for one that has no data."""
+def check_devices(
+    devices: tuple[str, ...], beside: Path, where: str, *, experiment: Path | None = None
+) -> tuple[str, ...]:
+    """Return device names as `load_device` takes them; raise `InputError` (at `where`) for one that has no data.
+
+    A device may lie in a `devices/` folder beside the topology (`beside`) or the experiment that names it.
+    """
     names: dict[str, str] = {}
     for device in dict.fromkeys(devices):
         if device == "cpu":
             hint = "leave devices out: ranks then compute on the host's cores"
             raise InputError("cpu is not a device to list", where=where, hint=hint)
         with at(where):
-            path = find(Kind.DEVICES, device, beside=beside)
-        is_path = "/" in device or device.endswith((".yaml", ".yml"))
-        names[device] = str(path.resolve()) if is_path else device
+            path = find(Kind.DEVICES, device, beside=beside, experiment=experiment)
+        by_name = "/" not in device and not device.endswith((".yaml", ".yml")) and is_named(Kind.DEVICES, device, path)
+        names[device] = device if by_name else str(path.resolve())
     return tuple(names[device] for device in devices)
 
 

@@ -44,13 +44,19 @@ GRAPH_SUFFIXES = (".graphml", ".json")
 
 
 def load_cluster(
-    name_or_path: str | Path, *, nodes: int | None = None, rate_Bps: float | None = None, beside: Path | None = None
+    name_or_path: str | Path,
+    *,
+    nodes: int | None = None,
+    rate_Bps: float | None = None,
+    beside: Path | None = None,
+    experiment: Path | None = None,
 ) -> Cluster:
     """Return the cluster of a topology, given by name or path (also relative to the folder of the file `beside`).
 
     `nodes` replaces the count of the only host group (a fabric that a file describes by its kind is scaled with it) or,
     where the file says `scales: ranks`, the number of ranks on the only host; `rate_Bps` replaces the raw rate of
-    every NIC. A path that ends in `.graphml` or `.json` is a graph, see `stanza_sim.cluster.graph_file`.
+    every NIC. A path that ends in `.graphml` or `.json` is a graph, see `stanza_sim.cluster.graph_file`. Devices
+    may lie in a `devices/` folder beside the topology, and beside the file of the `experiment`.
     Raises `InputError` for a file that is wrong, and for a `nodes` or `rate_Bps` that this topology cannot take
     (`NoNetworkError` for a rate where there is one host).
     """
@@ -62,9 +68,10 @@ def load_cluster(
     if path.suffix in GRAPH_SUFFIXES:
         from stanza_sim.cluster.graph_file import load_graph  # networkx
 
-        return load_graph(path, nodes=nodes, rate_Bps=rate_Bps)
+        return load_graph(path, nodes=nodes, rate_Bps=rate_Bps, experiment=experiment)
     loaded = load_located(path, TopologySection)
-    return Builder(topology=loaded.value, source=loaded.source, path=loaded.path).build(nodes, rate_Bps)
+    builder = Builder(topology=loaded.value, source=loaded.source, path=loaded.path, experiment=experiment)
+    return builder.build(nodes, rate_Bps)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +81,7 @@ class Builder:
     topology: TopologySection
     source: Source
     path: Path
+    experiment: Path | None = None
 
     def build(self, nodes: int | None, rate_Bps: float | None) -> Cluster:
         """Return the cluster; see `load_cluster`."""
@@ -281,7 +289,7 @@ class Builder:
             names.add(switch)
 
     def _devices(self, devices: tuple[str, ...], *key: str | int) -> tuple[str, ...]:
-        return check_devices(devices, self.path, self.source.where(*key))
+        return check_devices(devices, self.path, self.source.where(*key), experiment=self.experiment)
 
     def _overridden(
         self, host: Host, override: HostOverride, rate_Bps: float | None, of_group: IntraSection | None

@@ -231,4 +231,4 @@ def _platform_name(host: Host) -> str:
         return host.nccl
     if host.intra is None or host.intra.kind is not IntraKind.NVLINK:
         return "pcie"
-    return "a100-nvlink" if {*host.devices} == {"A100"} else "nvlink"
+    return "a100-nvlink" if {Path(device).stem for device in host.devices} == {"A100"} else "nvlink"

@@ -61,12 +61,13 @@ def cluster_of(loaded: Loaded[Experiment], say: Say = lambda text: None) -> Clus
     with _placed(source.where("cluster")):
         path = config.find("topologies", experiment.cluster, beside=loaded.path)
     changed = [source.where(*key) for key in (("nodes",), ("network", "rate")) if key[0] in experiment.model_fields_set]
+    beside = loaded.path
     with _placed(changed[0] if changed else source.where("cluster")):
         try:
-            cluster = load_cluster(path, nodes=experiment.nodes, rate_Bps=experiment.network.rate)
+            cluster = load_cluster(path, nodes=experiment.nodes, rate_Bps=experiment.network.rate, experiment=beside)
         except NoNetworkError as error:
             say(f"note: {source.where('network', 'rate')}: {error.message.partition(': ')[2]}, so it changes nothing")
-            cluster = load_cluster(path, nodes=experiment.nodes)
+            cluster = load_cluster(path, nodes=experiment.nodes, experiment=beside)
     if experiment.network.nccl is None:
         return cluster
     with _placed(source.where("network", "nccl")):

@@ -20,10 +20,10 @@ class Foreign(Enum):
     SLURM = ("a Slurm topology.conf", "slurm")
     IBNETDISCOVER = ("the output of ibnetdiscover", "ibnetdiscover")
     NCCL_TESTS = ("a log of nccl-tests", "nccl-tests")
-    INFRAGRAPH = ("an InfraGraph file", "")
-    SIMAI_TOPOLOGY = ("a SimAI topology", "")
+    INFRAGRAPH = ("an InfraGraph file", "infragraph")
+    SIMAI_TOPOLOGY = ("a SimAI topology", "simai")
     SIMAI_WORKLOAD = ("a SimAI workload", "")
-    KINETO = ("a trace of PyTorch's profiler (Kineto)", "")
+    KINETO = ("a trace of PyTorch's profiler (Kineto)", "kineto")
     PYTORCH_ET = ("a PyTorch execution trace", "")
     CHAKRA = ("a Chakra execution trace", "")
     ASTRA_NETWORK = ("an ASTRA-sim network", "")
@@ -155,7 +155,7 @@ _CONTENT: tuple[tuple[Foreign, tuple[str, ...]], ...] = (
     ),
     (
         Foreign.SIMAI_TOPOLOGY,
-        (r"\A\s*\d+ +\d+ +\d+ +\d+ +\d+ +\S+[ \t]*\n[\d ]+\n\d+ +\d+ +[\d.]+[GMK]?bps\b",),
+        (r"\A\s*\d+[ \t]+\d+[ \t]+\d[\w \t.-]*\n(?:[\d \t]*\n)?\d+[ \t]+\d+[ \t]+[\d.]+[GMKT]?[Bb]p?/?s\b",),
     ),
     (Foreign.TRIOSIM, (r"\A[^\n]*Operator_?cudatime",)),
     (Foreign.NCCL_TESTS, (r"\A[^\n]*\btime_us_out_of_place\b",)),

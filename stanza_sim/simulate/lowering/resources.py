@@ -8,6 +8,7 @@ of them. Numbers are given in the order of asking and never change.
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.hardware import TokenBucket
@@ -114,7 +115,7 @@ class Resources:
         mine = mix.count(self.folding.class_of[rank])
         key = ("device", self.folding.host_class_of[place.host], mix)
         host = self.cluster.hosts[place.host]
-        label = f"{host.name} {self.cluster.device_of(rank)}"
+        label = f"{host.name} {Path(self.cluster.device_of(rank)).stem}"
         called_so = [d for d in mixes if d is not None and host.devices[d] == self.cluster.device_of(rank)]
         if any(mixes[d] != mix for d in called_so):  # ranks on them differ, so the number has to tell them apart
             label += f" {min(d for d in called_so if mixes[d] == mix)}"

@@ -64,7 +64,8 @@ def _of_cluster(loaded: Loaded[Experiment]) -> dict[str, str]:
         return {f"cluster {name}": NONE}
     found = {f"cluster {name}": _of_file(path)}
     try:
-        devices = dict.fromkeys(device for host in load_cluster(path).hosts for device in host.devices)
+        hosts = load_cluster(path, experiment=loaded.path).hosts
+        devices = dict.fromkeys(device for host in hosts for device in host.devices)
         found |= {f"device {Path(device).stem}": _of_file(device_path(device)) for device in devices}
     except InputError:  # such a topology has no lines with figures
         pass
