@@ -88,7 +88,7 @@ def write_bytes(content: bytes, path: Path) -> None:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
-            os.fchmod(handle, 0o644)
+            os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException as error:
         if temporary is not None:

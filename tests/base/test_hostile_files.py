@@ -151,7 +151,7 @@ def test_what_cannot_be_written_leaves_what_was_there(tmp_path: Path, monkeypatc
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fchmod", full)
+    monkeypatch.setattr(os, "chmod", full)
     with pytest.raises(InputError, match="No space left"):
         write_whole("new", path)
     assert path.read_text() == "old"

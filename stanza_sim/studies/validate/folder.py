@@ -74,7 +74,7 @@ def _write_all(folder: Path, files: Mapping[str, bytes]) -> None:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-                os.fchmod(file.fileno(), 0o644)
+                os.chmod(temporary[name], 0o644)
         for name, path in list(temporary.items()):
             os.replace(path, folder / name)
             del temporary[name]
