@@ -81,7 +81,8 @@ def test_blocks_hold_branches_and_what_follows_them() -> None:
     profile = profile_of("Residual", 1, 8, 8)
     assert [b.name for b in profile.blocks] == ["stem", "left", "up", "hidden", "head"]
     assert [b.output_shape for b in profile.blocks] == [(4, 8, 8), (4, 8, 8), (512,), (12,), (3,)]
-    assert profile.block("stem").kernels == 4  # with norm, dropout, and act, which changes its input for all    assert profile.boundary == 3
+    assert profile.block("stem").kernels == 4  # with norm, dropout, and act, which changes its input for all
+    assert profile.boundary == 3
     left = profile.block("left")
     assert [t.name for t in left.tensors] == ["left.weight", "left.bias", "right.weight", "right.bias"]
     # left, right, their sum, dropout: each writes 4 x 8 x 8 floats

@@ -50,7 +50,8 @@ def extract(
     vector per sample. Pooling, flatten and dropout before the first of these belong to the CONV part. A
     model of such layers only has boundary 0: no CONV part.
 
-    FLOPs, bytes and kernels are per sample, as told in `extract.measure`. A block with a parameter that has a true
+    FLOPs, bytes and kernels are per sample, as told in `extract.measure`; what `torch.utils.checkpoint` computes again
+    counts for the backward passes. A block with a parameter that has a true
     attribute `fp32_under_autocast` is one that the module computes outside autocast. Raises `InputError` for all that
     `load_factory` and `chain_of` reject, and for an unknown boundary.
     """
@@ -80,14 +81,17 @@ def extract(
             Block(
                 name=block.name,
                 kind=BlockKind.CONV if i < first_fc else BlockKind.FC,
-                tensors=tuple(ParamTensor(name=n, shape=tuple(parameters[n].shape)) for n in block.parameters),
+                tensors=tuple(
+                    ParamTensor(name=n, shape=tuple(parameters[n].shape), lookups=chain.lookups.get(n, 0))
+                    for n in block.parameters
+                ),
                 forward_flops=block.work.forward_flops,
-                backward_input_flops=block.work.backward_input_flops,
-                backward_weight_flops=block.work.backward_weight_flops,
+                backward_input_flops=block.work.backward_input_flops + works[i].again[0],
+                backward_weight_flops=block.work.backward_weight_flops + works[i].again[1],
                 bytes_touched=block.work.bytes_touched,
                 kernels=block.work.kernels,
                 output_shape=block.output_shape,
-                work=works[i],
+                work=works[i].work,
                 fp32=any(getattr(parameters[n], FP32_UNDER_AUTOCAST, False) for n in (*block.parameters, *block.tied)),
                 tied=tuple(ParamTensor(name=n, shape=tuple(parameters[n].shape)) for n in block.tied),
             )

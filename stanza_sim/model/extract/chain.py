@@ -59,10 +59,11 @@ class ChainBlock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chain:
-    """A module as a chain of blocks."""
+    """A module as a chain of blocks; `lookups` are the rows that a sample looks up in tables with sparse gradients."""
 
     trace: Trace
     blocks: tuple[ChainBlock, ...]
+    lookups: dict[str, int]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -118,7 +119,25 @@ class _Cutter:
             tied = tuple(n for n in trained if n in owned)
             owned.update(own)
             blocks.append(self._block(name, group, layer, own, tied))
-        return Chain(trace=self.trace, blocks=tuple(blocks))
+        return Chain(trace=self.trace, blocks=tuple(blocks), lookups=self._lookups(blocks))
+
+    def _lookups(self, blocks: Sequence[ChainBlock]) -> dict[str, int]:
+        """Return the rows that a sample looks up in each table whose gradients are sparse wherever it is used."""
+        found: dict[str, int] = {}
+        dense = {name for block in blocks for name in block.tied}
+        for node in self.trace.graph.nodes:
+            called = self.trace.module_of(self.module, node)
+            if isinstance(called, nn.Embedding | nn.EmbeddingBag):
+                sparse, names = called.sparse, self._used_names([node])
+            elif node.target in _LOOKUPS:
+                sparse, names = node.kwargs.get("sparse", False) is True, self._used_names(node.all_input_nodes)
+            else:
+                continue
+            for name in names:
+                found[name] = found.get(name, 0) + self.measured.indices.get(node, 0)
+                if not sparse:
+                    dense.add(name)
+        return {name: rows for name, rows in found.items() if name not in dense}
 
     def _groups(self) -> tuple[list[list[_Piece]], list[str | None]]:
         """Return the pieces of each block, and the layer that it is."""

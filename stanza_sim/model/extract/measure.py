@@ -74,12 +74,14 @@ class NodeWork:
 class Measured:
     """Per node of the graph: its work, its shape per sample, and its type.
 
-    `shapes` and `dtypes` have the nodes whose value is one floating-point tensor with one row per sample.
+    `shapes` and `dtypes` have the nodes whose value is one floating-point tensor with one row per sample, and `indices`
+    has the elements per sample of the first argument of the nodes that are given integers first.
     """
 
     work: dict[fx.Node, NodeWork]
     shapes: dict[fx.Node, tuple[int, ...]]
     dtypes: dict[fx.Node, torch.dtype]
+    indices: dict[fx.Node, int]
 
 
 def measure(module: nn.Module, trace: Trace, where: str) -> Measured:
@@ -92,12 +94,14 @@ def measure(module: nn.Module, trace: Trace, where: str) -> Measured:
         setattr(twin, name, deepcopy(extra))
     twin.train()
     small, large = (_Run(twin, trace, batch, where) for batch in BATCHES)
-    result = Measured(work={}, shapes={}, dtypes={})
+    result = Measured(work={}, shapes={}, dtypes={}, indices={})
     for node, (dtype, shape) in small.tensors.items():
         other = large.tensors[node][1] if node in large.tensors else ()
         if dtype.is_floating_point and (shape[:1], other[:1]) == (BATCHES[:1], BATCHES[1:]) and shape[1:] == other[1:]:
             result.shapes[node] = shape[1:]
             result.dtypes[node] = dtype
+    for node, count in small.indices.items():
+        result.indices[node] = large.indices[node] - count
     for node, a in small.work.items():
         b = large.work[node]
         result.work[node] = NodeWork(
@@ -118,6 +122,7 @@ class _Run(fx.Interpreter):
         self.extra_traceback = False  # it would write into the errors raised here
         self.twin, self.where, self.inputs = twin, where, trace.inputs
         self.work: dict[fx.Node, NodeWork] = {}
+        self.indices: dict[fx.Node, int] = {}
         self.tensors: dict[fx.Node, tuple[torch.dtype, tuple[int, ...]]] = {}
         samples = [i.samples(batch) for i in trace.inputs]
         self.counter = _Counter(samples)
@@ -145,6 +150,8 @@ class _Run(fx.Interpreter):
             self.counter.tally.kernels = bool(fresh)
             self.counter.tally.bytes_touched = sum(t.numel() * t.element_size() for t in fresh)
         self.work[n] = self.counter.tally
+        if given and not given[0].is_floating_point():
+            self.indices[n] = given[0].numel()
         if isinstance(value, torch.Tensor):
             self.tensors[n] = (value.dtype, tuple(value.shape))
         return value

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from torch import Tensor, fx
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from stanza_sim.model.extract.run_nodes import run_node
 
@@ -28,7 +28,7 @@ class _Forward:
         self.block = block
         nodes = [n for n in block.graph.nodes if n.op == "get_attr"]
         nodes += [n for n in block.graph.nodes if n.op not in ("get_attr", "placeholder", "output")]
-        self.runs: list[tuple[int | None, list[fx.Node]]] = []
+        self.runs: list[tuple[tuple[int, bool] | None, list[fx.Node]]] = []
         for node in nodes:
             region = node.meta.get("checkpoint")
             if not self.runs or self.runs[-1][0] != region:
@@ -45,12 +45,15 @@ class _Forward:
             if region is None:
                 self._run(nodes, values)
             else:
-                self._checkpointed(nodes, values)
+                self._checkpointed(nodes, values, whole=region[1])
         (result,) = next(n for n in graph.nodes if n.op == "output").args
         return values[result]
 
-    def _checkpointed(self, nodes: list[fx.Node], values: dict[fx.Node, object]) -> None:
-        """Run `nodes` so that only what they are given and what others use of them is kept."""
+    def _checkpointed(self, nodes: list[fx.Node], values: dict[fx.Node, object], *, whole: bool) -> None:
+        """Run `nodes` so that only what they are given and what others use of them is kept.
+
+        The backward pass computes them again up to the last value that it needs, or all of them if `whole`.
+        """
         inside = set(nodes)
         given = list(dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in inside))
         wanted = [n for n in nodes if any(u not in inside for u in n.users)]
@@ -62,7 +65,8 @@ class _Forward:
 
         inputs = [values[n] for n in given]
         real = all(not t.is_meta for t in inputs if isinstance(t, Tensor))
-        made = checkpoint(compute, *inputs, use_reentrant=False, preserve_rng_state=real)
+        with set_checkpoint_early_stop(not whole):
+            made = checkpoint(compute, *inputs, use_reentrant=False, preserve_rng_state=real)
         values.update(zip(wanted, made, strict=True))
 
     def _run(self, nodes: list[fx.Node], values: dict[fx.Node, object]) -> None:

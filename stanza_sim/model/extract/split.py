@@ -19,7 +19,7 @@ from stanza_sim.model.extract.factory import USER_ERRORS
 from stanza_sim.model.extract.inputs import Input
 from stanza_sim.model.extract.merge import AlwaysDropout
 from stanza_sim.model.extract.random_ops import is_random
-from stanza_sim.model.extract.recompute import recompute_regions
+from stanza_sim.model.extract.recompute import keeps_all, recompute_regions
 from stanza_sim.model.extract.record import work_of
 from stanza_sim.model.profile import Block, ModelInput, ModelProfile, OpWork
 
@@ -134,8 +134,16 @@ def _graph_module(module: nn.Module, chain: Chain, block: ChainBlock) -> fx.Grap
     return result
 
 
-def block_works(module: nn.Module, chain: Chain) -> tuple[tuple[OpWork, ...], ...]:
-    """Return the work of each block of `chain`, `module` cut, by kind of op; empty for a block that cannot be recorded.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockWork:
+    """The work of a block by kind of op, and the FLOPs of what its backward passes compute again (inputs, weights)."""
+
+    work: tuple[OpWork, ...]
+    again: tuple[int, int]
+
+
+def block_works(module: nn.Module, chain: Chain) -> tuple[BlockWork, ...]:
+    """Return the work of each block of `chain`, `module` cut; without kinds for a block that cannot be recorded.
 
     `module` is moved to the meta device. The first block's inputs, the samples, need no gradient.
     """
@@ -145,11 +153,16 @@ def block_works(module: nn.Module, chain: Chain) -> tuple[tuple[OpWork, ...], ..
     inputs = [(i.shape, i.dtype or torch.float32) for i in chain.trace.inputs]
     for i, cut in enumerate(chain.blocks):
         part = _graph_module(module, chain, cut).to("meta").train()
+        parameters, again = list(part.parameters()), (0, 0)
         try:
-            work = work_of(part, inputs, list(part.parameters()), input_gradient=i > 0)
+            work = work_of(part, inputs, parameters, input_gradient=i > 0)
+            if (whole := keeps_all(part)) is not None:
+                kept = work_of(whole, inputs, parameters, input_gradient=i > 0)
+                more = [sum(w.passes[p].flops for w in work) - sum(w.passes[p].flops for w in kept) for p in (1, 2)]
+                again = (more[0], more[1])
         except USER_ERRORS:
             work = ()
-        found.append(work)
+        found.append(BlockWork(work=work, again=again))
         inputs = [(cut.output_shape, cut.output_dtype)]
     return tuple(found)
 

@@ -89,7 +89,7 @@ class Tracer(TorchFunctionMode):
         self._drawn = False
         self._modules = {id(m): name for name, m in root.named_modules()}
         self._stack: list[nn.Module] = []
-        self._checkpoint: int | None = None
+        self._checkpoint: tuple[int, bool] | None = None
         self._checkpoints = 0
         self._nodes: dict[int, fx.Node] = {}
         self._kept: list[object] = []  # so that no later object has the same id
@@ -133,11 +133,11 @@ class Tracer(TorchFunctionMode):
         class Reentrant:
             @staticmethod
             def apply(function: Callable[..., object], preserve: bool, *args: object) -> object:
-                with tracer._checkpointed():
+                with tracer._checkpointed(whole=True):
                     return function(*args)
 
         def generator(*_: object, **__: object) -> Iterator[None]:
-            with tracer._checkpointed():
+            with tracer._checkpointed(whole=False):
                 yield
 
         nn.Module.__call__ = call_module  # type: ignore[method-assign]
@@ -156,12 +156,15 @@ class Tracer(TorchFunctionMode):
             torch_checkpoint._checkpoint_without_reentrant_generator = other
 
     @contextmanager
-    def _checkpointed(self) -> Iterator[None]:
-        """What is recorded meanwhile is computed again in the backward pass; of nested ones the outermost counts."""
+    def _checkpointed(self, *, whole: bool) -> Iterator[None]:
+        """What is recorded meanwhile is computed again in the backward pass, to the end if `whole`.
+
+        Of nested checkpoints the outermost counts.
+        """
         outer = self._checkpoint
         if outer is None:
             self._checkpoints += 1
-            self._checkpoint = self._checkpoints
+            self._checkpoint = (self._checkpoints, whole)
         try:
             yield
         finally:
