@@ -131,7 +131,7 @@ def from_json(text: str | bytes, *, where: str) -> ModelProfile:
         factory_kwargs=tuple((key, kwargs.scalar(key)) for key in kwargs.data),
         scaled_from=top.optional_text("scaled_from") if "scaled_from" in top.data else None,
         throughput=_throughput(top.data.get("throughput", {}), f"{where}: throughput"),
-        vocabulary=top.count("vocabulary", least=1) if "vocabulary" in top.data else None,
+        vocabulary=top.count("vocabulary") if "vocabulary" in top.data else None,
         more_inputs=tuple(
             _input(_Reader(i, f"{where}: more_inputs[{n}]"))
             for n, i in enumerate(top.array("more_inputs") if "more_inputs" in top.data else [])
@@ -143,7 +143,7 @@ def from_json(text: str | bytes, *, where: str) -> ModelProfile:
 
 def _input(reader: _Reader) -> ModelInput:
     reader.only("name", "shape", "vocabulary")
-    vocabulary = None if reader.data.get("vocabulary") is None else reader.count("vocabulary", least=1)
+    vocabulary = None if reader.data.get("vocabulary") is None else reader.count("vocabulary")
     return ModelInput(name=reader.text("name"), shape=reader.shape("shape"), vocabulary=vocabulary)
 
 

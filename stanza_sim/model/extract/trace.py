@@ -115,7 +115,7 @@ def trace(module: nn.Module, inputs: tuple[Input, ...], where: str) -> Trace:
 def vocabulary_of(module: nn.Module, trace: Trace, given: Input) -> int | None:
     """Return the rows of the smallest table that the values of an input index directly; None if they are floats.
 
-    Integers of which that is not known are 0 or 1.
+    It is 0 for integers of which that is not known.
     """
     if given.dtype is None or given.dtype.is_floating_point:
         return None
@@ -135,7 +135,7 @@ def vocabulary_of(module: nn.Module, trace: Trace, given: Input) -> int | None:
             elif user.op == "call_method" and user.target in _SAME_VALUES and user not in seen:
                 seen.add(user)
                 todo.append(user)
-    return min(found, default=2)
+    return min(found, default=0)
 
 
 def _refused(module: nn.Module, found: Differs, small: _Recording, where: str) -> InputError:
