@@ -12,6 +12,7 @@ from hashlib import sha256
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.op_kinds import OpKind
+from stanza_sim.model.labels import Labels, Loss
 from stanza_sim.model.profile import Block, BlockKind, ModelProfile, OpWork, ParamTensor, PassWork, Throughput
 
 FORMAT = "stanza-sim-model/1"
@@ -37,6 +38,15 @@ def to_json(profile: ModelProfile) -> str:
         head["throughput"] = {
             t.device: {"samples_per_s": t.samples_per_s, "batch": t.batch} for t in profile.throughput
         }
+    if profile.vocabulary is not None:
+        head["vocabulary"] = profile.vocabulary
+    if (labels := profile.stated_labels) is not None:
+        head["labels"] = {
+            "loss": labels.loss,
+            "shape": labels.shape,
+            "class_axis": labels.class_axis,
+            "probabilities": labels.probabilities,
+        }
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items())
     blocks = ",\n".join(f"    {json.dumps({**_block_data(b), **_work_data(b)})}" for b in profile.blocks)
     return f'{{\n{lines},\n  "blocks": [\n{blocks}\n  ]\n}}\n'
@@ -54,7 +64,8 @@ def fingerprint(profile: ModelProfile) -> str:
 def _block_data(block: Block) -> dict[str, object]:
     work = {key: getattr(block, key) for key in _WORK}
     tensors = [[t.name, *t.shape] for t in block.tensors]
-    return {"name": block.name, "output_shape": block.output_shape, **work, "tensors": tensors}
+    tied: dict[str, object] = {"tied": [[t.name, *t.shape] for t in block.tied]} if block.tied else {}
+    return {"name": block.name, "output_shape": block.output_shape, **work, "tensors": tensors, **tied}
 
 
 def _work_data(block: Block) -> dict[str, object]:
@@ -82,7 +93,7 @@ def from_json(text: str | bytes, *, where: str) -> ModelProfile:
     top = _Reader(data, where)
     if top.data.get("format") != FORMAT:
         raise InputError(f"format is {top.data.get('format')!r}", where=where, hint=f"it must be {FORMAT!r}")
-    top.only("format", *_HEAD, "scaled_from", "throughput", "blocks")
+    top.only("format", *_HEAD, "scaled_from", "throughput", "vocabulary", "labels", "blocks")
     readers = [_Reader(b, f"{where}: blocks[{i}]") for i, b in enumerate(top.array("blocks"))]
     names = [r.text("name") for r in readers]
     boundary = top.optional_text("boundary")
@@ -101,6 +112,24 @@ def from_json(text: str | bytes, *, where: str) -> ModelProfile:
         factory_kwargs=tuple((key, kwargs.scalar(key)) for key in kwargs.data),
         scaled_from=top.optional_text("scaled_from") if "scaled_from" in top.data else None,
         throughput=_throughput(top.data.get("throughput", {}), f"{where}: throughput"),
+        vocabulary=top.count("vocabulary", least=1) if "vocabulary" in top.data else None,
+        stated_labels=_labels(top.data["labels"], f"{where}: labels") if "labels" in top.data else None,
+    )
+
+
+def _labels(data: object, where: str) -> Labels:
+    reader = _Reader(data, where)
+    reader.only("loss", "shape", "class_axis", "probabilities")
+    loss, axis = reader.text("loss"), reader.data.get("class_axis")
+    if loss not in {*Loss}:
+        raise reader.wrong("loss", f"one of {', '.join(Loss)}")
+    if axis not in (0, -1) or isinstance(axis, bool):
+        raise reader.wrong("class_axis", "0 or -1")
+    return Labels(
+        loss=Loss(loss),
+        shape=reader.shape("shape"),
+        class_axis=0 if axis == 0 else -1,
+        probabilities=reader.switch("probabilities"),
     )
 
 
@@ -116,17 +145,12 @@ def _throughput(data: object, where: str) -> tuple[Throughput, ...]:
 
 
 def _block(reader: _Reader, kind: BlockKind) -> Block:
-    reader.only("name", "output_shape", *_WORK, "tensors", "fp32", "work")
-    tensors = []
-    for i, entry in enumerate(reader.array("tensors")):
-        if not isinstance(entry, list) or not entry:
-            raise reader.wrong("tensors", "a list of [name, dimension, ...]")
-        tensor = _Reader({"name": entry[0], "shape": entry[1:]}, f"{reader.where}: tensors[{i}]")
-        tensors.append(ParamTensor(name=tensor.text("name"), shape=tensor.shape("shape")))
+    reader.only("name", "output_shape", *_WORK, "tensors", "tied", "fp32", "work")
     return Block(
         name=reader.text("name"),
         kind=kind,
-        tensors=tuple(tensors),
+        tensors=_tensors(reader, "tensors"),
+        tied=_tensors(reader, "tied") if "tied" in reader.data else (),
         forward_flops=reader.count("forward_flops"),
         backward_input_flops=reader.count("backward_input_flops"),
         backward_weight_flops=reader.count("backward_weight_flops"),
@@ -136,6 +160,16 @@ def _block(reader: _Reader, kind: BlockKind) -> Block:
         fp32=reader.switch("fp32"),
         work=_op_work(_Reader(reader.data.get("work", {}), f"{reader.where}: work")),
     )
+
+
+def _tensors(reader: _Reader, key: str) -> tuple[ParamTensor, ...]:
+    found = []
+    for i, entry in enumerate(reader.array(key)):
+        if not isinstance(entry, list) or not entry:
+            raise reader.wrong(key, "a list of [name, dimension, ...]")
+        tensor = _Reader({"name": entry[0], "shape": entry[1:]}, f"{reader.where}: {key}[{i}]")
+        found.append(ParamTensor(name=tensor.text("name"), shape=tensor.shape("shape")))
+    return tuple(found)
 
 
 def _op_work(reader: _Reader) -> tuple[OpWork, ...]:

@@ -11,8 +11,10 @@ from torch import nn
 from stanza_sim.base.errors import InputError
 from stanza_sim.model.extract.chain import chain_of
 from stanza_sim.model.extract.factory import USER_ERRORS, Kwargs, build, build_module, describe, load_factory
+from stanza_sim.model.extract.measure import vocabulary_of
 from stanza_sim.model.extract.record import outputs_of, work_of
 from stanza_sim.model.extract.split import SplitBlock, block_works, replace_dropout, split
+from stanza_sim.model.labels import usual_labels
 from stanza_sim.model.module_work import ModuleWork
 from stanza_sim.model.profile import Block, BlockKind, ModelProfile, ParamTensor, with_boundary
 
@@ -62,6 +64,7 @@ def extract(
     parameters = dict(module.named_parameters())
     chain = chain_of(module, input_shape, where)
     works = block_works(module, chain, input_shape)
+    vocabulary, output = vocabulary_of(module, chain.trace), chain.blocks[-1].output_shape
     shapes = {n: tuple(p.shape) for n, p in module.named_parameters()}
     first_fc = len(chain.blocks)
     while first_fc > 0 and chain.blocks[first_fc - 1].fully_connected:
@@ -73,6 +76,7 @@ def extract(
                 name=block.name,
                 kind=BlockKind.CONV if i < first_fc else BlockKind.FC,
                 tensors=tuple(ParamTensor(name=n, shape=shapes[n]) for n in block.parameters),
+                tied=tuple(ParamTensor(name=n, shape=shapes[n]) for n in block.tied),
                 forward_flops=block.work.forward_flops,
                 backward_input_flops=block.work.backward_input_flops,
                 backward_weight_flops=block.work.backward_weight_flops,
@@ -80,16 +84,19 @@ def extract(
                 kernels=block.work.kernels,
                 output_shape=block.output_shape,
                 work=works[i],
-                fp32=any(getattr(parameters[n], FP32_UNDER_AUTOCAST, False) for n in block.parameters),
+                fp32=any(
+                    getattr(parameters[n], FP32_UNDER_AUTOCAST, False) for n in (*block.parameters, *block.tied)
+                ),
             )
             for i, block in enumerate(chain.blocks)
         ),
         boundary=first_fc,
         input_shape=tuple(input_shape),
-        num_classes=chain.blocks[-1].output_shape[0],
+        num_classes=usual_labels(output).classes(output),
         itemsize=itemsize,
         factory=factory_path,
         factory_kwargs=kwargs,
+        vocabulary=vocabulary,
     )
     return profile if boundary is None else with_boundary(profile, boundary)
 

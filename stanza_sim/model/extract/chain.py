@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -32,7 +32,8 @@ _LOOKUPS = (functional.embedding, functional.embedding_bag)
 class ChainBlock:
     """One block: its nodes in order, from `input` to `output`; those without samples may be in others too.
 
-    `parameters` are the trainable ones, by their first name in `named_parameters()` and in that order.
+    `parameters` are the trainable ones, by their first name in `named_parameters()` and in that order; `tied` are those
+    that an earlier block has among its `parameters`, and this one uses too.
     `fully_connected` says that every heavy op is a linear layer on one vector per sample (a linear layer
     on each position of a sequence or image shares its weights like a convolution).
     """
@@ -43,6 +44,7 @@ class ChainBlock:
     output: fx.Node
     output_shape: tuple[int, ...]
     parameters: tuple[str, ...]
+    tied: tuple[str, ...]
     fully_connected: bool
     work: NodeWork
 
@@ -69,8 +71,8 @@ def chain_of(module: nn.Module, input_shape: tuple[int, ...], where: str) -> Cha
     """Cut `module` into blocks for samples of `input_shape`.
 
     Raises `InputError`, with `where` as its place, if the module cannot be traced, rejects the shape,
-    returns anything but (batch, classes), has no parameters, has parameters that `forward` does not use,
-    or uses a parameter in two blocks.
+    returns anything but one tensor of floats with the samples first, has no parameters, has parameters that `forward`
+    does not use, or running statistics that two blocks would change.
     """
     traced = trace(module, where)
     measured = measure(module, traced, input_shape, where)
@@ -147,21 +149,22 @@ class _Cutter:
                 groups.append([piece])
         used = [self._used_names([n for piece in g for n in piece.nodes]) for g in groups]
         names = _block_names([[h for piece in g for h in piece.heavy] for g in groups], used)
-        self._check_owners(names, groups, used)
-        blocks = tuple(self._block(n, g, u) for n, g, u in zip(names, groups, used, strict=True))
+        owner = self._owners(names, groups, used)
+        blocks = tuple(self._block(n, g, u, owner) for n, g, u in zip(names, groups, used, strict=True))
         return Chain(trace=self.trace, blocks=blocks, batch=self.batch)
 
     def _result(self) -> fx.Node:
         """Return the node whose value the module returns."""
         returned = next(n for n in self.trace.graph.nodes if n.op == "output").args[0]
         shape = self.measured.shapes.get(returned) if isinstance(returned, fx.Node) else None
-        if isinstance(returned, fx.Node) and shape is not None and len(shape) == 1:
+        if isinstance(returned, fx.Node) and shape:
             return returned
-        what = f"a tensor of (batch, {', '.join(map(str, shape))})" if shape is not None else _returned_words(returned)
+        what = "one number for each sample" if shape == () else _returned_words(returned)
         raise InputError(
-            f"{type(self.module).__name__} returns {what}, not one tensor of (batch, classes)",
+            f"{type(self.module).__name__} returns {what}, not one tensor of floats with the samples first",
             where=self.where,
-            hint="use a factory whose module returns class scores only",
+            hint="wrap it in a module that returns (batch, classes), (batch, positions, classes) or "
+            "(batch, classes, height, width) only",
         )
 
     def _free_nodes(self) -> set[fx.Node]:
@@ -248,16 +251,23 @@ class _Cutter:
                 used[self.first_name[target]] = None
         return list(used)
 
-    def _check_owners(self, names: Sequence[str], groups: Sequence[list[_Piece]], used: Sequence[list[str]]) -> None:
-        """Raise `InputError` unless every parameter and running statistic is used in exactly one block."""
+    def _owners(
+        self, names: Sequence[str], groups: Sequence[list[_Piece]], used: Sequence[list[str]]
+    ) -> dict[str, str]:
+        """The block that has each parameter: the first that uses it.
+
+        Raises `InputError` for parameters that no block uses, and for running statistics that two would change.
+        """
         owner: dict[str, str] = {}
         for block, parameters, group in zip(names, used, groups, strict=True):
-            for what in (*parameters, *self._statistics(group)):
+            for name in parameters:
+                owner.setdefault(name, block)
+            for what in self._statistics(group):
                 if owner.setdefault(what, block) != block:
                     raise InputError(
-                        f"{what} is used by two blocks, {owner[what]} and {block}",
+                        f"{what} is used by two blocks, {owner[what]} and {block}, and both change its statistics",
                         where=self.where,
-                        hint="blocks may be held by different ranks, so tied weights must lie within one block",
+                        hint="give each use a layer of its own; weights may be shared, running statistics not",
                     )
         unused = [n for n, p in self.parameters.items() if p.requires_grad and n not in owner]
         if unused:
@@ -266,6 +276,7 @@ class _Cutter:
                 where=self.where,
                 hint="leave them out of the module, or freeze them with requires_grad_(False)",
             )
+        return owner
 
     def _statistics(self, group: Iterable[_Piece]) -> list[str]:
         """Return the modules of `group` that have buffers: training may change them."""
@@ -276,19 +287,23 @@ class _Cutter:
                 found.append(f"module {node.target}")
         return found
 
-    def _block(self, name: str, group: Sequence[_Piece], used: Sequence[str]) -> ChainBlock:
+    def _block(
+        self, name: str, group: Sequence[_Piece], used: Sequence[str], owner: Mapping[str, str]
+    ) -> ChainBlock:
         nodes = self._with_free(n for piece in group for n in piece.nodes)
         work = NodeWork()
         for node in nodes:
             work.add(self.measured.work.get(node, NodeWork()))
         heavy = [piece for piece in group if piece.heavy]
+        trained = [n for n, p in self.parameters.items() if n in used and p.requires_grad]
         return ChainBlock(
             name=name,
             nodes=tuple(nodes),
             input=group[0].input,
             output=group[-1].output,
             output_shape=self.measured.shapes[group[-1].output],
-            parameters=tuple(n for n, p in self.parameters.items() if n in used and p.requires_grad),
+            parameters=tuple(n for n in trained if owner[n] == name),
+            tied=tuple(n for n in trained if owner[n] != name),
             fully_connected=bool(heavy) and all(piece.fully_connected for piece in heavy),
             work=work,
         )

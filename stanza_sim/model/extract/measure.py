@@ -146,7 +146,7 @@ class _Run(fx.Interpreter):
         self.tensors: dict[fx.Node, tuple[bool, tuple[int, ...]]] = {}
         self.plain: dict[fx.Node, Plain] = {}
         dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
-        if any(is_lookup(trace.module_of(self.twin, user), user) for user in trace.input.users):
+        if vocabulary_of(twin, trace) is not None:
             dtype = torch.int64
         samples = torch.empty(batch, *input_shape, dtype=dtype, device="meta")
         self.counter = _Counter(samples)
@@ -248,6 +248,28 @@ def is_lookup(called: nn.Module | None, node: fx.Node) -> bool:
     if called is not None:
         return isinstance(called, nn.Embedding | nn.EmbeddingBag)
     return node.target in (nn.functional.embedding, nn.functional.embedding_bag)
+
+
+def vocabulary_of(module: nn.Module, trace: Trace) -> int | None:
+    """The number of rows of the table in which `module` looks its input up, the smallest of several; None if floats.
+
+    Then its samples are int64 tokens from 0 to below it.
+    """
+    lookups = [user for user in trace.input.users if is_lookup(trace.module_of(module, user), user)]
+    sizes = [_rows(module, trace.module_of(module, user), user) for user in lookups]
+    return min((rows for rows in sizes if rows is not None), default=None)
+
+
+def _rows(module: nn.Module, called: nn.Module | None, node: fx.Node) -> int | None:
+    """How many rows the table of a lookup has."""
+    if isinstance(called, nn.Embedding | nn.EmbeddingBag):
+        return called.num_embeddings
+    table = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
+    if isinstance(table, fx.Node) and table.op == "get_attr":
+        path, _, name = str(table.target).rpartition(".")
+        found = getattr(module.get_submodule(path), name, None)
+        return len(found) if isinstance(found, torch.Tensor) else None
+    return None
 
 
 def _is_composite(module: nn.Module, node: fx.Node) -> bool:

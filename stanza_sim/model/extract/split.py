@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from stanza_sim.base.errors import InputError
 from stanza_sim.model.extract.chain import Chain, ChainBlock, chain_of, changes_input
 from stanza_sim.model.extract.factory import USER_ERRORS
-from stanza_sim.model.extract.measure import is_lookup
+from stanza_sim.model.extract.measure import vocabulary_of
 from stanza_sim.model.extract.record import work_of
 from stanza_sim.model.extract.trace import AlwaysDropout
 from stanza_sim.model.profile import Block, ModelProfile, OpWork
@@ -37,7 +37,8 @@ class SplitBlock:
     """One block of a module. `module` maps the previous block's output to this block's.
 
     `parameters` has the module's own trainable `Parameter` objects by their name in the profile, in the
-    profile's order. Frozen parameters and buffers are in `module` only, by their qualified names.
+    profile's order, and behind them those that an earlier block has and this one uses too. Frozen parameters and
+    buffers are in `module` only, by their qualified names.
     `places[name]` are the qualified names at which `module` holds the parameter: several if weights are tied.
     """
 
@@ -83,15 +84,15 @@ def split(module: nn.Module, profile: ModelProfile) -> tuple[SplitBlock, ...]:
     for cut in chain.blocks:
         part = _graph_module(module, chain, cut)
         held = list(part.named_parameters(remove_duplicate=False))
-        own = {name: parameters[name] for name in cut.parameters}
+        own = {name: parameters[name] for name in (*cut.parameters, *cut.tied)}
         places = {name: tuple(place for place, p in held if p is parameter) for name, parameter in own.items()}
         result.append(SplitBlock(name=cut.name, module=part, parameters=own, places=places))
     return tuple(result)
 
 
 def _check_same(found: ChainBlock, block: Block, parameters: dict[str, nn.Parameter], where: str) -> None:
-    shapes = tuple((name, tuple(parameters[name].shape)) for name in found.parameters)
-    expected = tuple((t.name, t.shape) for t in block.tensors)
+    shapes = tuple((name, tuple(parameters[name].shape)) for name in (*found.parameters, *found.tied))
+    expected = tuple((t.name, t.shape) for t in (*block.tensors, *block.tied))
     if (found.name, found.output_shape, shapes) != (block.name, block.output_shape, expected):
         raise InputError(
             f"the module's block {found.name} is not the profile's block {block.name}: "
@@ -137,7 +138,7 @@ def block_works(module: nn.Module, chain: Chain, input_shape: tuple[int, ...]) -
     for i, cut in enumerate(chain.blocks):
         part = _graph_module(module, chain, cut).to("meta").train()
         dtype = next((p.dtype for p in part.parameters() if p.is_floating_point()), torch.float32)
-        if i == 0 and any(is_lookup(chain.trace.module_of(module, user), user) for user in chain.trace.input.users):
+        if i == 0 and vocabulary_of(module, chain.trace) is not None:
             dtype = torch.int64
         try:
             work = work_of(part, shape, list(part.parameters()), dtype=dtype, input_gradient=i > 0)
