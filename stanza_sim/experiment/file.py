@@ -174,6 +174,10 @@ class Training(Section):
     warmup: int = Field(10, ge=0, description="First iterations, which train but are not timed.")
     optimizer: Optimizer = Optimizer()
     data: str = Field("synthetic", min_length=1, description="synthetic, digits, or the import path of a Dataset.")
+    loss: Literal["cross_entropy", "mse", "bce"] | None = Field(
+        None,
+        description="Default: cross_entropy for whole numbers; mse, or bce of booleans, where labels are like outputs.",
+    )
     loss_scale: Factor = Field(
         LOSS_SCALE, le=2**24, description="fp16: what the mean loss of a worker's batch is multiplied by."
     )

@@ -19,6 +19,7 @@ from stanza_sim.cluster import Cluster, with_loopback
 from stanza_sim.cluster.dilation import dilated, perceived
 from stanza_sim.execute.rank.steal import MOST_STOLEN
 from stanza_sim.experiment.file import Experiment, load_experiment
+from stanza_sim.experiment.fitted import fitted
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
 from stanza_sim.experiment.rows import Plan, cluster_of, known_profiles, plans_of
 from stanza_sim.experiment.scenario import Conditions
@@ -152,6 +153,7 @@ def run_loaded(
         _check_target(save_profile, loaded.value)
     known, network = known_profiles(loaded, profiles, {p.entry.title: p.model for p in plans})
     if execute:
+        plans = fitted(loaded, plans, say)
         return _executed(loaded, cluster, plans, known, network, save_profile=save_profile, testbed=testbed, say=say)
     if network is not None:
         for difference in network_mismatches(network, cluster):

@@ -367,7 +367,8 @@ def with_fused_tensors(profile: ModelProfile, nbytes: int) -> ModelProfile:
     for block in profile.blocks:
         fused: list[list[ParamTensor]] = []
         for tensor in block.tensors:
-            if fused and sum(t.numel for t in fused[-1]) + tensor.numel <= most:
+            alone = tensor.name in profile.users or (fused and fused[-1][0].name in profile.users)
+            if fused and not alone and sum(t.numel for t in fused[-1]) + tensor.numel <= most:
                 fused[-1].append(tensor)
             else:
                 fused.append([tensor])

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from stanza_sim.base.errors import InputError
 from stanza_sim.model.extract import build, build_module, extract, load_factory
 from stanza_sim.model.profile import Block, BlockKind, ModelProfile
+from stanza_sim.model.profile_json import from_json, to_json
 
 
 def profile_of(net: str, *input_shape: int, boundary: int | str | None = None, **kwargs: str | int) -> ModelProfile:
@@ -133,6 +134,8 @@ def test_boundary() -> None:
     [
         ("Branching", (4,), r"cannot be followed: it reads .* \(model_nets.py, line \d+: `if x.sum\(\) > 0:`\)\n"),
         ("TrainsOtherwise", (4,), "takes another path in evaluation than in training .first at mul"),
+        ("NormTwice", (4, 4), "module norm is used by two blocks, a and b\n"),
+        ("OneNumber", (4,), "returns one number for each sample, not one tensor of scores"),
         ("Unused", (4,), r"forward does not use .* spare.weight, spare.bias\n.*model.get_parameter\('spare.weight'\)"),
         ("TwoInputs", (4,), r"takes \(x, y\)\n  give the shape of each: input_shape: \{x: "),
         ("TwoOutputs", (4,), r"returns tuple of 2, not one tensor of scores\n.*`return self.model\(x\)\[0\]`"),
@@ -150,13 +153,23 @@ def test_modules_that_are_no_chain(net: str, shape: tuple[int, ...], message: st
     assert caught.value.where == f"model {net}"
 
 
-def test_weights_of_two_blocks_belong_to_the_first() -> None:
-    for two_names, tied in ((True, ["a.weight"]), (False, ["a.weight", "a.bias"])):
-        first, second, third = profile_of("Tied", 4, two_names=two_names).blocks
-        assert [t.name for t in first.tensors] == ["a.weight", "a.bias"]
-        assert [t.name for t in second.tied] == tied
-        assert (first.tied, third.tied) == ((), ())
-        assert second.forward_flops == 32
+@pytest.mark.parametrize("two_names", [True, False])
+def test_tied_weights_are_counted_where_they_are_used_first(two_names: bool) -> None:
+    profile = profile_of("Tied", 4, two_names=two_names)
+    blocks = {b.name: ([t.name for t in b.tensors], [t.name for t in b.tied]) for b in profile.blocks}
+    first, second, last = blocks.values()
+    assert first == (["a.weight", "a.bias"], [])
+    assert second == ((["b.bias"], ["a.weight"]) if two_names else ([], ["a.weight", "a.bias"]))
+    assert last == (["c.weight", "c.bias"], [])
+    assert profile.numel == 16 + 4 + 4 * two_names + 10
+    assert profile.users["a.weight"] == tuple(blocks)[:2]
+    assert from_json(to_json(profile), where="here") == profile
+
+
+def test_outputs_of_many_positions() -> None:
+    profile = profile_of("Image", 1, 8, 8)
+    assert (profile.num_classes, profile.labels.shape, profile.labels.class_axis) == (3, (6, 6), 0)
+    assert profile.vocabulary is None
 
 
 @pytest.mark.parametrize(

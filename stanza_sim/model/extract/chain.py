@@ -161,8 +161,9 @@ class _Cutter:
         shape = self.measured.shapes.get(returned) if isinstance(returned, fx.Node) else None
         if isinstance(returned, fx.Node) and shape:
             return returned
+        words = "one number for each sample" if shape == () else _returned_words(returned)
         raise InputError(
-            f"{type(self.module).__name__} returns {_returned_words(returned)}, not one tensor of scores per sample",
+            f"{type(self.module).__name__} returns {words}, not one tensor of scores per sample",
             where=self.where,
             hint="wrap it in a module whose forward returns (batch, classes), (batch, positions, classes) or, of "
             "images, (batch, classes, height, width)",
