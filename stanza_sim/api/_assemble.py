@@ -17,6 +17,7 @@ from stanza_sim.base.config import Loaded, validate
 from stanza_sim.base.telling import Say
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.experiment.file import Execute, Experiment, ModelEntry, Scale
+from stanza_sim.experiment.fitted import fitted
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
 from stanza_sim.experiment.rows import Plan, known_profiles, model_of
 from stanza_sim.experiment.scenario import Conditions, Scenario
@@ -137,7 +138,7 @@ def measured(schedule: ModelSchedule, made: Setup, *, testbed: bool, say: Say) -
     from stanza_sim.execute import execute, require_torch
 
     require_torch()
-    plan = plan_of(schedule)
+    (plan,) = fitted(made.conditions.loaded, [plan_of(schedule)], say)
     known = {} if made.profile is None else {plan.entry.title: made.profile}
     jobs = jobs_of(made.conditions.loaded, [plan], made.cluster, known, testbed=testbed)
     with open_ranks(made.conditions.loaded, made.cluster, testbed=testbed, say=say) as workers:

@@ -16,6 +16,7 @@ from stanza_sim.cluster import Cluster, load_cluster
 from stanza_sim.cluster.hosts import with_nccl
 from stanza_sim.cluster.load import NoNetworkError
 from stanza_sim.experiment.file import Experiment, ModelEntry, StrategyEntry
+from stanza_sim.model.labels import Loss, usual_labels
 from stanza_sim.model.profile import ModelProfile, Throughput, scaled
 from stanza_sim.model.zoo import load_model
 from stanza_sim.profiles.blocks import Profile, differences, require
@@ -140,6 +141,8 @@ def model_of(loaded: Loaded[Experiment], index: int) -> ModelProfile:
         )
         given = (Throughput(device=name, **dict(known)) for name, known in entry.throughput.items())
         profile = replace(profile, throughput=tuple(given))
+        if (loss := loaded.value.training.loss) is not None:
+            profile = replace(profile, stated_labels=usual_labels(profile.blocks[-1].output_shape, Loss(loss)))
         return scaled(profile, nbytes=entry.scale.bytes, compute=entry.scale.compute)
 
 

@@ -20,6 +20,7 @@ from stanza_sim.cluster import Cluster, with_loopback
 from stanza_sim.cluster.dilation import dilated, perceived
 from stanza_sim.execute.rank.steal import MOST_STOLEN
 from stanza_sim.experiment.file import Experiment, load_experiment
+from stanza_sim.experiment.fitted import fitted
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
 from stanza_sim.experiment.result_rows import infeasible_of, row_of
 from stanza_sim.experiment.rows import (
@@ -180,6 +181,7 @@ def run_loaded(
         _check_target(save_profile, loaded.value)
     known, network = known_profiles(loaded, profiles, {p.entry.title: p.model for p in plans})
     if execute:
+        plans = fitted(loaded, plans, say)
         done = _executed(loaded, cluster, plans, known, network, save_profile=save_profile, testbed=testbed, say=say)
         return None if done is None else replace(done, infeasible=tuple(map(infeasible_of, impossible)))
     if network is not None:

@@ -16,6 +16,7 @@ from math import prod
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.op_kinds import OpKind
 from stanza_sim.base.tables import shortened
+from stanza_sim.model.labels import Labels, usual_labels
 
 
 class BlockKind(StrEnum):
@@ -27,10 +28,15 @@ class BlockKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParamTensor:
-    """One trainable parameter, named as in the module's `named_parameters()`."""
+    """One trainable parameter, named as in the module's `named_parameters()`.
+
+    `lookups` is above zero for a table with sparse gradients (`nn.Embedding(sparse=True)`): so many of its rows are
+    looked up for each sample, and a gradient has no others.
+    """
 
     name: str
     shape: tuple[int, ...]
+    lookups: int = 0
 
     @property
     def numel(self) -> int:
@@ -93,6 +99,9 @@ class Block:
     `kernels` counts the leaf operations of one forward pass (launch overhead). `output_shape` excludes
     the batch dimension. `work` says the same by kind of op and by pass, with the bytes really touched; it is
     empty where that is not known. A block with `fp32` is computed in fp32 under autocast too.
+
+    `tied` are tensors that the block uses and an earlier one has among its `tensors` (weights tied, layers called
+    again): they are counted, exchanged and updated there, with the gradients of all uses added.
     """
 
     name: str
@@ -106,6 +115,7 @@ class Block:
     output_shape: tuple[int, ...]
     work: tuple[OpWork, ...] = ()
     fp32: bool = False
+    tied: tuple[ParamTensor, ...] = ()
 
     @property
     def numel(self) -> int:
@@ -138,6 +148,18 @@ class Throughput:
             raise InputError(f"batch is {self.batch!r:.40}", where=where, hint="use a whole number of at least 1")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInput:
+    """One tensor of a sample beside the first: the argument of `forward` that it is, and its shape without the batch.
+
+    It holds floats, or with a `vocabulary` int64 numbers from 0 to below it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    vocabulary: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ModelProfile:
     """A model as a chain of blocks; `blocks[:boundary]` is the CONV part, `blocks[boundary:]` the FC part.
@@ -146,6 +168,11 @@ class ModelProfile:
     (`package.module:callable`) that builds the torch module, called with `factory_kwargs`. A profile that was `scaled`
     has none, since no module has its numbers, but names that of the model it was scaled from. `throughput` is what is
     known of single devices, at most once for each; costs are scaled to it.
+
+    Samples are floats, or with a `vocabulary` int64 tokens from 0 to below it. `labels` say what the last block's
+    output is held to; `stated_labels` are None unless the data, a setting or the module says it. `more_inputs` are the
+    other tensors of a sample, of which `input_shape` is the first; the first block takes them all. `output` names the
+    part of what the module returns that is trained, if that is but a part (`logits`).
     """
 
     name: str
@@ -158,6 +185,10 @@ class ModelProfile:
     factory_kwargs: tuple[tuple[str, str | int | float | bool | None], ...] = ()
     scaled_from: str | None = None
     throughput: tuple[Throughput, ...] = ()
+    vocabulary: int | None = None
+    stated_labels: Labels | None = None
+    more_inputs: tuple[ModelInput, ...] = ()
+    output: str | None = None
 
     def __post_init__(self) -> None:
         if not self.blocks:
@@ -194,6 +225,11 @@ class ModelProfile:
         """Bytes of all trainable parameters."""
         return self.numel * self.itemsize
 
+    @cached_property
+    def labels(self) -> Labels:
+        """What a sample's label is: as stated, or as usual for outputs of the last block's shape."""
+        return self.stated_labels or usual_labels(self.blocks[-1].output_shape)
+
     def __getstate__(self) -> dict[str, object]:
         """The fields alone: what is looked up by name is found again where it is needed."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -206,6 +242,15 @@ class ModelProfile:
     def _by_tensors(self) -> Mapping[tuple[str, ...], Block]:
         # Reversed, so that of blocks that share all their tensors the first is kept.
         return {tuple(t.name for t in b.tensors): b for b in reversed(self.blocks) if b.tensors}
+
+    @cached_property
+    def users(self) -> Mapping[str, tuple[str, ...]]:
+        """The blocks that use each tensor that several use, in forward order, the one that has it first."""
+        found: dict[str, list[str]] = {}
+        for b in self.blocks:
+            for t in b.tied:
+                found.setdefault(t.name, [self._holders[t.name][0].name]).append(b.name)
+        return {name: tuple(blocks) for name, blocks in found.items()}
 
     @cached_property
     def _holders(self) -> Mapping[str, tuple[Block, ParamTensor]]:
@@ -262,9 +307,9 @@ def scaled(profile: ModelProfile, *, nbytes: float = 1.0, compute: float = 1.0) 
 
     `nbytes` multiplies the elements of every parameter and of every block's output; `compute` the FLOPs of every block,
     the memory traffic of its activations and all its `work`, and it divides a known throughput. Amounts are rounded to
-    whole numbers, of elements to at least one. Batch, labels (8 bytes a sample) and a block's `kernels` stay as they
-    are. There is no module that has these numbers: the result has no `factory` and cannot be trained. Raises
-    `InputError` for a factor that is not positive.
+    whole numbers, of elements to at least one. Batch, labels and a block's `kernels` stay as they are. There is no
+    module that has these numbers: the result has no `factory` and cannot be trained. Raises `InputError` for a factor
+    that is not positive.
     """
     for what, factor in (("bytes", nbytes), ("compute", compute)):
         if not 0 < factor < float("inf"):
@@ -286,6 +331,7 @@ def scaled(profile: ModelProfile, *, nbytes: float = 1.0, compute: float = 1.0) 
         replace(
             b,
             tensors=b.tensors if nbytes == 1 else tuple(replace(t, shape=shape(t)) for t in b.tensors),
+            tied=b.tied if nbytes == 1 else tuple(replace(t, shape=shape(t)) for t in b.tied),
             output_shape=b.output_shape if nbytes == 1 else (elements(b.output_numel),),
             forward_flops=work(b.forward_flops),
             backward_input_flops=work(b.backward_input_flops),
@@ -297,7 +343,15 @@ def scaled(profile: ModelProfile, *, nbytes: float = 1.0, compute: float = 1.0) 
     )
     origin = profile.scaled_from or profile.factory
     throughput = tuple(replace(t, samples_per_s=t.samples_per_s / compute) for t in profile.throughput)
-    return replace(profile, blocks=blocks, factory=None, factory_kwargs=(), scaled_from=origin, throughput=throughput)
+    return replace(
+        profile,
+        blocks=blocks,
+        factory=None,
+        factory_kwargs=(),
+        scaled_from=origin,
+        throughput=throughput,
+        stated_labels=profile.labels if nbytes != 1 else profile.stated_labels,
+    )
 
 
 def with_fused_tensors(profile: ModelProfile, nbytes: int) -> ModelProfile:
@@ -313,7 +367,8 @@ def with_fused_tensors(profile: ModelProfile, nbytes: int) -> ModelProfile:
     for block in profile.blocks:
         fused: list[list[ParamTensor]] = []
         for tensor in block.tensors:
-            if fused and sum(t.numel for t in fused[-1]) + tensor.numel <= most:
+            alone = tensor.name in profile.users or (fused and fused[-1][0].name in profile.users)
+            if fused and not alone and sum(t.numel for t in fused[-1]) + tensor.numel <= most:
                 fused[-1].append(tensor)
             else:
                 fused.append([tensor])

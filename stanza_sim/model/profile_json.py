@@ -12,7 +12,17 @@ from hashlib import sha256
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.op_kinds import OpKind
-from stanza_sim.model.profile import Block, BlockKind, ModelProfile, OpWork, ParamTensor, PassWork, Throughput
+from stanza_sim.model.labels import Labels, Loss
+from stanza_sim.model.profile import (
+    Block,
+    BlockKind,
+    ModelInput,
+    ModelProfile,
+    OpWork,
+    ParamTensor,
+    PassWork,
+    Throughput,
+)
 
 FORMAT = "stanza-sim-model/1"
 MOST = 10**16
@@ -39,6 +49,21 @@ def to_json(profile: ModelProfile) -> str:
         head["throughput"] = {
             t.device: {"samples_per_s": t.samples_per_s, "batch": t.batch} for t in profile.throughput
         }
+    if profile.vocabulary is not None:
+        head["vocabulary"] = profile.vocabulary
+    if profile.more_inputs:
+        head["more_inputs"] = [
+            {"name": i.name, "shape": i.shape, "vocabulary": i.vocabulary} for i in profile.more_inputs
+        ]
+    if profile.output is not None:
+        head["output"] = profile.output
+    if (labels := profile.stated_labels) is not None:
+        head["labels"] = {
+            "loss": labels.loss,
+            "shape": labels.shape,
+            "class_axis": labels.class_axis,
+            "probabilities": labels.probabilities,
+        }
     lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in head.items())
     blocks = ",\n".join(f"    {json.dumps({**_block_data(b), **_work_data(b)})}" for b in profile.blocks)
     return f'{{\n{lines},\n  "blocks": [\n{blocks}\n  ]\n}}\n'
@@ -56,7 +81,12 @@ def fingerprint(profile: ModelProfile) -> str:
 def _block_data(block: Block) -> dict[str, object]:
     work = {key: getattr(block, key) for key in _WORK}
     tensors = [[t.name, *t.shape] for t in block.tensors]
-    return {"name": block.name, "output_shape": block.output_shape, **work, "tensors": tensors}
+    more: dict[str, object] = {}
+    if block.tied:
+        more["tied"] = [[t.name, *t.shape] for t in block.tied]
+    if lookups := {t.name: t.lookups for t in block.tensors if t.lookups}:
+        more["lookups"] = lookups
+    return {"name": block.name, "output_shape": block.output_shape, **work, "tensors": tensors, **more}
 
 
 def _work_data(block: Block) -> dict[str, object]:
@@ -84,7 +114,7 @@ def from_json(text: str | bytes, *, where: str) -> ModelProfile:
     top = _Reader(data, where)
     if top.data.get("format") != FORMAT:
         raise InputError(f"format is {top.data.get('format')!r}", where=where, hint=f"it must be {FORMAT!r}")
-    top.only("format", *_HEAD, "scaled_from", "throughput", "blocks")
+    top.only("format", *_HEAD, "scaled_from", "throughput", "vocabulary", "more_inputs", "output", "labels", "blocks")
     readers = [_Reader(b, f"{where}: blocks[{i}]") for i, b in enumerate(top.array("blocks"))]
     names = [r.text("name") for r in readers]
     boundary = top.optional_text("boundary")
@@ -103,6 +133,35 @@ def from_json(text: str | bytes, *, where: str) -> ModelProfile:
         factory_kwargs=tuple((key, kwargs.scalar(key)) for key in kwargs.data),
         scaled_from=top.optional_text("scaled_from") if "scaled_from" in top.data else None,
         throughput=_throughput(top.data.get("throughput", {}), f"{where}: throughput"),
+        vocabulary=top.count("vocabulary") if "vocabulary" in top.data else None,
+        more_inputs=tuple(
+            _input(_Reader(i, f"{where}: more_inputs[{n}]"))
+            for n, i in enumerate(top.array("more_inputs") if "more_inputs" in top.data else [])
+        ),
+        output=top.optional_text("output") if "output" in top.data else None,
+        stated_labels=_labels(top.data["labels"], f"{where}: labels") if "labels" in top.data else None,
+    )
+
+
+def _input(reader: _Reader) -> ModelInput:
+    reader.only("name", "shape", "vocabulary")
+    vocabulary = None if reader.data.get("vocabulary") is None else reader.count("vocabulary")
+    return ModelInput(name=reader.text("name"), shape=reader.shape("shape"), vocabulary=vocabulary)
+
+
+def _labels(data: object, where: str) -> Labels:
+    reader = _Reader(data, where)
+    reader.only("loss", "shape", "class_axis", "probabilities")
+    loss, axis = reader.text("loss"), reader.data.get("class_axis")
+    if loss not in {*Loss}:
+        raise reader.wrong("loss", f"one of {', '.join(Loss)}")
+    if axis not in (0, -1) or isinstance(axis, bool):
+        raise reader.wrong("class_axis", "0 or -1")
+    return Labels(
+        loss=Loss(loss),
+        shape=reader.shape("shape"),
+        class_axis=0 if axis == 0 else -1,
+        probabilities=reader.switch("probabilities"),
     )
 
 
@@ -118,17 +177,12 @@ def _throughput(data: object, where: str) -> tuple[Throughput, ...]:
 
 
 def _block(reader: _Reader, kind: BlockKind) -> Block:
-    reader.only("name", "output_shape", *_WORK, "tensors", "fp32", "work")
-    tensors = []
-    for i, entry in enumerate(reader.array("tensors")):
-        if not isinstance(entry, list) or not entry:
-            raise reader.wrong("tensors", "a list of [name, dimension, ...]")
-        tensor = _Reader({"name": entry[0], "shape": entry[1:]}, f"{reader.where}: tensors[{i}]")
-        tensors.append(ParamTensor(name=tensor.text("name"), shape=tensor.shape("shape")))
+    reader.only("name", "output_shape", *_WORK, "tensors", "tied", "lookups", "fp32", "work")
     return Block(
         name=reader.text("name"),
         kind=kind,
-        tensors=tuple(tensors),
+        tensors=_tensors(reader, "tensors"),
+        tied=_tensors(reader, "tied") if "tied" in reader.data else (),
         forward_flops=reader.count("forward_flops"),
         backward_input_flops=reader.count("backward_input_flops"),
         backward_weight_flops=reader.count("backward_weight_flops"),
@@ -138,6 +192,19 @@ def _block(reader: _Reader, kind: BlockKind) -> Block:
         fp32=reader.switch("fp32"),
         work=_op_work(_Reader(reader.data.get("work", {}), f"{reader.where}: work")),
     )
+
+
+def _tensors(reader: _Reader, key: str) -> tuple[ParamTensor, ...]:
+    found = []
+    lookups = _Reader(reader.data.get("lookups", {}), f"{reader.where}: lookups")
+    for i, entry in enumerate(reader.array(key)):
+        if not isinstance(entry, list) or not entry:
+            raise reader.wrong(key, "a list of [name, dimension, ...]")
+        tensor = _Reader({"name": entry[0], "shape": entry[1:]}, f"{reader.where}: {key}[{i}]")
+        name = tensor.text("name")
+        rows = lookups.count(name, least=1) if name in lookups.data else 0
+        found.append(ParamTensor(name=name, shape=tensor.shape("shape"), lookups=rows))
+    return tuple(found)
 
 
 def _op_work(reader: _Reader) -> tuple[OpWork, ...]:

@@ -45,41 +45,59 @@ class Form(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """The features of a block's linear layer."""
+    """The features of a block's linear layer, which is applied to each of a sample's `positions`."""
 
     inputs: int
     outputs: int
+    positions: int = 1
 
 
 def linear_of(model: ModelProfile, block: str) -> Linear | None:
     """The linear layer that `block` is, with elementwise modules around it at most; None if it is another block.
 
-    Told by the tensors: a weight [outputs, inputs] and at most a bias [outputs], on a vector that comes in and one that
-    goes out. The executor, which has the module, looks at that as well.
+    Told by the tensors: a weight [outputs, inputs] and at most a bias [outputs], on vectors that come in and as many
+    that go out. The executor, which has the module, looks at that as well. A weight that is tied to another block's is
+    none: that block would need all of it.
     """
     k = model.place(block)
     found = model.blocks[k]
     shape = model.blocks[k - 1].output_shape if k else model.input_shape
     weights = [t.shape for t in found.tensors if len(t.shape) == 2]
     biases = [t.shape for t in found.tensors if len(t.shape) != 2]
-    if len(weights) != 1 or len(shape) != 1 or len(found.output_shape) != 1:
+    if len(weights) != 1 or not shape or any(t.name in model.users for t in (*found.tensors, *found.tied)):
         return None
     outputs, inputs = weights[0]
-    if (inputs,) != shape or (outputs,) != found.output_shape or biases not in ([], [(outputs,)]):
+    rows = tuple(shape[:-1])
+    if shape[-1] != inputs or tuple(found.output_shape) != (*rows, outputs) or biases not in ([], [(outputs,)]):
         return None
-    return Linear(inputs, outputs)
+    return Linear(inputs, outputs, prod(rows))
 
 
 def cut_of(model: ModelProfile, block: str, ranks: str, shards: int, axis: Axis, where: str) -> Cut:
     """Return how `block` is cut over the group `ranks` of `shards` ranks; raises `InputError` if it cannot be."""
     linear = linear_of(model, block)
+    found = model.block(block)
+    if tied := [t.name for t in (*found.tied, *found.tensors) if t.name in model.users]:
+        users = " and ".join(model.users[tied[0]])
+        raise InputError(
+            f"{tied[0]} is used by the blocks {users}, so the features of {block} cannot be cut",
+            where=where,
+            hint="tied weights train under parameter_server, all_reduce, and FC workers that each have whole layers",
+        )
     if linear is None:
         raise InputError(
             f"block {block} of model {model.name} is no linear layer, so its features cannot be cut",
             where=where,
             hint="cut only blocks of one nn.Linear with elementwise modules after it",
         )
-    cut = Cut(block=block, ranks=ranks, axis=axis, inputs=linear.inputs, outputs=linear.outputs)
+    cut = Cut(
+        block=block,
+        ranks=ranks,
+        axis=axis,
+        inputs=linear.inputs,
+        outputs=linear.outputs,
+        positions=linear.positions,
+    )
     if shards > cut.features:
         what = "output" if axis is Axis.COLUMNS else "input"
         raise InputError(
@@ -124,7 +142,7 @@ def slice_block(block: Block, cut: Cut, width: int) -> Block:
         backward_input_flops=round(block.backward_input_flops * share),
         backward_weight_flops=round(block.backward_weight_flops * share),
         bytes_touched=round(block.bytes_touched * share) if columns else block.bytes_touched,
-        output_shape=(width,) if columns else block.output_shape,
+        output_shape=(*block.output_shape[:-1], width) if columns else block.output_shape,
         work=tuple(work.times(share, share if columns else 1.0, share) for work in block.work),
     )
 
@@ -133,12 +151,12 @@ def slice_block(block: Block, cut: Cut, width: int) -> Block:
 
 
 def summed_bytes(samples: int, features: int, itemsize: int) -> int:
-    """Bytes of an all-reduce of partial sums with `features` features for each of `samples` samples."""
+    """Bytes of an all-reduce of partial sums with `features` features for each of `samples` positions."""
     return samples * features * itemsize
 
 
 def gathered_bytes(samples: int, shards: int, itemsize: int) -> int:
-    """Bytes of an all-gather of the logsums of `shards` slices for each of `samples` samples."""
+    """Bytes of an all-gather of the logsums of `shards` slices for each of `samples` positions."""
     return samples * shards * itemsize
 
 
@@ -177,8 +195,9 @@ def _cut(schedule: Schedule, cut: Cut, model: ModelProfile) -> str | None:
     linear = linear_of(model, cut.block)
     if linear is None:
         return "the block is no linear layer"
-    if linear != Linear(cut.inputs, cut.outputs):
-        return f"the block has {linear.inputs} inputs, {linear.outputs} outputs"
+    if linear != Linear(cut.inputs, cut.outputs, cut.positions):
+        at = f" at {linear.positions} positions" if linear.positions > 1 else ""
+        return f"the block has {linear.inputs} inputs, {linear.outputs} outputs{at}"
     if len(schedule.group(cut.ranks)) > cut.features:
         return f"a rank of {cut.ranks} would have no feature"
     return None
@@ -244,10 +263,10 @@ def check_sizes(schedule: Schedule, model: ModelProfile) -> None:
             continue
         samples = int(counts[block, op.microbatch][ranks[0]]) * schedule.batch_per_worker // schedule.microbatches
         if op.kind is CollectiveKind.ALL_GATHER:
-            expected = gathered_bytes(samples, len(ranks), schedule.itemsize)
+            expected = gathered_bytes(samples * cut.positions, len(ranks), schedule.itemsize)
         else:
             features = cut.outputs if op.value.kind is ValueKind.ACT else cut.inputs
-            expected = summed_bytes(samples, features, schedule.itemsize_of(op))
+            expected = summed_bytes(samples * cut.positions, features, schedule.itemsize_of(op))
         if op.nbytes != expected:
             what = f"nbytes={op.nbytes}, but {samples} samples have {expected} bytes"
             raise _wrong(schedule, f"{what}\n  in: {print_op(op)}")

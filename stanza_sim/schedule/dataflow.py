@@ -39,7 +39,10 @@ class _DataFlow:
         self.s = schedule
         self.names = [b.name for b in model.blocks]
         self.blocks = {name: i for i, name in enumerate(self.names)}
-        self.block_of = {t.name: i for i, b in enumerate(model.blocks) for t in b.tensors}
+        self.users: dict[str, list[int]] = defaultdict(list)  # of a tensor: the blocks that have it, or are tied to it
+        for i, b in enumerate(model.blocks):
+            for t in (*b.tensors, *b.tied):
+                self.users[t.name].append(i)
         self.order = order_of(schedule)
         self.cells = self.order.cells
         self.under: dict[tuple[object, ...], list[int]] = defaultdict(list)  # ops found under that heading
@@ -155,7 +158,7 @@ class _DataFlow:
                     raise self.fail(i, message, missing, "name its backward pass in after=")
 
     def _blocks_of(self, bundle: str) -> list[str]:
-        return [self.names[k] for k in sorted({self.block_of[t] for t in self.s.bundle(bundle).tensors})]
+        return [self.names[k] for k in sorted({k for t in self.s.bundle(bundle).tensors for k in self.users[t]})]
 
     # ---- by kind of op -----------------------------------------------------------------------------------------
 

@@ -42,11 +42,14 @@ def factors_of(model: ModelProfile, block: str) -> Factors | None:
     """The factors of a block whose parameters are those of one linear layer; None of any other block.
 
     Told by shapes: a weight [out, in], at most a bias [out], and as many vectors of `in` features coming in as vectors
-    of `out` features go out. The executor, which has the module, looks at that as well.
+    of `out` features go out. The executor, which has the module, looks at that as well. None too where the weight is
+    tied to another block's.
     """
     k = model.place(block)
     found = model.blocks[k]
     before = model.blocks[k - 1].output_shape if k else model.input_shape
+    if any(t.name in model.users for t in (*found.tensors, *found.tied)):
+        return None  # other blocks add to the gradient
     weights = [t.shape for t in found.tensors if len(t.shape) == 2]
     others = [t.shape for t in found.tensors if len(t.shape) != 2]
     if len(weights) != 1 or not found.forward_flops or not found.output_shape:

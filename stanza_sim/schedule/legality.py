@@ -12,6 +12,7 @@ gradients that are added up on the way count once.
 from __future__ import annotations
 
 from functools import cached_property
+from math import prod
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +44,6 @@ from stanza_sim.schedule.partial import check_partial_sums
 from stanza_sim.schedule.schedule import Schedule
 
 Mask = npt.NDArray[np.bool_]
-LABEL_BYTES = 8
-"""Bytes of one label: an int64 class index, as torch's cross entropy takes it."""
 
 
 def value_bytes(
@@ -63,9 +62,9 @@ def value_bytes(
         case ValueKind.ACT | ValueKind.ACTGRAD:
             return samples * model.block(value.name).output_numel * itemsize
         case ValueKind.LABELS:
-            return samples * LABEL_BYTES
+            return samples * model.labels.nbytes(schedule.itemsize)
         case ValueKind.LOGSUM:
-            return samples * schedule.itemsize
+            return samples * prod(model.block(value.name).output_shape[:-1]) * schedule.itemsize
 
 
 def check(schedule: Schedule, model: ModelProfile) -> None:

@@ -210,7 +210,7 @@ class Bundle:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cut:
-    """A block of one linear layer, with `inputs` and `outputs` features, cut over the group `ranks`.
+    """A block of one linear layer, with `inputs` and `outputs` features at each position, cut over the group `ranks`.
 
     The i-th rank of the group holds and computes features `feature_bounds(features, len(ranks), i)`, for all samples
     of the group. By columns a rank needs the whole input and has a slice of the output, and the gradient of its input
@@ -224,6 +224,7 @@ class Cut:
     axis: Axis
     inputs: int
     outputs: int
+    positions: int = 1
 
     @property
     def features(self) -> int:

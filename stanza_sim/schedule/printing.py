@@ -119,7 +119,11 @@ def print_schedule(schedule: Facts) -> str:
         f"microbatches={s.microbatches} itemsize={s.itemsize}"
     ]
     lines += [f"group {g.name} {g.ranks}" for g in s.groups]
-    lines += [f"cut {c.block} @{c.ranks} {c.axis} inputs={c.inputs} outputs={c.outputs}" for c in s.cuts]
+    lines += [
+        f"cut {c.block} @{c.ranks} {c.axis} inputs={c.inputs} outputs={c.outputs}"
+        f"{f' positions={c.positions}' if c.positions != 1 else ''}"
+        for c in s.cuts
+    ]
     lines += [
         f"bundle {b.name} numel={b.numel} owners={b.owners} layout={b.layout} "
         f"{f'start={b.start} ' if b.start else ''}tensors={','.join(b.tensors)}"
@@ -127,6 +131,11 @@ def print_schedule(schedule: Facts) -> str:
     ]
     lines += [print_op(op) for op in s.ops]
     return "\n".join(lines) + "\n"
+
+
+def _without_one(cut: dict[str, object]) -> dict[str, object]:
+    """A cut without its positions where there is one, as most have."""
+    return {key: value for key, value in cut.items() if (key, value) != ("positions", 1)}
 
 
 def to_json(schedule: Facts) -> str:
@@ -142,7 +151,7 @@ def to_json(schedule: Facts) -> str:
             "microbatches": s.microbatches,
             "itemsize": s.itemsize,
             "groups": {g.name: str(g.ranks) for g in s.groups},
-            **({"cuts": [asdict(c) for c in s.cuts]} if s.cuts else {}),
+            **({"cuts": [_without_one(asdict(c)) for c in s.cuts]} if s.cuts else {}),
             "bundles": [_plain(b) for b in s.bundles],
             "ops": [{"op": names[type(op)], **_plain(op)} for op in s.ops],
         },

@@ -196,7 +196,8 @@ class Schedule:
         if cut is None:
             return 0
         lo, hi = self.features(cut, src if op.values[0].kind is ValueKind.ACTGRAD else dst)
-        return self.batch_per_worker // self.microbatches * (cut.features - (hi - lo)) * self.itemsize_of(op)
+        positions = self.batch_per_worker // self.microbatches * cut.positions
+        return positions * (cut.features - (hi - lo)) * self.itemsize_of(op)
 
     # ---- samples ------------------------------------------------------------------------------------------
 

@@ -230,6 +230,7 @@ def parse(text: str) -> Schedule:
                         axis=line.choice(Axis, line.word("columns or rows")),
                         inputs=line.number("inputs"),
                         outputs=line.number("outputs"),
+                        positions=line.number("positions", 1),
                     )
                 )
             elif first == "bundle":

@@ -19,6 +19,23 @@ class Wires:
     gradients: Wire = Wire.NATIVE
 
 
+def with_labels(schedule: Schedule, before: ModelProfile, after: ModelProfile) -> Schedule:
+    """Return `schedule`, built for `before`, with the sizes of labels that `after` has: it differs in these only."""
+    itemsize = schedule.itemsize
+    more = after.labels.nbytes(itemsize) - before.labels.nbytes(itemsize)
+    more *= schedule.batch_per_worker // schedule.microbatches
+    if not more:
+        return schedule
+
+    def resized(op: Op) -> Op:
+        if not isinstance(op, Transfer):
+            return op
+        carried = sum(v.kind is ValueKind.LABELS for v in op.values)
+        return replace(op, nbytes=op.nbytes + carried * more) if carried else op
+
+    return replace(schedule, ops=tuple(map(resized, schedule.ops)))
+
+
 def computed_in(precision: Precision) -> Wire:
     """The type of the activations that blocks put out at a precision: under autocast one of 2 bytes."""
     match precision:

@@ -34,7 +34,7 @@ from stanza_sim.strategies._shared.builder import MIB, Builder
 from stanza_sim.strategies._shared.collectives import Choice, CollectiveSettings
 from stanza_sim.strategies._shared.exchange import exchange_by_all_reduce
 from stanza_sim.strategies._shared.model_parallel import Slicing, can_be_sliced, separate_sliced
-from stanza_sim.strategies._shared.separation import back_through_conv, check_microbatches
+from stanza_sim.strategies._shared.separation import back_through_conv, check_microbatches, require_whole
 from stanza_sim.strategies._shared.wires import ACTIVATIONS, ActivationType, wire_of
 
 MOST_TURNS = 16
@@ -84,6 +84,7 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
             where="sharded_head",
             hint="set the model's `boundary` to the block that begins the FC part, or leave this strategy out",
         )
+    require_whole(model, "sharded_head", "the model's boundary")
     settings.require_used("sharded_head")
     turns, m = settings.fc_compute == "turns", settings.microbatches
     check_microbatches(batch_per_worker, m, eager=settings.eager_backward, where="sharded_head")
@@ -128,6 +129,10 @@ def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_
     Left out are types of `activations`, which do not compute the same: they are for the user to allow.
     """
     if not model.conv_blocks or not model.fc_blocks or not can_be_sliced(model, world_size):
+        return
+    try:
+        require_whole(model, "sharded_head", "the model's boundary")
+    except InputError:
         return
     exchanges: list[dict[str, object]] = [{}, {"bucket": "5MiB"}]
     if local_size > 1:

@@ -117,6 +117,26 @@ class Tied(nn.Module):
         return self.c(self.b(torch.relu(self.a(x))))
 
 
+class NormTwice(nn.Module):
+    """Two blocks that change the statistics of one normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.b(self.norm(self.a(x))))
+
+
+class OneNumber(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.a(x)[:, 0]
+
+
 class TiedInside(nn.Module):
     """The tied weights lie within one block, as `left` and `right` are never apart."""
 

@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Mapping
 from statistics import median
 
-import torch
-
 from stanza_sim.base.precision import Precision
 from stanza_sim.base.processes import cores
 from stanza_sim.execute.calibrate.answers import MessageCores, Section, SectionsWanted, SectionTimes, Times
@@ -24,7 +22,8 @@ from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Optimizer, Training
 from stanza_sim.execute.train.arithmetic import Arithmetic, switched
 from stanza_sim.execute.train.build import build
-from stanza_sim.execute.train.flat import FlatBundle, dtype_of
+from stanza_sim.execute.train.data import Dataset, Synthetic, stack
+from stanza_sim.execute.train.flat import FlatBundle
 from stanza_sim.execute.train.passes import Passes
 from stanza_sim.execute.train.samples import follow
 from stanza_sim.execute.train.slices import HeldBlock
@@ -214,9 +213,8 @@ def _filled(
 ) -> Passes:
     """What carries out the computations of `schedule`, one of `alone`; each was done once in both generations."""
     device, count = context.device, schedule.batch_per_worker
-    generator = torch.Generator().manual_seed(seed)
-    x = torch.randn((count, *model.input_shape), generator=generator).to(device=device, dtype=dtype_of(model.itemsize))
-    y = torch.randint(model.num_classes, (count,), generator=generator).to(device)
+    items = Dataset("synthetic", Synthetic(model, seed), model, model.labels)
+    x, y = stack(items, range(count), device)
     values = RankValues(
         schedule=schedule,
         model=model,

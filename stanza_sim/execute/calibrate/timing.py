@@ -118,7 +118,7 @@ def time_vectors(
         add_in_order(parts, total)
 
     def update() -> None:
-        sgd_step(parameters, gradient, velocity, lr=0.1, momentum=0.9, weight_decay=1e-4, global_batch=64)
+        sgd_step(parameters, gradient, velocity, lr=0.1, momentum=0.9, weight_decay=1e-4, terms=64)
 
     meet(context.rank, context.world_size)
     reduced, updated = (

@@ -35,7 +35,9 @@ class Arithmetic:
         """That of a job: the loss is scaled where anything is computed or travels in fp16."""
         if not has_fp16(job.precision, job.schedule):
             return cls(precision=job.precision)
-        return cls(precision=job.precision, scale=job.loss_scale / job.schedule.batch_per_worker, guarded=True)
+        model = job.model
+        terms = job.schedule.batch_per_worker * model.labels.compared(model.blocks[-1].output_shape)
+        return cls(precision=job.precision, scale=job.loss_scale / terms, guarded=True)
 
     def autocast(self, device: torch.device) -> AbstractContextManager[object]:
         """The context of a forward pass; the backward pass follows the types of the forward pass by itself.

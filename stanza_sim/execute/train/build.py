@@ -7,7 +7,7 @@ ranks build it on the meta device, where it takes no memory, and make room only 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +62,7 @@ def holdings(schedule: Schedule, model: ModelProfile) -> Holdings:
                 pass
     source: dict[str, int] = {}
     for block in model.blocks:
-        for t in block.tensors:
+        for t in (*block.tensors, *block.tied):
             if t.name not in bundles_of:
                 raise InputError(
                     f"tensor {t.name} is in no bundle, so nobody would train it", where=f"schedule {schedule.name}"
@@ -91,12 +91,13 @@ def build(
     for bundle in schedule.bundles:
         _initialise(place, bundle, bundles.get(bundle.name), initial)
     storage_of = {t: f.storage for f in bundles.values() for t in f.storage.extents}
+    made: dict[str, nn.Parameter] = {}
     blocks = []
     for piece in split(module, model):
         if rank == held.block_source.get(piece.name) or rank in held.computes[piece.name]:
             _bring_state(place, piece)
         if rank in held.computes[piece.name]:
-            blocks.append(_held_block(place, piece, storage_of, seed))
+            blocks.append(_held_block(place, piece, storage_of, made, seed))
     return held, blocks, bundles
 
 
@@ -198,16 +199,24 @@ def _bring_state(place: _Place, piece: SplitBlock) -> None:
         piece.module.to_empty(device=place.device)
     else:
         piece.module.to(place.device)
-    _exchange_state(piece.module, set(piece.parameters), place.rank, place.held, piece.name)
+    _exchange_state(piece.module, trained_names(piece), place.rank, place.held, piece.name)
 
 
-def _held_block(place: _Place, piece: SplitBlock, storage_of: Mapping[str, Storage], seed: int) -> HeldBlock:
+def trained_names(piece: SplitBlock) -> set[str]:
+    """The qualified names at which a block holds what is trained; a tied weight may have another there."""
+    return {place for places in piece.places.values() for place in places}
+
+
+def _held_block(
+    place: _Place, piece: SplitBlock, storage_of: Mapping[str, Storage], made: dict[str, nn.Parameter], seed: int
+) -> HeldBlock:
     """A block that the rank computes, of which it may hold a shard of the features only."""
     schedule = place.schedule
     block = HeldBlock(
         name=piece.name,
         module=piece.module,
-        parameters=_parameters(place, piece, storage_of),
+        parameters=_parameters(place, piece, storage_of, made),
+        trained=frozenset(trained_names(piece)),
         dropouts=_dropouts(piece.module, seed),
     )
     piece.module.train()
@@ -216,15 +225,20 @@ def _held_block(place: _Place, piece: SplitBlock, storage_of: Mapping[str, Stora
 
 
 def _parameters(
-    place: _Place, piece: SplitBlock, storage_of: Mapping[str, Storage]
+    place: _Place, piece: SplitBlock, storage_of: Mapping[str, Storage], made: dict[str, nn.Parameter]
 ) -> tuple[tuple[str, nn.Parameter], ...]:
-    """Put views of flat vectors in the place of the block's parameters, and return them by name."""
+    """Put views of flat vectors in the place of the block's parameters, and return them by name.
+
+    Blocks may share a layer, and with it its parameters, so there is one view of each: those that were `made`.
+    """
     found = []
     for name in piece.parameters:
         storage = storage_of[name]
         if storage.whole is None:
             raise RuntimeError(f"{name} is not whole at rank {place.rank}")
-        parameter = nn.Parameter(storage.view(storage.whole, name))
+        if name not in made:
+            made[name] = nn.Parameter(storage.view(storage.whole, name))
+        parameter = made[name]
         piece.rebind(name, parameter)
         found.append((name, parameter))
     return tuple(found)
@@ -242,7 +256,7 @@ def _dropouts(module: nn.Module, seed: int) -> tuple[CounterDropout, ...]:
     return tuple(found)
 
 
-def _exchange_state(module: nn.Module, trained: set[str], rank: int, held: Holdings, block: str) -> None:
+def _exchange_state(module: nn.Module, trained: Collection[str], rank: int, held: Holdings, block: str) -> None:
     """Bring buffers and frozen parameters from the block's source to the ranks that compute it."""
     source = held.block_source[block]
     receivers = [r for r in held.computes[block] if r != source]
@@ -257,7 +271,7 @@ def _exchange_state(module: nn.Module, trained: set[str], rank: int, held: Holdi
                 tensor.copy_(host.view(tensor.shape))
 
 
-def state_of(module: nn.Module, trained: set[str]) -> dict[str, Tensor]:
+def state_of(module: nn.Module, trained: Collection[str]) -> dict[str, Tensor]:
     """Buffers and frozen parameters of a block, by qualified name, in one order in every rank."""
     found = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return {name: found[name] for name in sorted(found) if name not in trained}

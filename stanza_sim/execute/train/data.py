@@ -1,13 +1,11 @@
-"""Samples for training: which dataset, which samples each iteration draws, and bringing them ahead of time."""
+"""Datasets for training: which there are, what their samples must be, and which of them each iteration draws."""
 
 from __future__ import annotations
 
 import importlib
 import os
-import queue
 import sys
-import threading
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Sequence, Sized
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -17,46 +15,55 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from stanza_sim.base.errors import InputError, RunError
+from stanza_sim.base.errors import InputError
 from stanza_sim.base.user_code import check_found, check_module
-from stanza_sim.execute.rank.accelerator import Accelerator, Recorded
+from stanza_sim.execute.train.flat import dtype_of
+from stanza_sim.model.labels import IGNORED, Labels, Loss
 from stanza_sim.model.profile import ModelProfile
 
 HELD_OUT = 5
 """One sample in so many is held out for the accuracy after training."""
 HELD_OUT_MOST = 2000
 SYNTHETIC_SAMPLES = 4096
-AHEAD_BYTES = 256 * 1024 * 1024
-"""Up to so many bytes a rank loads all its samples before the run; beyond it a thread loads ahead."""
-SYNTHETIC_ON_DEVICE_BYTES = 4 * 1024 * 1024 * 1024
-"""The same for synthetic samples on a GPU: all of them, of 3 x 224 x 224 numbers of 4 bytes, are 2.5 GB. To make one
-of these takes a core longer than a GPU needs to train on it, so a thread that makes them would set the pace."""
-AHEAD_ITERATIONS = 4
-CHUNK_BYTES = 64 * 1024 * 1024
-"""Page-locked memory through which samples go to a GPU where all are loaded at once."""
+_HINT = "data is `synthetic`, `digits`, or package.module:name of a torch Dataset or of a function that returns one"
+_PAIR = "a sample is a pair of a tensor (or numpy array) and its label"
+_USER_ERRORS = (
+    *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError),
+    *(SyntaxError, TypeError, ValueError),
+)
 
 
 class Items(Protocol):
-    """A dataset: `items[i]` is (input tensor, class index)."""
+    """A dataset as its author made it: `items[i]` is a pair of what is convertible to tensors."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]: ...
+    def __getitem__(self, index: int) -> object: ...
 
 
 class Synthetic:
-    """Normal noise with random labels, sample i made from (seed, i)."""
+    """Normal noise, or random tokens, with random labels; sample i is made from (seed, i)."""
 
     def __init__(self, model: ModelProfile, seed: int) -> None:
-        self._shape, self._classes, self._seed = model.input_shape, model.num_classes, seed
+        self._model, self._seed = model, seed
+        self._output = model.blocks[-1].output_shape
 
     def __len__(self) -> int:
         return SYNTHETIC_SAMPLES
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed((self._seed * SYNTHETIC_SAMPLES + index) % 2**63)
-        x = torch.randn(self._shape, generator=generator)
-        return x, int(torch.randint(self._classes, (), generator=generator))
+        model, labels = self._model, self._model.labels
+        if model.vocabulary is None:
+            x = torch.randn(model.input_shape, generator=generator)
+        else:
+            x = torch.randint(model.vocabulary, model.input_shape, generator=generator)
+        if labels.indices:
+            return x, torch.randint(labels.classes(self._output), labels.shape, generator=generator)
+        y = torch.randn(labels.shape, generator=generator)
+        if labels.probabilities:
+            y = y.softmax(labels.class_axis)
+        return x, (y > 0).float() if labels.loss is Loss.BCE else y
 
 
 def _digits() -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
@@ -97,12 +104,11 @@ class Digits:
 
 
 def _imported(path: str) -> Items:
-    """The Dataset at `package.module:name`, called without arguments if it is callable."""
+    """The Dataset at `package.module:name`, called without arguments if it is a function or a class."""
     where = f"data {path!r}"
-    hint = "data is `synthetic`, `digits`, or package.module:name of a torch Dataset or of a function that returns one"
     module_name, colon, attribute = path.partition(":")
     if not colon or not module_name or not attribute:
-        raise InputError("there is no such data", where=where, hint=hint)
+        raise InputError("there is no such data", where=where, hint=_HINT)
     check_module(module_name, where)
     here = os.getcwd()
     if here not in sys.path:
@@ -111,15 +117,121 @@ def _imported(path: str) -> Items:
         found = getattr(importlib.import_module(module_name), attribute)
         check_found(found, where)
         made = found() if callable(found) else found
-    except (ImportError, AttributeError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError) as e:
-        raise InputError(f"{type(e).__name__}: {e}", where=where, hint=hint) from e
+    except _USER_ERRORS as e:
+        raise InputError(f"{type(e).__name__}: {e}", where=where, hint=_HINT) from e
+    if isinstance(made, torch.utils.data.DataLoader):
+        hint = "give its dataset: batches are drawn here, alike for every strategy"
+        raise InputError("is a DataLoader, which makes batches of its own", where=where, hint=hint)
+    if isinstance(made, torch.utils.data.IterableDataset):
+        hint = "give a Dataset with __len__ and __getitem__: every rank draws its own samples by number"
+        raise InputError("is an IterableDataset, without length or numbered samples", where=where, hint=hint)
     if not isinstance(made, Sized) or not hasattr(made, "__getitem__"):
-        raise InputError(f"is a {type(made).__name__} without length or items", where=where, hint=hint)
+        raise InputError(f"is a {type(made).__name__} without length or items", where=where, hint=_HINT)
     return cast(Items, made)
 
 
-def load(name: str, model: ModelProfile, seed: int) -> Items:
-    """The dataset called `name`; raises `InputError` if there is none or its samples do not fit `model`."""
+class Dataset:
+    """The samples of a dataset as a model takes them: `dataset[i]` is a pair of tensors, checked and of fixed types.
+
+    Inputs are of the parameters' type, or int64 where the model takes tokens; labels are int64 class indices or of the
+    parameters' type. Raises `InputError`, with the dataset and the sample's number, for one that does not fit.
+    """
+
+    def __init__(self, name: str, items: Items, model: ModelProfile, labels: Labels) -> None:
+        self.name, self._items, self._model, self._labels = name, items, model, labels
+        self._float = dtype_of(model.itemsize)
+        self._classes = labels.classes(model.blocks[-1].output_shape)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        where = f"data {self.name!r}, sample {index}"
+        x, y = pair_of(self._items, index, where)
+        return self._input(x, where), self._label(y, where)
+
+    @property
+    def sample_bytes(self) -> int:
+        """Bytes of one sample's input."""
+        itemsize = self._model.itemsize if self._model.vocabulary is None else 8
+        return itemsize * int(np.prod(self._model.input_shape))
+
+    def _input(self, x: Tensor, where: str) -> Tensor:
+        model = self._model
+        if tuple(x.shape) != tuple(model.input_shape):
+            what = f"has the shape {_words(x)}, model {model.name} takes {list(model.input_shape)}"
+            raise InputError(what, where=where, hint="input_shape is that of one sample, without the batch")
+        if model.vocabulary is None:
+            if x.is_complex():
+                raise InputError(f"is {_words(x)}: model {model.name} takes real numbers", where=where)
+            return x.to(self._float)
+        if not _whole(x):
+            hint = "return tokens as whole numbers (int64): they are looked up in a table"
+            raise InputError(f"is {_words(x)}, model {model.name} takes tokens", where=where, hint=hint)
+        low, high = (int(x.min()), int(x.max())) if x.numel() else (0, 0)
+        if low < 0 or high >= model.vocabulary:
+            wrong = low if low < 0 else high
+            what = f"has token {wrong}, model {model.name} knows {model.vocabulary}: 0 to {model.vocabulary - 1}"
+            raise InputError(what, where=where)
+        return x.to(torch.int64)
+
+    def _label(self, y: Tensor, where: str) -> Tensor:
+        labels, model = self._labels, self._model
+        if tuple(y.shape) != labels.shape and not (y.numel() == 1 and labels.shape == (1,) and not labels.indices):
+            what = f"has a label of shape {list(y.shape)}, {labels.loss} for model {model.name} takes "
+            raise InputError(what + (str(list(labels.shape)) if labels.shape else "single numbers"), where=where)
+        if not labels.indices:
+            found = y.to(self._float).view(labels.shape)
+            if labels.loss is Loss.BCE and bool(((found < 0) | (found > 1)).any()):
+                raise InputError(f"has a label {float(found.max())!r:.20}: bce takes 0 to 1", where=where)
+            if not bool(torch.isfinite(found).all()):
+                raise InputError("has a label that is not finite", where=where)
+            return found
+        if not _whole(y):
+            hint = "class indices are whole numbers; for numbers to be predicted set training.loss: mse"
+            raise InputError(f"has a label of {y.dtype}: cross_entropy takes class indices", where=where, hint=hint)
+        found = y.to(torch.int64)
+        if wrong := _outside(found, self._classes):
+            what = f"has label {wrong[0]}, model {model.name} has {self._classes} classes: 0 to {self._classes - 1}"
+            raise InputError(what, where=where, hint=f"{IGNORED} is for what is to be left out")
+        return found
+
+
+def _outside(labels: Tensor, classes: int) -> list[int]:
+    wrong = labels[((labels < 0) | (labels >= classes)) & (labels != IGNORED)]
+    return [int(wrong.view(-1)[0])] if wrong.numel() else []
+
+
+def _whole(t: Tensor) -> bool:
+    return not (t.is_floating_point() or t.is_complex())
+
+
+def _words(t: Tensor) -> str:
+    return f"{list(t.shape)} of {str(t.dtype).removeprefix('torch.')}"
+
+
+def pair_of(items: Items, index: int, where: str) -> tuple[Tensor, Tensor]:
+    """The input and the label of a sample as tensors, of whatever shape and type. Raises `InputError`."""
+    try:
+        item: object = items[index]
+    except _USER_ERRORS as e:
+        raise InputError(f"cannot be read: {type(e).__name__}: {e}", where=where) from e
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        what = f"is a {type(item).__name__}"
+        if isinstance(item, tuple | list):
+            what += f" of {len(item)}: {', '.join(type(v).__name__ for v in item[:4])}"
+        raise InputError(f"{what}, not a pair", where=where, hint=_PAIR)
+    found = []
+    for value, part in zip(item, ("input", "label"), strict=True):
+        try:
+            found.append(torch.as_tensor(value))
+        except (TypeError, ValueError, RuntimeError) as e:
+            raise InputError(f"has a {type(value).__name__} as its {part}", where=where, hint=_PAIR) from e
+    return found[0], found[1]
+
+
+def raw(name: str, model: ModelProfile, seed: int) -> Items:
+    """The dataset called `name`, with samples; raises `InputError` if there is none."""
     items: Items
     match name:
         case "synthetic":
@@ -128,19 +240,16 @@ def load(name: str, model: ModelProfile, seed: int) -> Items:
             items = Digits()
         case _:
             items = _imported(name)
-    where = f"data {name!r}"
     if not len(items):
-        raise InputError("has no samples", where=where)
-    try:
-        x, y = items[0]
-        shape, label = tuple(x.shape), int(y)
-    except (TypeError, ValueError, AttributeError) as e:
-        raise InputError("its items are not pairs of a tensor and a class index", where=where) from e
-    if shape != tuple(model.input_shape):
-        raise InputError(f"a sample has shape {shape}, model {model.name} takes {model.input_shape}", where=where)
-    if not 0 <= label < model.num_classes:
-        raise InputError(f"class {label} is not one of the model's {model.num_classes}", where=where)
+        raise InputError("has no samples", where=f"data {name!r}")
     return items
+
+
+def load(name: str, model: ModelProfile, seed: int) -> Dataset:
+    """The dataset called `name` for `model` and its labels. Raises `InputError` if the first sample does not fit."""
+    found = Dataset(name, raw(name, model, seed), model, model.labels)
+    found[0]
+    return found
 
 
 def divide(name: str, count: int, seed: int) -> tuple[list[int], list[int]]:
@@ -162,118 +271,7 @@ def draw(train: Sequence[int], global_batch: int, iterations: int, seed: int) ->
     return cast("list[list[int]]", stream.tolist())
 
 
-def stack(items: Items, numbers: Sequence[int], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inputs (samples first) and int64 labels of the samples `numbers`."""
+def stack(items: Dataset, numbers: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inputs and labels of the samples `numbers`, the samples first."""
     pairs = [items[n] for n in numbers]
-    x = torch.stack([torch.as_tensor(p[0]) for p in pairs]).to(device=device, dtype=dtype)
-    return x, torch.tensor([int(p[1]) for p in pairs], dtype=torch.int64, device=device)
-
-
-class Staging:
-    """Page-locked memory through which samples go to a device, up to `count` at a time.
-
-    The thread that loads must have a stream of its own (`Accelerator.start_thread`): the copies are put there, so that
-    they hold up no other.
-    """
-
-    def __init__(self, accelerator: Accelerator, count: int, shape: Sequence[int], dtype: torch.dtype) -> None:
-        self._accelerator, self._count = accelerator, count
-        sample = int(np.prod(shape)) * dtype.itemsize
-        self._x = accelerator.host_buffer(count * sample).view(dtype).view(count, *shape)
-        self._y = accelerator.host_buffer(count * torch.int64.itemsize).view(torch.int64)
-
-    def load(self, items: Items, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """As `stack`, on the device; the copies are done when it returns."""
-        device = self._accelerator.device
-        x = torch.empty((len(numbers), *self._x.shape[1:]), dtype=self._x.dtype, device=device)
-        y = torch.empty(len(numbers), dtype=torch.int64, device=device)
-        for first in range(0, len(numbers), self._count):
-            some = numbers[first : first + self._count]
-            with self._accelerator.host():
-                for place, number in enumerate(some):
-                    sample, label = items[number]
-                    self._x[place].copy_(torch.as_tensor(sample))
-                    self._y[place] = int(label)
-            x[first : first + len(some)].copy_(self._x[: len(some)], non_blocking=True)
-            y[first : first + len(some)].copy_(self._y[: len(some)], non_blocking=True)
-            self._accelerator.synchronize()  # before the memory is written again
-        return x, y
-
-
-class Feed:
-    """One rank's batches, iteration by iteration: `numbers[i]` are its samples of iteration i.
-
-    Small sets of samples are loaded at once, others by a thread that stays `AHEAD_ITERATIONS` ahead and calls `start`
-    first; of those of GPUs, up to `on_device` bytes are loaded at once.
-    """
-
-    def __init__(
-        self,
-        items: Items,
-        numbers: Sequence[Sequence[int]],
-        dtype: torch.dtype,
-        accelerator: Accelerator,
-        *,
-        start: Callable[[], None] = lambda: None,
-        on_device: int = 0,
-    ) -> None:
-        self._accelerator, self._start = accelerator, start
-        self._lock = threading.Lock()
-        self._ready: dict[int, tuple[Tensor, Tensor, Recorded | None]] = {}
-        self._queue: queue.Queue[tuple[int, Tensor, Tensor] | Exception] = queue.Queue(maxsize=AHEAD_ITERATIONS)
-        self._all: tuple[Tensor, Tensor] | None = None
-        if not numbers or not numbers[0]:
-            return
-        used = sorted({n for batch in numbers for n in batch})
-        first = torch.as_tensor(items[used[0]][0])
-        sample, device = first.numel() * dtype.itemsize, accelerator.device
-        ahead = max(AHEAD_BYTES, on_device) if accelerator.asynchronous else AHEAD_BYTES
-        if len(used) * sample <= ahead:
-            if accelerator.asynchronous:
-                staging = Staging(accelerator, min(max(CHUNK_BYTES // sample, 1), len(used)), first.shape, dtype)
-                self._all = staging.load(items, used)
-            else:
-                self._all = stack(items, used, dtype, device)
-            place = {n: i for i, n in enumerate(used)}
-            self._rows = [torch.tensor([place[n] for n in batch], device=device) for batch in numbers]
-            return
-        threading.Thread(
-            target=self._load, args=(items, numbers, dtype, first.shape), daemon=True, name="samples"
-        ).start()
-
-    def _load(self, items: Items, numbers: Sequence[Sequence[int]], dtype: torch.dtype, shape: Sequence[int]) -> None:
-        try:
-            staging: Staging | None = None
-            if self._accelerator.asynchronous:
-                self._start()
-                staging = Staging(self._accelerator, max(map(len, numbers)), shape, dtype)
-            for i, batch in enumerate(numbers):
-                if staging is None:
-                    self._queue.put((i, *stack(items, batch, dtype, self._accelerator.device)))
-                else:
-                    self._queue.put((i, *staging.load(items, batch)))
-        except Exception as error:  # noqa: BLE001 - handed to the thread that waits for the samples
-            self._queue.put(error)
-
-    def batch(self, iteration: int) -> tuple[Tensor, Tensor]:
-        """Inputs and labels of this rank's samples in `iteration`; iterations must be asked for about in order.
-
-        What the calling thread puts on its stream from now on comes after they are there.
-        """
-        with self._lock:
-            while iteration not in self._ready:
-                point: Recorded | None = None
-                if self._all is not None:
-                    rows = self._rows[iteration]
-                    item = iteration, self._all[0][rows], self._all[1][rows]
-                    point = self._accelerator.record()
-                else:
-                    got = self._queue.get()
-                    if isinstance(got, Exception):
-                        raise RunError(f"loading samples failed: {type(got).__name__}: {got}")
-                    item = got
-                self._ready = {i: v for i, v in self._ready.items() if i >= item[0] - 1}
-                self._ready[item[0]] = item[1], item[2], point
-            x, y, point = self._ready[iteration]
-        self._accelerator.await_record(point)
-        return x, y
+    return torch.stack([x for x, _ in pairs]).to(device), torch.stack([y for _, y in pairs]).to(device)

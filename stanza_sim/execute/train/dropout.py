@@ -32,9 +32,19 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def keep_mask(
-    key: str, seed: int, step: int, positions: Tensor, numel: int, p: float, first_element: int = 0
+    key: str,
+    seed: int,
+    step: int,
+    positions: Tensor,
+    numel: int,
+    p: float,
+    first_element: int = 0,
+    row: tuple[int, int] | None = None,
 ) -> Tensor:
     """Return which of `numel` elements of each sample, from `first_element` on, are kept: boolean (samples, numel).
+
+    With `row`, (positions of a sample, features of each), they are a slice of the features of every position, which
+    begins with the feature `first_element`.
 
     `positions` are the samples' positions in the global batch (int32, on the device to use); each element is
     dropped with probability `p`.
@@ -43,6 +53,10 @@ def keep_mask(
     first, second = int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
     rows = _mix(positions * _signed(_GOLDEN) + _signed(first)) ^ _signed(second)
     elements = torch.arange(first_element, first_element + numel, dtype=torch.int32, device=positions.device)
+    if row:
+        places, features = row
+        starts = torch.arange(places, dtype=torch.int32, device=positions.device) * features
+        elements = (starts[:, None] + elements[None, : numel // places]).view(-1)
     columns = elements * _signed(_GOLDEN)
     words = _mix(rows[:, None] ^ columns[None, :])
     threshold = _signed(round(p * (1 << 32)) - (1 << 31)) if p < 1 else (1 << 31) - 1
@@ -52,7 +66,7 @@ def keep_mask(
 class CounterDropout(nn.Module):
     """Dropout with rate `p`; `step` and `positions` (int32, one for each sample) say what the mask is keyed by.
 
-    `first_element` is the place of the first feature that it sees, where a rank has but a slice of them.
+    Where a rank has but a slice of the features, `first_element` is the first that it sees, and `features` are all.
     """
 
     def __init__(self, key: str, p: float, seed: int) -> None:
@@ -60,6 +74,7 @@ class CounterDropout(nn.Module):
         self.key, self.p, self.seed = key, p, seed
         self.step = 0
         self.first_element = 0
+        self.features = 0
         self.positions: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,5 +86,6 @@ class CounterDropout(nn.Module):
         if self.p >= 1:
             return x * 0
         numel, first = x[0].numel(), self.first_element
-        keep = keep_mask(self.key, self.seed, self.step, self.positions, numel, self.p, first)
+        row = (numel // x.shape[-1], self.features) if self.features and x.dim() > 2 else None
+        keep = keep_mask(self.key, self.seed, self.step, self.positions, numel, self.p, first, row)
         return x * keep.view(x.shape).to(x.dtype).mul_(1 / (1 - self.p))

@@ -205,16 +205,17 @@ def sgd_step(
     lr: float,
     momentum: float,
     weight_decay: float,
-    global_batch: int,
+    terms: int,
     loss_scale: float = 1.0,
 ) -> None:
     """One step of SGD in place, elementwise, so that it may be applied to any slice of a bundle.
 
-    `gradient` is that of the summed loss, times `loss_scale`; it is divided by that and by `global_batch` before weight
-    decay is added, so that `lr` and `weight_decay` mean what they mean with the mean loss. As `torch.optim.SGD`:
+    `gradient` is that of the summed loss, times `loss_scale`; it is divided by that and by the number of `terms` that
+    the mean loss of the global batch is over (its samples, if a sample has one position) before weight decay is added,
+    so that `lr` and `weight_decay` mean what they mean with the mean loss. As `torch.optim.SGD`, with B the terms:
     v = momentum v + g / B + weight_decay p; p = p - lr v.
     """
-    share = 1 / (global_batch * loss_scale)
+    share = 1 / (terms * loss_scale)
     if momentum:
         velocity.mul_(momentum).add_(gradient, alpha=share)
     else:

@@ -164,10 +164,10 @@ class Messages:
         """Sum partial sums of activations or their gradients, or gather the logsums of slices."""
         spot = op.value.name, op.microbatch
         if op.kind is CollectiveKind.ALL_GATHER:
-            mine = values.logsums[spot]
-            every = mine.new_empty(len(self._schedule.group(op.ranks)) * len(mine))
-            reducer.collective(op, every, mine)
-            values.logsums[spot] = every.view(-1, len(mine)).logsumexp(0)
+            mine = values.logsums[spot].contiguous()
+            every = mine.new_empty(len(self._schedule.group(op.ranks)) * mine.numel())
+            reducer.collective(op, every, mine.view(-1))
+            values.logsums[spot] = every.view(-1, *mine.shape).logsumexp(0)
             return
         held = values.outputs if op.value.kind is ValueKind.ACT else values.gradients
         wire = self._values.wire_dtype(op)

@@ -6,18 +6,18 @@ pass to the last of its backward passes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from stanza_sim.execute.rank.accelerator import Accelerator
 from stanza_sim.execute.rank.job import Training
 from stanza_sim.execute.train.factors import Tap, packed, reconstruct
 from stanza_sim.execute.train.flat import sgd_step
-from stanza_sim.execute.train.slices import features_of, gradients, gradients_with_tail, sliced_loss
+from stanza_sim.execute.train.losses import sliced_loss, summed_loss
+from stanza_sim.execute.train.slices import features_of, gradients, gradients_with_tail
 from stanza_sim.execute.train.values import Generation, RankValues, Spot
 from stanza_sim.schedule import Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, ValueKind
 from stanza_sim.schedule.factors import factor_transfers, require_factors
@@ -30,11 +30,21 @@ class Passes:
     """The computations of one rank in one run, on its `values`.
 
     Losses are kept as tensors until `losses` is called, so that nothing waits for them. A block's output and the
-    gradient of it go with its graph, unless they are `kept` for blocks that are computed again by themselves.
+    gradient of it go with its graph, unless they are `kept` for blocks that are computed again by themselves. `terms`
+    are how many terms the mean loss of each iteration's global batch is over; left out, one for each sample.
     """
 
-    def __init__(self, values: RankValues, training: Training, accelerator: Accelerator, *, kept: bool = False) -> None:
+    def __init__(
+        self,
+        values: RankValues,
+        training: Training,
+        accelerator: Accelerator,
+        *,
+        kept: bool = False,
+        terms: Sequence[int] = (),
+    ) -> None:
         self._kept = kept
+        self._terms = terms or [values.schedule.global_batch] * training.iterations
         self.values, self.training, self.accelerator = values, training, accelerator
         self.schedule, self.rank, self.device = values.schedule, values.rank, values.device
         self._loss: list[dict[int, Tensor]] = [{} for _ in range(training.iterations)]
@@ -46,10 +56,11 @@ class Passes:
         }
         mine = self.schedule.for_rank(self.rank)
         computed = [op for op in mine if isinstance(op, Compute)]
-        self._first_backward: dict[str, str] = {}
+        self._first_use: dict[str, str] = {}  # of a tensor: the op that makes the first part of its gradient
         for op in computed:
             if op.phase in (Phase.BACKWARD, Phase.BACKWARD_WEIGHT):
-                self._first_backward.setdefault(op.target, op.name)
+                for name, _ in values.blocks[op.target].parameters:
+                    self._first_use.setdefault(name, op.name)
         self._last_use = {(op.target, op.microbatch): op.name for op in computed if op.phase in BACKWARD}
         self._summed = {op.target for op in computed if op.phase in (Phase.REDUCE, Phase.RECONSTRUCT)} | {
             op.value.name for op in mine if isinstance(op, Collective) and op.kind is CollectiveKind.REDUCE_SCATTER
@@ -94,8 +105,15 @@ class Passes:
                 self._update(op, iteration)
 
     def losses(self) -> tuple[float, ...]:
-        """Loss summed over the samples whose loss this rank computed, for each iteration."""
-        return tuple(sum(float(by_microbatch[m]) for m in sorted(by_microbatch)) for by_microbatch in self._loss)
+        """Loss of the samples whose loss this rank computed, for each iteration.
+
+        Summed over ranks and divided by the samples of the global batch it is the mean loss.
+        """
+        samples = self.schedule.global_batch
+        return tuple(
+            sum(float(by_microbatch[m]) for m in sorted(by_microbatch)) * (samples / count)
+            for by_microbatch, count in zip(self._loss, self._terms, strict=True)
+        )
 
     # ---- forward ---------------------------------------------------------------------------------------------------
 
@@ -103,7 +121,7 @@ class Passes:
         held, m = self.values, op.microbatch
         k, block = held.names.index(op.target), held.blocks[op.target]
         if k == 0:
-            x = held.own_batch(iteration, m)[0]
+            x = held.own_batch(iteration, m)[0]  # floats or tokens: no gradient goes on from here
         else:
             x = held.gather(held.samples.inputs[self.rank, op.target, m], held.names[k - 1], m, values)
             x = features_of(x, block.inputs).detach().requires_grad_()
@@ -116,7 +134,7 @@ class Passes:
         values.graphs[op.target, m] = x, output
         values.outputs[op.target, m] = output.detach()
         if block.outputs is not None and op.target == held.names[-1]:
-            values.logsums[op.target, m] = output.detach().to(held.dtype).logsumexp(1)
+            values.logsums[op.target, m] = output.detach().to(held.dtype).logsumexp(-1)
 
     def _compute_loss(self, op: Compute, iteration: int, values: Generation) -> None:
         held, m = self.values, op.microbatch
@@ -125,12 +143,12 @@ class Passes:
         first = cut is None or self.schedule.group(cut.ranks)[0] == self.rank  # others of a group have the very same
         if features is not None:
             logits, logsum = values.outputs[op.target, m].to(held.dtype), values.logsums[op.target, m]
-            gradient, loss = sliced_loss(logits, labels, logsum, features, first=first)
+            gradient, loss = sliced_loss(logits, labels, logsum, features, held.model.labels, first=first)
             values.gradients[op.target, m], self._loss[iteration][m] = held.arithmetic.scaled(gradient), loss
             return
         logits = held.output(op.target, m, values).detach().to(held.dtype).requires_grad_()
         with torch.enable_grad():
-            loss = F.cross_entropy(logits, labels, reduction="sum")
+            loss = summed_loss(logits, labels, held.model.labels)
         values.gradients[op.target, m] = held.arithmetic.scaled(torch.autograd.grad(loss, logits)[0])
         if first:
             self._loss[iteration][m] = loss.detach()
@@ -159,7 +177,7 @@ class Passes:
                 values.gradients[self.values.names[k - 1], op.microbatch] = found.pop(0)
             if with_weights:
                 names = [name for name, _ in block.parameters]
-                self._add_gradients(zip(names, found, strict=True), g, first=self._first_backward[op.target] == op.name)
+                self._add_gradients(zip(names, found, strict=True), g, op.name)
         if not keep:
             spent += [values.graphs.pop(spot), values.tails.pop(spot, None)]
             if not self._kept:  # all that others need of the output went out before its gradient could come
@@ -177,12 +195,12 @@ class Passes:
             return gradients(output, wanted, gradient, keep=keep)
         return gradients_with_tail(output, tail, wanted, gradient, block.in_tail, keep=keep)
 
-    def _add_gradients(self, found: Iterable[tuple[str, Tensor]], g: int, *, first: bool) -> None:
-        """Put the gradients of tensors into their flat vectors; those of later micro-batches are added."""
+    def _add_gradients(self, found: Iterable[tuple[str, Tensor]], g: int, op: str) -> None:
+        """Put the gradients of tensors into their flat vectors; those of later micro-batches and uses are added."""
         for name, gradient in found:
             storage = self._storage_of[name]
             target = storage.view(storage.gradients[g], name)
-            if first:
+            if self._first_use[name] == op:
                 target.copy_(gradient)
             else:
                 target.add_(gradient)
@@ -225,7 +243,7 @@ class Passes:
             lr=o.schedule.at(o.lr, iteration, self.training.iterations),
             momentum=o.momentum,
             weight_decay=o.weight_decay,
-            global_batch=self.schedule.global_batch,
+            terms=self._terms[iteration],
             loss_scale=self.values.arithmetic.scale,
         )
 

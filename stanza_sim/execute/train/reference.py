@@ -18,9 +18,11 @@ from stanza_sim.execute.rank.job import Array, RunJob
 from stanza_sim.execute.train import data
 from stanza_sim.execute.train.arithmetic import Arithmetic
 from stanza_sim.execute.train.dropout import CounterDropout
-from stanza_sim.execute.train.flat import dtype_of
+from stanza_sim.execute.train.losses import summed_loss, terms
 from stanza_sim.execute.train.samples import follow
 from stanza_sim.model.extract import build_module, replace_dropout, split
+from stanza_sim.model.labels import Labels, Loss
+from stanza_sim.model.profile import ModelProfile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,32 +59,49 @@ def train(job: RunJob) -> Trained:
     numbers, _ = data.divide(training.data, len(items), training.seed)
     losses, arithmetic = [], Arithmetic.of(job)
     for step, batch in enumerate(data.draw(numbers, schedule.global_batch, training.iterations, training.seed)):
-        x, y = data.stack(items, batch, dtype_of(schedule.itemsize), torch.device("cpu"))
+        x, y = data.stack(items, batch, torch.device("cpu"))
         for part in parts:
             with arithmetic.autocast(x.device):
                 x = _through(part.module, x, samples.of_block(part.name), dropouts[part.name], step)
         for group in optimizer.param_groups:
             group["lr"] = o.schedule.at(o.lr, step, training.iterations)
         optimizer.zero_grad()
-        losses.append(_backward(x, y, parameters, arithmetic))
+        losses.append(_backward(x, y, job.model, parameters, arithmetic))
         optimizer.step()
     return Trained(start=start, end=_arrays(parameters), losses=tuple(losses))
 
 
-def _backward(x: Tensor, y: Tensor, parameters: dict[str, nn.Parameter], arithmetic: Arithmetic) -> float:
+def _backward(
+    x: Tensor, y: Tensor, model: ModelProfile, parameters: dict[str, nn.Parameter], arithmetic: Arithmetic
+) -> float:
     """Compute the gradients of the mean loss, through those of the scaled sum under autocast; return that loss."""
+    kind, dtype = model.labels, next(iter(parameters.values())).dtype
     if not arithmetic.precision.is_half:
-        loss = F.cross_entropy(x, y, reduction="mean")
+        loss = _mean(x, y, kind)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.item()
-    dtype = next(iter(parameters.values())).dtype
-    loss = F.cross_entropy(x.to(dtype), y, reduction="sum")
+    count = terms(y, kind, model.blocks[-1].output_shape)
+    loss = summed_loss(x.to(dtype), y, kind)
     (loss * arithmetic.scale).backward()  # type: ignore[no-untyped-call]
     for name, parameter in parameters.items():
         if parameter.grad is not None:
             arithmetic.check(parameter.grad, name)
-            parameter.grad.div_(arithmetic.scale * len(y))
-    return loss.item() / len(y)
+            parameter.grad.div_(arithmetic.scale * count)
+    return loss.item() / count
+
+
+def _mean(output: Tensor, labels: Tensor, kind: Labels) -> Tensor:
+    """The mean loss as torch has it, with the classes where it takes them."""
+    match kind.loss:
+        case Loss.CROSS_ENTROPY:
+            last = kind.class_axis == -1
+            if last and kind.probabilities:
+                labels = labels.movedim(-1, 1)
+            return F.cross_entropy(output.movedim(-1, 1) if last else output, labels)
+        case Loss.MSE:
+            return F.mse_loss(output, labels)
+        case Loss.BCE:
+            return F.binary_cross_entropy_with_logits(output, labels)
 
 
 def _through(

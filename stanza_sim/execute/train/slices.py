@@ -28,7 +28,8 @@ _METHODS = ("relu", "tanh", "sigmoid", "contiguous", "clone")
 
 @dataclass(slots=True, kw_only=True)
 class HeldBlock:
-    """A block that this rank computes. `parameters` are views of flat vectors, in the profile's order.
+    """A block that this rank computes. `parameters` are views of flat vectors, in the profile's order; `trained` are
+    the names at which `module` has them.
 
     Of a block that is cut, `module` is the rank's slice; `inputs` and `outputs` are the features [lo, hi) of its input
     and of its output that it has where those are slices. Under a cut by rows `tail` is what follows the sum of all
@@ -43,6 +44,7 @@ class HeldBlock:
     in_tail: frozenset[int] = frozenset()
     inputs: tuple[int, int] | None = None
     outputs: tuple[int, int] | None = None
+    trained: frozenset[str] = frozenset()
 
 
 def cut_block(block: HeldBlock, cut: Cut, features: tuple[int, int]) -> HeldBlock:
@@ -66,7 +68,7 @@ def cut_block(block: HeldBlock, cut: Cut, features: tuple[int, int]) -> HeldBloc
     before, after = nodes[: linears[0]], nodes[linears[0] + 1 :]
     sliced = before if cut.axis is Axis.ROWS else after
     for dropout in (m for m in (_module(graph, n) for n in sliced) if isinstance(m, CounterDropout)):
-        dropout.first_element = features[0]
+        dropout.first_element, dropout.features = features[0], cut.features
     if cut.axis is Axis.COLUMNS:
         return replace(block, outputs=features)
     linear = _module(graph, nodes[linears[0]])
@@ -126,27 +128,10 @@ def _is_elementwise(graph: fx.GraphModule, node: fx.Node) -> bool:
 
 
 def features_of(x: Tensor, features: tuple[int, int] | None) -> Tensor:
-    """The slice of `x` (samples, features) if it is not that slice already; all of it for None."""
-    if features is None or x.shape[1] == features[1] - features[0]:
+    """The slice of `x` (samples, ..., features) if it is not that slice already; all of it for None."""
+    if features is None or x.shape[-1] == features[1] - features[0]:
         return x
-    return x[:, features[0] : features[1]]
-
-
-def sliced_loss(
-    logits: Tensor, labels: Tensor, logsum: Tensor, features: tuple[int, int], *, first: bool
-) -> tuple[Tensor, Tensor]:
-    """Gradient of the summed cross entropy for a slice (samples, width) of the logits, and this rank's share of it.
-
-    `logsum` is that over all features. The cross entropy of a sample is its logsum less its label's logit: the latter
-    is counted where it is, the former at the `first` rank.
-    """
-    lo, hi = features
-    gradient = (logits - logsum[:, None]).exp()
-    mine = ((labels >= lo) & (labels < hi)).nonzero().view(-1)
-    at = labels[mine] - lo
-    gradient[mine, at] -= 1
-    loss = -logits[mine, at].sum()
-    return gradient, loss + logsum.sum() if first else loss
+    return x[..., features[0] : features[1]]
 
 
 def gradients(output: Tensor, wanted: Sequence[Tensor], gradient: Tensor, *, keep: bool) -> list[Tensor]:

@@ -12,14 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stanza_sim.execute.rank.exchange import gather
+from stanza_sim.base.errors import InputError
+from stanza_sim.execute.rank.exchange import gather, gather_all
 from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Array, RunJob
 from stanza_sim.execute.rank.role import MessageSizes, RankResult
 from stanza_sim.execute.rank.transport import TorchTransport
-from stanza_sim.execute.train import data
+from stanza_sim.execute.train import data, losses
 from stanza_sim.execute.train.arithmetic import Arithmetic, switched
 from stanza_sim.execute.train.build import Holdings, build, state_of
+from stanza_sim.execute.train.feed import SYNTHETIC_ON_DEVICE_BYTES, Feed
 from stanza_sim.execute.train.flat import FlatBundle, dtype_of
 from stanza_sim.execute.train.messages import Messages
 from stanza_sim.execute.train.passes import Passes
@@ -27,6 +29,7 @@ from stanza_sim.execute.train.samples import follow
 from stanza_sim.execute.train.slices import HeldBlock, put_local
 from stanza_sim.execute.train.values import RankValues
 from stanza_sim.model.extract import build_module
+from stanza_sim.model.labels import IGNORED
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Compute, Layout, Schedule, Transfer
 
@@ -79,7 +82,6 @@ class Trained:
     def __init__(self, job: RunJob, context: Context, transport: TorchTransport, beat: Beat) -> None:
         self._job, self._context = job, context
         schedule, model, training, rank, device = job.schedule, job.model, job.training, context.rank, context.device
-        dtype = dtype_of(schedule.itemsize)
         samples = follow(schedule, model)
         self._items = data.load(training.data, model, training.seed)
         train, self._held_out = data.divide(training.data, len(self._items), training.seed)
@@ -88,10 +90,8 @@ class Trained:
             first = schedule.data_ranks.index(rank) * schedule.batch_per_worker
             drawn = data.draw(train, schedule.global_batch, training.iterations, training.seed)
             numbers = [batch[first : first + schedule.batch_per_worker] for batch in drawn]
-        on_device = data.SYNTHETIC_ON_DEVICE_BYTES if training.data == "synthetic" else 0
-        feed = data.Feed(
-            self._items, numbers, dtype, context.accelerator, start=context.start_thread, on_device=on_device
-        )
+        on_device = SYNTHETIC_ON_DEVICE_BYTES if training.data == "synthetic" else 0
+        feed = Feed(self._items, numbers, context.accelerator, start=context.start_thread, on_device=on_device)
         self._held, self._blocks, self._bundles = build(schedule, model, rank, training.seed, device)
         beat()
         values = RankValues(
@@ -105,7 +105,8 @@ class Trained:
             device=device,
             arithmetic=Arithmetic.of(job),
         )
-        self._passes = Passes(values, training, context.accelerator)
+        terms = _all_terms(job, feed, rank)
+        self._passes = Passes(values, training, context.accelerator, terms=terms)
         self.work = RankWork(self._passes, Messages(values), transport, schedule)
 
     def start_thread(self) -> None:
@@ -134,6 +135,20 @@ class Trained:
         )
 
 
+def _all_terms(job: RunJob, feed: Feed, rank: int) -> list[int]:
+    """How many terms the mean loss of each iteration's global batch is over; all ranks call this.
+
+    Raises `InputError` for an iteration that has none.
+    """
+    schedule, model = job.schedule, job.model
+    mine = feed.terms(model.labels, model.blocks[-1].output_shape)
+    found = [sum(counts) for counts in zip(*filter(None, gather_all(mine, rank, schedule.world_size)), strict=True)]
+    if 0 in found:
+        what = f"all labels of the global batch of iteration {found.index(0)} are {IGNORED}: its mean loss is over none"
+        raise InputError(what, where=f"data {job.training.data!r}", hint="use larger batches, or leave samples out")
+    return found
+
+
 def _as_arrays(parameters: dict[str, Tensor]) -> dict[str, Array]:
     return {name: np.array(t.numpy()) for name, t in parameters.items()}
 
@@ -158,7 +173,7 @@ def _collect(
     state: dict[str, Tensor] = {}
     for block in blocks:
         if held.computes[block.name][0] == rank:
-            found = state_of(block.module, {n for n, _ in block.parameters})
+            found = state_of(block.module, block.trained)
             state |= {n: t.detach().cpu() for n, t in found.items()}
     collected: list[Collected] | None = gather((slices, state), rank, schedule.world_size)
     shapes = {t.name: t.shape for b in model.blocks for t in b.tensors}
@@ -185,18 +200,22 @@ def _collect(
 
 
 def _accuracy(
-    job: RunJob, parameters: dict[str, Tensor], state: dict[str, Tensor], items: data.Items, held_out: list[int]
-) -> float:
-    """Share of the held-out samples that the trained model classifies correctly, computed on the CPU."""
+    job: RunJob, parameters: dict[str, Tensor], state: dict[str, Tensor], items: data.Dataset, held_out: list[int]
+) -> float | None:
+    """Share of the held-out positions that the trained model classifies correctly, computed on the CPU; None if none
+    can be."""
     module = build_module(job.model, device="cpu")
-    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    own = {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
     with torch.no_grad():
         for name, values in (*parameters.items(), *state.items()):
             own[name].copy_(values.view(own[name].shape))
         module.eval()
-        right = 0
+        right = of = 0
         for i in range(0, len(held_out), EVALUATED_AT_ONCE):
-            part = held_out[i : i + EVALUATED_AT_ONCE]
-            x, y = data.stack(items, part, dtype_of(job.schedule.itemsize), torch.device("cpu"))
-            right += int((module(x).argmax(1) == y).sum())
-    return right / len(held_out)
+            x, y = data.stack(items, held_out[i : i + EVALUATED_AT_ONCE], torch.device("cpu"))
+            here = losses.right(module(x), y, job.model.labels)
+            right, of = right + here[0], of + here[1]
+    return right / of if of else None

@@ -19,7 +19,6 @@ from stanza_sim.execute.train.samples import Origin, Samples
 from stanza_sim.execute.train.slices import HeldBlock, features_of
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Schedule, Transfer, ValueKind
-from stanza_sim.schedule.legality import LABEL_BYTES
 from stanza_sim.schedule.progress import WINDOW
 
 Batch = Callable[[int], tuple[Tensor, Tensor]]
@@ -141,7 +140,7 @@ class RankValues:
                 pieces.append(self.rows_for(self.rank, block, self.transfers[origin.transfer], values))
             else:
                 pieces.append(self._read(origin.transfer, source, ValueKind.ACTGRAD, values))
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)  # slices of the features, in order
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)  # slices of the features, in order
 
     def rows_for(self, rank: int, block: str, op: Transfer, values: Generation) -> Tensor:
         """The gradient of `block`'s output for those samples that `op` is to bring `rank`, from all computed here."""
@@ -187,19 +186,20 @@ class RankValues:
         op, position = self.transfers[transfer], 0
         message, dtype = values.received[transfer, src], self.wire_dtype(op)
         for v in op.values:
-            shape: tuple[int, ...] = ()
             if v.kind is ValueKind.LABELS:
-                nbytes = self._size * LABEL_BYTES
+                shape: tuple[int, ...] = self._size, *self.model.labels.shape
+                nbytes = self._size * self.model.labels.nbytes(self.schedule.itemsize)
             else:
                 shape = self._size, *self.model.block(v.name).output_shape
                 if (cut := self.schedule.cut(op.slices)) is not None:
                     lo, hi = self.schedule.features(cut, src if v.kind is ValueKind.ACTGRAD else self.rank)
-                    shape = self._size, hi - lo
+                    shape = *shape[:-1], hi - lo
                 nbytes = prod(shape) * dtype.itemsize
             if v.kind is kind:
                 found = message[position : position + nbytes]
                 if kind is ValueKind.LABELS:
-                    return found.clone().view(torch.int64)  # a view would have to begin at a multiple of 8
+                    of_labels = torch.int64 if self.model.labels.indices else self.dtype
+                    return found.clone().view(of_labels).view(shape)  # a view would have to begin at a multiple of 8
                 return found.view(dtype).view(shape).to(self.dtype)
             position += nbytes
         raise RuntimeError(f"{transfer} carries no {kind}")

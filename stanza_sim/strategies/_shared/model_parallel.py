@@ -97,8 +97,9 @@ def _floats(model: ModelProfile, layers: Sequence[Linear | None], found: Sequenc
     ring = (shards - 1) / shards
     for layer, axis in zip(layers, found, strict=True):
         if layer is not None:
-            total += 2 * ring * (layer.outputs if axis is Axis.ROWS else layer.inputs)
-    return total + (shards - 1 if found[-1] is Axis.COLUMNS else 0)
+            total += 2 * ring * layer.positions * (layer.outputs if axis is Axis.ROWS else layer.inputs)
+    last = layers[-1]
+    return total + ((shards - 1) * (last.positions if last else 1) if found[-1] is Axis.COLUMNS else 0)
 
 
 def can_be_sliced(model: ModelProfile, shards: int) -> bool:
@@ -219,11 +220,9 @@ def _passes(
 def _exchange(b: Builder, how: Slicing, piece: _Piece, value: Value, features: int, after: str) -> str:
     """Add the sum of partial sums of `value`, or the gathering of logsums; return its name."""
     shards, itemsize = len(b.groups[how.fc].ranks), b.model.itemsize
+    rows = piece.samples * b.cuts[0].positions  # of every layer: each takes what the one before gives
     gathers = value.kind is ValueKind.LOGSUM
-    if gathers:
-        nbytes = gathered_bytes(piece.samples, shards, itemsize)
-    else:
-        nbytes = summed_bytes(piece.samples, features, itemsize)
+    nbytes = gathered_bytes(rows, shards, itemsize) if gathers else summed_bytes(rows, features, itemsize)
     verb = "logsum" if gathers else "sum" if value.kind is ValueKind.ACT else "sumgrad"
     choice = Choice.BACKEND if gathers else how.algorithm
     name = b.named(f"{verb}.{value.name}", piece.number)

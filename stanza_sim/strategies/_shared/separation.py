@@ -28,6 +28,7 @@ def cut_at(model: ModelProfile, cut: str | None) -> ModelProfile:
                 where="stanza",
                 hint=hint + "or leave this strategy out",
             )
+        require_whole(model, "stanza", "cut")
         return model
     possible = f"a cut is at the beginning of a block: {', '.join(names[1:]) or 'here there is one only'}"
     if cut == names[0]:
@@ -47,7 +48,30 @@ def cut_at(model: ModelProfile, cut: str | None) -> ModelProfile:
             where="stanza: cut",
             hint=f"did you mean {near[0]!r}? {possible}" if near else possible,
         )
-    return with_boundary(model, cut)
+    found = with_boundary(model, cut)
+    require_whole(found, "stanza: cut", "cut")
+    return found
+
+
+def require_whole(model: ModelProfile, where: str, key: str) -> None:
+    """Raise `InputError` if the CONV part and the FC part of `model` would share weights, with a cut for `key` that
+    keeps them whole if there is one.
+    """
+    spans = {t: (model.place(blocks[0]), model.place(blocks[-1])) for t, blocks in model.users.items()}
+    apart = [t for t, (first, last) in spans.items() if first < model.boundary <= last]
+    if not apart:
+        return
+    names = [b.name for b in model.blocks]
+    whole = [n for i, n in enumerate(names) if i and not any(first < i <= last for first, last in spans.values())]
+    hint = "no other cut keeps them together"
+    if whole:
+        hint = f"set {key} to {' or '.join(whole[:4])}, which keeps them together"
+    raise InputError(
+        f"a cut at {names[model.boundary]} separates the blocks {' and '.join(model.users[apart[0]])} of model "
+        f"{model.name}, which share {apart[0]}",
+        where=where,
+        hint=f"{hint}; tied weights train under parameter_server and all_reduce",
+    )
 
 
 def check_microbatches(batch_per_worker: int, microbatches: int, *, eager: int, where: str) -> None:

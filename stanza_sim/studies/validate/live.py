@@ -14,6 +14,7 @@ from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_rate, format_time
 from stanza_sim.cluster import Cluster
 from stanza_sim.cluster.dilation import dilated
+from stanza_sim.experiment.fitted import fitted
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
 from stanza_sim.experiment.rows import Plan, cluster_of, plans_of
 from stanza_sim.experiment.scenario import Conditions
@@ -265,7 +266,7 @@ class LiveBench:
     def _job(self, case: Case, iterations: int) -> RunJob:
         experiment = experiment_of(self._suite, case, timed=iterations)
         cluster = self._plans.clusters[case.network]
-        (job,) = jobs_of(experiment, [self._plans[case]], cluster, {}, testbed=_in_testbed(cluster))
+        (job,) = jobs_of(experiment, fitted(experiment, [self._plans[case]]), cluster, {}, testbed=_in_testbed(cluster))
         return job
 
     def _realtime(self, case: Case) -> bool:

@@ -15,7 +15,7 @@ from stanza_sim.model.profile import ModelProfile
 from tests.execute.execute_variants import TRAINING, VARIANTS, job_of, schedule_of
 from tests.execute.standin.standin_tasks import Changed
 
-DATA = "stanza_sim.execute.train.data"
+DATA = "stanza_sim.execute.train.feed"
 
 
 @pytest.mark.processes

@@ -16,7 +16,7 @@ from stanza_sim.execute.rank.accelerator import Cpu
 from stanza_sim.execute.rank.clock import ClockOffset
 from stanza_sim.execute.rank.job import LearningRate
 from stanza_sim.execute.start.measure import iteration_durations
-from stanza_sim.execute.train import data
+from stanza_sim.execute.train import data, feed
 from stanza_sim.execute.train.dropout import CounterDropout, keep_mask
 from stanza_sim.execute.train.flat import sgd_step
 from stanza_sim.model.profile import ModelProfile
@@ -70,7 +70,7 @@ def test_a_step_is_that_of_torch() -> None:
     sgd = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.01)
     for i in range(5):
         summed = torch.randn(100, generator=torch.Generator().manual_seed(i + 1))
-        sgd_step(ours, summed, velocity, lr=0.1, momentum=0.9, weight_decay=0.01, global_batch=32)
+        sgd_step(ours, summed, velocity, lr=0.1, momentum=0.9, weight_decay=0.01, terms=32)
         theirs.grad = summed / 32
         sgd.step()
     assert torch.allclose(ours, theirs, atol=1e-6)
@@ -106,9 +106,9 @@ def test_a_feed_gives_the_same_batches_from_memory_and_from_a_thread(
 ) -> None:
     items = data.load("synthetic", tiny, 1)
     numbers = data.draw(list(range(30)), 6, 9, seed=1)
-    small = data.Feed(items, numbers, torch.float32, Cpu())
-    monkeypatch.setattr(data, "AHEAD_BYTES", 0)
-    threaded = data.Feed(items, numbers, torch.float32, Cpu())
+    small = feed.Feed(items, numbers, Cpu())
+    monkeypatch.setattr(feed, "AHEAD_BYTES", 0)
+    threaded = feed.Feed(items, numbers, Cpu())
     for i in range(9):
         for a, b in zip(small.batch(i), threaded.batch(i), strict=True):
             assert torch.equal(a, b)
@@ -117,8 +117,8 @@ def test_a_feed_gives_the_same_batches_from_memory_and_from_a_thread(
 def test_samples_staged_in_chunks_are_those_stacked_at_once(tiny: ModelProfile) -> None:
     items = data.load("digits", tiny, 1)
     numbers = list(range(40, 7, -3))
-    x, y = data.Staging(Cpu(), 4, (1, 8, 8), torch.float64).load(items, numbers)
-    expected = data.stack(items, numbers, torch.float64, torch.device("cpu"))
+    x, y = feed.Staging(Cpu(), 4, items[0]).load(items, numbers)
+    expected = data.stack(items, numbers, torch.device("cpu"))
     assert torch.equal(x, expected[0])
     assert torch.equal(y, expected[1])
 
@@ -126,8 +126,8 @@ def test_samples_staged_in_chunks_are_those_stacked_at_once(tiny: ModelProfile) 
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("tests.execute.execute_data:Wrong", "a sample has shape"),
-        ("tests.execute.execute_data:Missing", "AttributeError"),
+        ("tests.execute.execute_data:wrong_shape", r"sample 0: has the shape \[3, 8, 8\]"),
+        ("tests.execute.execute_data:missing", "AttributeError"),
         ("no_such_module_at_all:x", "ModuleNotFoundError"),
         ("cifar", "there is no such data"),
         ("math:pi", "without length or items"),

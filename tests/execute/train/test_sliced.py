@@ -9,9 +9,11 @@ from torch import nn
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.execute.start.launch import Pool
+from stanza_sim.execute.train.losses import sliced_loss
 from stanza_sim.execute.train.reference import Trained, largest_deviation, train
-from stanza_sim.execute.train.slices import HeldBlock, cut_block, sliced_loss
+from stanza_sim.execute.train.slices import HeldBlock, cut_block
 from stanza_sim.model.extract import extract
+from stanza_sim.model.labels import Labels
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Axis, Cut
 from stanza_sim.simulate import simulate
@@ -123,7 +125,8 @@ def test_the_loss_on_slices_is_the_cross_entropy(bounds: list[tuple[int, int]]) 
     slices = [logits.detach()[:, lo:hi] for lo, hi in bounds]
     logsum = torch.stack([x.logsumexp(1) for x in slices]).logsumexp(0)
     made = [
-        sliced_loss(x, labels, logsum, b, first=i == 0) for i, (x, b) in enumerate(zip(slices, bounds, strict=True))
+        sliced_loss(x, labels, logsum, b, Labels(), first=i == 0)
+        for i, (x, b) in enumerate(zip(slices, bounds, strict=True))
     ]
     torch.testing.assert_close(torch.cat([g for g, _ in made], dim=1), gradient)
     torch.testing.assert_close(sum(loss for _, loss in made), expected.detach())

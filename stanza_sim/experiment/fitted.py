@@ -1,0 +1,80 @@
+"""Models held to the data that they will be trained on, and all that can be known of a run before ranks start."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+
+from stanza_sim.base.config import Loaded
+from stanza_sim.base.errors import at
+from stanza_sim.base.telling import Say
+from stanza_sim.experiment.file import Experiment
+from stanza_sim.experiment.jobs import training_of
+from stanza_sim.experiment.rows import Plan
+from stanza_sim.model.labels import Labels, Loss
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.model.shipped import SOURCES, WIDE
+from stanza_sim.schedule.wires import with_labels
+
+
+def fitted(loaded: Loaded[Experiment], plans: Sequence[Plan], say: Say = lambda text: None) -> tuple[Plan, ...]:
+    """Return `plans` with models that know their labels from the data, and schedules with the bytes of these.
+
+    For emulated computations they are returned as they are: nothing is trained. Raises `InputError` for data that does
+    not fit a model, for a loss that makes no sense, and for a model or a block of it that cannot be trained; what is
+    odd about the data is said.
+    """
+    experiment = loaded.value
+    if experiment.execute.compute == "emulated":
+        return tuple(plans)
+    models: dict[str, ModelProfile] = {}
+    for title in dict.fromkeys(plan.entry.title for plan in plans):
+        mine = [plan for plan in plans if plan.entry.title == title]
+        index = next((i for i, entry in enumerate(experiment.models) if entry.title == title), 0)
+        with at(loaded.source.where("models", index), outer=True):
+            _check(mine)
+        with at(loaded.source.where("training", "data"), outer=True):
+            models[title] = _with_labels(loaded, mine, say)
+    found = []
+    for plan in plans:
+        model = models[plan.entry.title]
+        found.append(replace(plan, model=model, schedule=with_labels(plan.schedule, plan.model, model)))
+    return tuple(found)
+
+
+def _check(plans: Sequence[Plan]) -> None:
+    """Look at the model of `plans`: those of a user's own factory, which torch has built already, block by block."""
+    from stanza_sim.execute.train.known import check_trainable
+
+    model = plans[0].model
+    check_trainable(model)
+    shipped = {source.factory for source in (*SOURCES.values(), *WIDE.values())}
+    if "torch" in sys.modules and model.factory not in shipped:
+        from stanza_sim.execute.train.early import check_blocks
+
+        check_blocks(model, [plan.schedule for plan in plans])
+
+
+def _with_labels(loaded: Loaded[Experiment], plans: Sequence[Plan], say: Say) -> ModelProfile:
+    """The model of `plans` with the labels that its data has."""
+    from stanza_sim.execute.train.known import shipped_labels
+
+    experiment, model = loaded.value, plans[0].model
+    training = training_of(experiment)
+    loss = None if training.loss is None else Loss(training.loss)
+    labels = shipped_labels(training.data, model, loss)
+    if labels is not None:
+        return _stating(model, labels)
+    from stanza_sim.execute.train import data, early
+
+    items = data.raw(training.data, model, experiment.seed)
+    model = _stating(model, early.labels_in(training.data, items, model, loss))
+    batches = [plan.schedule.global_batch for plan in plans]
+    for note in early.look_at(training.data, items, model, batches, training.iterations, experiment.seed):
+        say(f"note: {note}")
+    return model
+
+
+def _stating(model: ModelProfile, labels: Labels) -> ModelProfile:
+    return model if model.labels == labels else replace(model, stated_labels=labels)
