@@ -1,0 +1,179 @@
+"""Good files of every format that is read, each with the commands that read it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import networkx as nx
+
+from tests.importers.foreign_files import cpu, gpu, nic, system
+from tests.importers.logs import log
+
+ROOT = Path(__file__).parents[2]
+
+EXPERIMENT = """\
+name: fuzzed
+description: Two nodes, two rows.
+cluster: topology.yaml
+batch_per_worker: 4
+precision: fp32
+models:
+  - alexnet
+  - {model: alexnet, name: wide, scale: {bytes: 2.0, compute: 0.5}}
+strategies:
+  - {strategy: parameter_server, label: "PS, one", settings: {servers: 1, assignment: cut, overlap: true}}
+  - {strategy: stanza, settings: {fc_workers: 1, bucket: 4MiB}}
+network: {rate: 5Gbps}
+simulation: {jitter: {kind: lognormal, spread: 0.05}, straggler: {probability: 0.1, slowdown: 2.0}, repeats: 2}
+training: {iterations: 4, warmup: 1, optimizer: {lr: 0.1, momentum: 0.9}}
+uncertainty: {computation: 0.1, network: 0.05}
+"""
+TOPOLOGY = """\
+name: fuzzed
+description: Hosts of their own, two switches.
+hosts:
+  - {name: a, count: 2, cores: 4, devices: [V100, mine], nic: {rate: 10Gbps, latency: 25us, overhead: 15us, efficiency: 0.9},
+     intra: {kind: pcie, rate: 11GB/s, latency: 5us}}
+  - name: b
+    cores: 2
+    nic: {rate: 1Gbps, preset: tcp}
+switches: [{name: s}, {name: t, backplane: 20Gbps}]
+links:
+  - {from: a-0, to: s}
+  - {from: a-1, to: s}
+  - {from: b, to: t}
+  - {from: s, to: t, rate: 20Gbps, latency: 2us}
+routing: shortest
+overrides:
+  a-1: {device_speed: 0.8}
+"""
+FABRIC = """\
+name: fuzzed
+hosts: [{name: n, cores: 4, devices: [V100], nic: {rate: 10Gbps}}]
+fabric: {kind: leaf-spine, leaves: 2, hosts_per_leaf: 2, spines: 2, oversubscription: 2}
+routing: spread
+"""
+DEVICE = """\
+name: mine
+description: A device of one's own.
+memory: 16GB
+memory_bandwidth: 900GB/s
+launch_overhead: 5us
+precisions:
+  fp32: {peak: 15.7TFLOPS, note: fp32}
+sources: ["its datasheet"]
+"""
+SLURM = "SwitchName=s0 Nodes=n[00-03]\nSwitchName=s1 Nodes=n[04-07]\nSwitchName=top Switches=s[0-1]\n"
+FLOWS = {
+    "hosts": ["a", "b"],
+    "links": [{"name": "x", "bandwidth": 1e9, "latency": 1e-6}],
+    "routes": [{"src": "a", "dst": "b", "links": ["x"]}],
+    "flows": [
+        {"id": "f", "src": "a", "dst": "b", "bytes": 1e6},
+        {"id": "g", "src": "a", "dst": "b", "bytes": 2e6, "deps": ["f"], "delay": 1e-3},
+    ],
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A format: the file that is mutated, its good content, and the commands that read it in a folder of good files."""
+
+    file: str
+    content: bytes
+    commands: tuple[tuple[str, ...], ...]
+
+
+def _graph() -> nx.Graph:
+    graph = nx.Graph(name="fuzzed")
+    for name in "ab":
+        graph.add_node(name, kind="host", cores=4)
+        graph.add_edge(name, "s", rate="10Gbps", latency="5us")
+    graph.nodes["s"]["kind"] = "switch"
+    return graph
+
+
+def targets(folder: Path) -> Mapping[str, Target]:
+    """The formats, after the good files that others name were written to `folder`."""
+    (folder / "devices").mkdir(exist_ok=True)
+    (folder / "topology.yaml").write_text(TOPOLOGY)
+    (folder / "fabric.yaml").write_text(FABRIC)
+    (folder / "devices" / "mine.yaml").write_text(DEVICE)
+    (folder / "experiment.yaml").write_text(EXPERIMENT)
+    nx.write_graphml(_graph(), folder / "graph.graphml")
+    data = ROOT / "stanza_sim" / "data"
+    for kind, name in (("nccl", "nvlink"), ("transports", "tcp"), ("devices", "P100")):
+        shutil.copy(data / kind / f"{name}.yaml", folder / f"{kind}.yaml")
+    run = ("run", "experiment.yaml", "--json", "--set", "simulation.repeats=1")
+    text: dict[str, tuple[str, str | bytes, tuple[tuple[str, ...], ...]]] = {
+        "experiment": ("experiment.yaml", EXPERIMENT, (("run", "experiment.yaml", "--json"), ("show", "schedule", "experiment.yaml"))),
+        "topology": ("topology.yaml", TOPOLOGY, (("show", "cluster", "topology.yaml"), run)),
+        "fabric": ("fabric.yaml", FABRIC, (("show", "cluster", "fabric.yaml"), (*run, "--set", "cluster=fabric.yaml"))),
+        "device": ("devices/mine.yaml", DEVICE, (("show", "device", "mine"), run)),
+        "fitted device": ("devices/P100.yaml", (folder / "devices.yaml").read_bytes(), (("show", "device", "P100"),)),
+        "nccl": ("nccl.yaml", (folder / "nccl.yaml").read_bytes(), ((*run, "--nccl", "nccl.yaml"),)),
+        "transport": ("transports/tcp.yaml", (folder / "transports.yaml").read_bytes(), (run,)),
+        "blocks": ("blocks.json", _blocks(), ((*run, "--profile", "blocks.json"),)),
+        "network": ("network.json", _network(), ((*run, "--profile", "network.json"),)),
+        "flows": ("flows.json", json.dumps(FLOWS, indent=1), (("flows", "flows.json"),)),
+        "graphml": ("graph.graphml", (folder / "graph.graphml").read_bytes(), (("show", "cluster", "graph.graphml"),)),
+        "node-link": ("graph.json", json.dumps(nx.node_link_data(_graph(), edges="edges"), indent=1), (("show", "cluster", "graph.json"),)),
+        "sweep": ("points.csv", _sweep(folder), (("sweep", "experiment.yaml", "--vary", "batch_per_worker=4", "-o", "points.csv", "--jobs", "1"),)),
+        "nccl-topo": ("topo.xml", system(cpu(0, gpu("0000:07:00.0", 0) + nic("0000:08:00.0", "mlx5_0"))), (("import", "nccl-topo", "topo.xml", "--device", "A100"),)),
+        "slurm": ("topology.conf", SLURM, (("import", "slurm", "topology.conf", "--rate", "nic=10Gbps", "--rate", "1=40Gbps", "--device", "V100"),)),
+        "nccl-tests": ("nccl.log", log([(2**k, 20 + 2**k / 1e5) for k in range(18, 28)]), (("import", "nccl-tests", "nccl.log", "-o", "out.json"),)),
+    }  # fmt: skip
+    return {
+        name: Target(file=file, content=content if isinstance(content, bytes) else content.encode(), commands=commands)
+        for name, (file, content, commands) in text.items()
+    }
+
+
+def _blocks() -> str:
+    from stanza_sim.model import zoo
+    from stanza_sim.model.profile_json import fingerprint
+
+    model = zoo.get("alexnet")
+    rows = [
+        {"block": b.name, "samples": 4, "forward_s": 1e-3, "backward_s": 2e-3, "backward_input_s": 1e-3, "backward_weight_s": 1e-3}
+        for b in model.blocks
+    ]
+    return json.dumps(
+        {
+            "format": "stanza-sim-profile/1", "device": "cpu X", "host_cores": 4, "date": "2026-01-01T00:00:00Z",
+            "precision": "fp32", "ranks_at_once": 1, "model": {"name": "alexnet", "fingerprint": fingerprint(model)},
+            "blocks": rows, "reduce_Bps": 8e9, "update_Bps": 2e9,
+        },
+        indent=1,
+    )  # fmt: skip
+
+
+def _network() -> str:
+    about: Callable[[float], dict[str, float]] = lambda v: {"value": v, "low": 0.9 * v, "high": 1.1 * v}  # noqa: E731
+    return json.dumps(
+        {
+            "format": "stanza-sim-network/1", "cluster": "t", "date": "2026-01-01T00:00:00Z", "testbed": False, "ranks": 4,
+            "machine": {"device": "cpu X", "cores": 2, "kernel": "6.1", "load": 0.5},
+            "pairs": [
+                {
+                    "sender_Bps": 25e6, "receiver_Bps": 25e6, "source": 0, "destination": 1, "messages": 3,
+                    "latency_s": about(8e-5), "overhead_s": about(3e-5), "posting_s": about(3e-4),
+                    "goodput_Bps": about(2.4e7), "burst_bytes": about(0.0),
+                }
+            ],
+            "hop_s": about(9e-5), "reduce_Bps": about(8e9), "update_Bps": about(2e9),
+        },
+        indent=1,
+    )  # fmt: skip
+
+
+def _sweep(folder: Path) -> bytes:
+    from stanza_sim.studies.sweep.session import Sweep
+
+    path = folder / "points.csv"
+    Sweep(str(folder / "experiment.yaml"), vary=["batch_per_worker=4"], output=path).run(jobs=1)
+    return path.read_bytes()
