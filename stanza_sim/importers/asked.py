@@ -76,4 +76,4 @@ def devices_known() -> str:
 
 def said_rate(level: str, bandwidth_Bps: float) -> str:
     """A comment for a rate that the user gave."""
-    return f"--rate {level}={rate_text(bandwidth_Bps, bits=level == 'nic')}"
+    return f"--rate {level}={rate_text(bandwidth_Bps, bits=level not in ('nvlink', 'pcie', 'socket'))}"
