@@ -199,8 +199,45 @@ def slurm(
         )
 
 
+_IB_EXAMPLES = """Examples:\n
+[bold]ibnetdiscover > fabric.txt[/]\n
+[bold]stanza-sim import ibnetdiscover fabric.txt --device A100 --devices-per-host 8 -o fabric.yaml[/]
+"""
+
+
+def ibnetdiscover(
+    file: File,
+    output: Output = None,
+    device: Device = None,
+    devices_per_host: PerHost = None,
+    rate: Rates = None,
+    cores: Cores = None,
+) -> None:
+    """Make a network of the output of [bold]ibnetdiscover[/], which holds nothing of what hosts have.
+
+    Levels of [bold]--rate[/] are nic (a port), level1 (a cable from a switch with hosts up), level2 (from there up) and
+    so on, where cables are not as the file says; nvlink (all NVLinks of a GPU, or none) and pcie in hosts.
+    """
+    with errors_for_people():
+        from stanza_sim.importers.ibnetdiscover import import_ibnetdiscover
+        from stanza_sim.importers.looks_like import Foreign
+
+        import_file(
+            file,
+            output,
+            kind=Foreign.IBNETDISCOVER,
+            reader=import_ibnetdiscover,
+            rates=rate,
+            none=("nvlink",),
+            device=device,
+            devices_per_host=devices_per_host,
+            cores=cores,
+        )
+
+
 def add_cluster_commands(app: typer.Typer) -> None:
     """Add the commands to `stanza-sim import`."""
     app.command("nccl-topo", epilog=_NCCL_EXAMPLES)(nccl_topo)
     app.command("nvidia-smi", epilog=_SMI_EXAMPLES)(nvidia_smi)
     app.command("slurm", epilog=_SLURM_EXAMPLES)(slurm)
+    app.command("ibnetdiscover", epilog=_IB_EXAMPLES)(ibnetdiscover)
