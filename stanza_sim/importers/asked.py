@@ -37,6 +37,12 @@ class Asked:
                 what = f"there is no level {level!r}"
                 raise InputError(what, where=f"--rate {level}=...", hint=f"{where} has: {', '.join(known)}")
 
+    def check_used(self, unused: Iterable[str], why: str) -> None:
+        """Raise `InputError` for a rate that would change nothing."""
+        for level in unused:
+            if self.rates.get(level):
+                raise InputError(f"has no use: {why}", where=f"--rate {level}=...", hint="leave it out")
+
 
 def parse_rates(texts: Iterable[str], *, none: Iterable[str] = ()) -> dict[str, float]:
     """Read `LEVEL=RATE` of several `--rate`; the levels in `none` may also be `none`.

@@ -74,6 +74,8 @@ def inside(file: ForeignFile, asked: Asked) -> Inside:
     rows.append(("devices", f"[{', '.join([scalar(device)] * count)}]", "--device and --devices-per-host"))
     if count > 1:
         rows.append(_intra(file, asked, device, notes))
+    else:
+        asked.check_used(["nvlink", "pcie"], "a host has one device")
     return Inside(rows=tuple(rows), notes=tuple(notes), description=f"{count} {device.rpartition('/')[2]} a host")
 
 
@@ -86,6 +88,7 @@ def _intra(file: ForeignFile, asked: Asked, device: str, notes: list[Note]) -> t
         comment = f"assumption: {links} NVLinks of {rate_text(link_Bps)}, {known.NVLINK_SOURCE}"
         notes.append(Note(what="NVLink is taken to join the devices of a host; --rate nvlink=none if PCI does"))
     if nvlink:
+        asked.check_used(["pcie"], "NVLink joins the devices of a host (--rate nvlink=none if it does not)")
         return "intra", f"{{kind: nvlink, rate: {rate_text(nvlink)}, latency: 2us}}", comment
     pci, comment = asked.rates.get("pcie"), said_rate("pcie", asked.rates.get("pcie", 0.0))
     if pci is None:
@@ -145,6 +148,10 @@ def fabric_file(
             )
             for trunk in of_level
         )
+    if len(trunks) >= len(switches):
+        lines += aligned(
+            [("routing: spread", "assumption: all shortest ways alike; `shortest`: one, by the destination")]
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -168,8 +175,15 @@ def _hosts(named: Sequence[tuple[str, Sequence[Attached]]], inside: Inside) -> l
             rows.append((f"    count: {len(members)}", ""))
         for key, value, comment in inside.rows:
             rows.append((f"    {key}: &{key} {value}", comment) if g == 0 else (f"    {key}: *{key}", ""))
-        lines += aligned([*rows, *_nics(rates, anchors)])
+        rows += _nics(rates, anchors)
+        lines += aligned(rows) if any("&" in text for text, _ in rows) else aligned([_in_one_line(rows)])
     return lines
+
+
+def _in_one_line(rows: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """A group that states nothing of its own, with the comment of its first row."""
+    inner = ", ".join(text.strip().removeprefix("- ") for text, _ in rows)
+    return f"  - {{{inner}}}", rows[0][1]
 
 
 def _nics(rates: tuple[float, ...], anchors: dict[tuple[float, ...], str]) -> list[tuple[str, str]]:

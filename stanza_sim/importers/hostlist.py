@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 
 MOST_HOSTS = 100_000
+MOST_LETTERS = 255
+"""A name of a host is no longer (RFC 1035)."""
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 _NUMBERED = re.compile(r"(.*?)(\d{1,9})")
 
@@ -34,6 +36,8 @@ def expand(text: str) -> list[str]:
             count *= len(choice)
         if len(names) + count > MOST_HOSTS:
             raise HostlistError(f"{text[:40]!r} are more than {MOST_HOSTS:,} names", "that is the most")
+        if sum(max(map(len, choice)) for choice in choices) > MOST_LETTERS:
+            raise HostlistError(f"{item[:40]!r} is too long for a name", f"{MOST_LETTERS} letters are the most")
         names += ("".join(chosen) for chosen in product(*choices))
     return names
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from stanza_sim.base.errors import InputError
 from stanza_sim.importers.asked import Asked, said_rate
 from stanza_sim.importers.fabric_file import HOST_LEVELS, Attached, Switch, Trunk, fabric_file, inside
-from stanza_sim.importers.hostlist import MOST_HOSTS, HostlistError, expand, fold, without_prefix
+from stanza_sim.importers.hostlist import MOST_HOSTS, MOST_LETTERS, HostlistError, expand, fold, without_prefix
 from stanza_sim.importers.looks_like import Foreign
 from stanza_sim.importers.native import Imported, Note
 from stanza_sim.importers.reading import ForeignFile, read_foreign
@@ -207,7 +207,7 @@ def _add(file: ForeignFile, line: int, values: dict[str, str], reading: _Reading
     name = values.get("switchname", "")
     if not name:
         raise file.wrong("a line without SwitchName=...", line, "such as SwitchName=s0 Nodes=tux[0-15]")
-    if re.search(r"[\[\],]", name):
+    if re.search(r"[\[\],]", name) or len(name) > MOST_LETTERS:
         raise file.wrong(f"{name!r} is not the name of one switch", line, "write a line for each switch")
     where = str(line) if reading.files == 1 else f"{line} of {Path(file.path).name}"
     if (other := reading.switches.get(name)) is not None:

@@ -75,6 +75,9 @@ def test_a_subnet(tmp_path: Path) -> None:
     assert "2 cables of 4xHDR" in text
     assert "level 2 and up" in text
     assert "# n[1-2]" in text
+    assert "routing:" not in text  # there is one way only
+    more = [*CABLES, ("S-1", "S-2", "4xHDR"), ("S-4", "S-2", "4xHDR")]
+    assert read(tmp_path, printed(NODES, more))[0].fabric.routing.kind == "spread"
 
 
 def test_rates_that_are_missing_are_asked_for_and_others_overridden(tmp_path: Path) -> None:

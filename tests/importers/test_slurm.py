@@ -125,6 +125,8 @@ def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
         ),
         ({"rates": RATES | {"level3": 1.0}}, "there is no level 'level3'"),
         ({"device": None}, "--devices-per-host without --device"),
+        ({"rates": RATES | {"pcie": 1e9}}, "--rate pcie=...: has no use: NVLink joins the devices"),
+        ({"devices_per_host": 1, "rates": RATES | {"nvlink": 1e9}}, "has no use: a host has one device"),
         ({"device": None, "devices_per_host": None}, "does not say what its hosts have"),
         ({"device": None, "devices_per_host": None, "rates": RATES | {"pcie": 1.0}}, "--rate pcie without --device"),
     ],
