@@ -1,0 +1,142 @@
+"""Trials: a good file is mutated, and a command reads it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import random
+import signal
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from unittest.mock import patch
+
+from stanza_sim.base.telling import CONTROL
+from tests.fuzz.mutations import mutated
+from tests.fuzz.seeds import Target, targets
+
+LIMIT_S = 5.0
+LIMIT_MB = 500
+AT_A_TIME = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """What went wrong in a trial."""
+
+    number: int
+    kind: str
+    target: str
+    command: tuple[str, ...]
+    content: bytes
+    said: str
+
+
+class TooLong(BaseException):
+    """A trial took too long."""
+
+
+def trial(number: int, seed: int, target: Target, name: str) -> tuple[int, Fault | None]:
+    """Run trial `number` in the current folder; the exit status, and what was wrong."""
+    draw = random.Random(f"{seed}:{number}")
+    content, command = mutated(target.content, draw), draw.choice(target.commands)
+    path = Path(target.file)
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(content)
+    out, err = io.StringIO(), io.StringIO()
+    status, kind, begin = 0, "", time.process_time()
+    try:
+        with _limited(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            status = _run(command)
+    except TooLong:
+        kind = "time"
+    except BaseException:  # noqa: BLE001 - that is what is looked for
+        kind, said = "traceback", traceback.format_exc()
+        err.write(said)
+    finally:
+        path.write_bytes(target.content)
+    said = err.getvalue()
+    if not kind and time.process_time() - begin > LIMIT_S:
+        kind = "time"
+    if not kind and status not in (0, 1, 2):
+        kind = f"status {status}"
+    if not kind and CONTROL.search(out.getvalue() + said):
+        kind = "control character"
+    if not kind and status and not any(line.startswith("error:") for line in said.splitlines()):
+        kind = "no message"
+    if not kind and status == 2 and path.name not in said and path.stem not in said:
+        kind = "the file is not named"
+    fault = Fault(number=number, kind=kind, target=name, command=command, content=content, said=said) if kind else None
+    return status, fault
+
+
+def _run(command: tuple[str, ...]) -> int:
+    from stanza_sim.cli.app import app
+
+    try:
+        app(list(command))
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    return 0
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    """Raise `TooLong` after three times the limit of this process's time; what takes longer than it is a fault anyway."""
+
+    def end(number: int, frame: object) -> None:
+        raise TooLong
+
+    before = signal.signal(signal.SIGPROF, end)
+    signal.setitimer(signal.ITIMER_PROF, 3 * LIMIT_S)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def trials(numbers: range, seed: int) -> tuple[Counter[str], list[Fault]]:
+    """Run these trials in a folder of their own."""
+    statuses: Counter[str] = Counter()
+    faults: list[Fault] = []
+    with tempfile.TemporaryDirectory() as scratch, patch.dict(os.environ, {"XDG_CACHE_HOME": scratch}):
+        folder = Path(scratch)
+        known = targets(folder)
+        names = sorted(known)
+        with contextlib.chdir(folder):
+            for number in numbers:
+                name = names[number % len(names)]
+                status, fault = trial(number, seed, known[name], name)
+                statuses[f"status {status}"] += 1
+                if fault is not None:
+                    faults.append(fault)
+    return statuses, faults
+
+
+def _begin() -> None:
+    import resource
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_MB * 10**6, limit))
+
+
+def fuzz(count: int, seed: int, jobs: int) -> tuple[Counter[str], list[Fault]]:
+    """Run `count` trials in `jobs` processes."""
+    statuses: Counter[str] = Counter()
+    faults: list[Fault] = []
+    parts = [range(first, min(first + AT_A_TIME, count)) for first in range(0, count, AT_A_TIME)]
+    # A process is renewed from time to time: what one trial leaves behind is no fault of the next.
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, max_tasks_per_child=20) as pool:
+        for found, wrong in pool.map(trials, parts, [seed] * len(parts)):
+            statuses += found
+            faults += wrong
+    return statuses, faults
