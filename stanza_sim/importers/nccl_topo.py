@@ -259,12 +259,13 @@ def _tree(system: System, asked: Asked, ports: Ports, notes: list[Note]) -> Tree
     gpus = system.gpus
     bridges = list(dict.fromkeys(b for gpu in gpus if (b := _above(gpu)) is not None and _shared(system, b)))
     switches = tuple(tuple(d for d, gpu in enumerate(gpus) if _above(gpu) is b) for b in bridges)
-    rates = [rate for b in bridges if (rate := _rate(b)) is not None]
+    rates = [(rate, b) for b in bridges if (rate := _rate(b)) is not None]
+    slowest = min(rates, key=lambda found: found[0], default=None)
     deeper = [b.line for gpu in gpus for b in gpu.bridges[1:]]
     if switches and deeper:
         what = "bridges below others are not stated: what hangs under one of the outermost hangs there directly"
         notes.append(Note(what=what, lines=tuple(deeper)))
-    if rates and min(rates) != max(rates):
+    if slowest is not None and any(rate != slowest[0] for rate, _ in rates):
         notes.append(
             Note(what="bridges have uplinks of several rates; taken as the least", lines=tuple(b.line for b in bridges))
         )
@@ -289,7 +290,7 @@ def _tree(system: System, asked: Asked, ports: Ports, notes: list[Note]) -> Tree
     return Tree(
         switches=switches,
         switches_comment=f"PCI bridges of lines {lines}",
-        switch=Said(value=min(rates), comment=f"{_said_link(bridges[0])}, of its link up") if rates else None,
+        switch=None if slowest is None else Said(value=slowest[0], comment=f"{_said_link(slowest[1])}, of its link up"),
         sockets=sockets,
         sockets_comment=f"NUMA nodes with GPUs, lines {lines_text(c.line for c in system.cpus if c in near)}",
         socket=_between(system, asked, notes) if sockets > 1 else None,

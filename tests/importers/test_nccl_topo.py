@@ -55,6 +55,16 @@ def test_without_nvlink_the_tree_joins_the_devices(tmp_path: Path) -> None:
     assert (tree.switch_Bps, tree.sockets, tree.socket_Bps, tree.nics_at_switches) == (24 * GB, 2, 16 * GB, True)
 
 
+def test_a_bridge_whose_speed_is_not_known_is_as_fast_as_a_device(tmp_path: Path) -> None:
+    bare = NO_LINKS.replace('class="0x060400" link_speed="16.0 GT/s PCIe"', 'class="0x060400" link_speed=""', 1)
+    slow = bare.replace('class="0x060400" link_speed="16.0 GT/s PCIe"', 'class="0x060400" link_speed="8.0 GT/s"')
+    for text, expected in ((bare, 24 * GB), (slow, 12 * GB), (slow.replace('="8.0 GT/s"', '=""'), None)):
+        intra = read(tmp_path, text)[0].hosts[0].intra
+        assert intra is not None
+        assert intra.tree is not None
+        assert intra.tree.switch_Bps == expected
+
+
 def test_nvlink_between_some_gpus_only_is_said(tmp_path: Path) -> None:
     pair = ['<nvlink target="0000:%s:00.0" count="4" tclass="0x030200"/>' % bus for bus in ("02", "01")]  # noqa: UP031
     text = system(
