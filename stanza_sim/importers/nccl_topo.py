@@ -27,7 +27,7 @@ def import_nccl_topo(file: ForeignFile, asked: Asked) -> Imported:
     generation = known.generation_of(device)
     sm = next((gpu.sm for gpu in system.gpus if gpu.sm), generation.sm if generation else None)
     nvlink = _nvlink(system, asked, sm, notes)
-    pci = _pci(system, asked, notes)
+    pci = _pci(system, asked, notes, needed=nvlink is None)
     ports = _ports(system, asked, notes)
     if nvlink:
         asked.check_used(["socket"], "NVLink joins the GPUs")
@@ -197,8 +197,8 @@ def _all_to_all(system: System) -> bool:
 # ---- PCI -------------------------------------------------------------------------------------------------------------
 
 
-def _pci(system: System, asked: Asked, notes: list[Note]) -> Said | None:
-    """The PCI link of a GPU, each way."""
+def _pci(system: System, asked: Asked, notes: list[Note], *, needed: bool) -> Said | None:
+    """The PCI link of a GPU, each way; None where the file does not say it and it is not needed."""
     if "pcie" in asked.rates:
         return Said(value=asked.rates["pcie"], comment=said_rate("pcie", asked.rates["pcie"]))
     rates, unknown = [], []
@@ -208,6 +208,10 @@ def _pci(system: System, asked: Asked, notes: list[Note]) -> Said | None:
             unknown.append(gpu)
         else:
             rates.append((rate, gpu))
+    if unknown and not needed:
+        what = "does not say how fast a GPU's PCI link is: nothing is stated for it; --rate pcie=RATE does"
+        notes.append(Note(what=what, lines=tuple((gpu.pci or gpu).line for gpu in unknown)))
+        return None
     if unknown:
         hint = "state --rate pcie=RATE, of a GPU's link each way, such as --rate pcie=24GB/s"
         said = "" if unknown[0].pci is None else unknown[0].pci.get("link_speed")
