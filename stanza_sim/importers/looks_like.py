@@ -43,6 +43,7 @@ class Foreign(Enum):
     SLURM_YAML = ("a Slurm topology.yaml", "")
     SLURM_CONF = ("a slurm.conf", "")
     IBLINKINFO = ("the output of iblinkinfo", "")
+    IBSWITCHES = ("the output of ibswitches or ibhosts", "")
     TRIOSIM = ("a TrioSim trace", "")
     CLUSTER = ("a stanza-sim cluster file", "")
     EXPERIMENT = ("a stanza-sim experiment file", "")
@@ -144,6 +145,7 @@ _CONTENT: tuple[tuple[Foreign, tuple[str, ...]], ...] = (
     (Foreign.NCCL_LOG, (r"\bNCCL (?:INFO|WARN|TRACE)\b",)),
     (Foreign.IBNETDISCOVER, (r'^(?:(?:Switch|Ca|Rt)[ \t]+\d+[ \t]+"|(?:switchguid|caguid)=0x)',)),
     (Foreign.IBLINKINFO, (r"^(?:CA|Switch): |==\([ \t]*\d+X[ \t]+[\d.]+ Gbps",)),
+    (Foreign.IBSWITCHES, (r"^(?:Switch|Ca)[ \t]*:[ \t]*0x[0-9a-f]+ ports \d",)),
     (Foreign.NVIDIA_SMI, (rf"{_GPU}(?:GPU\d|NIC0|mlx|CPU|NUMA|X\b|NV\d|PIX|PXB|PHB|NODE|SYS)",)),
     (Foreign.NVIDIA_SMI_OTHER, (r"\bNVIDIA-SMI\b|^=+NVSMI LOG=+|^GPU \d+: .*\(UUID: GPU-",)),
     (Foreign.SLURM, (r"(?i)^[ \t]*(?:SwitchName|BlockName|BlockSizes)[ \t]*=",)),

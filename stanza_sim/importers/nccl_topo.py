@@ -27,7 +27,7 @@ def import_nccl_topo(file: ForeignFile, asked: Asked) -> Imported:
     generation = known.generation_of(device)
     sm = next((gpu.sm for gpu in system.gpus if gpu.sm), generation.sm if generation else None)
     nvlink = _nvlink(system, asked, sm, notes)
-    pci = _pci(system, asked, notes)
+    pci = _pci(system, asked, notes, needed=nvlink is None)
     ports = _ports(system, asked, notes)
     if nvlink:
         asked.check_used(["socket"], "NVLink joins the GPUs")
@@ -197,8 +197,8 @@ def _all_to_all(system: System) -> bool:
 # ---- PCI -------------------------------------------------------------------------------------------------------------
 
 
-def _pci(system: System, asked: Asked, notes: list[Note]) -> Said | None:
-    """The PCI link of a GPU, each way."""
+def _pci(system: System, asked: Asked, notes: list[Note], *, needed: bool) -> Said | None:
+    """The PCI link of a GPU, each way; None where the file does not say it and it is not needed."""
     if "pcie" in asked.rates:
         return Said(value=asked.rates["pcie"], comment=said_rate("pcie", asked.rates["pcie"]))
     rates, unknown = [], []
@@ -208,6 +208,10 @@ def _pci(system: System, asked: Asked, notes: list[Note]) -> Said | None:
             unknown.append(gpu)
         else:
             rates.append((rate, gpu))
+    if unknown and not needed:
+        what = "does not say how fast a GPU's PCI link is: nothing is stated for it; --rate pcie=RATE does"
+        notes.append(Note(what=what, lines=tuple((gpu.pci or gpu).line for gpu in unknown)))
+        return None
     if unknown:
         hint = "state --rate pcie=RATE, of a GPU's link each way, such as --rate pcie=24GB/s"
         said = "" if unknown[0].pci is None else unknown[0].pci.get("link_speed")
@@ -259,12 +263,13 @@ def _tree(system: System, asked: Asked, ports: Ports, notes: list[Note]) -> Tree
     gpus = system.gpus
     bridges = list(dict.fromkeys(b for gpu in gpus if (b := _above(gpu)) is not None and _shared(system, b)))
     switches = tuple(tuple(d for d, gpu in enumerate(gpus) if _above(gpu) is b) for b in bridges)
-    rates = [rate for b in bridges if (rate := _rate(b)) is not None]
+    rates = [(rate, b) for b in bridges if (rate := _rate(b)) is not None]
+    slowest = min(rates, key=lambda found: found[0], default=None)
     deeper = [b.line for gpu in gpus for b in gpu.bridges[1:]]
     if switches and deeper:
         what = "bridges below others are not stated: what hangs under one of the outermost hangs there directly"
         notes.append(Note(what=what, lines=tuple(deeper)))
-    if rates and min(rates) != max(rates):
+    if slowest is not None and any(rate != slowest[0] for rate, _ in rates):
         notes.append(
             Note(what="bridges have uplinks of several rates; taken as the least", lines=tuple(b.line for b in bridges))
         )
@@ -289,7 +294,7 @@ def _tree(system: System, asked: Asked, ports: Ports, notes: list[Note]) -> Tree
     return Tree(
         switches=switches,
         switches_comment=f"PCI bridges of lines {lines}",
-        switch=Said(value=min(rates), comment=f"{_said_link(bridges[0])}, of its link up") if rates else None,
+        switch=None if slowest is None else Said(value=slowest[0], comment=f"{_said_link(slowest[1])}, of its link up"),
         sockets=sockets,
         sockets_comment=f"NUMA nodes with GPUs, lines {lines_text(c.line for c in system.cpus if c in near)}",
         socket=_between(system, asked, notes) if sockets > 1 else None,

@@ -247,7 +247,7 @@ def _check_names(file: ForeignFile, switches: Sequence[Named]) -> None:
     for switch in switches:
         if cut := without_prefix(switch.nodes, every):
             what = f"the host {cut[0]} seems to lack its prefix: {cut[1]}?"
-            hint = "in Nodes=a[1-3],a[5-6] both parts have it"
+            hint = "in Nodes=a[1-3],a[5-6] both parts have it; a host that is really called so needs another name here"
             raise switch.file.wrong(what, switch.line, hint)
     of: dict[str, Named] = {}
     for switch in switches:

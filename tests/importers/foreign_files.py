@@ -102,6 +102,7 @@ KINDS: dict[Foreign, str] = {
     Foreign.SLURM_YAML: "---\n- topology: fabric\n  tree: {switches: []}\n",
     Foreign.SLURM_CONF: "ClusterName=c\nNodeName=n[1-4] CPUs=64\n",
     Foreign.IBLINKINFO: "CA: host0 mlx5_0:\n      0x1 1 1[  ] ==( 4X 25.78125 Gbps Active/  LinkUp)==>\n",
+    Foreign.IBSWITCHES: 'Switch  : 0x0010e080 ports 36 "leaf" enhanced port 0 lid 3 lmc 0\n',
     Foreign.CLUSTER: "name: x\nhosts:\n  - {name: node, cores: 4, nic: {rate: 1Gbps}}\n",
     Foreign.EXPERIMENT: "name: x\ncluster: star\nmodels: []\nstrategies: []\n",
     Foreign.BINARY: "\x7fELF\x02\x01\x01\x00\x00\x00",

@@ -55,6 +55,23 @@ def test_without_nvlink_the_tree_joins_the_devices(tmp_path: Path) -> None:
     assert (tree.switch_Bps, tree.sockets, tree.socket_Bps, tree.nics_at_switches) == (24 * GB, 2, 16 * GB, True)
 
 
+def test_a_bridge_whose_speed_is_not_known_is_as_fast_as_a_device(tmp_path: Path) -> None:
+    bare = NO_LINKS.replace('class="0x060400" link_speed="16.0 GT/s PCIe"', 'class="0x060400" link_speed=""', 1)
+    slow = bare.replace('class="0x060400" link_speed="16.0 GT/s PCIe"', 'class="0x060400" link_speed="8.0 GT/s"')
+    for text, expected in ((bare, 24 * GB), (slow, 12 * GB), (slow.replace('="8.0 GT/s"', '=""'), None)):
+        intra = read(tmp_path, text)[0].hosts[0].intra
+        assert intra is not None
+        assert intra.tree is not None
+        assert intra.tree.switch_Bps == expected
+
+
+def test_with_nvlink_the_pci_link_need_not_be_known(tmp_path: Path) -> None:
+    cluster, notes, _ = read(tmp_path, DGX.replace('link_speed="16.0 GT/s PCIe" link_width="16"', 'link_speed=""'))
+    assert cluster.hosts[0].intra is not None
+    assert cluster.hosts[0].intra.host_link_Bps is None
+    assert any("does not say how fast a GPU's PCI link is" in note for note in notes)
+
+
 def test_nvlink_between_some_gpus_only_is_said(tmp_path: Path) -> None:
     pair = ['<nvlink target="0000:%s:00.0" count="4" tclass="0x030200"/>' % bus for bus in ("02", "01")]  # noqa: UP031
     text = system(
@@ -136,7 +153,7 @@ def test_a_nic_that_no_gpu_has_nearest_is_left_out(tmp_path: Path) -> None:
         (DGX.replace('speed="200000"', 'speed="-1"'), "does not say how fast the NIC mlx5_0 is"),
         (DGX.replace('count="6"', ""), "an <nvlink> needs a count"),
         (DGX.replace('affinity="0', 'affinity="0x'), "affinity is '0x"),
-        (DGX.replace("16.0 GT/s PCIe", "Unknown speed"), "the link of a GPU has the speed 'Unknown speed'"),
+        (NO_LINKS.replace("16.0 GT/s PCIe", "Unknown speed"), "the link of a GPU has the speed 'Unknown speed'"),
         (DGX.replace("0x20b0", "0x9999"), "does not know GPUs of the number 0x9999"),
         (DGX.replace("0x20b0", "0x2684"), "the GPUs are RTX4090, of which there is no device file"),
         ('<!DOCTYPE s [<!ENTITY a "aaaa">]>' + DGX, "declares a document type s of its own"),
