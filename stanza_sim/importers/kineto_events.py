@@ -78,6 +78,7 @@ class Trace:
     on_gpu: list[OnGpu] = field(default_factory=list)
     gpu: str = ""
     rank: int | None = None
+    world_size: int | None = None
     started_s: float | None = None
     """When it was taken, in seconds since 1970; None where the trace does not tell."""
 
@@ -193,10 +194,12 @@ def _about(trace: Trace, data: Mapping[str, object]) -> None:
     listed = data.get("deviceProperties")
     for device in listed if isinstance(listed, list) else []:
         if isinstance(device, dict) and device.get("id") in used and isinstance(device.get("name"), str):
-            trace.gpu = trace.gpu or str(device["name"])
+            trace.gpu = trace.gpu or "".join(c if c.isprintable() else " " for c in device["name"])
     info = data.get("distributedInfo")
-    if isinstance(info, dict) and isinstance(info.get("rank"), int):
-        trace.rank = info["rank"]
+    if isinstance(info, dict):
+        rank, size = info.get("rank"), info.get("world_size")
+        trace.rank = rank if isinstance(rank, int) else None
+        trace.world_size = size if isinstance(size, int) else None
     base = data.get("baseTimeNanoseconds", 0)
     first = min((spans[0].start for spans in (trace.ops, trace.marks) if spans), default=None)
     if first is not None and _is_number(base):
