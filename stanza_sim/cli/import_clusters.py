@@ -155,7 +155,89 @@ def nvidia_smi(
         )
 
 
+PerHost = Annotated[
+    int | None,
+    typer.Option("--devices-per-host", min=1, max=64, help="GPUs of a host. [default: 1]", show_default=False),
+]
+_SLURM_EXAMPLES = """Examples:\n
+[bold]stanza-sim import slurm topology.conf --device A100 --devices-per-host 8 --nics 8 --rate nic=200Gbps
+--rate level1=3.2Tbps -o mine.yaml[/]
+"""
+
+
+def slurm(
+    file: File,
+    output: Output = None,
+    device: Device = None,
+    devices_per_host: PerHost = None,
+    nics: Annotated[
+        int | None, typer.Option("--nics", min=1, max=64, help="NICs of a host. [default: 1]", show_default=False)
+    ] = None,
+    rate: Rates = None,
+    cores: Cores = None,
+) -> None:
+    """Make a network of Slurm's [bold]topology.conf[/], which holds neither rates nor what hosts have.
+
+    Levels of [bold]--rate[/] are nic (a port), level1 (all that joins a switch with hosts to the one above), level2
+    (from there up) and so on; nvlink (all NVLinks of a GPU, or none) and pcie in hosts.
+    """
+    with errors_for_people():
+        from stanza_sim.importers.looks_like import Foreign
+        from stanza_sim.importers.slurm import import_slurm
+
+        import_file(
+            file,
+            output,
+            kind=Foreign.SLURM,
+            reader=import_slurm,
+            rates=rate,
+            none=("nvlink",),
+            device=device,
+            devices_per_host=devices_per_host,
+            nics=nics,
+            cores=cores,
+        )
+
+
+_IB_EXAMPLES = """Examples:\n
+[bold]ibnetdiscover > fabric.txt[/]\n
+[bold]stanza-sim import ibnetdiscover fabric.txt --device A100 --devices-per-host 8 -o fabric.yaml[/]
+"""
+
+
+def ibnetdiscover(
+    file: File,
+    output: Output = None,
+    device: Device = None,
+    devices_per_host: PerHost = None,
+    rate: Rates = None,
+    cores: Cores = None,
+) -> None:
+    """Make a network of the output of [bold]ibnetdiscover[/], which holds nothing of what hosts have.
+
+    Levels of [bold]--rate[/] are nic (a port), level1 (a cable from a switch with hosts up), level2 (from there up) and
+    so on, where cables are not as the file says; nvlink (all NVLinks of a GPU, or none) and pcie in hosts.
+    """
+    with errors_for_people():
+        from stanza_sim.importers.ibnetdiscover import import_ibnetdiscover
+        from stanza_sim.importers.looks_like import Foreign
+
+        import_file(
+            file,
+            output,
+            kind=Foreign.IBNETDISCOVER,
+            reader=import_ibnetdiscover,
+            rates=rate,
+            none=("nvlink",),
+            device=device,
+            devices_per_host=devices_per_host,
+            cores=cores,
+        )
+
+
 def add_cluster_commands(app: typer.Typer) -> None:
     """Add the commands to `stanza-sim import`."""
     app.command("nccl-topo", epilog=_NCCL_EXAMPLES)(nccl_topo)
     app.command("nvidia-smi", epilog=_SMI_EXAMPLES)(nvidia_smi)
+    app.command("slurm", epilog=_SLURM_EXAMPLES)(slurm)
+    app.command("ibnetdiscover", epilog=_IB_EXAMPLES)(ibnetdiscover)

@@ -37,6 +37,12 @@ class Asked:
                 what = f"there is no level {level!r}"
                 raise InputError(what, where=f"--rate {level}=...", hint=f"{where} has: {', '.join(known)}")
 
+    def check_used(self, unused: Iterable[str], why: str) -> None:
+        """Raise `InputError` for a rate that would change nothing."""
+        for level in unused:
+            if self.rates.get(level):
+                raise InputError(f"has no use: {why}", where=f"--rate {level}=...", hint="leave it out")
+
 
 def parse_rates(texts: Iterable[str], *, none: Iterable[str] = ()) -> dict[str, float]:
     """Read `LEVEL=RATE` of several `--rate`; the levels in `none` may also be `none`.
@@ -76,4 +82,4 @@ def devices_known() -> str:
 
 def said_rate(level: str, bandwidth_Bps: float) -> str:
     """A comment for a rate that the user gave."""
-    return f"--rate {level}={rate_text(bandwidth_Bps, bits=level == 'nic')}"
+    return f"--rate {level}={rate_text(bandwidth_Bps, bits=level not in ('nvlink', 'pcie', 'socket'))}"

@@ -14,10 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.tables import shortened
 from stanza_sim.base.version import __version__
 from stanza_sim.cluster import load_cluster
+from stanza_sim.importers.reading import MOST_SAID
 
 WIDTH = 120
+MOST_COMMENT = 4000
+"""A comment is no longer, whatever words of a foreign file it repeats."""
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*")
 _WORDS = {"y", "n", "yes", "no", "on", "off", "true", "false", "null", "inf", "nan"}
 
@@ -31,13 +35,14 @@ class Note:
 
     def at(self, path: str) -> str:
         """The note as it is told: file, lines, what."""
-        return f"{path}:{lines_text(self.lines)}: {self.what}" if self.lines else f"{path}: {self.what}"
+        what = shortened(self.what, MOST_SAID)
+        return f"{path}:{lines_text(self.lines)}: {what}" if self.lines else f"{path}: {what}"
 
     @property
     def remark(self) -> str:
         """The note as a comment in the native file."""
         where = f"line {self.lines[0]}" if len(set(self.lines)) == 1 else f"lines {lines_text(self.lines)}"
-        return f"{where}: {self.what}" if self.lines else self.what
+        return shortened(f"{where}: {self.what}" if self.lines else self.what, MOST_SAID)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +130,7 @@ def _behind(text: str, comment: str) -> str:
 
 def _comment(text: str) -> str:
     """A text that stays within its comment, whatever a foreign file put into it."""
-    return "".join(c if c.isprintable() else " " for c in text)
+    return shortened(text, MOST_COMMENT)
 
 
 def check_native(text: str, source: str, target: Path | None) -> None:

@@ -29,6 +29,8 @@ def import_nccl_topo(file: ForeignFile, asked: Asked) -> Imported:
     nvlink = _nvlink(system, asked, sm, notes)
     pci = _pci(system, asked, notes)
     ports = _ports(system, asked, notes)
+    if nvlink:
+        asked.check_used(["socket"], "NVLink joins the GPUs")
     hosts = asked.hosts or system.hosts
     if hosts > 1 and not ports.ports:
         hint = "add one by --rate nic=RATE, such as --rate nic=100Gbps"
@@ -281,6 +283,8 @@ def _tree(system: System, asked: Asked, ports: Ports, notes: list[Note]) -> Tree
             for i in bundle
         )
     )
+    if sockets == 1:
+        asked.check_used(["socket"], "the GPUs are on one NUMA node, or taken to be")
     lines = lines_text(b.line for b in bridges)
     return Tree(
         switches=switches,

@@ -31,6 +31,8 @@ def import_nvidia_smi(file: ForeignFile, asked: Asked) -> Imported:
     nvlink = _nvlink(file, matrix, asked, generation, notes)
     pci = _pci(file, matrix, asked, generation, needed=nvlink is None and len(matrix.gpus) > 1)
     ports = _ports(file, matrix, asked, notes)
+    if nvlink:
+        asked.check_used(["socket"], "NVLink joins the GPUs")
     hosts = asked.hosts or 1
     if hosts > 1 and not ports.ports:
         hint = "add one by --rate nic=RATE, such as --rate nic=100Gbps"
@@ -209,6 +211,8 @@ def _tree(matrix: Matrix, asked: Asked, groups: Sequence[Sequence[str]], ports: 
         notes.append(Note(what="GPUs are not shared out over sockets evenly, or not in order: taken as one socket"))
         n = 1
     socket = asked.rates.get("socket")
+    if n == 1:
+        asked.check_used(["socket"], "the GPUs are on one socket, or taken to be")
     if n > 1 and socket is None:
         notes.append(Note(what="nothing limits what passes between sockets; --rate socket=RATE does"))
     at_switch = bool(switches and ports.used) and all(

@@ -7,14 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from unicodedata import category
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.files import read_bytes
+from stanza_sim.base.tables import shortened
 from stanza_sim.importers.looks_like import Foreign, looks_like
 
-MOST_BYTES = 64 * 2**20
+MOST_BYTES = 64_000_000
 """Files of topologies are not larger; what is, is refused before it is read."""
 MOST_LINE = 1_000_000
 """Nor has one of their lines more characters."""
+MOST_SAID = 300
+"""A message is no longer, whatever words of the file it repeats."""
 _GZIP = b"\x1f\x8b"
 
 
@@ -41,25 +46,17 @@ class ForeignFile:
 
     def wrong(self, what: str, line: int | None = None, hint: str | None = None) -> InputError:
         """An error that names this file and the line, to be raised."""
-        return InputError(what, where=self.at(line), hint=hint)
+        return InputError(shortened(what, MOST_SAID), where=self.at(line), hint=hint and shortened(hint, MOST_SAID))
 
 
-def read_bytes(path: Path, *, most: int = MOST_BYTES) -> bytes:
-    """Return what a file holds, unpacked if it is packed by gzip.
+def read_raw(path: Path, *, most: int = MOST_BYTES) -> bytes:
+    """Return what a regular file holds, unpacked if it is packed by gzip.
 
     Raises `InputError` where it cannot be read, is empty, or holds (packed or not) more than `most` bytes.
     """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(most + 1)
-    except FileNotFoundError:
-        raise InputError("no such file", where=str(path)) from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    if raw.startswith(_GZIP) and len(raw) <= most:
+    raw = read_bytes(path, at_most=most)
+    if raw.startswith(_GZIP):
         raw = _unpacked(raw, path, most)
-    if len(raw) > most:
-        raise InputError(f"has more than {most // 2**20} MiB, too much for such a file", where=str(path))
     if not raw.strip():
         raise InputError("is empty", where=str(path))
     return raw
@@ -71,7 +68,9 @@ def _unpacked(raw: bytes, path: Path, most: int) -> bytes:
         text = unpacker.decompress(raw, most + 1)
     except zlib.error as error:
         raise InputError(f"is a broken gzip file: {error}", where=str(path)) from None
-    if not unpacker.eof and len(text) <= most:
+    if len(text) > most:
+        raise InputError(f"holds more than {most / 1e6:g} MB, the most that is read, unpacked", where=str(path))
+    if not unpacker.eof:
         raise InputError("is a gzip file that is cut short", where=str(path))
     return text
 
@@ -81,7 +80,7 @@ def read_foreign(path: Path, wanted: Foreign, *, most: int = MOST_BYTES) -> Fore
 
     Raises `InputError` for one that cannot be read, is too large, or looks like another kind, which the message names.
     """
-    raw = read_bytes(path, most=most)
+    raw = read_raw(path, most=most)
     found = looks_like(raw)
     if found is not None and found is not wanted:
         what = f"looks like {found.what}, not {wanted.what}"
@@ -111,7 +110,9 @@ def decoded(raw: bytes, path: Path, wanted: Foreign) -> str:
         text = raw.decode("utf-16", errors="replace")
     else:
         text = raw.decode("utf-8-sig", errors="replace")
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise InputError("is not text", where=f"{path}:{line}", hint=f"{wanted.what} is expected")
+    allowed = "\t\n\r\f\x1b" if wanted is Foreign.NVIDIA_SMI else "\t\n\r\f"  # which underlines its header
+    if odd := next((c for c in sorted(set(text)) if category(c) == "Cc" and c not in allowed), None):
+        line = text.count("\n", 0, text.index(odd)) + 1
+        what = f"has characters that cannot be printed: {odd!r}"
+        raise InputError(what, where=f"{path}:{line}", hint=f"{wanted.what} is expected")
     return text.replace("\r\n", "\n").replace("\r", "\n")

@@ -9,7 +9,7 @@ import pytest
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.importers.looks_like import Foreign, looks_like
-from stanza_sim.importers.reading import MOST_LINE, read_bytes, read_foreign
+from stanza_sim.importers.reading import MOST_LINE, read_foreign, read_raw
 from tests.importers.foreign_files import KINDS
 
 
@@ -43,30 +43,35 @@ def test_other_text_is_of_no_kind(text: str) -> None:
     [
         (b"", "is empty"),
         (b" \n\t\n", "is empty"),
-        (b"x" * 2000, "has more than 0 MiB"),
-        (gzip.compress(b"x" * 2000), "has more than 0 MiB"),
+        (b"x" * 2000, r"holds more than 0\.001 MB"),
+        (gzip.compress(b"x" * 2000), r"holds more than 0\.001 MB, the most that is read, unpacked"),
         (gzip.compress(b"ab" * 400)[:-12], "is a gzip file that is cut short"),
         (b"\x1f\x8bxxxx", "is a broken gzip file"),
     ],
+    ids=range(6),
 )
 def test_what_cannot_be_read(raw: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(raw)
     with pytest.raises(InputError, match=message):
-        read_bytes(path, most=1000)
+        read_raw(path, most=1000)
 
 
 def test_what_is_no_file_or_no_text(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
-        read_bytes(tmp_path / "none")
-    with pytest.raises(InputError, match="Is a directory"):
-        read_bytes(tmp_path)
+        read_raw(tmp_path / "none")
+    with pytest.raises(InputError, match=r"is not a regular file|Is a directory"):
+        read_raw(tmp_path)
     path = tmp_path / "f"
     path.write_text("a" * (MOST_LINE + 1))
     with pytest.raises(InputError, match="a line of 1,000,001 characters"):
         read_foreign(path, Foreign.SLURM)
     path.write_bytes("a\nSwitchName=s0 Nodes=n0\n".encode("utf-16"))
     assert read_foreign(path, Foreign.SLURM).lines[1] == "SwitchName=s0 Nodes=n0"
+    path.write_text("a\nSwitchName=s0 Nodes=n\x1b[1m\n")
+    with pytest.raises(InputError, match=r"characters that cannot be printed: '.x1b'") as error:
+        read_foreign(path, Foreign.SLURM)
+    assert error.value.where == f"{path}:2"
 
 
 def test_hostile_text_takes_no_time() -> None:

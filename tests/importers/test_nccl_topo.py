@@ -78,6 +78,7 @@ def test_a_hint_needs_rates_and_the_device(tmp_path: Path) -> None:
         ({"device": "V100", "rates": {"nvlink": 1e11}}, r"7: does not say how fast the NIC 0009:00:00.0 is"),
         ({"device": "V100", "rates": {"spine": 1.0}}, r"there is no level 'spine'"),
         ({"device": "V1000"}, r"unknown device 'V1000'"),
+        ({"device": "V100", "rates": {"nvlink": NONE, "nic": 1e9, "socket": 1e9}}, r"has no use: the GPUs are on one"),
     ):
         with pytest.raises(InputError, match=missing) as error:
             read(tmp_path, text, **asked)

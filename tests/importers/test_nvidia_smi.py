@@ -123,10 +123,11 @@ def test_underlined_headers_old_words_and_several_equal_matrices(tmp_path: Path)
         (SWITCHED.replace("0-7", "0-x"), "CPU Affinity of GPU0 is '0-x'", {}),
         (SWITCHED + SWITCHED.replace("NV12", "NV6"), r"14: has 2 matrices \(lines 1, 14\) that differ", {}),
         (SWITCHED, "there is no matrix 2: the file has 1", {"matrix": 2}),
+        (SWITCHED, "has no use: NVLink joins the GPUs", {"rates": {"socket": 1e9}}),
         (matrix(PCI, nics=2), "foreign.txt:6: does not say how fast the NICs are: mlx5_0, mlx5_1", {}),
         (matrix("X SYS\nSYS X"), "has no NVLink between GPUs", {"rates": {"nvlink": 1e9}}),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_what_is_refused(tmp_path: Path, text: str, message: str, asked: dict[str, object]) -> None:
     with pytest.raises(InputError, match=message):

@@ -1,0 +1,57 @@
+"""Host lists of Slurm: taken apart and put together."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stanza_sim.importers.hostlist import HostlistError, expand, fold, without_prefix
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("a", ["a"]),
+        ("a,b2", ["a", "b2"]),
+        ("n[0-2,08-10]", ["n0", "n1", "n2", "n08", "n09", "n10"]),
+        ("r[1-2]n[1-2]x", ["r1n1x", "r1n2x", "r2n1x", "r2n2x"]),
+        ("n[098-101]", ["n098", "n099", "n100", "n101"]),
+        ("a[1],b[2-2]", ["a1", "b2"]),
+    ],
+)
+def test_names(text: str, names: list[str]) -> None:
+    assert expand(text) == names
+
+
+@pytest.mark.parametrize(
+    "text", ["", ",a", "a,", "a,,b", "n[1-2", "n1-2]", "n[[1-2]]", "[1-3]", "n[]", "n[a-b]", "n[3-1]", "n[1-2-3]"]
+)
+def test_what_is_no_list(text: str) -> None:
+    with pytest.raises(HostlistError):
+        expand(text)
+
+
+@pytest.mark.parametrize("text", ["n[0-99999999]", "n[0-999]m[0-999]", "n[0-9][0-9][0-9][0-9][0-9][0-9]"])
+def test_too_many_names(text: str) -> None:
+    with pytest.raises(HostlistError, match="more than 100,000 names"):
+        expand(text)
+
+
+@given(st.lists(st.from_regex(r"[a-c]{1,2}-?[0-9]{0,3}", fullmatch=True), min_size=1, max_size=40))
+def test_a_folded_list_says_the_same(names: list[str]) -> None:
+    assert expand(fold(names)) == names
+
+
+def test_folding_is_short() -> None:
+    assert fold([f"n{i:03}" for i in (*range(1, 17), 19, 20)]) == "n[001-016,019-020]"
+    assert fold(["n8", "n9", "n10", "n010", "m"]) == "n[8-10,010],m"
+
+
+def test_a_prefix_that_is_cut_short() -> None:
+    most = [f"circe-n{i}" for i in range(1, 41) if i != 19]
+    assert without_prefix(["circe-n1", "n19"], [*most, "n19"]) == ("n19", "circe-n19")
+    assert without_prefix(["n18"], [*most, "n18"]) is None  # there is such a host
+    assert without_prefix(["n7019"], [*most, "n7019"]) is None  # nor is it between them
+    others = [f"n{i}" for i in range(100, 140)]
+    assert without_prefix(others, [*most, *others]) is None  # they are as many
