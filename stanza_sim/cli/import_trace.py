@@ -120,6 +120,8 @@ def _print(taken: Taken, found: Sequence[Communication], cluster: Cluster | None
         rest += f", a step of the trace {taken.step_s * 1e3:.1f} ms"
     console.print(f"{head}{rest}.", markup=False, highlight=False)
     if not found:
+        if cluster is not None:
+            console.print("No collective is in the trace, so --cluster had no use.", markup=False, highlight=False)
         return
     table = plain_table(["collective"], ["GPUs", "MB", "count", "median, ms", "least, ms", "predicted, ms"])
     for one in found:

@@ -15,8 +15,8 @@ from math import isfinite
 from pathlib import Path
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.importers.looks_like import Foreign, looks_like
-from stanza_sim.importers.reading import read_bytes
+from stanza_sim.importers.looks_like import Foreign
+from stanza_sim.importers.reading import check_kind, read_raw
 
 MOST_BYTES = 512 * 2**20
 """A larger trace, unpacked, is refused: one of a few steps is enough, and is smaller."""
@@ -93,12 +93,8 @@ def read_trace(path: Path) -> Trace:
     Raises `InputError` for a file that cannot be read, is too large, is cut short, or is of another kind, which the
     message names.
     """
-    raw = read_bytes(path, most=MOST_BYTES)
-    found = looks_like(raw)
-    if found is not None and found is not Foreign.KINETO:
-        other = f"try: stanza-sim import {found.command} {path}" if found.command else ""
-        what, hint = f"looks like {found.what}, not {Foreign.KINETO.what}", f"{Foreign.KINETO.what} is expected"
-        raise InputError(what, where=str(path), hint=other or hint)
+    raw = read_raw(path, most=MOST_BYTES)
+    check_kind(raw, path, Foreign.KINETO)
     try:
         data = json.loads(raw.decode("utf-8", errors="replace"))
     except (json.JSONDecodeError, RecursionError) as error:

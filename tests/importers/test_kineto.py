@@ -77,6 +77,8 @@ def test_times_on_a_cpu_are_from_one_block_to_the_next(tmp_path: Path) -> None:
     assert (first.forward_s, second.forward_s) == pytest.approx((114e-6, 214e-6))  # two gaps of 2 us
     assert second.backward_s == pytest.approx((BACKWARD_US[1] + 4) * 1e-6)
     assert found.profile.device == "cpu of the trace"
+    with pytest.raises(InputError, match="is of a CPU"):
+        taken(tmp_path, Tracing(gpu=None), device="A100")
     assert found.step_s is not None and found.blocks_s == pytest.approx(found.step_s, rel=0.01)
 
 
