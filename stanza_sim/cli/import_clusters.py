@@ -64,7 +64,7 @@ def import_file(
         if output.suffix not in (".yaml", ".yml"):
             raise InputError("is no name of a cluster file", where=f"-o {output}", hint="write such as mine.yaml")
         name = output.stem
-    asked = Asked(name=name, rates=parse_rates(rates or (), none=none), **options)  # type: ignore[arg-type]
+    asked = Asked(name=name, target=output, rates=parse_rates(rates or (), none=none), **options)  # type: ignore[arg-type]
     made = reader(read_foreign(path, kind), asked)
     check_native(made.text, str(path), output)
     for note in made.notes:

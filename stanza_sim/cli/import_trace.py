@@ -25,10 +25,16 @@ _EXAMPLES = """Examples:\n
 
 def kineto(
     file: Annotated[Path, typer.Argument(metavar="TRACE", help="A .json or .json.gz.", show_default=False)],
-    model: Annotated[str, typer.Option("--model", metavar="NAME", help="Whose blocks it is of.", show_default=False)],
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME", help="A table, or package.module:factory.", show_default=False)
+    ],
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="FILE", help="Where the times go (JSON).", show_default=False)
     ],
+    input_shape: Annotated[
+        str | None,
+        typer.Option("--input-shape", metavar="3,224,224", help="Of a sample, for a factory.", show_default=False),
+    ] = None,
     batch: Annotated[
         int | None,
         typer.Option("--batch", min=1, help="Samples of a pass. [default: as it says]", show_default=False),
@@ -75,7 +81,7 @@ def kineto(
         stated = Stated(samples=batch, backward=backward, precision=precision, device=device)
         check_stated(stated)
         on = None if cluster is None else load_cluster(cluster)
-        profile = load_model(model)
+        profile = load_model(model, input_shape=_shape(input_shape))
         trace = read_trace(file)
         taken = take(trace, profile, stated, source=file.name)
         write_profile(taken.profile, output)
@@ -84,6 +90,18 @@ def kineto(
         for note in taken.notes:
             say(f"{file}: {note}")
         say(f"written to {output}")
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    """The shape of a sample as it is written on the command line."""
+    from stanza_sim.base.errors import InputError
+
+    if text is None:
+        return None
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdigit() and 0 < int(word) < 10**9 for word in words):
+        raise InputError(f"{text!r} is no shape", where="--input-shape", hint="write such as 3,224,224")
+    return tuple(map(int, words))
 
 
 def _print(taken: Taken, found: Sequence[Communication], cluster: Cluster | None, console: Console) -> None:
@@ -102,6 +120,8 @@ def _print(taken: Taken, found: Sequence[Communication], cluster: Cluster | None
         rest += f", a step of the trace {taken.step_s * 1e3:.1f} ms"
     console.print(f"{head}{rest}.", markup=False, highlight=False)
     if not found:
+        if cluster is not None:
+            console.print("No collective is in the trace, so --cluster had no use.", markup=False, highlight=False)
         return
     table = plain_table(["collective"], ["GPUs", "MB", "count", "median, ms", "least, ms", "predicted, ms"])
     for one in found:

@@ -20,6 +20,8 @@ class Asked:
     """The options of an import, as far as a format takes them."""
 
     name: str | None = None
+    target: Path | None = None
+    """Where the file goes: devices may lie in `devices/` beside it."""
     device: str | None = None
     devices_per_host: int | None = None
     hosts: int | None = None
@@ -60,24 +62,25 @@ def parse_rates(texts: Iterable[str], *, none: Iterable[str] = ()) -> dict[str, 
     return rates
 
 
-def device_name(asked: str) -> str:
-    """A device as a native file names it: a name that is known or the whole path of a file.
+def device_name(asked: str, target: Path | None) -> str:
+    """A device as a native file at `target` names it: a name that is known there, or the whole path of a file.
 
     Raises `InputError` for one that there is not.
     """
     if asked == "cpu":
         raise InputError("cpu is not a device to list", where="--device", hint="leave --device out")
     try:
-        path = find(Kind.DEVICES, asked)
+        path = find(Kind.DEVICES, asked, beside=target)
     except InputError as error:
         raise InputError(error.message, where="--device", hint=error.hint) from None
     is_path = "/" in asked or asked.endswith((".yaml", ".yml"))
     return str(Path(path).resolve()) if is_path else asked
 
 
-def devices_known() -> str:
+def devices_known(target: Path | None = None) -> str:
     """The devices that there are data of, for a hint."""
-    return ", ".join(name for name in available(Kind.DEVICES) if name != "cpu" and not name.startswith("emulated"))
+    names = available(Kind.DEVICES, target)
+    return ", ".join(name for name in names if name != "cpu" and not name.startswith("emulated"))
 
 
 def said_rate(level: str, bandwidth_Bps: float) -> str:

@@ -70,7 +70,7 @@ def inside(file: ForeignFile, asked: Asked) -> Inside:
             hint = "state --device and --devices-per-host or, for hosts without devices, --cores"
             raise file.wrong("does not say what its hosts have", hint=hint)
         return Inside(rows=tuple(rows), notes=(), description=f"{cores} cores a host")
-    device, count = device_name(asked.device), asked.devices_per_host or 1
+    device, count = device_name(asked.device, asked.target), asked.devices_per_host or 1
     rows.append(("devices", f"[{', '.join([scalar(device)] * count)}]", "--device and --devices-per-host"))
     if count > 1:
         rows.append(_intra(file, asked, device, notes))

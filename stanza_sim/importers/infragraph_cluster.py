@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from stanza_sim.base.config import Kind, available
+from stanza_sim.base.errors import InputError
 from stanza_sim.importers.asked import Asked, device_name, devices_known
 from stanza_sim.importers.infragraph import MOST_EDGES, read_graph
 from stanza_sim.importers.infragraph_graph import Device, Edge, Graph, Link, Node
@@ -72,6 +73,7 @@ class _Maker:
         inside = {d.name: self._inside(d, devices[d.name]) for d in {id(of[n]): of[n] for n, _ in hosts}.values()}
         names = self._names(hosts, trunks, ends, copies)
         lone = len(hosts) == 1
+        self._check_options(hosts, lone=lone)
         groups: dict[str, list[FoundHost]] = {}
         for name, k in hosts:
             device = of[name]
@@ -115,6 +117,14 @@ class _Maker:
         )
         return topology_text(found)
 
+    def _check_options(self, hosts: Sequence[Element], *, lone: bool) -> None:
+        """Refuse what would be read and ignored."""
+        if self.asked.hosts is not None and not lone:
+            what, hint = f"the file has {len(hosts)} hosts", "leave --hosts out: it repeats a host that is alone"
+            raise InputError(what, where=f"--hosts {self.asked.hosts}", hint=hint)
+        if not lone and NIC not in self.graph.links:
+            self.asked.check_used([NIC], "the file's links join the NICs")
+
     # ---- what there is ----------------------------------------------------------------------------------------------
 
     def _check_some(self, devices: Mapping[str, Sequence[Node]]) -> None:
@@ -151,16 +161,16 @@ class _Maker:
     def _gpus(self, device: Device, xpus: Sequence[Node]) -> tuple[str, ...]:
         """The devices of a host: as asked for, else the known one that the description of its XPUs names."""
         if self.asked.device is not None:
-            return (device_name(self.asked.device),) * len(xpus)
+            return (device_name(self.asked.device, self.asked.target),) * len(xpus)
         about = {node: text for node, kind, text in self._nodes(device) if kind == "xpu"}
-        known = [name for name in available(Kind.DEVICES) if name != "cpu"]
+        known = [name for name in available(Kind.DEVICES, self.asked.target) if name != "cpu"]
         found = []
         for node in xpus:
             words = re.findall(r"[A-Za-z0-9]+", f"{about[node]} {device.name} {device.about}")
             fit = [name for word in words for name in known if name.lower() == word.lower()]
             if not fit:
                 what = f"the XPUs of {device.name!r} are of no kind that is known ({about[node].strip()[:60]!r})"
-                hint = f"state --device, one of {devices_known()}, or the path of a file of your own"
+                hint = f"state --device, one of {devices_known(self.asked.target)}, or the path of a file of your own"
                 raise self.file.wrong(what, device.components[str(node[0])].line, hint)
             found.append(fit[0])
         return tuple(found)

@@ -79,6 +79,8 @@ def take(trace: Trace, model: ModelProfile, stated: Stated, *, source: str) -> T
     samples = _samples(trace, matched.passes, model, stated)
     launched = [span for span in trace.on_gpu if not is_communication(span.name, span.args)]
     on_gpu = any(_launched_in(span, matched.passes) for span in launched)
+    if not on_gpu and stated.device is not None:
+        raise trace.refuse("is of a CPU: nothing that a block launched ran on a GPU", "leave --device out")
     spec = _device(trace, stated) if on_gpu else load_device("cpu")
     timed = _timed(trace, model, matched.passes, samples, launched if on_gpu else None)
     has_backward = any(sum(times.backward.values()) for times in timed)

@@ -1,16 +1,21 @@
-"""Finds the communication in a trace of PyTorch's profiler: NCCL's kernels, or what gloo marked, by kind and size."""
+"""Finds the communication in a trace of PyTorch's profiler: NCCL's kernels, or what gloo marked, by kind and size.
+
+Newer versions say at the kernel how many elements it moves, or in `record_param_comms`; in older ones the mark of the
+process group (`nccl:all_reduce`), within which it was launched, has the shapes. A group that is not said is of all.
+"""
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from statistics import median
 
 from stanza_sim.cluster.cluster import Cluster
-from stanza_sim.importers.kineto_events import Trace
+from stanza_sim.importers.kineto_events import OnGpu, Span, Thread, Trace
 from stanza_sim.schedule import CollectiveKind
 from stanza_sim.simulate.one_collective import OneCollective
 
@@ -22,7 +27,7 @@ _KINDS = {
 }
 _ITEM = {"Double": 8, "Long": 8, "Float": 4, "Int": 4, "Half": 2, "BFloat16": 2, "Byte": 1, "Char": 1, "Bool": 1}
 _KERNEL = re.compile(r"(?:nccl|rccl|mscclpp)\w*?_?(AllReduce|ReduceScatter|AllGather|Broadcast|SendRecv|Reduce)", re.I)
-_MARK = re.compile(r"(?:nccl|gloo|mpi|ucc|xccl):_?(\w+)$")
+_MARK = re.compile(r"(?:nccl|gloo|mpi|ucc):_?(\w+)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,15 +63,21 @@ def communication(trace: Trace) -> tuple[Communication, ...]:
     """The communication of a trace, in the order of sizes, the largest first."""
     said = {op.args.get("External id"): op.args for op in trace.ops if op.name == "record_param_comms"}
     found: defaultdict[tuple[str, int | None, int | None], list[float]] = defaultdict(list)
+    marks: defaultdict[Thread, list[Span]] = defaultdict(list)
+    for mark in trace.marks:
+        if _MARK.match(mark.name):
+            marks[mark.thread].append(mark)
     for span in trace.on_gpu:
         if is_communication(span.name, span.args):
             args = {**said.get(span.args.get("External id"), {}), **span.args}
-            found[_what(span.name, args)].append((span.end - span.start) * 1e-6)
-    if not found:  # on a CPU what a collective took is what its mark lasted
-        for mark in trace.marks:
-            if (named := _MARK.match(mark.name)) is not None:
-                key = (named[1].lower().replace("_", ""), _marked_bytes(mark.args), None)
-                found[key].append((mark.end - mark.start) * 1e-6)
+            kind, nbytes, ranks = _what(span.name, args)
+            if nbytes is None and (within := _around(span, marks)) is not None:
+                nbytes = _marked_bytes(within.args)
+            found[kind, nbytes, ranks or trace.world_size].append((span.end - span.start) * 1e-6)
+    if not found:  # on a CPU what a collective took is what its mark lasted; that of NCCL lasts until it is issued
+        for mark in (mark for listed in marks.values() for mark in listed if not mark.name.startswith("nccl")):
+            kind = mark.name.partition(":")[2].lower().replace("_", "")
+            found[kind, _marked_bytes(mark.args), trace.world_size].append((mark.end - mark.start) * 1e-6)
     rows = [
         Communication(
             name=name,
@@ -80,6 +91,15 @@ def communication(trace: Trace) -> tuple[Communication, ...]:
         for (name, nbytes, ranks), seconds in found.items()
     ]
     return tuple(sorted(rows, key=lambda row: (-(row.nbytes or 0), row.name)))
+
+
+def _around(span: OnGpu, marks: Mapping[Thread, Sequence[Span]]) -> Span | None:
+    """The mark within which something was launched."""
+    if span.launched is None:
+        return None
+    here = marks.get(span.launched[0], ())
+    k = bisect_right(here, span.launched[1], key=lambda mark: mark.start) - 1
+    return here[k] if k >= 0 and span.launched[1] <= here[k].end else None
 
 
 def _what(name: str, args: Mapping[str, object]) -> tuple[str, int | None, int | None]:

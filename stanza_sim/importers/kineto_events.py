@@ -15,8 +15,8 @@ from math import isfinite
 from pathlib import Path
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.importers.looks_like import Foreign, looks_like
-from stanza_sim.importers.reading import read_bytes
+from stanza_sim.importers.looks_like import Foreign
+from stanza_sim.importers.reading import check_kind, read_raw
 
 MOST_BYTES = 512 * 2**20
 """A larger trace, unpacked, is refused: one of a few steps is enough, and is smaller."""
@@ -78,6 +78,7 @@ class Trace:
     on_gpu: list[OnGpu] = field(default_factory=list)
     gpu: str = ""
     rank: int | None = None
+    world_size: int | None = None
     started_s: float | None = None
     """When it was taken, in seconds since 1970; None where the trace does not tell."""
 
@@ -92,12 +93,8 @@ def read_trace(path: Path) -> Trace:
     Raises `InputError` for a file that cannot be read, is too large, is cut short, or is of another kind, which the
     message names.
     """
-    raw = read_bytes(path, most=MOST_BYTES)
-    found = looks_like(raw)
-    if found is not None and found is not Foreign.KINETO:
-        other = f"try: stanza-sim import {found.command} {path}" if found.command else ""
-        what, hint = f"looks like {found.what}, not {Foreign.KINETO.what}", f"{Foreign.KINETO.what} is expected"
-        raise InputError(what, where=str(path), hint=other or hint)
+    raw = read_raw(path, most=MOST_BYTES)
+    check_kind(raw, path, Foreign.KINETO)
     try:
         data = json.loads(raw.decode("utf-8", errors="replace"))
     except (json.JSONDecodeError, RecursionError) as error:
@@ -193,10 +190,12 @@ def _about(trace: Trace, data: Mapping[str, object]) -> None:
     listed = data.get("deviceProperties")
     for device in listed if isinstance(listed, list) else []:
         if isinstance(device, dict) and device.get("id") in used and isinstance(device.get("name"), str):
-            trace.gpu = trace.gpu or str(device["name"])
+            trace.gpu = trace.gpu or "".join(c if c.isprintable() else " " for c in device["name"])
     info = data.get("distributedInfo")
-    if isinstance(info, dict) and isinstance(info.get("rank"), int):
-        trace.rank = info["rank"]
+    if isinstance(info, dict):
+        rank, size = info.get("rank"), info.get("world_size")
+        trace.rank = rank if isinstance(rank, int) else None
+        trace.world_size = size if isinstance(size, int) else None
     base = data.get("baseTimeNanoseconds", 0)
     first = min((spans[0].start for spans in (trace.ops, trace.marks) if spans), default=None)
     if first is not None and _is_number(base):

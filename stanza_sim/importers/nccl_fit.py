@@ -1,9 +1,10 @@
 """Fits the constants of a platform to logs of nccl-tests, and writes them as a file that a topology can name.
 
 Fitted, by a search along one constant after another, are the bus rates inside a host and of its NICs, the overhead, and
-(where logs have different numbers of GPUs in one host, which tells it from the rate) the pass through memory. The least
-time comes from the smallest sizes. What no log tells is a known platform's. What is minimised is the mean of |log
-(predicted / measured)| and half its root mean square, over all sizes of `FROM_BYTES` and more.
+the pass through memory where that can be told from the rate: where logs have different numbers of GPUs in one host, or
+where the links of a cluster bound the rate. The least time comes from the smallest sizes. What no log tells is a known
+platform's. What is minimised is the mean of |log (predicted / measured)| and half its root mean square, over all sizes
+of `FROM_BYTES` and more.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ SMALL_BYTES = 1024
 """Collectives of no more than this take the least time there is."""
 LEAST_ROWS = 4
 """With fewer sizes than these there is nothing to fit."""
+GAIN = 0.2
+"""By how much the loss has to fall for the pass through memory to be fitted where links bound the bus rate."""
 MOST_ROUNDS = 200
 """Rounds of the search, each of two steps along every constant; it ends when steps are below one in a thousand."""
 BOUNDS = {
@@ -91,6 +94,10 @@ def fit(logs: Sequence[NcclLog], *, base: str, name: str, cluster: Cluster | Non
     if launch_s is not None:
         start = replace(start, launch_s=launch_s)
     found = _search(start, keys, laid_out)
+    if "memory_Bps" not in keys and _at_links(found, laid_out):
+        freed = _search(found, (*keys, "memory_Bps"), laid_out)
+        if _loss(freed, laid_out) < (1 - GAIN) * _loss(found, laid_out):
+            found, keys = freed, (*keys, "memory_Bps")
     sources = [f"Fitted to {count} times of nccl-tests: {', '.join(dict.fromkeys(log.path for log in logs))}."]
     sources += [f"What they do not tell is as in {base}: {source}" for source in found.sources]
     description = f"Fitted to logs of nccl-tests with {', '.join(str(log.gpus) for log in logs)} GPUs."
@@ -174,6 +181,12 @@ def _keys(laid_out: Sequence[tuple[Layout, Sequence[Timed]]]) -> tuple[str, ...]
     across = any(rows and layout.hosts > 1 for layout, rows in laid_out)
     told = [*(["inside_Bps"] if inside else []), *(["across_Bps"] if across else [])]
     return (*told, *(["memory_Bps"] if len(inside) > 1 else []), "overhead_s")
+
+
+def _at_links(found: NcclPlatform, laid_out: Sequence[tuple[Layout, Sequence[Timed]]]) -> bool:
+    """Whether the links of the hosts, not NCCL, bound what was fitted: then the pass through memory can be told."""
+    bounds = [layout.inside_Bps for layout, rows in laid_out if rows and layout.hosts == 1]
+    return found.inside_Bps is not None and bool(bounds) and found.inside_Bps >= min(bounds)
 
 
 def _launch_s(logs: Sequence[NcclLog]) -> float | None:

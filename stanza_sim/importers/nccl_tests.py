@@ -20,7 +20,9 @@ from math import isfinite
 from pathlib import Path
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.base.files import LARGEST_TEXT, read_bytes
+from stanza_sim.base.files import LARGEST_TEXT
+from stanza_sim.importers.looks_like import Foreign
+from stanza_sim.importers.reading import check_kind, read_raw
 from stanza_sim.schedule import CollectiveKind
 
 CSV_COLUMNS = ("gpus", "bytes", "time_us_out_of_place")
@@ -82,7 +84,9 @@ def read_logs(
     """
     found: list[NcclLog] = []
     for path in paths:
-        text = read_bytes(path, at_most=LARGEST_TEXT).decode("utf-8", errors="replace")
+        raw = read_raw(path, most=LARGEST_TEXT)
+        check_kind(raw, path, Foreign.NCCL_TESTS, Foreign.NCCL_LOG)  # a log of NCCL may have times between
+        text = raw.decode("utf-8", errors="replace")
         if path.suffix == ".csv" or text.lstrip().partition("\n")[0].count(",") >= 2:
             found += _table(path, text, gpus_per_host)
         else:

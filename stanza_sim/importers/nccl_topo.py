@@ -78,7 +78,7 @@ def _device(system: System, asked: Asked, notes: list[Note]) -> str:
         if names and asked.device not in names:
             line = next(iter(names.values())).line
             notes.append(Note(what=f"the GPUs are {said}; taken as {asked.device} by --device", lines=(line,)))
-        return device_name(asked.device)
+        return device_name(asked.device, asked.target)
     line = system.gpus[0].line
     hint = f"state --device, one of: {devices_known()} (or the path of a device file)"
     if len(names) == 1 and len(ids) == 1:

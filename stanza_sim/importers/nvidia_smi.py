@@ -24,7 +24,7 @@ def import_nvidia_smi(file: ForeignFile, asked: Asked) -> Imported:
     if asked.device is None:
         hint = f"state --device, one of: {devices_known()} (or the path of a device file)"
         raise file.wrong("does not say which GPUs they are", matrix.line, hint)
-    device = device_name(asked.device)
+    device = device_name(asked.device, asked.target)
     generation = known.generation_of(device)
     notes: list[Note] = []
     groups = _switches(matrix)

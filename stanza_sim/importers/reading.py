@@ -81,15 +81,20 @@ def read_foreign(path: Path, wanted: Foreign, *, most: int = MOST_BYTES) -> Fore
     Raises `InputError` for one that cannot be read, is too large, or looks like another kind, which the message names.
     """
     raw = read_raw(path, most=most)
-    found = looks_like(raw)
-    if found is not None and found is not wanted:
-        what = f"looks like {found.what}, not {wanted.what}"
-        raise InputError(what, where=str(path), hint=_other(found, path))
+    check_kind(raw, path, wanted)
     text = decoded(raw, path, wanted)
     longest = max(map(len, text.split("\n")))
     if longest > MOST_LINE:
         raise InputError(f"has a line of {longest:,} characters", where=str(path), hint=f"{wanted.what} is expected")
     return ForeignFile(path=str(path), text=text)
+
+
+def check_kind(raw: bytes, path: Path, wanted: Foreign, *others: Foreign) -> None:
+    """Raise `InputError`, which names it, for a file that looks like another kind than `wanted` and `others`."""
+    found = looks_like(raw)
+    if found is not None and found is not wanted and found not in others:
+        what = f"looks like {found.what}, not {wanted.what}"
+        raise InputError(what, where=str(path), hint=_other(found, path))
 
 
 def _other(found: Foreign, path: Path) -> str:

@@ -115,12 +115,12 @@ def import_simai(file: ForeignFile, asked: Asked) -> Imported:
 
 def _device(file: ForeignFile, header: _Header, asked: Asked) -> str:
     if asked.device is not None:
-        return device_name(asked.device)
-    known = {name.lower(): name for name in available(Kind.DEVICES) if name != "cpu"}
+        return device_name(asked.device, asked.target)
+    known = {name.lower(): name for name in available(Kind.DEVICES, asked.target) if name != "cpu"}
     if header.gpu.lower() in known:
         return known[header.gpu.lower()]
     what = f"names the GPU {header.gpu[:40]!r}, of which nothing is known" if header.gpu else "does not name its GPU"
-    hint = f"state --device, one of {devices_known()}, or the path of a file of your own"
+    hint = f"state --device, one of {devices_known(asked.target)}, or the path of a file of your own"
     raise file.wrong(what, header.line, hint)
 
 

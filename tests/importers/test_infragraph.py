@@ -142,6 +142,13 @@ def test_xpus_on_pci_only_and_a_host_alone(tmp_path: Path) -> None:
         read(tmp_path, alone, hosts=3)
 
 
+def test_options_without_use_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--hosts 4: the file has 3 hosts"):
+        read(tmp_path, EDGES, hosts=4)
+    with pytest.raises(InputError, match=r"--rate nic=\.\.\.: has no use"):
+        read(tmp_path, EDGES, rates={"nic": 1e9})
+
+
 def test_adapters_outside_and_names_that_are_not_listed(tmp_path: Path) -> None:
     """As in the examples of the format: NICs are instances of their own, joined to a switch within the host."""
     text = CONNECTIONS.partition("  links:\n    - {name: eth")[0].replace("npu.0.pcie.nic.0", "npu.0.pcie.sw.0")

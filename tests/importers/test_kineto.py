@@ -77,6 +77,8 @@ def test_times_on_a_cpu_are_from_one_block_to_the_next(tmp_path: Path) -> None:
     assert (first.forward_s, second.forward_s) == pytest.approx((114e-6, 214e-6))  # two gaps of 2 us
     assert second.backward_s == pytest.approx((BACKWARD_US[1] + 4) * 1e-6)
     assert found.profile.device == "cpu of the trace"
+    with pytest.raises(InputError, match="is of a CPU"):
+        taken(tmp_path, Tracing(gpu=None), device="A100")
     assert found.step_s is not None and found.blocks_s == pytest.approx(found.step_s, rel=0.01)
 
 
@@ -102,7 +104,7 @@ def test_the_samples_come_from_the_shapes_or_are_asked_for(tmp_path: Path) -> No
 
 def test_a_trace_without_backward_needs_a_ratio(tmp_path: Path) -> None:
     forward = {"backward": False, "update": False}
-    with pytest.raises(InputError, match="has no backward pass\n.*--backward 2"):
+    with pytest.raises(InputError, match=r"has no backward pass\n.*--backward 2"):
         taken(tmp_path, Tracing(**forward))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="has a backward pass"):
         taken(tmp_path, Tracing(), backward=2.0)
@@ -145,6 +147,28 @@ def test_collectives_are_reported_beside_predictions(tmp_path: Path) -> None:
     assert predicted is not None and 1e-4 < predicted < 1e-3
     assert row.predicted_s(load_cluster("hgx-h100-1")) is None  # which has one GPU
     assert communication(read_trace(Tracing().write(tmp_path / "alone.json"))) == ()
+
+
+def test_sizes_of_older_versions_are_those_of_the_mark(tmp_path: Path) -> None:
+    old = Tracing(nccl=True, steps=1)
+    data = old.data()
+    kernel = next(e for e in old.events if str(e["name"]).startswith("nccl"))
+    kernel["name"] = "ncclKernel_AllReduce_RING_LL_Sum_float(ncclWorkElem)"
+    assert isinstance(kernel["args"], dict) and isinstance(kernel["ts"], float)
+    kernel["args"] = {"correlation": kernel["args"]["correlation"]}
+    launch = next(e for e in old.events if e["cat"] == "cuda_runtime" and e["args"] == kernel["args"])
+    mark = {"ph": "X", "cat": "user_annotation", "name": "nccl:all_reduce", "pid": 7, "tid": 2}
+    mark |= {"ts": launch["ts"], "dur": 4, "args": {"Input Dims": [[1000, 100]], "Input type": ["c10::Half"]}}
+    old.events.append(mark)
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps({**data, "distributedInfo": {"rank": 0, "world_size": 8}}))
+    (row,) = communication(read_trace(path))
+    assert (row.kind, row.nbytes, row.ranks) == (CollectiveKind.ALL_REDUCE, 200_000, 8)
+    old.gpu = None
+    gloo = {**mark, "name": "gloo:all_reduce", "dur": 5000, "ts": 10.0}
+    path.write_text(json.dumps({"traceEvents": [gloo, {**mark, "ts": 20.0}]}))
+    (row,) = communication(read_trace(path))
+    assert (row.nbytes, row.median_s, row.ranks) == (200_000, 5e-3, None)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from stanza_sim.base.config import find
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import load_cluster
 from stanza_sim.cluster.nccl import NcclPlatform, load_nccl
@@ -157,3 +158,17 @@ def test_numbers_of_gpus_that_were_not_fitted_are_predicted(left_out: int) -> No
     (found,) = residuals(rest, [unseen], cluster=load_cluster("dgx-a100-16"))
     assert found.median_pct <= 8
     assert found.p90_pct <= 20
+
+
+def test_links_that_bound_the_rate_tell_the_pass_through_memory(tmp_path: Path) -> None:
+    """Where a topology states what NCCL reaches as its links' efficiency, the pass through memory is in that."""
+    text = find("topologies", "dgx-a100-16").read_text()
+    assert "efficiency: 0.94" in text
+    (tmp_path / "slow.yaml").write_text(text.replace("efficiency: 0.94", "efficiency: 0.78"))
+    slow = load_cluster(tmp_path / "slow.yaml")
+    logs = [log for log in published() if log.gpus == 8]
+    found = fit(logs, base="a100-nvlink", name="mine", cluster=slow)
+    assert "memory_Bps" in found.fitted
+    assert found.residuals[0].median_pct < 5
+    kept = fit(logs, base="a100-nvlink", name="mine", cluster=load_cluster("dgx-a100-16"))
+    assert "memory_Bps" not in kept.fitted

@@ -99,7 +99,7 @@ def test_one_process_a_gpu(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("", "holds no line of times"),
+        ("", "is empty"),
         ("hello\nworld\n", "a.log: holds no line of times"),
         (HEAD + line(1024, 9.5), "does not say which GPUs it is of"),
         (HEAD + ranks(1, 4).replace("Rank  2", "Rank 12") + line(1024, 9.5), "has no line for rank 2"),
