@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from stanza_sim.cluster import Cluster
 from stanza_sim.experiment.file import Experiment
 from stanza_sim.experiment.rows import LeftOutRow, Plan
+from stanza_sim.experiment.slow_places import slow_places
 from stanza_sim.report.result import Drift, Infeasible, Row
 from stanza_sim.simulate import Prediction
 
@@ -39,6 +40,7 @@ def row_of(
         measurement=measurement,
         drift=drift,
         undilated=undilated,
+        notes=slow_places(plan.schedule, cluster),
     )
 
 

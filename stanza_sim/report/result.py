@@ -39,7 +39,8 @@ class Row:
     """One strategy on one model: the schedule, the prediction and the measurement (None if it was not executed).
 
     `drift` is there where blocks were timed before and after it was measured. Where a dilated run was measured,
-    `prediction` is of that, and `undilated` of the cluster as its topology states it.
+    `prediction` is of that, and `undilated` of the cluster as its topology states it. `notes` say what is odd about it,
+    such as a slow host that serves.
     """
 
     label: str
@@ -56,6 +57,7 @@ class Row:
     measurement: Measurement | None = None
     drift: Drift | None = None
     undilated: Prediction | None = None
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         where = f"{shortened(self.model, 30)} on {self.nodes:,} nodes of {shortened(self.cluster, 30)}"
@@ -206,6 +208,7 @@ def run_object(row: Row, tied_with: Sequence[str] = ()) -> dict[str, Json]:
             **_repeats(row),
         },
         "tied_with": list(tied_with),
+        "notes": list(row.notes),
         "measured": _measured(row),
         "error_pct": row.error_pct,
         "machine": _machine(row),

@@ -176,7 +176,10 @@ def _predictions(console: Console, rows: Sequence[Row], tied_with: Sequence[Sequ
         Column(heading="exposed", unit="ms", cells=_ms(p.exposed_comm_s for p in found)),
         Column(heading="bound", unit="ms", cells=_ms(p.bound_s for p in found)),
     ]
-    notes = [_predicted_notes(p) + tied_note(tied) for p, tied in zip(found, tied_with, strict=True)]
+    notes = [
+        [*_predicted_notes(row.prediction), *(f"note: {text}" for text in row.notes), *tied_note(tied)]
+        for row, tied in zip(rows, tied_with, strict=True)
+    ]
     print_grid(console, [r.label for r in rows], columns, notes)
 
 

@@ -21,6 +21,8 @@ RUN_KEYS = [
     "schedule_hash",
     "predicted",
     "tied_with",
+    "notes",
+    "notes",
     "measured",
     "error_pct",
     "machine",

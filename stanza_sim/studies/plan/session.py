@@ -14,8 +14,8 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.limits import TimeIsUp, free_memory, memory_limit, own_memory, time_limit
 from stanza_sim.base.telling import Say, Tell
 from stanza_sim.experiment.file import Experiment, StrategyEntry, load_experiment
-from stanza_sim.experiment.rows import cluster_of, known_profiles, model_of
 from stanza_sim.experiment.result_rows import row_of
+from stanza_sim.experiment.rows import cluster_of, known_profiles, model_of
 from stanza_sim.experiment.run import run_loaded
 from stanza_sim.profiles.blocks import differences
 from stanza_sim.profiles.network import NetworkProfile, mismatches, read_either, with_network
@@ -148,6 +148,7 @@ def plan_problems(
             batch_per_worker=p.batch_per_worker,
             local_size=local_size(p.cluster),
             rows=rows,
+            cluster=p.cluster,
         )
         for p in problems
     ]
