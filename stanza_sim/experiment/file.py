@@ -167,16 +167,39 @@ class Optimizer(Section):
     schedule: LearningRate = LearningRate()
 
 
+DIGITS = 1797
+"""Samples of `data: digits`."""
+
+
 class Training(Section):
     """What `--execute` trains on, and for how long."""
 
     iterations: Count = Field(60, description="Iterations in all, warm-up included.")
     warmup: int = Field(10, ge=0, description="First iterations, which train but are not timed.")
     optimizer: Optimizer = Optimizer()
+    epochs: Factor | None = Field(
+        None,
+        description="Of the whole training, for its time and cost; what is run for real are `iterations`.",
+    )
+    samples: Count | None = Field(None, description="How many samples an epoch has; default: those of `digits`.")
     data: str = Field("synthetic", min_length=1, description="synthetic, digits, or the import path of a Dataset.")
     loss_scale: Factor = Field(
         LOSS_SCALE, le=2**24, description="fp16: what the mean loss of a worker's batch is multiplied by."
     )
+
+    @model_validator(mode="after")
+    def _epochs_have_samples(self) -> Self:
+        if self.epochs is not None and self.samples is None and self.data != "digits":
+            what = f"how many samples an epoch of `{self.data}` data has is not known"
+            raise _wrong(what, "set training.samples, such as samples: 1281167 for ImageNet")
+        if self.samples is not None and self.epochs is None:
+            raise _wrong("`samples` has no use without `epochs`", "set training.epochs too, such as epochs: 90")
+        return self
+
+    @property
+    def all_samples(self) -> float | None:
+        """Samples of the whole training, if its epochs are stated."""
+        return None if self.epochs is None else self.epochs * (self.samples or DIGITS)
 
     @model_validator(mode="after")
     def _some_are_timed(self) -> Self:
