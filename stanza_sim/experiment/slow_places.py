@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from stanza_sim.base.units import format_rate
 from stanza_sim.cluster import Cluster
@@ -72,7 +72,7 @@ def _below(ranks: Sequence[int], everyone: Sequence[int], speed: Callable[[int],
     return [rank for rank in ranks if speed(rank) < SLOWER * speed(best)], best
 
 
-def _one_of_each(ranks: Sequence[int] | range, cluster: Cluster) -> list[int]:
+def _one_of_each(ranks: Iterable[int], cluster: Cluster) -> list[int]:
     """The first rank of each host, and of each device of it."""
     first: dict[tuple[int, int | None], int] = {}
     for rank in ranks:

@@ -19,6 +19,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.precision import Precision
 from stanza_sim.base.units import PositiveSeconds, Rate, format_rate
 from stanza_sim.experiment.file import (
+from stanza_sim.experiment.simulated import Simulation
     Execute,
     Experiment,
     ModelEntry,
