@@ -19,16 +19,15 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.precision import Precision
 from stanza_sim.base.units import PositiveSeconds, Rate, format_rate
 from stanza_sim.experiment.file import (
-from stanza_sim.experiment.simulated import Simulation
     Execute,
     Experiment,
     ModelEntry,
     Name,
     Network,
-    Simulation,
     StrategyEntry,
     Training,
 )
+from stanza_sim.experiment.simulated import Simulation
 
 DEFAULT = "emulated"
 """The suite that is run unless another is named."""
