@@ -13,10 +13,12 @@ from stanza_sim.api._assemble import Setup
 from stanza_sim.api._costs import GivenCosts
 from stanza_sim.api.schedules import ModelSchedule, agreed_precision, check_agreed, of_model
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import Precision
 from stanza_sim.base.tables import shortened
 from stanza_sim.base.units import format_time
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.faster import with_faster_links, with_faster_network
+from stanza_sim.experiment.worth import flops_utilisation, price_per_hour
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
 from stanza_sim.simulate.costs import CostModel
@@ -67,6 +69,41 @@ class Prediction(Simulated):
     def __repr__(self) -> str:
         speed = f"{format_time(self.iteration_s)} an iteration, {self.samples_per_s:,.4g} samples/s"
         return f"<Prediction of {shortened(self.label, 50)}: {speed}, limited by {shortened(self.bottleneck, 70)}>"
+
+    @property
+    def mfu(self) -> float | None:
+        """The model's FLOPs as a share of the peak of the devices at work; None where no peak is known.
+
+        >>> import stanza_sim as ss
+        >>> cluster, model = ss.load_cluster("ec2-p3-10", nodes=4), ss.load_model("resnet50")
+        >>> b = ss.predict(ss.build_schedule("all_reduce", model, cluster, batch_per_worker=32), cluster)
+        >>> 0.2 < b.mfu < 0.4
+        True
+        """
+        precision = self.schedule.precision or Precision.FP32
+        if self.setup is not None:
+            precision = self.setup.conditions.loaded.value.precision
+        return flops_utilisation(self.schedule, self.model, self.cluster, precision, self.samples_per_s)
+
+    @property
+    def price_per_hour(self) -> float | None:
+        """Dollars an hour of the hosts that have something to do; None unless all state it."""
+        return price_per_hour(self.schedule, self.cluster)
+
+    @property
+    def samples_per_dollar(self) -> float | None:
+        """Samples that a dollar trains; None where no price is known, or nothing is paid.
+
+        >>> import stanza_sim as ss
+        >>> host = {"name": "node", "count": 2, "cores": 8, "devices": ["V100"], "nic": {"rate": "10Gbps"}}
+        >>> topology = {"name": "two", "hosts": [{**host, "price_per_hour": 3.06}], "switches": [{"name": "switch"}]}
+        >>> cluster, model = ss.load_cluster(topology), ss.load_model("resnet50")
+        >>> b = ss.predict(ss.build_schedule("all_reduce", model, cluster, batch_per_worker=32), cluster)
+        >>> b.price_per_hour, round(b.samples_per_dollar / b.samples_per_s)
+        (6.12, 588)
+        """
+        price = self.price_per_hour
+        return self.samples_per_s * 3600 / price if price else None
 
     @property
     def samples_per_s_low(self) -> float | None:

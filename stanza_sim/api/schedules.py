@@ -75,10 +75,10 @@ def build_schedule(
     """Return what every rank of `cluster` does in one iteration: `strategy`, with these settings, for `model`.
 
     `batch_per_worker` is in samples. `label` is its name in tables. Settings are those of an experiment's `settings:`;
-    `describe(strategy)` lists them. In a `precision` of bf16 or fp16 activations and their gradients travel in 2 bytes
-    an element, unless a setting `activations` says otherwise; `gradients` is the type of those of parameters. Raises
-    `InputError` for a strategy or a setting that is not there, and for settings that do not fit the model or the number
-    of ranks.
+    `describe(strategy)` lists them; `on` (["node-3"], or "fastest") is where servers or FC workers are. In `precision`
+    bf16 or fp16 activations and their gradients travel in 2 bytes an element, unless a setting `activations` says
+    otherwise; `gradients` is the type of those of parameters. Raises `InputError` for a strategy or a setting that is
+    not there, and for settings that do not fit the model, the cluster or the number of ranks.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
@@ -112,6 +112,7 @@ def build_schedule(
             settings=entry.settings,
             precision=types.precision,
             gradients=Wire.NATIVE if types.gradients == "parameter" else Wire(types.gradients),
+            cluster=cluster,
         )
         return ModelSchedule.of(made, model, entry, types.precision)
 

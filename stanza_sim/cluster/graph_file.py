@@ -43,7 +43,7 @@ from stanza_sim.cluster.hosts import (
     make_losses,
     too_many_ranks,
 )
-from stanza_sim.cluster.topology import IntraSection, LoopbackSection, LossesSection, Spread, TransportKeys
+from stanza_sim.cluster.topology import IntraSection, LoopbackSection, LossesSection, Price, Spread, TransportKeys
 from stanza_sim.cluster.transports import make_transport, preset_of
 from stanza_sim.cluster.wiring import LinkDirection, Wiring
 
@@ -79,6 +79,7 @@ class HostNode(Section):
     reduce_rate: Rate | None = None
     losses: LossesSection = LossesSection()
     loopback: LoopbackSection = LoopbackSection()
+    price_per_hour: Price | None = None
 
 
 class SwitchNode(Section):
@@ -325,6 +326,7 @@ class _Reader:
             intra=intra,
             reduce_Bps=section.reduce_rate,
             losses=make_losses(section.losses),
+            price_per_hour=section.price_per_hour,
         )
 
 

@@ -261,7 +261,7 @@ class Host:
     speed of devices of one kind, relative to their mean; see `pace`. `reduce_Bps` is at how many bytes per second a
     rank on its cores adds up contributions and updates parameters; ranks on the cores of a host with devices do nothing
     else. `losses` are what a full host loses. `nccl` is the path of what NCCL reaches there, if that is stated; see
-    `stanza_sim.cluster.nccl`. All that is said there takes `nccl_times` as long.
+    `stanza_sim.cluster.nccl`. All that is said there takes `nccl_times` as long. `price_per_hour`: in dollars.
     """
 
     name: str
@@ -278,6 +278,7 @@ class Host:
     nccl_times: float = 1.0
     reduce_Bps: float | None = None
     losses: Losses = Losses()
+    price_per_hour: float | None = None
 
     @property
     def nics(self) -> tuple[Nic, ...]:
@@ -306,11 +307,11 @@ class Host:
         return self.nics[self.nic_of(device)].transport
 
 
-_WHAT = attrgetter(*(f.name for f in fields(Host) if f.name != "name"))
+_WHAT = attrgetter(*(f.name for f in fields(Host) if f.name not in ("name", "price_per_hour")))
 
 
 def kinds_of(hosts: Iterable[Host]) -> list[int]:
-    """Return a number for each host, from 0 in the order of first occurrence: equal where only their names differ."""
+    """Return a number for each host, from 0 in order of first occurrence: equal where only names and prices differ."""
     numbers: dict[tuple[object, ...], int] = {}
     same: dict[tuple[int, ...], int] = {}  # hosts of one group share what they are made of, and that is quickly seen
     found = []

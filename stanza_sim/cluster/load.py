@@ -227,6 +227,7 @@ class Builder:
                     nccl=nccl,
                     reduce_Bps=group.reduce_rate,
                     losses=losses,
+                    price_per_hour=group.price_per_hour,
                 )
                 for name in names
             )
@@ -319,6 +320,7 @@ class Builder:
             loopback=host.loopback if override.loopback is None else make_loopback(override.loopback),
             reduce_Bps=host.reduce_Bps if override.reduce_rate is None else override.reduce_rate,
             losses=host.losses if override.losses is None else make_losses(override.losses),
+            price_per_hour=host.price_per_hour if override.price_per_hour is None else override.price_per_hour,
         )
 
     # --- ranks -------------------------------------------------------------------------------------------------------

@@ -17,6 +17,10 @@ Spread = Annotated[float, Field(strict=True, ge=0, le=0.5)]
 """A standard deviation, relative to the mean."""
 
 
+Price = Annotated[float, Field(strict=True, ge=0, le=1e9, allow_inf_nan=False)]
+"""Dollars."""
+
+
 def _form(value: object) -> str:
     """Tell a quantity that is one text from one by direction, so that what is wrong with either can be said."""
     return "directions" if isinstance(value, dict | Section) else "one"
@@ -164,6 +168,7 @@ class HostSection(Section):
     loopback: LoopbackSection = LoopbackSection()
     reduce_rate: Rate | None = None
     losses: LossesSection = LossesSection()
+    price_per_hour: Price | None = Field(None, description="in dollars, such as `price_per_hour: 3.06`")
 
 
 class StagingSection(Section):
@@ -194,6 +199,7 @@ class HostOverride(Section):
     loopback: LoopbackSection | None = None
     reduce_rate: Rate | None = None
     losses: LossesSection | None = None
+    price_per_hour: Price | None = None
 
 
 class SwitchSection(Section):

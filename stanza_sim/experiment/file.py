@@ -17,7 +17,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails
 
 from stanza_sim import strategies
 from stanza_sim.base import config
@@ -25,6 +25,8 @@ from stanza_sim.base.config import Count, Factor, Loaded, Multiple, Section
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.precision import LOSS_SCALE, Precision
 from stanza_sim.base.units import PositiveSeconds, Rate
+from stanza_sim.experiment.simulated import Simulation
+from stanza_sim.experiment.simulated import wrong as _wrong
 from stanza_sim.schedule import Wire
 from stanza_sim.schedule.progress import Issue
 
@@ -32,11 +34,6 @@ Scalar = bool | int | float | str | None
 Batch = Annotated[Count, Field(le=1_000_000_000)]
 """Samples of one worker."""
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")]
-
-
-def _wrong(message: str, hint: str = "") -> PydanticCustomError:
-    """A validation error whose message and hint reach the user as they are (as those of `units` do)."""
-    return PydanticCustomError("unit", "{message}", {"message": message, "hint": hint})
 
 
 class Network(Section):
@@ -169,12 +166,21 @@ class Optimizer(Section):
     schedule: LearningRate = LearningRate()
 
 
+DIGITS = 1797
+"""Samples of `data: digits`."""
+
+
 class Training(Section):
     """What `--execute` trains on, and for how long."""
 
     iterations: Count = Field(60, description="Iterations in all, warm-up included.")
     warmup: int = Field(10, ge=0, description="First iterations, which train but are not timed.")
     optimizer: Optimizer = Optimizer()
+    epochs: Factor | None = Field(
+        None,
+        description="Of the whole training, for its time and cost; what is run for real are `iterations`.",
+    )
+    samples: Count | None = Field(None, description="How many samples an epoch has; default: those of `digits`.")
     data: str = Field("synthetic", min_length=1, description="synthetic, digits, or the import path of a Dataset.")
     loss: Literal["cross_entropy", "mse", "bce"] | None = Field(
         None,
@@ -183,6 +189,20 @@ class Training(Section):
     loss_scale: Factor = Field(
         LOSS_SCALE, le=2**24, description="fp16: what the mean loss of a worker's batch is multiplied by."
     )
+
+    @model_validator(mode="after")
+    def _epochs_have_samples(self) -> Self:
+        if self.epochs is not None and self.samples is None and self.data != "digits":
+            what = f"how many samples an epoch of `{self.data}` data has is not known"
+            raise _wrong(what, "set training.samples, such as samples: 1281167 for ImageNet")
+        if self.samples is not None and self.epochs is None:
+            raise _wrong("`samples` has no use without `epochs`", "set training.epochs too, such as epochs: 90")
+        return self
+
+    @property
+    def all_samples(self) -> float | None:
+        """Samples of the whole training, if its epochs are stated."""
+        return None if self.epochs is None else self.epochs * (self.samples or DIGITS)
 
     @model_validator(mode="after")
     def _some_are_timed(self) -> Self:
@@ -249,58 +269,6 @@ class Execute(Section):
     def issued(self) -> Issue:
         """How messages are issued."""
         return Issue.IN_ORDER if self.issue == "in_order" else Issue.EAGER
-
-
-class Jitter(Section):
-    """How computation times vary by chance, from rank to rank and from iteration to iteration."""
-
-    kind: Literal["none", "lognormal", "uniform"] = "none"
-    spread: float = Field(
-        0.0, ge=0, le=1000, allow_inf_nan=False, strict=True, description="Relative to the mean, such as 0.1."
-    )
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if (self.kind == "none") != (self.spread == 0):
-            what = "a spread without a kind" if self.kind == "none" else f"{self.kind} jitter without a spread"
-            raise _wrong(what, "write such as {kind: lognormal, spread: 0.1}")
-        if self.kind == "uniform" and self.spread >= 1:
-            raise _wrong(f"uniform jitter with a spread of {self.spread:g}", "its spread is below 1")
-        return self
-
-
-class Straggler(Section):
-    """A chance that a rank takes much longer for an iteration."""
-
-    probability: float | None = Field(None, gt=0, le=1, strict=True, description="Chance of a rank in an iteration.")
-    slowdown: float | None = Field(None, gt=1, le=1e6, strict=True, description="How many times as long.")
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if (self.probability is None) != (self.slowdown is None):
-            raise _wrong("stragglers need `probability` and `slowdown`", "such as {probability: 0.01, slowdown: 3}")
-        return self
-
-
-class Simulation(Section):
-    """What the simulator adds to the plain prediction. See `stanza_sim.simulate.variation`."""
-
-    jitter: Jitter = Jitter()
-    straggler: Straggler = Straggler()
-    repeats: Count | None = Field(
-        None, le=100_000, description="Simulations with draws of their own; default: 20 if any vary."
-    )
-    collectives: Literal["activity", "steps"] = Field(
-        "activity", description="activity: each as one flow over all its links; steps: message by message, slower."
-    )
-    engine: Literal["auto", "plain", "compiled"] = Field(
-        "auto", description="plain: in Python; compiled: with numba; auto: compiled where that is faster."
-    )
-
-    @property
-    def varies(self) -> bool:
-        """Whether computation times vary by chance."""
-        return self.jitter.kind != "none" or self.straggler.probability is not None
 
 
 Share = Annotated[float, Field(ge=0, le=10, allow_inf_nan=False, strict=True)]

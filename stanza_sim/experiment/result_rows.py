@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from stanza_sim.cluster import Cluster
 from stanza_sim.experiment.file import Experiment
 from stanza_sim.experiment.rows import LeftOutRow, Plan
+from stanza_sim.experiment.slow_places import slow_places
+from stanza_sim.experiment.worth import flops_utilisation, price_per_hour, unpriced
 from stanza_sim.report.result import Drift, Infeasible, Row
 from stanza_sim.simulate import Prediction
 
@@ -39,6 +41,10 @@ def row_of(
         measurement=measurement,
         drift=drift,
         undilated=undilated,
+        notes=(*slow_places(plan.schedule, cluster), *unpriced(plan.schedule, cluster)),
+        mfu=flops_utilisation(plan.schedule, plan.model, cluster, experiment.precision, prediction.samples_per_s),
+        price_per_hour=price_per_hour(plan.schedule, cluster),
+        training_samples=experiment.training.all_samples,
     )
 
 

@@ -162,6 +162,7 @@ def plan_for(
         settings=row.settings,
         precision=loaded.value.precision,
         gradients=loaded.value.gradient_wire,
+        cluster=cluster,
     )
     return Plan(entry=entry, strategy=row, model=model, batch_per_worker=batch, schedule=schedule)
 

@@ -5,13 +5,14 @@ Hosts, and switches, that are alike share a line: alike in themselves and, layer
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from stanza_sim.base.units import format_rate
-from stanza_sim.cluster import Cluster, LinkKind
-from stanza_sim.report.drawing import Utilisation, about_host, about_link, alike, busy, levels, span_of
+from stanza_sim.cluster import Cluster
+from stanza_sim.report.classes import Classes
+from stanza_sim.report.drawing import Utilisation, about_host, about_link, busy
 
 WIDTH = 80
 _BAR = 20
@@ -44,60 +45,11 @@ def _cut(line: str) -> str:
 
 
 @dataclass(slots=True, kw_only=True)
-class _Drawing:
-    """Collects the lines. Vertices are hosts from 0, then switches."""
+class _Drawing(Classes):
+    """Collects the lines."""
 
-    cluster: Cluster
     utilisation: Utilisation
-    near: list[list[tuple[Hashable, int]]] = field(init=False)
-    joint: dict[tuple[int, int], list[tuple[int, int]]] = field(default_factory=dict)
-    between: dict[tuple[int, int], list[tuple[int, int]]] = field(default_factory=dict)
-    members: dict[int, list[int]] = field(default_factory=dict)
-    class_of: list[int] = field(init=False)
-    level: list[int] = field(init=False)
     drawn: set[int] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
-        cluster = self.cluster
-        hosts, fabric = len(cluster.hosts), cluster.fabric
-        self.near = [[] for _ in range(hosts + len(cluster.switches))]
-        for h in range(hosts):
-            for tx, rx in cluster.nic_links_of(h):
-                for s in cluster.ports()[tx // 2] if not fabric.forwarding else ():
-                    self._link(h, hosts + s, tx, rx)
-        trunks = {(a, b): link for a, b, link in fabric.trunks}
-        for (a, b), link in trunks.items():
-            if a < b:
-                self._link(hosts + a, hosts + b, link, trunks[b, a])
-        cables = {(a, b): links for a, b, links in fabric.cables}
-        for (a, b), links in cables.items():
-            if a < b and links:
-                self._link(a, b, links[0], cables[b, a][0])
-        planes = {s: cluster.links[link].bandwidth_Bps for s, link in fabric.backplanes}
-        ranks = [0] * hosts
-        for at in cluster.placement:
-            ranks[at.host] += 1
-
-        def looks(i: int) -> Hashable:
-            if i >= hosts:
-                return "switch", planes.get(i - hosts)
-            host = cluster.hosts[i]
-            return host.cores, host.devices, host.device_speed, host.intra, host.nics, ranks[i]
-
-        self.class_of = alike(len(self.near), looks, self.near)
-        self.level = [0] * hosts + levels(cluster)
-        for i, c in enumerate(self.class_of):
-            self.members.setdefault(c, []).append(i)
-        for (a, b), found in self.joint.items():
-            self.between.setdefault((self.class_of[a], self.class_of[b]), []).extend(found)
-
-    def _link(self, a: int, b: int, there: int, back: int) -> None:
-        """Note that `a` and `b` are joined."""
-        links = self.cluster.links
-        ways = [(links[k].bandwidth_Bps, links[k].latency_s) for k in (there, back)]
-        self.near[a].append((tuple(ways), b))
-        self.near[b].append((tuple(reversed(ways)), a))
-        self.joint.setdefault((a, b), []).append((there, back))
 
     def lines(self) -> Iterable[str]:
         """Yield the lines."""
@@ -127,10 +79,10 @@ class _Drawing:
         if members[0] < hosts:
             host = cluster.hosts[members[0]]
             count = f"{len(members)} hosts, each " if several else ""
-            yield f"{first}{self._names(c)}  {count}{about_host(host)}"
+            yield f"{first}{self.names(c)}  {count}{about_host(host)}"
             yield from self._inside(members, rest)
             return
-        names = self._names(c)
+        names = self.names(c)
         noun = f"{len(members)} switches" if several else "switch"
         yield first + (names if names == noun else f"{names}  {noun}")
         planes = [link for s, link in cluster.fabric.backplanes if s + hosts in members]
@@ -142,7 +94,7 @@ class _Drawing:
         todo = [d for d in below if d not in self.drawn]
         for d in below:
             if d in self.drawn:
-                yield f"{rest}├─ also {self._names(d)}, drawn above"
+                yield f"{rest}├─ also {self.names(d)}, drawn above"
                 yield from self._between(d, c, rest + "│  ")
         for n, d in enumerate(todo):
             last = n == len(todo) - 1
@@ -150,21 +102,12 @@ class _Drawing:
             yield from self._between(d, c, rest + "│  ")
             yield from self._vertex(d, rest + ("└─ " if last else "├─ "), rest + ("   " if last else "│  "))
 
-    def _names(self, c: int) -> str:
-        named = [*(host.name for host in self.cluster.hosts), *self.cluster.switches]
-        return span_of([named[i] for i in self.members[c]])
-
     def _between(self, low: int, high: int, indent: str) -> Iterable[str]:
         """Yield the links between two classes, bars included."""
-        pairs = self.between.get((low, high), []) + [(x, y) for y, x in self.between.get((high, low), [])]
+        pairs = self.between(low, high)
         if not pairs:
             return
-        links = self.cluster.links
-        each = len(pairs) / len(self.members[low])
-        noun = "NIC" if links[pairs[0][0]].kind is LinkKind.SEND else "link"
-        number = f"{each:g} {noun}{'s' if each != 1 else ''}"
-        text = about_link(links[pairs[0][0]], links[pairs[0][1]])
-        yield f"{indent}{number}{' each' if len(self.members[low]) > 1 else ''}: {text}"
+        yield f"{indent}{self.about(low, pairs)}"
         yield from self._bars(indent, [("up", [x for x, _ in pairs]), ("down", [y for _, y in pairs])])
 
     def _inside(self, members: Sequence[int], indent: str) -> Iterable[str]:

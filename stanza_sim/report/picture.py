@@ -1,13 +1,15 @@
 """Draws a cluster with matplotlib: switches in layers above their hosts, or hosts that forward around each other.
 
-A line's width grows with the link's rate. With utilisation its colour shows the busier direction of the link; links
-that are not known stay grey. Devices are small squares below their host.
+A line's width grows with the link's rate, and links of one rate between the same two ends are one line with their
+count. With utilisation its colour shows the busiest direction of any of them; links that are not known stay grey.
+Devices are small squares below their host. Of a cluster in which all that could not be read, what is alike is drawn
+once (see `alike_picture`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from itertools import pairwise
@@ -19,20 +21,22 @@ import networkx as nx
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.files import write_bytes
 from stanza_sim.cluster import Cluster
+from stanza_sim.report.alike_picture import MOST_CLASSES, AlikePicture
 from stanza_sim.report.drawing import about_host, about_link, busy, levels, span_of
+from stanza_sim.report.painting import COLOURS, DEVICE, HOST, LINE, SWITCH, Point, box, colour_of, width_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 SUFFIXES = (".png", ".svg")
-_HOST, _SWITCH, _DEVICE, _LINE = "#dbe9f6", "#fde7c8", "#7ba05b", "#8a8a8a"
 _NAMED = 80
 """Of more hosts than this only the spans below each switch are named."""
 
+_MOST = {"hosts": 48, "switches": 24, "devices": 64}
+"""Of more than these, what is alike is drawn once with its count."""
+
 _APART = 3.0
 """Least distance between switches of a layer: a name's length, in units of 0.42 inches."""
-
-Point = tuple[float, float]
 
 
 def save_picture(cluster: Cluster, path: Path, utilisation: Mapping[str, float]) -> None:
@@ -46,17 +50,45 @@ def save_picture(cluster: Cluster, path: Path, utilisation: Mapping[str, float])
         from matplotlib.figure import Figure
     except ImportError:
         raise InputError("pictures need matplotlib", hint="pip install 'stanza-sim[plot]'") from None
-    drawing = _Picture(cluster=cluster, utilisation=utilisation)
+    drawing: _Picture | AlikePicture = _Picture(cluster=cluster, utilisation=utilisation)
+    if _cannot_be_read(cluster):
+        once = AlikePicture(cluster=cluster, utilisation=utilisation)
+        drawing = once if len(once.members) <= MOST_CLASSES else drawing
     width, height = drawing.size()
     # The same cluster gives the same bytes: no date, and ids that do not change.
     with rc_context({"svg.hashsalt": cluster.name, "font.size": 8}):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
-        drawing.draw(figure.add_subplot())
+        axes = figure.add_subplot()
+        _frame(axes, cluster, drawing.notes(), utilisation)
+        drawing.draw(axes)
         metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
         out = BytesIO()
         figure.savefig(out, format=path.suffix[1:], dpi=150, metadata=metadata)
     write_bytes(out.getvalue(), path)
+
+
+def _cannot_be_read(cluster: Cluster) -> bool:
+    """Whether there is too much to draw all of it."""
+    devices = sum(len(host.devices) for host in cluster.hosts if host.intra is not None)
+    counts = {"hosts": len(cluster.hosts), "switches": len(cluster.switches), "devices": devices}
+    return len(cluster.hosts) > 1 and any(counts[what] > most for what, most in _MOST.items())
+
+
+def _frame(axes: Axes, cluster: Cluster, notes: Sequence[str], utilisation: Mapping[str, float]) -> None:
+    """The title, the notes below, and what colours mean."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    axes.set_axis_off()
+    hosts = f"{len(cluster.hosts):,} host{'s' if len(cluster.hosts) > 1 else ''}"
+    axes.set_title(f"{cluster.name}: {hosts}, {cluster.world_size:,} ranks", fontsize=10)
+    text = "\n".join(notes)
+    axes.text(0.0, -0.02, text, transform=axes.transAxes, va="top", ha="left", fontsize=7, color="#333333")
+    if utilisation:
+        scale = ScalarMappable(norm=Normalize(0, 1), cmap=COLOURS)
+        bar = axes.figure.colorbar(scale, ax=axes, shrink=0.6, aspect=25, pad=0.01)
+        bar.set_label("share of time busy, the busier direction")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -142,39 +174,27 @@ class _Picture:
 
     def draw(self, axes: Axes) -> None:
         """Draw everything on `axes`."""
-        from matplotlib.cm import ScalarMappable
-        from matplotlib.colors import Normalize
-
         cluster = self.cluster
-        axes.set_axis_off()
         if cluster.fabric.forwarding:
             axes.set_aspect("equal")
-        hosts = f"{len(cluster.hosts)} host{'s' if len(cluster.hosts) > 1 else ''}"
-        axes.set_title(f"{cluster.name}: {hosts}, {cluster.world_size} ranks", fontsize=10)
         self._links(axes)
         for i, name in enumerate(cluster.switches if len(cluster.hosts) > 1 else ()):
             text = name
             for s, link in cluster.fabric.backplanes:
                 if s == i:
                     text += f"\n{about_link(cluster.links[link]).partition(' goodput')[0]} backplane"
-            self._box(axes, self.at[name], text, _SWITCH)
+            box(axes, self.at[name], text, SWITCH)
         if len(cluster.hosts) <= _NAMED or not cluster.switches:
             upright = len(cluster.hosts) > 12 and bool(cluster.switches) and self._wide() <= 1.0
             for h, host in enumerate(cluster.hosts):
-                self._box(axes, self.at[h], host.name, _HOST, upright=upright)
+                box(axes, self.at[h], host.name, HOST, upright=upright)
                 self._devices(axes, h)
         else:
             self._spans(axes)
-        notes = "\n".join(self._notes())
-        axes.text(0.0, -0.02, notes, transform=axes.transAxes, va="top", ha="left", fontsize=7, color="#333333")
         axes.margins(0.06, 0.16)
-        if self.utilisation:
-            scale = ScalarMappable(norm=Normalize(0, 1), cmap=_COLOURS)
-            bar = axes.figure.colorbar(scale, ax=axes, shrink=0.6, aspect=25, pad=0.01)
-            bar.set_label("share of time busy, the busier direction")
 
     def _links(self, axes: Axes) -> None:
-        """Draw every pair of directions as one line, several between the same two ends beside each other."""
+        """Draw the links between the same two ends as one line, with their count; those of other rates beside it."""
         cluster = self.cluster
         lines: dict[tuple[int | str, int | str], list[tuple[int, ...]]] = {}
         for h in range(len(cluster.hosts)):
@@ -192,26 +212,20 @@ class _Picture:
         rates = [cluster.links[k].bandwidth_Bps for found in lines.values() for pair in found for k in pair]
         slowest = min(rates, default=1.0)
         for (start, end), found in lines.items():
-            for n, pair in enumerate(found):
-                shift = (n - (len(found) - 1) / 2) * 0.3
+            kinds: dict[float, list[tuple[int, ...]]] = {}
+            for pair in found:
+                kinds.setdefault(max((cluster.links[k].bandwidth_Bps for k in pair), default=slowest), []).append(pair)
+            for n, (rate_Bps, pairs) in enumerate(kinds.items()):
+                shift = (n - (len(kinds) - 1) / 2) * min(0.3, 0.8 / len(kinds))  # so that it ends at the box
                 (x, y), (x2, y2) = self.at[start], self.at[end]
-                rate_Bps = max((cluster.links[k].bandwidth_Bps for k in pair), default=slowest)
-                known = [seen for k in pair if (seen := busy(cluster.links[k], self.utilisation)) is not None]
-                colour = _colour(max(known)) if known else _LINE
-                width = min(0.9 + 0.7 * math.log2(rate_Bps / slowest), 5.0)
+                every = [k for pair in pairs for k in pair]
+                known = [seen for k in every if (seen := busy(cluster.links[k], self.utilisation)) is not None]
+                colour = colour_of(max(known)) if known else LINE
+                width = width_of(rate_Bps, slowest)
                 axes.plot([x + shift, x2 + shift * 0.4], [y, y2], color=colour, linewidth=width, zorder=1)
-
-    def _box(self, axes: Axes, at: Point, text: str, colour: str, *, upright: bool = False) -> None:
-        axes.text(
-            *at,
-            text,
-            ha="center",
-            va="center",
-            rotation=90 if upright else 0,
-            fontsize=7,
-            zorder=3,
-            bbox={"boxstyle": "round,pad=0.3", "facecolor": colour, "edgecolor": "#555555", "linewidth": 0.7},
-        )
+                if len(pairs) > 1:
+                    at = (x + shift + 0.35 * (x2 - x - 0.6 * shift), y + 0.35 * (y2 - y))
+                    box(axes, at, f"{len(pairs)} x", "white", bare=True)
 
     def _devices(self, axes: Axes, host: int) -> None:
         """Draw the devices of a host with a fabric inside as squares on a line below it."""
@@ -226,10 +240,10 @@ class _Picture:
             for k in pair
             if (b := busy(self.cluster.links[k], self.utilisation)) is not None
         ]
-        colour = _colour(max(known)) if known else _LINE
+        colour = colour_of(max(known)) if known else LINE
         axes.plot([x, x], [y, self.at[host][1]], color=colour, linewidth=1.2, zorder=1)
         axes.plot([xs[0], xs[-1]], [y, y], color=colour, linewidth=3, zorder=1)
-        axes.scatter(xs, [y] * len(xs), marker="s", s=34, color=_DEVICE, edgecolors="#333333", linewidths=0.5, zorder=3)
+        axes.scatter(xs, [y] * len(xs), marker="s", s=34, color=DEVICE, edgecolors="#333333", linewidths=0.5, zorder=3)
 
     def _spans(self, axes: Axes) -> None:
         """Draw many hosts as one box for those on the same switches."""
@@ -238,9 +252,9 @@ class _Picture:
             groups.setdefault(attached, []).append(h)
         for members in groups.values():
             x = sum(self.at[h][0] for h in members) / len(members)
-            self._box(axes, (x, 0.0), span_of([self.cluster.hosts[h].name for h in members]), _HOST)
+            box(axes, (x, 0.0), span_of([self.cluster.hosts[h].name for h in members]), HOST)
 
-    def _notes(self) -> list[str]:
+    def notes(self) -> list[str]:
         """Say in words what the links carry, each kind once."""
         cluster, found = self.cluster, dict[str, None]()
         for h, host in enumerate(cluster.hosts):
@@ -260,16 +274,6 @@ class _Picture:
                 found[f"between hosts: {about_link(cluster.links[link])}"] = None
         notes = list(found)
         return notes[:6] + ([f"and {len(notes) - 6} more kinds"] if len(notes) > 6 else [])
-
-
-_COLOURS = "turbo"
-
-
-def _colour(share: float) -> tuple[float, float, float, float]:
-    from matplotlib import colormaps
-
-    red, green, blue, alpha = colormaps[_COLOURS](min(share, 1.0))
-    return red, green, blue, alpha
 
 
 def _apart(wanted: list[float], least: float, width: float) -> list[float]:

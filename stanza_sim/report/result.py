@@ -39,7 +39,9 @@ class Row:
     """One strategy on one model: the schedule, the prediction and the measurement (None if it was not executed).
 
     `drift` is there where blocks were timed before and after it was measured. Where a dilated run was measured,
-    `prediction` is of that, and `undilated` of the cluster as its topology states it.
+    `prediction` is of that, and `undilated` of the cluster as its topology states it. `notes` say what is odd about it,
+    such as a slow host that serves. `mfu` is the share of the devices' peak that the model's FLOPs are,
+    `price_per_hour` what the hosts cost in dollars, `training_samples` those of the whole training; None: not known.
     """
 
     label: str
@@ -56,10 +58,32 @@ class Row:
     measurement: Measurement | None = None
     drift: Drift | None = None
     undilated: Prediction | None = None
+    notes: tuple[str, ...] = ()
+    mfu: float | None = None
+    price_per_hour: float | None = None
+    training_samples: float | None = None
 
     def __repr__(self) -> str:
         where = f"{shortened(self.model, 30)} on {self.nodes:,} nodes of {shortened(self.cluster, 30)}"
         return f"<Row {shortened(self.label)}: {where}, {self.prediction.samples_per_s:,.4g} samples/s>"
+
+    @property
+    def samples_per_dollar(self) -> float | None:
+        """Samples that a dollar trains, as predicted; None where no price is known, or nothing is paid."""
+        return self.prediction.samples_per_s * 3600 / self.price_per_hour if self.price_per_hour else None
+
+    @property
+    def time_to_train_s(self) -> float | None:
+        """Seconds that the whole training takes, as predicted; None where its length is not stated."""
+        if self.training_samples is None or not self.prediction.samples_per_s:
+            return None
+        return self.training_samples / self.prediction.samples_per_s
+
+    @property
+    def cost_to_train(self) -> float | None:
+        """Dollars that the whole training costs."""
+        took_s, price = self.time_to_train_s, self.price_per_hour
+        return None if took_s is None or price is None else took_s / 3600 * price
 
     @property
     def error_pct(self) -> float | None:
@@ -198,6 +222,10 @@ def run_object(row: Row, tied_with: Sequence[str] = ()) -> dict[str, Json]:
             "samples_per_s": row.prediction.samples_per_s,
             "samples_per_s_low": _finite(row.prediction.samples_per_s_low),
             "samples_per_s_high": _finite(row.prediction.samples_per_s_high),
+            "mfu": row.mfu,
+            "samples_per_dollar": _finite(row.samples_per_dollar),
+            "time_to_train_s": _finite(row.time_to_train_s),
+            "cost_to_train": _finite(row.cost_to_train),
             "exposed_comm_s": row.prediction.exposed_comm_s,
             "bound_s": row.prediction.bound_s,
             "bottleneck": row.prediction.bottleneck,
@@ -206,6 +234,7 @@ def run_object(row: Row, tied_with: Sequence[str] = ()) -> dict[str, Json]:
             **_repeats(row),
         },
         "tied_with": list(tied_with),
+        "notes": list(row.notes),
         "measured": _measured(row),
         "error_pct": row.error_pct,
         "machine": _machine(row),

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from stanza_sim.execute.rank.job import Measurement
 
 WIDTH = 80
-_GAP = "  "
+_GAP = 2
 _MIN_LABEL = 14
 MOST_TIED = 4
 """So many rows that another is tied with are named below it."""
@@ -87,14 +87,22 @@ def print_grid(
     notes: Sequence[Sequence[str]],
     *,
     heading: str = "strategy",
+    tight: bool = False,
 ) -> None:
-    """Print a heading and, for each label, its numbers and below them its notes."""
-    numbers = sum(len(_GAP) + c.width for c in columns)
-    space = max(_MIN_LABEL, WIDTH - numbers)
-    width = min(space, max(len(heading), *map(len, labels)))
+    """Print a heading and, for each label, its numbers and below them its notes.
+
+    Where a label would not fit on its line, columns of a `tight` grid are one space apart, not two.
+    """
+    longest = max(len(heading), *map(len, labels))
+    gap = _GAP
+    if tight and longest > WIDTH - sum(gap + c.width for c in columns):
+        gap = 1
+    space = max(_MIN_LABEL, WIDTH - sum(gap + c.width for c in columns))
+    width = min(space, longest)
 
     def line(label: str, cells: Iterable[str]) -> str:
-        return label.ljust(width) + "".join(_GAP + cell.rjust(c.width) for cell, c in zip(cells, columns, strict=True))
+        numbers = (" " * gap + cell.rjust(c.width) for cell, c in zip(cells, columns, strict=True))
+        return label.ljust(width) + "".join(numbers)
 
     write_line(console, line(heading, (c.heading for c in columns)), "bold")
     if any(c.unit for c in columns):
@@ -172,12 +180,51 @@ def _predictions(console: Console, rows: Sequence[Row], tied_with: Sequence[Sequ
         Column(heading="iteration", unit="ms", cells=_ms(p.iteration_s for p in found)),
         Column(heading="samples/s", unit="", cells=fixed(p.samples_per_s for p in found)),
         *low_high(found),
+        *_mfu(rows),
         Column(heading="speed-up", unit="", cells=[f"{p.samples_per_s / base:.2f}x" for p in found]),
         Column(heading="exposed", unit="ms", cells=_ms(p.exposed_comm_s for p in found)),
         Column(heading="bound", unit="ms", cells=_ms(p.bound_s for p in found)),
     ]
-    notes = [_predicted_notes(p) + tied_note(tied) for p, tied in zip(found, tied_with, strict=True)]
-    print_grid(console, [r.label for r in rows], columns, notes)
+    notes = [
+        [*_predicted_notes(row.prediction), *(f"note: {text}" for text in row.notes), *tied_note(tied)]
+        for row, tied in zip(rows, tied_with, strict=True)
+    ]
+    print_grid(console, [r.label for r in rows], columns, notes, tight=True)
+
+
+def _mfu(rows: Sequence[Row]) -> list[Column]:
+    """The share of peak FLOP/s that each row reaches, in percent; no column where nothing is known."""
+    if all(row.mfu is None for row in rows):
+        return []
+    cells = ["-" if row.mfu is None else _two_digits(100 * row.mfu) for row in rows]
+    return [Column(heading="MFU", unit="%", cells=cells)]
+
+
+def _two_digits(value: float) -> str:
+    """`0.84`, `8.4`, `84`, `840`."""
+    return f"{value:.{max(0, 1 - floor(log10(value)))}f}" if value >= 0.01 else "0"
+
+
+def _money(console: Console, rows: Sequence[Row]) -> None:
+    """What training takes and costs, where hosts have prices or the length of the training is stated."""
+    columns = [
+        *_known("price", "$/h", [row.price_per_hour for row in rows]),
+        *_known("samples/$", "", [row.samples_per_dollar for row in rows]),
+        *_known("time to train", "h", [None if (t := row.time_to_train_s) is None else t / 3600 for row in rows]),
+        *_known("cost to train", "$", [row.cost_to_train for row in rows]),
+    ]
+    if columns:
+        write_line(console, "")
+        print_grid(console, [row.label for row in rows], columns, [[]] * len(rows))
+
+
+def _known(heading: str, unit: str, values: Sequence[float | None]) -> list[Column]:
+    """A column of what is known of each row; none where nothing is."""
+    if all(value is None for value in values):
+        return []
+    texts = fixed((value or 0.0 for value in values), most=2)
+    cells = ["-" if value is None else text for value, text in zip(values, texts, strict=True)]
+    return [Column(heading=heading, unit=unit, cells=cells)]
 
 
 def _predicted_notes(prediction: Prediction) -> list[str]:
@@ -269,6 +316,7 @@ def print_result(result: Result, console: Console) -> None:
         write_line(console, "")
         write_line(console, f"{model}, {rows[0].batch_per_worker} samples per worker", "bold cyan")
         _predictions(console, rows, [tied[model, row.label] for row in rows])
+        _money(console, rows)
         _measurements(console, rows)
         for source in dict.fromkeys(r.prediction.cost_source for r in rows):
             print_wrapped(console, f"costs: {source}")
@@ -278,6 +326,12 @@ def print_result(result: Result, console: Console) -> None:
         "speed-up: samples/s against the first row. exposed: mean time that a rank waits for what is moving.",
         "bound: no schedule of this kind takes less on this cluster.",
     ]
+    if any(r.mfu is not None for r in result.rows):
+        legend.append("MFU: the model's FLOPs as a share of what its devices do at most.")
+    if any(r.price_per_hour is not None for r in result.rows):
+        legend.append("price: of the hosts that have something to do.")
+    if any(r.training_samples is not None for r in result.rows):
+        legend.append(f"to train: {shared.training_samples:,.0f} samples in all.")
     if any(r.prediction.spread is not None for r in result.rows):
         legend.append(LOW_HIGH)
     if any(tied.values()):

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.precision import Precision
+from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule, Wire
 from stanza_sim.schedule.wires import Wires, computed_in, with_wires
@@ -31,6 +32,21 @@ class Strategy(Protocol):
         self, model: ModelProfile, *, world_size: int, batch_per_worker: int, local_size: int
     ) -> Iterator[BaseModel]:
         """Every setting worth trying there, the default first; `local_size` is the number of ranks on each host."""
+
+
+class PlacedStrategy(Protocol):
+    """A strategy with a setting `on`, whose places are those of a cluster."""
+
+    def build(
+        self,
+        model: ModelProfile,
+        *,
+        world_size: int,
+        batch_per_worker: int,
+        settings: BaseModel,
+        cluster: Cluster | None = None,
+    ) -> Schedule:
+        """As `Strategy.build`; raises `InputError` for places that are not there."""
 
 
 def names() -> list[str]:
@@ -54,13 +70,21 @@ def build(
     settings: BaseModel,
     precision: Precision = Precision.FP32,
     gradients: Wire = Wire.NATIVE,
+    cluster: Cluster | None = None,
 ) -> Schedule:
     """The schedule of the strategy called `name`, with the types in which values travel.
+
+    `cluster` has the places that a setting `on` names.
 
     Activations and their gradients travel as the `precision` computes them, unless a setting `activations` says
     otherwise; gradients of parameters as `gradients` says. Raises `InputError` as the strategy does.
     """
-    made = get(name).build(model, world_size=world_size, batch_per_worker=batch_per_worker, settings=settings)
+    if getattr(settings, "on", None) is None:
+        made = get(name).build(model, world_size=world_size, batch_per_worker=batch_per_worker, settings=settings)
+    else:
+        made = cast(PlacedStrategy, get(name)).build(
+            model, world_size=world_size, batch_per_worker=batch_per_worker, settings=settings, cluster=cluster
+        )
     stated = getattr(settings, "activations", None)
     activations = Wire.NATIVE if stated == "fp32" else computed_in(precision)
     return with_wires(made, model, Wires(activations=activations, gradients=gradients))

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import Size
+from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.schedule import Bundle, Phase, Schedule
 from stanza_sim.strategies._shared.assignment import (
@@ -29,6 +30,7 @@ from stanza_sim.strategies._shared.assignment import (
 from stanza_sim.strategies._shared.builder import Builder
 from stanza_sim.strategies._shared.exchange import exchange_by_servers
 from stanza_sim.strategies._shared.hosts import Hosts
+from stanza_sim.strategies._shared.places import ON, On, check_whole_hosts, named_places, ranks_on
 
 MOST_PIECES = 700
 """About how many slices of a model `space` asks for at most: so few that a plan takes a few seconds to simulate, and so
@@ -88,13 +90,26 @@ class Settings(BaseModel):
         description="ready: each block's parameters are pulled as soon as they are updated; step: when all are, at the "
         "beginning of the next step, as TensorFlow 1.x reads variables.",
     )
+    on: On | None = Field(
+        None,
+        description=ON.format(who="Which ranks serve", then="", default="the last ranks; co-located, the first"),
+    )
     overlap: StrictBool = Field(
         True, description="Push each block when its backward pass is done (wait-free), or push all, then pull all."
     )
 
 
-def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settings: Settings) -> Schedule:
+def build(
+    model: ModelProfile,
+    *,
+    world_size: int,
+    batch_per_worker: int,
+    settings: Settings,
+    cluster: Cluster | None = None,
+) -> Schedule:
     """Return the schedule; raises `InputError` where there are more servers than the nodes allow.
+
+    `cluster` has the places that `on` names.
 
     Bytes per iteration, with S the bytes of the model, S_j those that server j has and W workers (Li et al., OSDI 2014,
     whatever the assignment): a worker sends S and receives S, but for the S_j of its own shard; server j sends and
@@ -111,7 +126,7 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     _require_used(settings)
     b = Builder("parameter_server", model, world_size, batch_per_worker)
     colocated = settings.placement == "colocated"
-    k = settings.servers or (world_size if colocated else 1)
+    k = settings.servers or named_places(settings.on) or (world_size if colocated else 1)
     workers_count = world_size if colocated else world_size - k
     if k > world_size or workers_count < 1:
         most = world_size if colocated else world_size - 1
@@ -120,8 +135,14 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
             where="parameter_server: servers",
             hint=f"use at most {most} servers, or more nodes" if most else "use more nodes, or placement: colocated",
         )
-    workers = b.group("worker", range(workers_count))
-    servers = b.group("server", _colocated(k, world_size, settings) if colocated else range(workers_count, world_size))
+    if settings.on is not None:
+        serve: Sequence[int] = ranks_on(settings.on, cluster, k, computes=False, where="parameter_server: on")
+    else:
+        serve = _colocated(k, world_size, settings) if colocated else range(workers_count, world_size)
+    train = range(world_size) if colocated else _without(world_size, serve)
+    if settings.on is not None and settings.local is not None:
+        check_whole_hosts(train, settings.local, cluster, where="parameter_server: on")
+    workers, servers = b.group("worker", train), b.group("server", serve)
     forward = b.forward(model.blocks, workers)
     before = b.compute(Phase.LOSS, model.blocks[-1].name, workers, after=forward[-1:])
     grads_ready: dict[str, str] = {}
@@ -196,6 +217,12 @@ def _require_used(settings: Settings) -> None:
     if not settings.share_pulls and settings.local is None:
         hint = "set local to the number of workers on each host, or leave share_pulls out"
         raise InputError("workers share pulls only with local", where="parameter_server: share_pulls", hint=hint)
+
+
+def _without(world_size: int, ranks: Sequence[int]) -> Sequence[int]:
+    """All ranks but these."""
+    left_out = set(ranks)
+    return [rank for rank in range(world_size) if rank not in left_out]
 
 
 def _colocated(k: int, world_size: int, settings: Settings) -> Sequence[int]:

@@ -33,6 +33,7 @@ from pydantic import Field, StrictBool, StrictInt
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import Size
+from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.schedule import Phase, Schedule
 from stanza_sim.strategies._shared.assignment import by_blocks
@@ -40,6 +41,7 @@ from stanza_sim.strategies._shared.builder import MIB, Builder
 from stanza_sim.strategies._shared.collectives import Choice, CollectiveSettings
 from stanza_sim.strategies._shared.exchange import exchange_by_all_reduce, exchange_by_servers
 from stanza_sim.strategies._shared.model_parallel import Slicing, can_be_sliced, separate_sliced
+from stanza_sim.strategies._shared.places import ON, On, named_places, ranks_on
 from stanza_sim.strategies._shared.separation import (
     Separation,
     back_through_conv,
@@ -66,6 +68,14 @@ class Settings(CollectiveSettings):
     placement: Literal["dedicated", "colocated"] = Field(
         "dedicated",
         description="FC workers on nodes of their own, or beside CONV workers: then every node is a CONV worker.",
+    )
+    on: On | None = Field(
+        None,
+        description=ON.format(
+            who="Which ranks train the FC part",
+            then=", then the fastest devices",
+            default="the last ranks; co-located, the first of each share of CONV workers",
+        ),
     )
     cut: str | None = Field(
         None, description="Block that begins the FC part, for this strategy only; default: the model's boundary."
@@ -98,8 +108,17 @@ class Settings(CollectiveSettings):
     bucket: Size = Field(25 * MIB, description="Size at which every other bucket is closed.")
 
 
-def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settings: Settings) -> Schedule:
+def build(
+    model: ModelProfile,
+    *,
+    world_size: int,
+    batch_per_worker: int,
+    settings: Settings,
+    cluster: Cluster | None = None,
+) -> Schedule:
     """Return the schedule; raises `InputError` for a model without two parts, too few nodes, and what does not fit.
+
+    `cluster` has the places that `on` names.
 
     Bytes per iteration, counted from the messages, with B samples per worker, A floats per sample at the cut, w bytes
     per float that travels (`itemsize`, or 2), n CONV workers, k FC workers, and S_c and S_f bytes of parameters in the
@@ -118,12 +137,18 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
       (Li et al., OSDI 2014).
     """
     model = cut_at(model, settings.cut)
+    if "fc_workers" not in settings.model_fields_set and (named := named_places(settings.on)) is not None:
+        settings = settings.model_copy(update={"fc_workers": named})
     conv_ranks, fc_ranks = places(
         world_size,
         settings.fc_workers,
         colocated=settings.placement == "colocated",
         share_out=settings.fc_parallel == "data",
     )
+    if settings.on is not None:
+        fc_ranks = ranks_on(settings.on, cluster, settings.fc_workers, computes=True, where="stanza: on")
+        if settings.placement == "dedicated":
+            conv_ranks = [rank for rank in range(world_size) if rank not in set(fc_ranks)]
     _require_used(settings)
     m = settings.microbatches
     check_microbatches(batch_per_worker, m, eager=settings.eager_backward, where="stanza")

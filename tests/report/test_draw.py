@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import stanza_sim as ss
 from stanza_sim.base import config
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster import Cluster, load_cluster
+from stanza_sim.report import picture
+from stanza_sim.report.alike_picture import AlikePicture
 from stanza_sim.report.draw import draw_picture, draw_text
 from stanza_sim.report.drawing import span_of
 
-pytest.importorskip("matplotlib")
+Figure = pytest.importorskip("matplotlib.figure").Figure
 
 
 def _some(cluster: Cluster) -> dict[str, float]:
@@ -112,3 +116,43 @@ def test_the_command_draws(tmp_path: Path) -> None:
     assert picture.read_text().startswith("<?xml")
     for arguments in (["ring", "--picture", "c.txt"], ["--picture", str(picture)]):
         assert CliRunner().invoke(app, ["show", "cluster", *arguments]).exit_code == 2
+
+
+def _texts_and_lines(cluster: Cluster, kind: Any) -> tuple[list[str], int]:
+    axes = Figure().add_subplot()
+    kind(cluster=cluster, utilisation=_some(cluster)).draw(axes)
+    return [text.get_text() for text in axes.texts], len(axes.lines)
+
+
+def test_nics_of_a_host_are_one_line_with_their_count() -> None:
+    host = {"name": "dgx", "cores": 8, "devices": ["A100"] * 4, "intra": {"kind": "nvlink", "rate": "300GB/s"}}
+    fabric = {"kind": "leaf-spine", "leaves": 2, "hosts_per_leaf": 2, "spines": 1, "rate": "400Gbps"}
+    hosts = [{**host, "nics": 4, "nic": {"rate": "200Gbps"}}]
+    cluster = ss.load_cluster({"name": "d", "hosts": hosts, "fabric": fabric})
+    texts, lines = _texts_and_lines(cluster, picture._Picture)
+    assert texts.count("4 x") == 4
+    assert lines == 4 + 2 + 2 * 4  # one to each host, two to the spine, and what joins devices
+    assert not picture._cannot_be_read(cluster)
+
+
+def test_of_a_large_cluster_what_is_alike_is_drawn_once(tmp_path: Path) -> None:
+    host = {"name": "n", "cores": 8, "devices": ["A100"] * 8, "intra": {"kind": "nvlink", "rate": "300GB/s"}}
+    topology = {"name": "ft", "hosts": [{**host, "nic": {"rate": "200Gbps"}}], "fabric": {"kind": "fat-tree", "k": 8}}
+    cluster = ss.load_cluster(topology)
+    assert picture._cannot_be_read(cluster)
+    texts, lines = _texts_and_lines(cluster, AlikePicture)
+    assert lines == 3
+    shown = set(texts)
+    assert "core-0..15\n16 switches" in shown
+    assert any(text.startswith("n-0..127\n128 hosts\n8 cores, 8 x A100 each\n8 ranks each\n") for text in shown)
+    assert any(text.startswith("1 NIC each: 200 Gbps goodput") and "\nbusy: mean " in text for text in shown)
+    draw_picture(cluster, tmp_path / "ft.svg")
+    assert (tmp_path / "ft.svg").stat().st_size < 100_000
+
+
+def test_kinds_that_differ_are_drawn_each() -> None:
+    hosts = [{"name": "a", "count": 60, "cores": 8, "nic": {"rate": "10Gbps"}}]
+    topology = {"name": "two", "hosts": hosts, "switches": [{"name": "s"}], "overrides": {"a-3": {"cores": 4}}}
+    texts, lines = _texts_and_lines(ss.load_cluster(topology), AlikePicture)
+    assert lines == 2
+    assert {text.partition("\n")[0] for text in texts} >= {"a-3", "a-0 .. a-59", "s"}

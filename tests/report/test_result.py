@@ -21,13 +21,15 @@ RUN_KEYS = [
     "schedule_hash",
     "predicted",
     "tied_with",
+    "notes",
     "measured",
     "error_pct",
     "machine",
 ]
 PREDICTED_KEYS = [
-    *("iteration_s", "samples_per_s", "samples_per_s_low", "samples_per_s_high", "exposed_comm_s", "bound_s"),
-    *("bottleneck", "cost_source", "basis"),
+    *("iteration_s", "samples_per_s", "samples_per_s_low", "samples_per_s_high"),
+    *("mfu", "samples_per_dollar", "time_to_train_s", "cost_to_train"),
+    *("exposed_comm_s", "bound_s", "bottleneck", "cost_source", "basis"),
 ]
 MEASURED_KEYS = [
     "compute",

@@ -49,8 +49,8 @@ SETTINGS: dict[str, dict[str, list[object]]] = {
     },
 }
 ELSEWHERE = {
-    "stanza": set().union(*EXCHANGES, *PIPELINES, *(p for _, p in PLACES), {"cut", "fc_parallel"}),
-    "parameter_server": {"bigarray_bound", "partition", "slice", "credit", "share_pulls", "pull"},
+    "stanza": set().union(*EXCHANGES, *PIPELINES, *(p for _, p in PLACES), {"cut", "fc_parallel", "on"}),
+    "parameter_server": {"bigarray_bound", "partition", "slice", "credit", "share_pulls", "pull", "on"},
     "sharded_head": set().union(*(s for name, _, s in SLICED if name == "sharded_head")),
 }
 """Settings that tests of a strategy's own try."""

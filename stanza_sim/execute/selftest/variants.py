@@ -10,6 +10,7 @@ from typing import Any
 
 from stanza_sim import strategies
 from stanza_sim.base.precision import Precision
+from stanza_sim.cluster.cluster import Host, Nic, star
 from stanza_sim.execute.rank.job import LearningRate, Optimizer, RunJob, Training
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Schedule, Transfer, Wire, check
@@ -73,7 +74,8 @@ def schedule_of(
     precision: Precision = Precision.FP32,
     gradients: Wire = Wire.NATIVE,
 ) -> Schedule:
-    """The schedule of a variant, checked."""
+    """The schedule of a variant, checked; a setting `on` names hosts `node-0` and so on, one for each rank."""
+    hosts = (Host(name=f"node-{i}", cores=1, nic=Nic(bandwidth_Bps=1e9)) for i in range(world))
     made = strategies.build(
         strategy,
         model,
@@ -82,6 +84,7 @@ def schedule_of(
         settings=strategies.get(strategy).Settings.model_validate(settings),
         precision=precision,
         gradients=gradients,
+        cluster=star(hosts) if "on" in settings else None,
     )
     check(made, model)
     return made

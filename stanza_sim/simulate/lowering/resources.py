@@ -118,7 +118,7 @@ class Resources:
         label = f"{host.name} {Path(self.cluster.device_of(rank)).stem}"
         called_so = [d for d in mixes if d is not None and host.devices[d] == self.cluster.device_of(rank)]
         if any(mixes[d] != mix for d in called_so):  # ranks on them differ, so the number has to tell them apart
-            label += f" {min(d for d in called_so if mixes[d] == mix)}"
+            label += f" #{min(d for d in called_so if mixes[d] == mix)}"
         return self.resource(key, label, 1.0, "device"), float(mine)
 
     def _mixes(self, host: int) -> dict[int | None, tuple[int, ...]]:

@@ -14,6 +14,7 @@ from stanza_sim.base.units import exact_size, is_size
 from stanza_sim.cluster import Cluster
 from stanza_sim.experiment.file import StrategyEntry
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.strategies._shared.places import worth_trying
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +72,13 @@ def choices(
     local_size: int,
     rows: Sequence[StrategyEntry],
     names: Sequence[str] | None = None,
+    cluster: Cluster | None = None,
 ) -> tuple[list[Choice], list[LeftOut]]:
     """All that is tried, in the order in which it is looked at, and strategies that have nothing to offer here.
 
     First the experiment's `rows`, then the default of each strategy (of `names`; all that there are), then the other
-    settings of all strategies in turn, so that a search that ends early has tried some of each.
+    settings of all strategies in turn, so that a search that ends early has tried some of each. Where the hosts of
+    `cluster` are not alike, roles are tried at other places too.
     """
     found = [Choice(entry=row, first=True) for row in rows]
     out: list[LeftOut] = []
@@ -92,12 +95,24 @@ def choices(
                 LeftOut(choice=Choice(entry=StrategyEntry(strategy=name)), kind="infeasible", reason=error.one_line)
             )
             continue
+        if cluster is not None:
+            offered += [elsewhere for settings in offered for elsewhere in _elsewhere(settings, cluster)]
         spaces.append([_choice(name, settings, first=i == 0) for i, settings in enumerate(offered)])
     found += _in_turn(spaces)
     known: dict[tuple[str, str], Choice] = {}
     for choice in found:  # a row keeps its label where a space offers the same settings
         known.setdefault((choice.strategy, choice.entry.settings.model_dump_json()), choice)
     return list(known.values()), out
+
+
+def _elsewhere(settings: BaseModel, cluster: Cluster) -> Iterator[BaseModel]:
+    """The same with its role at other places, for a strategy that has the setting."""
+    if getattr(settings, "on", "none") is not None:
+        return
+    count = getattr(settings, "servers", None) or getattr(settings, "fc_workers", None) or 1
+    if count < cluster.world_size:  # else every rank has the role
+        for on in worth_trying(cluster, count):
+            yield settings.model_copy(update={"on": on})
 
 
 def _choice(name: str, settings: BaseModel, *, first: bool) -> Choice:
@@ -126,6 +141,8 @@ def changed(settings: BaseModel) -> dict[str, str]:
 def _written(value: object, field: FieldInfo) -> str:
     if isinstance(value, int) and is_size(field.metadata):
         return exact_size(value)
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

@@ -148,6 +148,7 @@ def plan_problems(
             batch_per_worker=p.batch_per_worker,
             local_size=local_size(p.cluster),
             rows=rows,
+            cluster=p.cluster,
         )
         for p in problems
     ]

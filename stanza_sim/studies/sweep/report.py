@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+from collections.abc import Sequence
 
 from rich.console import Console
 
@@ -16,6 +17,8 @@ from stanza_sim.studies.sweep.session import SweepFindings
 from stanza_sim.studies.sweep.table import FIELDS
 from stanza_sim.studies.sweep.vary import Axis, Point, scale_of, shown
 
+MOST_CURVES = 200
+"""After so many lines of curves no more are printed."""
 MOST_LINES = 60
 """Of more crossovers than this only so many are printed."""
 MOST_REASONS = 20
@@ -23,7 +26,8 @@ MOST_REASONS = 20
 
 
 def print_sweep(sweep_result: SweepFindings, console: Console) -> None:
-    """Print the winner at each point, unless there is a file that has all of it, the crossovers, and what is amiss."""
+    """Print who wins at each point and the curves of all rows, unless a file has all of it, the crossovers, and what is
+    amiss."""
     lines, bad = sweep_result.lines, sum(sweep_result.reasons.values())
     text = f"{sweep_result.experiment}: {len(sweep_result.points)} points, "
     text += f"{sweep_result.computed} of them computed now, {len(lines)} lines"
@@ -93,6 +97,44 @@ def _print_winners(sweep_result: SweepFindings, console: Console) -> None:
         labels = [where(sweep_result.axes, point) for point in points]
         notes = [tied_note(one.tied_with.split(BETWEEN)) if one is not None and one.tied_with else [] for one in best]
         print_grid(console, labels, columns, notes, heading="point")
+        if len(points) > 1:
+            _print_curves(sweep_result, console, model, points)
+
+
+def _print_curves(sweep_result: SweepFindings, console: Console, model: str, points: Sequence[Point]) -> None:
+    """Print samples/s of every row at each point, side by side as far as there is room; what never changes, once."""
+    rows = {line.label: line.strategy for line in sweep_result.lines if line.model == model and line.label}
+    curves: dict[str, list[float | None]] = {}
+    for label in rows:
+        curves[label] = []
+        for point in points:
+            there = [one for one in sweep_result.table.lines[point] if (one.model, one.label) == (model, label)]
+            curves[label].append(there[0].samples_per_s if there else None)
+    varied = {label: rates for label, rates in curves.items() if len(set(rates)) > 1}
+    if len(rows) < 2 and not varied:
+        return
+    columns = [Column(heading=label, unit="", cells=_rates(rates)) for label, rates in varied.items()]
+    labels = [where(sweep_result.axes, point) for point in points]
+    room = WIDTH - max(len("samples/s"), *map(len, labels))
+    side_by_side: list[list[Column]] = []
+    for column in columns:
+        if not side_by_side or sum(2 + c.width for c in [*side_by_side[-1], column]) > room:
+            side_by_side.append([])
+        side_by_side[-1].append(column)
+    most = max(1, MOST_CURVES // len(labels))
+    for some in side_by_side[:most]:
+        write_line(console, "")
+        print_grid(console, labels, some, [[]] * len(labels), heading="samples/s")
+    if more := sum(map(len, side_by_side[most:])):
+        _paragraph(console, f"and {more} more rows: see --json")
+    for label in rows:
+        if label not in varied and curves[label][0] is not None:
+            _paragraph(console, f"{label}: {fixed([curves[label][0] or 0.0])[0]} samples/s at all of these points")
+
+
+def _rates(rates: Sequence[float | None]) -> list[str]:
+    texts = iter(fixed(rate for rate in rates if rate is not None))
+    return ["-" if rate is None else next(texts) for rate in rates]
 
 
 def where(axes: tuple[Axis, ...], point: Point, but: int | None = None) -> str:

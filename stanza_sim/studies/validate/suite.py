@@ -24,10 +24,10 @@ from stanza_sim.experiment.file import (
     ModelEntry,
     Name,
     Network,
-    Simulation,
     StrategyEntry,
     Training,
 )
+from stanza_sim.experiment.simulated import Simulation
 
 DEFAULT = "emulated"
 """The suite that is run unless another is named."""

@@ -27,6 +27,31 @@ def test_text_names_winners_and_crossovers(small):
     assert result.stderr == ""
 
 
+def test_text_has_the_curve_of_every_row(small):
+    keys = ("--vary", "strategies.1.settings.fc_workers=1..3", "--jobs", 1)
+    lines = call("sweep", small, *keys).stdout.splitlines()
+    begin = next(i for i, line in enumerate(lines) if line.startswith("samples/s "))
+    assert lines[begin].split() == ["samples/s", "stanza"]
+    points = {line.split()[0].partition("=")[2]: line.split()[1] for line in lines[begin + 1 : begin + 4]}
+    assert list(points) == ["1", "2", "3"]
+    found = json.loads(call("sweep", small, *keys, "--json").stdout)["points"]
+    for point in found:
+        if point["label"] == "stanza":
+            cell = points[point["at"]["strategies.1.settings.fc_workers"]].replace(",", "")
+            rate = point["samples_per_s"]
+            assert cell == "-" if rate is None else float(cell) == pytest.approx(rate, rel=2e-3)
+    assert points["3"] == "-"  # of 4 nodes
+    assert lines[begin + 4].startswith("all_reduce: ") and lines[begin + 4].endswith("at all of these points")
+
+
+def test_curves_side_by_side_fit_80_columns(small):
+    labels = [f"a row with a rather long name, number {i}" for i in range(5)]
+    rows = ", ".join(f"{{strategy: all_reduce, label: '{label}'}}" for label in labels)
+    result = call("sweep", small, *RATES, "--set", f"strategies=[{rows}]", "--jobs", 1)
+    assert all(any(label in line for line in result.stdout.splitlines()) for label in labels)
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
 def test_json_and_file(small, tmp_path):
     out = tmp_path / "sweep.csv"
     result = call("sweep", small, *RATES, "--jobs", 1, "--json", "-o", out)
