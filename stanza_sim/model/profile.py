@@ -28,10 +28,15 @@ class BlockKind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParamTensor:
-    """One trainable parameter, named as in the module's `named_parameters()`."""
+    """One trainable parameter, named as in the module's `named_parameters()`.
+
+    `lookups` is above zero for a table with sparse gradients (`nn.Embedding(sparse=True)`): so many of its rows are
+    looked up for each sample, and a gradient has no others.
+    """
 
     name: str
     shape: tuple[int, ...]
+    lookups: int = 0
 
     @property
     def numel(self) -> int:
@@ -143,6 +148,18 @@ class Throughput:
             raise InputError(f"batch is {self.batch!r:.40}", where=where, hint="use a whole number of at least 1")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelInput:
+    """One tensor of a sample beside the first: the argument of `forward` that it is, and its shape without the batch.
+
+    It holds floats, or with a `vocabulary` int64 numbers from 0 to below it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    vocabulary: int | None = None
+
+
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ModelProfile:
     """A model as a chain of blocks; `blocks[:boundary]` is the CONV part, `blocks[boundary:]` the FC part.
@@ -153,7 +170,9 @@ class ModelProfile:
     known of single devices, at most once for each; costs are scaled to it.
 
     Samples are floats, or with a `vocabulary` int64 tokens from 0 to below it. `labels` say what the last block's
-    output is held to; `stated_labels` are None unless the data or a setting says it.
+    output is held to; `stated_labels` are None unless the data, a setting or the module says it. `more_inputs` are the
+    other tensors of a sample, of which `input_shape` is the first; the first block takes them all. `output` names the
+    part of what the module returns that is trained, if that is but a part (`logits`).
     """
 
     name: str
@@ -168,6 +187,8 @@ class ModelProfile:
     throughput: tuple[Throughput, ...] = ()
     vocabulary: int | None = None
     stated_labels: Labels | None = None
+    more_inputs: tuple[ModelInput, ...] = ()
+    output: str | None = None
 
     def __post_init__(self) -> None:
         if not self.blocks:

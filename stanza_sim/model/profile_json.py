@@ -13,7 +13,16 @@ from hashlib import sha256
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.op_kinds import OpKind
 from stanza_sim.model.labels import Labels, Loss
-from stanza_sim.model.profile import Block, BlockKind, ModelProfile, OpWork, ParamTensor, PassWork, Throughput
+from stanza_sim.model.profile import (
+    Block,
+    BlockKind,
+    ModelInput,
+    ModelProfile,
+    OpWork,
+    ParamTensor,
+    PassWork,
+    Throughput,
+)
 
 FORMAT = "stanza-sim-model/1"
 _WORK = ("forward_flops", "backward_input_flops", "backward_weight_flops", "bytes_touched", "kernels")
@@ -40,6 +49,12 @@ def to_json(profile: ModelProfile) -> str:
         }
     if profile.vocabulary is not None:
         head["vocabulary"] = profile.vocabulary
+    if profile.more_inputs:
+        head["more_inputs"] = [
+            {"name": i.name, "shape": i.shape, "vocabulary": i.vocabulary} for i in profile.more_inputs
+        ]
+    if profile.output is not None:
+        head["output"] = profile.output
     if (labels := profile.stated_labels) is not None:
         head["labels"] = {
             "loss": labels.loss,
@@ -64,8 +79,12 @@ def fingerprint(profile: ModelProfile) -> str:
 def _block_data(block: Block) -> dict[str, object]:
     work = {key: getattr(block, key) for key in _WORK}
     tensors = [[t.name, *t.shape] for t in block.tensors]
-    tied: dict[str, object] = {"tied": [[t.name, *t.shape] for t in block.tied]} if block.tied else {}
-    return {"name": block.name, "output_shape": block.output_shape, **work, "tensors": tensors, **tied}
+    more: dict[str, object] = {}
+    if block.tied:
+        more["tied"] = [[t.name, *t.shape] for t in block.tied]
+    if lookups := {t.name: t.lookups for t in block.tensors if t.lookups}:
+        more["lookups"] = lookups
+    return {"name": block.name, "output_shape": block.output_shape, **work, "tensors": tensors, **more}
 
 
 def _work_data(block: Block) -> dict[str, object]:
@@ -93,7 +112,7 @@ def from_json(text: str | bytes, *, where: str) -> ModelProfile:
     top = _Reader(data, where)
     if top.data.get("format") != FORMAT:
         raise InputError(f"format is {top.data.get('format')!r}", where=where, hint=f"it must be {FORMAT!r}")
-    top.only("format", *_HEAD, "scaled_from", "throughput", "vocabulary", "labels", "blocks")
+    top.only("format", *_HEAD, "scaled_from", "throughput", "vocabulary", "more_inputs", "output", "labels", "blocks")
     readers = [_Reader(b, f"{where}: blocks[{i}]") for i, b in enumerate(top.array("blocks"))]
     names = [r.text("name") for r in readers]
     boundary = top.optional_text("boundary")
@@ -112,9 +131,20 @@ def from_json(text: str | bytes, *, where: str) -> ModelProfile:
         factory_kwargs=tuple((key, kwargs.scalar(key)) for key in kwargs.data),
         scaled_from=top.optional_text("scaled_from") if "scaled_from" in top.data else None,
         throughput=_throughput(top.data.get("throughput", {}), f"{where}: throughput"),
-        vocabulary=top.count("vocabulary", least=1) if "vocabulary" in top.data else None,
+        vocabulary=top.count("vocabulary") if "vocabulary" in top.data else None,
+        more_inputs=tuple(
+            _input(_Reader(i, f"{where}: more_inputs[{n}]"))
+            for n, i in enumerate(top.array("more_inputs") if "more_inputs" in top.data else [])
+        ),
+        output=top.optional_text("output") if "output" in top.data else None,
         stated_labels=_labels(top.data["labels"], f"{where}: labels") if "labels" in top.data else None,
     )
+
+
+def _input(reader: _Reader) -> ModelInput:
+    reader.only("name", "shape", "vocabulary")
+    vocabulary = None if reader.data.get("vocabulary") is None else reader.count("vocabulary")
+    return ModelInput(name=reader.text("name"), shape=reader.shape("shape"), vocabulary=vocabulary)
 
 
 def _labels(data: object, where: str) -> Labels:
@@ -145,7 +175,7 @@ def _throughput(data: object, where: str) -> tuple[Throughput, ...]:
 
 
 def _block(reader: _Reader, kind: BlockKind) -> Block:
-    reader.only("name", "output_shape", *_WORK, "tensors", "tied", "fp32", "work")
+    reader.only("name", "output_shape", *_WORK, "tensors", "tied", "lookups", "fp32", "work")
     return Block(
         name=reader.text("name"),
         kind=kind,
@@ -164,11 +194,14 @@ def _block(reader: _Reader, kind: BlockKind) -> Block:
 
 def _tensors(reader: _Reader, key: str) -> tuple[ParamTensor, ...]:
     found = []
+    lookups = _Reader(reader.data.get("lookups", {}), f"{reader.where}: lookups")
     for i, entry in enumerate(reader.array(key)):
         if not isinstance(entry, list) or not entry:
             raise reader.wrong(key, "a list of [name, dimension, ...]")
         tensor = _Reader({"name": entry[0], "shape": entry[1:]}, f"{reader.where}: {key}[{i}]")
-        found.append(ParamTensor(name=tensor.text("name"), shape=tensor.shape("shape")))
+        name = tensor.text("name")
+        rows = lookups.count(name, least=1) if name in lookups.data else 0
+        found.append(ParamTensor(name=name, shape=tensor.shape("shape"), lookups=rows))
     return tuple(found)
 
 

@@ -29,7 +29,7 @@ def by_kind(work: tuple[OpWork, ...]) -> dict[OpKind, OpWork]:
 
 def test_a_linear_layer_by_hand() -> None:
     module = nn.Linear(30, 20, bias=False, device="meta")
-    work = by_kind(work_of(module, (30,), list(module.parameters())))
+    work = by_kind(work_of(module, [((30,), torch.float32)], list(module.parameters())))
     flops, each, weight = 2 * 30 * 20, (30 + 20) * 4, 30 * 20 * 4
     once = PassWork(flops=flops, sample_nbytes=each, fixed_nbytes=weight, kernels=1)
     assert work == {OpKind.LINEAR: OpWork(kind=OpKind.LINEAR, forward=once, backward_input=once, backward_weight=once)}
@@ -48,7 +48,7 @@ def test_a_linear_layer_by_hand() -> None:
 def test_convolutions_by_hand(make: object, kind: OpKind, share: int) -> None:
     with torch.device("meta"):
         module = make()  # type: ignore[operator]
-    work = by_kind(work_of(module, (8, 10, 10), list(module.parameters())))
+    work = by_kind(work_of(module, [((8, 10, 10), torch.float32)], list(module.parameters())))
     outputs = module.out_channels * 100
     each, weight = (800 + outputs) * 4, sum(p.numel() for p in module.parameters()) * 4
     once = PassWork(flops=2 * outputs * share, sample_nbytes=each, fixed_nbytes=weight, kernels=1)
@@ -57,7 +57,7 @@ def test_convolutions_by_hand(make: object, kind: OpKind, share: int) -> None:
 
 def test_the_samples_need_no_gradient() -> None:
     module = nn.Sequential(nn.Linear(30, 20), nn.ReLU(), nn.Linear(20, 10)).to("meta")
-    work = by_kind(work_of(module, (30,), list(module.parameters()), input_gradient=False))
+    work = by_kind(work_of(module, [((30,), torch.float32)], list(module.parameters()), input_gradient=False))
     assert all(one.backward_input == PassWork() for one in work.values())
     linear = work[OpKind.LINEAR]
     assert linear.forward.flops == 2 * (30 * 20 + 20 * 10)
@@ -74,7 +74,7 @@ def test_sums_of_gradients_that_meet_and_counters_are_no_kernels() -> None:
             return x + self.norm(x)
 
     module = Residual().to("meta").train()
-    work = by_kind(work_of(module, (16,), list(module.parameters())))
+    work = by_kind(work_of(module, [((16,), torch.float32)], list(module.parameters())))
     assert work[OpKind.NORM].forward.kernels == 1
     assert work[OpKind.ELEMENTWISE].forward.kernels == 1  # x + y, not the counter of batches
     meeting = work[OpKind.ELEMENTWISE].backward_input

@@ -12,6 +12,7 @@ from stanza_sim.model import shipped, zoo
 from stanza_sim.model.extract.__main__ import fresh, main
 from stanza_sim.model.extract.chain import chain_of
 from stanza_sim.model.extract.factory import build
+from stanza_sim.model.extract.inputs import Input
 from stanza_sim.model.extract.measure import measure
 from stanza_sim.model.extract.trace import trace
 from stanza_sim.model.profile import Block
@@ -28,8 +29,8 @@ def training_flops(blocks: tuple[Block, ...]) -> int:
 def leaf_module_mfloats(factory: str, kwargs: dict[str, object], size: int) -> float:
     """Millions of floats per sample that leaf modules (not functions) write in one forward pass."""
     module = build(factory, kwargs, device="meta")
-    traced = trace(module, "test")
-    measured = measure(module, traced, (3, size, size), "test")
+    traced = trace(module, (Input(name="", shape=(3, size, size)),), "test")
+    measured = measure(module, traced, "test")
     return sum(w.bytes_touched for n, w in measured.work.items() if n.op == "call_module") / 4e6
 
 
@@ -77,7 +78,7 @@ def test_bytes_touched_are_the_leaf_modules_outputs_and_those_of_functions(name:
 
 def test_inception_with_its_auxiliary_classifier() -> None:
     module = build("model_nets:TwoHeads", device="meta")
-    blocks = chain_of(module, (3, 299, 299), "test").blocks
+    blocks = chain_of(module, (Input(name="", shape=(3, 299, 299)),), "test").blocks
     row = COUNTS["inception_v3+aux"]
     assert sum(p.numel() for p in module.parameters()) == int(row["params"])
     assert sum(len(b.parameters) for b in blocks) == int(row["n_param_tensors"])

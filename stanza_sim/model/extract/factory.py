@@ -162,6 +162,8 @@ def build(path: str, factory_kwargs: Kwargs = (), *, device: str = "cpu") -> nn.
         if device != "meta":
             raise InputError(f"{call} fails: {describe(error)}", where=where) from error
         return build(path, kwargs)
+    if isinstance(made, torch._dynamo.OptimizedModule):  # compiled or not, it is the same model
+        made = made._orig_mod
     if not isinstance(made, nn.Module):
         raise InputError(f"{call} returns a {type(made).__name__}, not a torch.nn.Module", where=where)
     return made

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from math import prod
-from typing import TypeGuard
 
 import torch
 from torch import fx, nn
@@ -27,12 +26,11 @@ from torch.utils.flop_counter import flop_registry
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.model.extract.factory import USER_ERRORS, describe
+from stanza_sim.model.extract.inputs import shape_words
 from stanza_sim.model.extract.trace import Trace
+from stanza_sim.model.extract.twin import meta_twin
 
 BATCHES = (2, 3)  # batch normalisation needs two samples in training; any two sizes do
-
-#: Python numbers, and tuples of them (a `torch.Size` is one).
-Plain = bool | int | float | tuple["Plain", ...]
 
 _aten = torch.ops.aten
 #: ATen's products, with the positions of their two factors.
@@ -74,32 +72,36 @@ class NodeWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Per node of the graph: its work, its shape per sample, and its value if that is no tensor.
+    """Per node of the graph: its work, its shape per sample, and its type.
 
-    `shapes` has the nodes whose value is one floating-point tensor with one row per sample. `plain` has
-    the nodes whose value holds Python numbers only, with its values at the batch sizes `BATCHES`.
+    `shapes` and `dtypes` have the nodes whose value is one floating-point tensor with one row per sample, and `indices`
+    has the elements per sample of the first argument of the nodes that are given integers first.
     """
 
     work: dict[fx.Node, NodeWork]
     shapes: dict[fx.Node, tuple[int, ...]]
-    plain: dict[fx.Node, tuple[Plain, Plain]]
+    dtypes: dict[fx.Node, torch.dtype]
+    indices: dict[fx.Node, int]
 
 
-def measure(module: nn.Module, trace: Trace, input_shape: tuple[int, ...], where: str) -> Measured:
-    """Run `trace` of `module` in training mode on the meta device with samples of `input_shape`.
+def measure(module: nn.Module, trace: Trace, where: str) -> Measured:
+    """Run `trace` of `module` in training mode on the meta device with samples of its inputs.
 
     Raises `InputError`, with `where` as its place, if an op rejects the shape that reaches it.
     """
-    twin = _meta_twin(module, trace, where)
-    small, large = (_Run(twin, trace, input_shape, batch, where) for batch in BATCHES)
-    result = Measured(work={}, shapes={}, plain={})
-    for node, (floating, shape) in small.tensors.items():
+    twin = meta_twin(module, where)
+    for name, extra in trace.extras.items():
+        setattr(twin, name, deepcopy(extra))
+    twin.train()
+    small, large = (_Run(twin, trace, batch, where) for batch in BATCHES)
+    result = Measured(work={}, shapes={}, dtypes={}, indices={})
+    for node, (dtype, shape) in small.tensors.items():
         other = large.tensors[node][1] if node in large.tensors else ()
-        if floating and (shape[:1], other[:1]) == (BATCHES[:1], BATCHES[1:]) and shape[1:] == other[1:]:
+        if dtype.is_floating_point and (shape[:1], other[:1]) == (BATCHES[:1], BATCHES[1:]) and shape[1:] == other[1:]:
             result.shapes[node] = shape[1:]
-    for node, value in small.plain.items():
-        if node in large.plain:
-            result.plain[node] = (value, large.plain[node])
+            result.dtypes[node] = dtype
+    for node, count in small.indices.items():
+        result.indices[node] = large.indices[node] - count
     for node, a in small.work.items():
         b = large.work[node]
         result.work[node] = NodeWork(
@@ -112,46 +114,20 @@ def measure(module: nn.Module, trace: Trace, input_shape: tuple[int, ...], where
     return result
 
 
-def _meta_twin(module: nn.Module, trace: Trace, where: str) -> nn.Module:
-    """Copy `module` with every parameter and buffer on the meta device, shared ones still shared."""
-    memo: dict[int, object] = {}
-    for p in module.parameters():
-        memo[id(p)] = nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
-    for b in module.buffers():
-        memo[id(b)] = torch.empty_like(b, device="meta")
-    try:
-        twin = deepcopy(module, memo)
-    except USER_ERRORS as error:
-        raise InputError(f"{type(module).__name__} cannot be copied: {describe(error)}", where=where) from error
-    for name, extra in trace.extras.items():
-        setattr(twin, name, deepcopy(extra))
-    twin.train()
-    return twin
-
-
-def _is_plain(value: object) -> TypeGuard[Plain]:
-    if isinstance(value, tuple):
-        return bool(value) and all(_is_plain(v) for v in value)
-    return isinstance(value, bool | int | float)
-
-
 class _Run(fx.Interpreter):
     """One run of the graph: what each node returned, and the work that it took at this batch size."""
 
-    def __init__(self, twin: nn.Module, trace: Trace, input_shape: tuple[int, ...], batch: int, where: str) -> None:
+    def __init__(self, twin: nn.Module, trace: Trace, batch: int, where: str) -> None:
         super().__init__(twin, garbage_collect_values=False, graph=trace.graph)
         self.extra_traceback = False  # it would write into the errors raised here
-        self.twin, self.where, self.input_shape = twin, where, input_shape
+        self.twin, self.where, self.inputs = twin, where, trace.inputs
         self.work: dict[fx.Node, NodeWork] = {}
-        self.tensors: dict[fx.Node, tuple[bool, tuple[int, ...]]] = {}
-        self.plain: dict[fx.Node, Plain] = {}
-        dtype = next((p.dtype for p in twin.parameters() if p.is_floating_point()), torch.float32)
-        if vocabulary_of(twin, trace) is not None:
-            dtype = torch.int64
-        samples = torch.empty(batch, *input_shape, dtype=dtype, device="meta")
+        self.indices: dict[fx.Node, int] = {}
+        self.tensors: dict[fx.Node, tuple[torch.dtype, tuple[int, ...]]] = {}
+        samples = [i.samples(batch) for i in trace.inputs]
         self.counter = _Counter(samples)
         with torch.device("meta"), sdpa_kernel(SDPBackend.MATH), torch.enable_grad(), self.counter:
-            self.run(samples)
+            self.run(*samples)
 
     def run_node(self, n: fx.Node) -> object:
         """Run one node, and note what it returned and cost."""
@@ -161,9 +137,8 @@ class _Run(fx.Interpreter):
         try:
             value: object = super().run_node(n)
         except USER_ERRORS as error:
-            shape = " x ".join(map(str, self.input_shape))
             raise InputError(
-                f"{_words(self.twin, n)} fails on samples of {shape}: {describe(error)}",
+                f"{_words(self.twin, n)} fails on samples of {shape_words(self.inputs)}: {describe(error)}",
                 where=self.where,
                 hint="set input_shape to the shape of one sample, without the batch",
             ) from error
@@ -175,10 +150,10 @@ class _Run(fx.Interpreter):
             self.counter.tally.kernels = bool(fresh)
             self.counter.tally.bytes_touched = sum(t.numel() * t.element_size() for t in fresh)
         self.work[n] = self.counter.tally
+        if given and not given[0].is_floating_point():
+            self.indices[n] = given[0].numel()
         if isinstance(value, torch.Tensor):
-            self.tensors[n] = (value.is_floating_point(), tuple(value.shape))
-        elif _is_plain(value):
-            self.plain[n] = value
+            self.tensors[n] = (value.dtype, tuple(value.shape))
         return value
 
     def get_attr(self, target: fx.node.Target, args: tuple[fx.node.Argument, ...], kwargs: dict[str, object]) -> object:
@@ -190,11 +165,11 @@ class _Run(fx.Interpreter):
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds the ATen ops that run to `tally`, and follows which tensors depend on the samples."""
 
-    def __init__(self, samples: torch.Tensor) -> None:
+    def __init__(self, samples: Sequence[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.tally = NodeWork()
         # Kept alive, so that no later storage has the same address.
-        self._of_samples = {_storage(samples): samples}
+        self._of_samples = {_storage(t): t for t in samples}
 
     def __torch_dispatch__(
         self,
@@ -241,35 +216,6 @@ def _fresh(value: object, given: Sequence[torch.Tensor], changed: Sequence[torch
     for t in tree_leaves(value):
         if isinstance(t, torch.Tensor) and _storage(t) not in seen:
             yield t
-
-
-def is_lookup(called: nn.Module | None, node: fx.Node) -> bool:
-    """Whether `node` looks up rows of a table, so that its input must be integers; `called` is its module."""
-    if called is not None:
-        return isinstance(called, nn.Embedding | nn.EmbeddingBag)
-    return node.target in (nn.functional.embedding, nn.functional.embedding_bag)
-
-
-def vocabulary_of(module: nn.Module, trace: Trace) -> int | None:
-    """The number of rows of the table in which `module` looks its input up, the smallest of several; None if floats.
-
-    Then its samples are int64 tokens from 0 to below it.
-    """
-    lookups = [user for user in trace.input.users if is_lookup(trace.module_of(module, user), user)]
-    sizes = [_rows(module, trace.module_of(module, user), user) for user in lookups]
-    return min((rows for rows in sizes if rows is not None), default=None)
-
-
-def _rows(module: nn.Module, called: nn.Module | None, node: fx.Node) -> int | None:
-    """How many rows the table of a lookup has."""
-    if isinstance(called, nn.Embedding | nn.EmbeddingBag):
-        return called.num_embeddings
-    table = node.args[1] if len(node.args) > 1 else node.kwargs.get("weight")
-    if isinstance(table, fx.Node) and table.op == "get_attr":
-        path, _, name = str(table.target).rpartition(".")
-        found = getattr(module.get_submodule(path), name, None)
-        return len(found) if isinstance(found, torch.Tensor) else None
-    return None
 
 
 def _is_composite(module: nn.Module, node: fx.Node) -> bool:

@@ -155,16 +155,16 @@ def outputs_of(value: object) -> list[torch.Tensor]:
 
 
 def run_passes(
-    call: Callable[[torch.Tensor], object], samples: torch.Tensor, parameters: Sequence[torch.Tensor]
+    call: Callable[..., object], samples: Sequence[torch.Tensor], parameters: Sequence[torch.Tensor]
 ) -> tuple[Tallies, Tallies, Tallies]:
     """Return what forward, the input gradient and the weight gradients of `call` take, all on the meta device.
 
     There is no input gradient unless `samples` require one.
     """
     with _recording() as forward:
-        outputs = outputs_of(call(samples))
+        outputs = outputs_of(call(*samples))
     gradients = [torch.empty_like(t) for t in outputs]
-    wanted = [samples] if samples.requires_grad else []
+    wanted = [t for t in samples if t.requires_grad]
     towards_input: Tallies = {}
     if wanted and outputs:
         with _recording(backward=True) as recorder:
@@ -186,19 +186,20 @@ def run_passes(
 
 
 def work_of(
-    call: Callable[[torch.Tensor], object],
-    input_shape: tuple[int, ...],
+    call: Callable[..., object],
+    inputs: Sequence[tuple[tuple[int, ...], torch.dtype]],
     parameters: Sequence[torch.Tensor],
     *,
-    dtype: torch.dtype = torch.float32,
     input_gradient: bool = True,
     batches: tuple[int, int] = (2, 3),
 ) -> tuple[OpWork, ...]:
-    """Return the work of `call` on samples of `input_shape` by kind of op, in the order of `OpKind`."""
+    """Return the work of `call` by kind of op, in the order of `OpKind`; `inputs` are a sample's shapes and types."""
     found = []
     for batch in batches:
-        needs = input_gradient and dtype.is_floating_point
-        samples = torch.empty(batch, *input_shape, dtype=dtype, device="meta", requires_grad=needs)
+        samples = [
+            torch.empty(batch, *shape, dtype=t, device="meta", requires_grad=input_gradient and t.is_floating_point)
+            for shape, t in inputs
+        ]
         found.append(run_passes(call, samples, parameters))
     works = []
     for kind in OpKind:

@@ -14,32 +14,24 @@ import torch
 from torch import Tensor, fx, nn
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.model.extract.chain import Chain, ChainBlock, chain_of, changes_input
+from stanza_sim.model.extract.chain import Chain, ChainBlock, chain_of
 from stanza_sim.model.extract.factory import USER_ERRORS
-from stanza_sim.model.extract.measure import vocabulary_of
+from stanza_sim.model.extract.inputs import Input
+from stanza_sim.model.extract.merge import AlwaysDropout
+from stanza_sim.model.extract.random_ops import is_random
+from stanza_sim.model.extract.recompute import keeps_all, recompute_regions
 from stanza_sim.model.extract.record import work_of
-from stanza_sim.model.extract.trace import AlwaysDropout
-from stanza_sim.model.profile import Block, ModelProfile, OpWork
-
-#: Functions that draw random numbers in another way than elementwise dropout.
-_RANDOM_FUNCTIONS = frozenset(
-    (
-        *("alpha_dropout", "dropout", "dropout1d", "dropout2d", "dropout3d", "dropout_", "feature_alpha_dropout"),
-        *("feature_dropout", "stochastic_depth", "rrelu", "rrelu_", "gumbel_softmax"),
-        *("bernoulli", "bernoulli_", "multinomial", "normal", "normal_", "uniform_", "exponential_", "random_"),
-        *("rand", "rand_like", "randint", "randint_like", "randn", "randn_like", "randperm"),
-    )
-)
+from stanza_sim.model.profile import Block, ModelInput, ModelProfile, OpWork
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitBlock:
-    """One block of a module. `module` maps the previous block's output to this block's.
+    """One block of a module. `module` maps the previous block's output to this block's, the first one all inputs.
 
     `parameters` has the module's own trainable `Parameter` objects by their name in the profile, in the
     profile's order, and behind them those that an earlier block has and this one uses too. Frozen parameters and
-    buffers are in `module` only, by their qualified names.
-    `places[name]` are the qualified names at which `module` holds the parameter: several if weights are tied.
+    buffers are in `module` only, by their qualified names. `places[name]` are the qualified names at which `module`
+    holds a parameter: several if weights are tied.
     """
 
     name: str
@@ -70,7 +62,7 @@ def split(module: nn.Module, profile: ModelProfile) -> tuple[SplitBlock, ...]:
     Raises `InputError` if the module's blocks are not the profile's.
     """
     where = f"model {profile.name}"
-    chain = chain_of(module, profile.input_shape, where)
+    chain = chain_of(module, inputs_of(module, profile), where)
     parameters = dict(module.named_parameters())
     for found, block in zip(chain.blocks, profile.blocks, strict=False):
         _check_same(found, block, parameters, where)
@@ -102,50 +94,76 @@ def _check_same(found: ChainBlock, block: Block, parameters: dict[str, nn.Parame
         )
 
 
+def inputs_of(module: nn.Module, profile: ModelProfile) -> tuple[Input, ...]:
+    """Return the inputs that a profile of `module` tells of."""
+    floating = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+    first = ModelInput(name="", shape=profile.input_shape, vocabulary=profile.vocabulary)
+    return tuple(
+        Input(name=i.name, shape=i.shape, dtype=floating if i.vocabulary is None else torch.int64)
+        for i in (first, *profile.more_inputs)
+    )
+
+
 def _graph_module(module: nn.Module, chain: Chain, block: ChainBlock) -> fx.GraphModule:
     """Return `block` as a module of its own over the parts of `module`."""
-    graph = fx.Graph()
+    graph, trace = fx.Graph(), chain.trace
     source = graph.placeholder("input")
-    copies: dict[fx.Node, fx.Node] = {}
-    first_ops = [n for n in block.nodes if n.args[:1] == (block.input,)]
-    if any(changes_input(chain.trace.module_of(module, n), n) for n in first_ops):
+    copies: dict[fx.Node, fx.Node] = {block.input: source}
+    for node in block.nodes:
+        if node.op == "placeholder":
+            copies[node] = graph.placeholder(node.name)
+    if any(n.meta.get("changes") == block.input.meta["storage"] for n in block.nodes):
         copies[block.input] = graph.call_method("clone", (source,))
-    else:
-        copies[block.input] = source
     parts: dict[str, nn.Module | Tensor] = {}
     for node in block.nodes:
-        if node is chain.batch:
-            copies[node] = graph.call_method("size", (source, 0))
+        if node.op == "placeholder":
             continue
-        copies[node] = graph.node_copy(node, copies.__getitem__)
+        if node is trace.batch:
+            copies[node] = graph.call_method("size", (source, 0))
+        elif node is trace.device:
+            copies[node] = graph.call_function(getattr, (source, "device"))
+        else:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
         if node.op in ("call_module", "get_attr"):
             target = str(node.target)
-            parts[target] = chain.trace.extras[target] if target in chain.trace.extras else _part(module, target)
+            parts[target] = trace.extras[target] if target in trace.extras else _part(module, target)
     graph.output(copies[block.output])
     result = fx.GraphModule(parts, graph, class_name="Block")
     result.training = module.training
+    recompute_regions(result)
     return result
 
 
-def block_works(module: nn.Module, chain: Chain, input_shape: tuple[int, ...]) -> tuple[tuple[OpWork, ...], ...]:
-    """Return the work of each block of `chain`, `module` cut, by kind of op; empty for a block that cannot be recorded.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockWork:
+    """The work of a block by kind of op, and the FLOPs of what its backward passes compute again (inputs, weights)."""
 
-    `module` is moved to the meta device. The first block's input, the samples, needs no gradient.
+    work: tuple[OpWork, ...]
+    again: tuple[int, int]
+
+
+def block_works(module: nn.Module, chain: Chain) -> tuple[BlockWork, ...]:
+    """Return the work of each block of `chain`, `module` cut; without kinds for a block that cannot be recorded.
+
+    `module` is moved to the meta device. The first block's inputs, the samples, need no gradient.
     """
     module.to("meta")
     module.train()
-    found, shape = [], input_shape
+    found = []
+    inputs = [(i.shape, i.dtype or torch.float32) for i in chain.trace.inputs]
     for i, cut in enumerate(chain.blocks):
         part = _graph_module(module, chain, cut).to("meta").train()
-        dtype = next((p.dtype for p in part.parameters() if p.is_floating_point()), torch.float32)
-        if i == 0 and vocabulary_of(module, chain.trace) is not None:
-            dtype = torch.int64
+        parameters, again = list(part.parameters()), (0, 0)
         try:
-            work = work_of(part, shape, list(part.parameters()), dtype=dtype, input_gradient=i > 0)
+            work = work_of(part, inputs, parameters, input_gradient=i > 0)
+            if (whole := keeps_all(part)) is not None:
+                kept = work_of(whole, inputs, parameters, input_gradient=i > 0)
+                more = [sum(w.passes[p].flops for w in work) - sum(w.passes[p].flops for w in kept) for p in (1, 2)]
+                again = (more[0], more[1])
         except USER_ERRORS:
             work = ()
-        found.append(work)
-        shape = cut.output_shape
+        found.append(BlockWork(work=work, again=again))
+        inputs = [(cut.output_shape, cut.output_dtype)]
     return tuple(found)
 
 
@@ -202,9 +220,9 @@ def _draws_otherwise(module: nn.Module) -> bool:
 
 
 def _calls_random(node: fx.Node) -> bool:
-    if node.op not in ("call_function", "call_method"):
-        return False
+    if node.op == "call_module":
+        return "random" in node.meta
     name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
     if name == "scaled_dot_product_attention":
         return bool((node.args[4] if len(node.args) > 4 else node.kwargs.get("dropout_p", 0.0)) != 0.0)
-    return name in _RANDOM_FUNCTIONS
+    return is_random(node)

@@ -1,16 +1,15 @@
-"""One graph of a module that holds in training and in evaluation.
+"""One graph of a module that holds in training and in evaluation, and for any number of samples.
 
-torch.fx records what `forward` does, and `self.training` is a plain bool to it. So the module is traced
-twice; where the two graphs differ in a constant only (`F.dropout(x, training=self.training)`), the
-constant becomes a small submodule that follows the mode. Every dropout becomes a submodule of its own,
-so that it can be replaced (`split.replace_dropout`).
+The module is recorded three times (`tracer.Tracer`): in training with two batch sizes, and in evaluation. The graphs
+are laid side by side (`merge.Merger`): a constant that differs between batch sizes is a multiple of the batch, one
+that differs between the modes becomes a small submodule that follows the mode. A submodule that does something else in
+either mode (drops a residual branch by chance) is called as it is. Every dropout becomes a submodule of its own, so
+that it can be replaced (`split.replace_dropout`).
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -19,48 +18,43 @@ from torch.nn import functional
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.model.extract.factory import USER_ERRORS, describe
+from stanza_sim.model.extract.inputs import Input, arguments_of, dtypes_to_try, shape_words
+from stanza_sim.model.extract.merge import AlwaysDropout, Differs, Merger, ModeSwitch, fresh_name
+from stanza_sim.model.extract.outputs import chosen_output
+from stanza_sim.model.extract.tracer import CannotRecord, Tracer, as_changed
+from stanza_sim.model.extract.twin import meta_twin
 
-Constant = bool | int | float | str | None
+TRACED_BATCHES = (3, 5)
+"""Neither divides the other, so that what is half the batch is not taken for a constant."""
 
 _DROPOUT_FUNCTIONS: dict[object, tuple[str, str]] = {
     functional.dropout: ("p", "training"),
     torch.dropout: ("p", "train"),
 }
 _DROPOUT_DEFAULTS = {"p": 0.5, "training": True, "train": True}
-
-
-class ModeSwitch(nn.Module):
-    """A constant that differs between training and evaluation."""
-
-    def __init__(self, train_value: Constant, eval_value: Constant) -> None:
-        super().__init__()
-        self.train_value, self.eval_value = train_value, eval_value
-
-    def forward(self) -> Constant:
-        """Return the value of the mode that the module is in."""
-        return self.train_value if self.training else self.eval_value
-
-
-class AlwaysDropout(nn.Dropout):
-    """Dropout in training and in evaluation alike: `F.dropout` called without `training=`."""
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Return `input` with elements dropped, whatever the mode."""
-        return functional.dropout(input, self.p, True, self.inplace)
+_LOOKUPS = (functional.embedding, functional.embedding_bag)
+_SAME_VALUES = ("view", "reshape", "long", "to", "int", "contiguous", "flatten", "unsqueeze", "squeeze", "clone")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trace:
-    """What a module does: `graph` refers to the module's attributes and to `extras` by name."""
+    """What a module does: `graph` refers to the module's attributes and to `extras` by name.
+
+    `batch` and `device` are the nodes that hold the number and the place of the samples, if any node needs them.
+    `output` names the part of what `forward` returns that the graph returns, if it is but a part.
+    """
 
     graph: fx.Graph
     extras: dict[str, nn.Module | torch.Tensor]
+    inputs: tuple[Input, ...]
+    batch: fx.Node | None
+    device: fx.Node | None
+    output: str | None
 
     @property
-    def input(self) -> fx.Node:
-        """The graph's only placeholder."""
-        found: fx.Node = next(n for n in self.graph.nodes if n.op == "placeholder")
-        return found
+    def placeholders(self) -> list[fx.Node]:
+        """The nodes of the inputs, in order."""
+        return [n for n in self.graph.nodes if n.op == "placeholder"]
 
     def switch(self, node: fx.Node) -> ModeSwitch | None:
         """Return the switch that `node` reads, if it reads one."""
@@ -75,184 +69,172 @@ class Trace:
         return extra if isinstance(extra, nn.Module) else root.get_submodule(str(node.target))
 
 
-class _Tracer(fx.Tracer):
-    """Records buffers by name, for training may change them; shapes of parameters are plain numbers."""
-
-    def __init__(self) -> None:
-        super().__init__(param_shapes_constant=True)
-
-    def getattr(self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, fx.Proxy]) -> object:
-        """Return what stands for `attr_val`, an attribute of the module, in the trace."""
-        if isinstance(attr_val, torch.Tensor) and not isinstance(attr_val, nn.Parameter):
-            # Not by fx's own `proxy_buffer_attributes`: together with `param_shapes_constant` it fails.
-            for name, buffer in self.root.named_buffers():
-                if buffer is attr_val:
-                    if name not in parameter_proxy_cache:
-                        parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
-                    return parameter_proxy_cache[name]
-        value: object = super().getattr(attr, attr_val, parameter_proxy_cache)
-        return value
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Recording:
+    graph: fx.Graph
+    extras: dict[str, torch.Tensor]
+    device: fx.Node | None
+    output: str | None
 
 
-def trace(module: nn.Module, where: str) -> Trace:
-    """Trace `module` (its parameters are neither read nor copied) in both modes.
+def trace(module: nn.Module, inputs: tuple[Input, ...], where: str) -> Trace:
+    """Trace `module` (its parameters are neither read nor copied) on `inputs`; their types are found if not given.
 
-    Raises `InputError`, with `where` as its place, if `forward` takes more than one tensor, cannot be
-    traced, or takes another path in evaluation than in training.
+    Raises `InputError`, with `where` as its place, if `forward` does not take the inputs, fails on them, reads values
+    of tensors that depend on the samples, or takes another path in evaluation than in training.
     """
-    defaults = _optional_arguments(module, where)
-    extras: dict[str, nn.Module | torch.Tensor] = {}
-    with _modes_kept(module):
-        module.train()
-        graph = _trace_once(module, defaults, extras, where)
-        module.eval()
-        eval_extras: dict[str, nn.Module | torch.Tensor] = {}
-        eval_graph = _trace_once(module, defaults, eval_extras, where)
-    _Merger(module, graph, eval_graph, extras, eval_extras, where).merge()
-    result = Trace(graph=graph, extras=extras)
+    typed, compiling = _typed(module, inputs, where)
+    leaves: frozenset[type] = frozenset()
+    while True:
+        small, large, evaluated = (
+            _record(module, typed, batch, leaves, where, training=training, compiling=compiling)
+            for batch, training in ((TRACED_BATCHES[0], True), (TRACED_BATCHES[1], True), (TRACED_BATCHES[0], False))
+        )
+        extras: dict[str, nn.Module | torch.Tensor] = {**small.extras}
+        graphs, constants = (small.graph, large.graph, evaluated.graph), (large.extras, evaluated.extras)
+        merger = Merger(module, graphs, extras, constants, TRACED_BATCHES)
+        try:
+            batch = merger.merge()
+        except Differs as found:
+            more = found.leaf(leaves)
+            if more is not None:
+                leaves |= {more}
+                continue
+            raise _refused(module, found, small, where) from None
+        break
+    device = small.device
+    if device is not None and not device.users:
+        small.graph.erase_node(device)
+        device = None
+    result = Trace(graph=small.graph, extras=extras, inputs=typed, batch=batch, device=device, output=small.output)
     _dropouts_to_modules(module, result)
-    graph.lint()
+    result.graph.lint()
     return result
 
 
-@contextmanager
-def _modes_kept(module: nn.Module) -> Iterator[None]:
-    modes = [(m, m.training) for m in module.modules()]
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
+def vocabulary_of(module: nn.Module, trace: Trace, given: Input) -> int | None:
+    """Return the rows of the smallest table that the values of an input index directly; None if they are floats.
+
+    It is 0 for integers of which that is not known.
+    """
+    if given.dtype is None or given.dtype.is_floating_point:
+        return None
+    found: list[int] = []
+    todo = [n for n in trace.placeholders if n.target == given.name]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        for user in node.users:
+            called = trace.module_of(module, user)
+            if isinstance(called, nn.Embedding | nn.EmbeddingBag):
+                found.append(called.num_embeddings)
+            elif user.target in _LOOKUPS and user.args[:1] == (node,):
+                table = user.args[1] if len(user.args) > 1 else user.kwargs.get("weight")
+                if isinstance(table, fx.Node) and table.op == "get_attr":
+                    found.append(dict(module.named_parameters(remove_duplicate=False))[str(table.target)].shape[0])
+            elif user.op == "call_method" and user.target in _SAME_VALUES and user not in seen:
+                seen.add(user)
+                todo.append(user)
+    return min(found, default=0)
 
 
-def _optional_arguments(module: nn.Module, where: str) -> dict[str, object]:
-    """Return the defaults of forward's optional arguments; there must be one argument without a default."""
-    parameters = list(inspect.signature(module.forward).parameters.values())
-    needed = [p.name for p in parameters if p.default is p.empty]
-    if len(needed) != 1 or parameters[0].kind not in (
-        inspect.Parameter.POSITIONAL_ONLY,
-        inspect.Parameter.POSITIONAL_OR_KEYWORD,
-    ):
-        raise InputError(
-            f"forward of {type(module).__name__} takes ({', '.join(str(p) for p in parameters)}), not one tensor",
-            where=where,
-            hint="wrap the model in a module whose forward takes the samples and returns (batch, classes)",
-        )
-    return {p.name: p.default for p in parameters if p.default is not p.empty}
-
-
-def _trace_once(
-    module: nn.Module, defaults: dict[str, object], extras: dict[str, nn.Module | torch.Tensor], where: str
-) -> fx.Graph:
-    """Trace in the present mode; tensors that tracing hangs on the module move to `extras`."""
-    before = set(vars(module))
-    try:
-        graph: fx.Graph = _Tracer().trace(module, concrete_args=defaults or None)
-    except USER_ERRORS as error:
-        raise InputError(
-            f"torch.fx cannot trace {type(module).__name__}: {describe(error)}",
-            where=where,
-            hint="forward may not branch or loop on values or sizes of tensors, nor convert them to Python numbers",
-        ) from error
-    finally:
-        for name in set(vars(module)) - before:
-            value = getattr(module, name)
-            if isinstance(value, torch.Tensor):
-                extras[name] = value
-            delattr(module, name)
-    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-    for placeholder in reversed(placeholders[1:]):  # defaults: fx checks each of them with an assertion
-        for user in reversed(list(placeholder.users)):
-            for check in reversed(list(user.users)):
-                graph.erase_node(check)
-            graph.erase_node(user)
-        graph.erase_node(placeholder)
-    return graph
-
-
-class _Merger:
-    """Makes the training graph hold in evaluation too."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        graph: fx.Graph,
-        eval_graph: fx.Graph,
-        extras: dict[str, nn.Module | torch.Tensor],
-        eval_extras: dict[str, nn.Module | torch.Tensor],
-        where: str,
-    ) -> None:
-        self.module, self.graph, self.extras, self.where = module, graph, extras, where
-        self.nodes, self.eval_nodes = list(graph.nodes), list(eval_graph.nodes)
-        self.eval_extras = eval_extras
-        self.twin = dict(zip(self.nodes, self.eval_nodes, strict=False))
-
-    def merge(self) -> None:
-        """Turn each constant that depends on the mode into a switch; raise `InputError` at any other difference."""
-        if len(self.nodes) != len(self.eval_nodes):
-            first = next((a for a, b in self.twin.items() if (a.op, a.target) != (b.op, b.target)), self.nodes[-1])
-            raise self._differs(first)
-        for node, other in self.twin.items():
-            if (node.op, node.target) != (other.op, other.target) or not self._same_constant(node):
-                raise self._differs(node)
-            node.args = tuple(self._merged(a, b, node) for a, b in self._pairs(node.args, other.args, node))
-            if set(node.kwargs) != set(other.kwargs):
-                raise self._differs(node)
-            node.kwargs = {k: self._merged(v, other.kwargs[k], node) for k, v in node.kwargs.items()}
-
-    def _same_constant(self, node: fx.Node) -> bool:
-        """Whether a tensor made while tracing is the same in both modes."""
-        a, b = self.extras.get(str(node.target)), self.eval_extras.get(str(node.target))
-        if node.op != "get_attr" or not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
-            return True
-        return a.shape == b.shape and (a.is_meta or bool(torch.equal(a, b)))
-
-    def _pairs(
-        self, a: tuple[fx.node.Argument, ...], b: tuple[fx.node.Argument, ...], node: fx.Node
-    ) -> list[tuple[fx.node.Argument, fx.node.Argument]]:
-        if len(a) != len(b):
-            raise self._differs(node)
-        return list(zip(a, b, strict=True))
-
-    def _merged(self, a: fx.node.Argument, b: fx.node.Argument, node: fx.Node) -> fx.node.Argument:
-        if isinstance(a, fx.Node):
-            if self.twin.get(a) is not b:
-                raise self._differs(node)
-            return a
-        if isinstance(a, tuple | list) and isinstance(b, tuple | list):
-            merged = [self._merged(x, y, node) for x, y in self._pairs(tuple(a), tuple(b), node)]
-            return tuple(merged) if isinstance(a, tuple) else merged
-        if isinstance(a, dict) and isinstance(b, dict) and set(a) == set(b):
-            return {k: self._merged(v, b[k], node) for k, v in a.items()}
-        if isinstance(a, slice) and isinstance(b, slice):
-            return slice(*(self._merged(getattr(a, f), getattr(b, f), node) for f in ("start", "stop", "step")))
-        if type(a) is type(b) and a == b:
-            return a
-        if isinstance(a, Constant) and isinstance(b, Constant):
-            name = fresh_name(self.module, self.extras, "mode")
-            switch = ModeSwitch(a, b)
-            switch.training = self.module.training
-            self.extras[name] = switch
-            with self.graph.inserting_before(node):
-                return self.graph.call_module(name)
-        raise self._differs(node)
-
-    def _differs(self, node: fx.Node) -> InputError:
+def _refused(module: nn.Module, found: Differs, small: _Recording, where: str) -> InputError:
+    name = type(module).__name__
+    if found.batches:
         return InputError(
-            f"forward of {type(self.module).__name__} takes another path in evaluation than in training "
-            f"(first at {node.target if isinstance(node.target, str) else node.name})",
-            where=self.where,
-            hint="return one tensor, made alike in both modes, and no auxiliary output (torchvision: aux_logits false)",
+            f"forward of {name} does something else with {TRACED_BATCHES[1]} samples than with {TRACED_BATCHES[0]} "
+            f"(first at {found.words})",
+            where=where,
+            hint="what it does may depend on the number of samples only by multiples of it, and it may not make "
+            "constants at random",
         )
+    return InputError(
+        f"forward of {name} takes another path in evaluation than in training (first at {found.words})",
+        where=where,
+        hint="return one tensor, made alike in both modes, and no auxiliary output (torchvision: aux_logits false)",
+    )
 
 
-def fresh_name(module: nn.Module, extras: dict[str, nn.Module | torch.Tensor], wish: str) -> str:
-    """Return `wish`, numbered if an attribute of `module` or an extra has that name already."""
-    name, number = wish, 0
-    while hasattr(module, name) or name in extras:
-        number += 1
-        name = f"{wish}_{number}"
-    return name
+def _typed(module: nn.Module, inputs: tuple[Input, ...], where: str) -> tuple[tuple[Input, ...], bool]:
+    """Return `inputs` with their types, and whether to tell `forward` that it is compiled: the first not to fail."""
+    named = arguments_of(module, inputs, where)
+    errors = []
+    for typed in dtypes_to_try(module, named):
+        for compiling in (False, True):
+            try:
+                _record(module, typed, TRACED_BATCHES[0], frozenset(), where, training=True, compiling=compiling)
+            except InputError as error:
+                errors.append(error)
+                if not isinstance(error.__cause__, CannotRecord):
+                    break
+            else:
+                return typed, compiling
+    integers = [e for e in errors if isinstance(e.__cause__, CannotRecord)]
+    if "indices" in str(errors[0]) or "Long" in str(errors[0]):
+        integers += errors[1:]
+    raise (*integers, *errors)[0]
+
+
+def _record(
+    module: nn.Module,
+    inputs: tuple[Input, ...],
+    batch: int,
+    leaves: frozenset[type],
+    where: str,
+    *,
+    training: bool,
+    compiling: bool,
+) -> _Recording:
+    twin = meta_twin(module, where)
+    twin.train(training)
+    tracer = Tracer(twin, leaves, compiling=compiling)
+    samples: Mapping[str, torch.Tensor] = {i.name: i.samples(batch) for i in inputs}
+    options = {"use_cache": False} if any(i.cached for i in inputs) else {}
+    first, *others = samples.values()
+    keywords = dict(zip([i.name for i in inputs[1:]], others, strict=True))
+    try:
+        returned = tracer.run(samples, lambda: twin(first, **keywords, **options))
+        chosen, output = chosen_output(returned, module, where)
+        tracer.finish(chosen)
+    except (CannotRecord, *USER_ERRORS) as error:
+        raise _failed(module, tracer, error, inputs, where) from error
+    _drop_unused(tracer.graph, tracer.device)
+    return _Recording(graph=tracer.graph, extras=tracer.extras, device=tracer.device, output=output)
+
+
+def _failed(
+    module: nn.Module, tracer: Tracer, error: BaseException, inputs: tuple[Input, ...], where: str
+) -> InputError:
+    place = tracer.failed_in or type(module).__name__
+    if isinstance(error, CannotRecord | NotImplementedError) or " meta " in f"{error}":
+        told = describe(error).removeprefix("CannotRecord: ")
+        if isinstance(error, NotImplementedError):
+            told = f"the shape of a result depends on values ({told.rpartition(' (')[2]}"
+        return InputError(
+            f"forward of {place} cannot be followed: {told}",
+            where=where,
+            hint="forward may not branch, loop or index on values of tensors, nor convert them to Python numbers; "
+            "shapes are known. Compute both paths and choose with torch.where, or leave this part out of the model",
+        )
+    return InputError(
+        f"{place} fails on samples of {shape_words(inputs)}: {describe(error)}",
+        where=where,
+        hint="set input_shape to the shape of one sample, without the batch. It ran on torch's meta device: an op that "
+        "fails there whatever the shape must be left out of the model",
+    )
+
+
+def _drop_unused(graph: fx.Graph, device: fx.Node | None) -> None:
+    """Drop views that nobody uses, and what was only computed to be read while tracing."""
+    of_samples: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "placeholder" or "changes" in node.meta or any(n in of_samples for n in node.all_input_nodes):
+            of_samples.add(node)
+    for node in reversed(list(graph.nodes)):
+        if node.users or node is device or node.op in ("output", "placeholder", "call_module"):
+            continue
+        if node not in of_samples or node.target in (as_changed, "detach", getattr):
+            graph.erase_node(node)
 
 
 def _dropouts_to_modules(module: nn.Module, trace: Trace) -> None:
@@ -274,6 +256,7 @@ def _dropouts_to_modules(module: nn.Module, trace: Trace) -> None:
         value = node.args[0] if node.args else node.kwargs["input"]
         with trace.graph.inserting_before(node):
             call = trace.graph.call_module(name, (value,))
+        call.meta = dict(node.meta)
         node.replace_all_uses_with(call)
         trace.graph.erase_node(node)
     for node in list(trace.graph.nodes):
