@@ -125,7 +125,7 @@ def test_few_samples_are_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("factory", "message"),
     [
-        ("half", "has parameters of 2 bytes, and float32 and float64 are trained\n  build it in float32"),
+        ("half", r"parameters are float16 .*\n  .*set precision: fp16"),
         ("drawn", "random numbers of 'attention' depend on how samples are spread"),
     ],
 )

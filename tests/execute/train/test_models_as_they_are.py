@@ -7,7 +7,8 @@ from functools import cache
 
 import pytest
 
-from stanza_sim.base.errors import InputError
+from stanza_sim.base.errors import InputError, ScheduleError
+from stanza_sim.base.precision import Precision
 from stanza_sim.execute.rank.job import RunJob
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.execute.train import data, early, feed
@@ -15,7 +16,7 @@ from stanza_sim.execute.train.reference import largest_deviation, train
 from stanza_sim.model.labels import Loss
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.model.zoo import load_model
-from stanza_sim.schedule import Axis, from_json, parse
+from stanza_sim.schedule import Axis, Wire, check, from_json, parse
 from tests.execute.execute_variants import AR, PS, SF, ST, TRAINING, expected_bytes, job_of, run, schedule_of
 
 SH = "sharded_head"
@@ -43,6 +44,11 @@ CASES: list[Case] = [  # (model, data, strategy, ranks, settings)
     ("dense", "masks", ST, 3, {"cut": "out", "microbatches": 2}),
     ("recalled", "arrays", PS, 3, COLOCATED),
     ("recalled", "arrays", ST, 3, {"cut": "out"}),
+    ("words", "last_token", PS, 3, COLOCATED),
+    ("words", "last_token", AR, 3, {}),
+    ("words", "last_token", ST, 3, {"placement": "colocated", "microbatches": 2}),
+    ("words", "last_token", SH, 2, {}),
+    ("tied sparse words", "last_token", AR, 2, {}),  # the other use makes its gradient dense
     ("numbers", "ones", AR, 3, {}),
     ("ten numbers", "tens", SH, 3, {}),
     ("ten numbers", "several", ST, 4, SLICED),
@@ -58,7 +64,7 @@ def model(name: str, samples: str) -> ModelProfile:
     made = load_model(
         f"tests.execute.execute_models:{factory}",
         name=factory,
-        input_shape=(8,) if "gpt" in name else (1, 8, 8),
+        input_shape=(8,) if "gpt" in name or "words" in name else (1, 8, 8),
         factory_kwargs=kwargs,
         boundary="head" if "by head" in name else 1 if "ten" in name else None,
     )
@@ -87,8 +93,6 @@ def test_they_train_as_one_process_would(pool: Pool, case: Case) -> None:
 
 
 def test_half_precision_divides_by_positions(pool: Pool) -> None:
-    from stanza_sim.base.precision import Precision
-
     asked = replace(job(("gpt", "next_tokens", AR, 2, {})), precision=Precision.BF16)
     assert run(pool, asked).losses == pytest.approx(train(asked).losses, rel=2e-2)
 
@@ -110,7 +114,7 @@ def test_labels_travel_with_their_positions() -> None:
     [
         ("tied gpt", ST, CUT, "separates the blocks tok and head of model gpt, which share tok.weight\n  no other cut"),
         ("recalled", ST, {"cut": "b"}, "separates the blocks a and b and .*, which share a.weight\n  set cut to out"),
-        ("tied gpt", SH, {}, "no FC part"),
+        ("tied gpt", SH, {}, "separates the blocks tok and head of model gpt"),
     ],
 )
 def test_a_cut_through_tied_weights_is_refused(
@@ -119,6 +123,25 @@ def test_a_cut_through_tied_weights_is_refused(
     samples = "arrays" if name == "recalled" else "next_tokens"
     with pytest.raises(InputError, match=message):
         schedule_of(model(name, samples), strategy, 3, settings)
+
+
+def test_a_sparse_table_is_exchanged_as_the_rows_that_were_looked_up() -> None:
+    """Six samples of eight tokens in a table of width 6: 48 rows, and their numbers."""
+    found = model("words", "last_token")
+    schedule = schedule_of(found, PS, 3, {})
+    assert schedule.op("rows.table").nbytes == 48 * (6 + 1) * 4  # type: ignore[union-attr]
+    assert [b.owners for b in schedule.bundles if b.tensors == ("table.weight",)] == ["worker"]
+    half = schedule_of(found, ST, 3, {}, precision=Precision.BF16, gradients=Wire.BF16)
+    assert half.op("rows.table").nbytes == 48 * (6 + 1) * 4  # type: ignore[union-attr]
+    rounded = half.text().replace(" nbytes=1344 channel=rows", " nbytes=672 channel=rows wire=bf16")
+    with pytest.raises(ScheduleError, match="numbers of rows are not rounded"):
+        check(parse(rounded), found)
+
+
+def test_a_sparse_table_beside_others_is_refused() -> None:
+    found = load_model("tests.execute.execute_models:words", input_shape=(8,), factory_kwargs={"beside": True})
+    with pytest.raises(InputError, match=r"sparse gradient of .* cannot be exchanged as rows.*\n  set sparse=False"):
+        schedule_of(found, AR, 3, {})
 
 
 def test_a_sharded_head_with_a_tie_is_refused_with_the_way_out() -> None:
