@@ -42,7 +42,7 @@ class _Throughput(Section):
 
 class _ModelArguments(Section):
     name: str | None = None
-    input_shape: tuple[Count, ...] | None = None
+    input_shape: tuple[Count, ...] | dict[str, tuple[Count, ...]] | None = None
     factory_kwargs: dict[str, Scalar] | None = None
     boundary: str | int | None = None
     throughput: dict[str, _Throughput] = Field(default_factory=dict)
@@ -97,14 +97,15 @@ def load_model(
     model: str,
     *,
     name: str | None = None,
-    input_shape: tuple[int, ...] | None = None,
+    input_shape: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None,
     factory_kwargs: Mapping[str, Scalar] | None = None,
     boundary: int | str | None = None,
     throughput: Mapping[str, Mapping[str, float]] | None = None,
 ) -> ModelProfile:
     """Return a model: a shipped table by name, or what `package.module:factory` builds, an `nn.Module` (needs torch).
 
-    For a factory `input_shape`, the shape of one sample, is needed. `boundary` is the block at which the FC part
+    For a factory `input_shape`, the shape of one sample, is needed; a module that takes several tensors needs that of
+    each, by the names of forward's arguments. `boundary` is the block at which the FC part
     begins, by name or index; it is found where it is left out. `throughput` is what single devices are known
     to train, by their names: costs on such a device are scaled to it. Raises `InputError` for what is not there and for
     what cannot be a chain of blocks.
@@ -126,7 +127,7 @@ def load_model(
             _ModelArguments,
             {
                 "name": name,
-                "input_shape": input_shape,
+                "input_shape": dict(input_shape) if isinstance(input_shape, Mapping) else input_shape,
                 "factory_kwargs": factory_kwargs,
                 "boundary": boundary,
                 "throughput": throughput,

@@ -27,16 +27,21 @@ def _print(lines: Iterable[str]) -> None:
         typer.echo(line)
 
 
-def _shape(text: str | None) -> tuple[int, ...] | None:
-    """Read `3,224,224`; raises `InputError`."""
+def _shape(text: str | None) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+    """Read `3,224,224`, or `x=64;y=1,8,8` of several tensors; raises `InputError`."""
     from stanza_sim.base.errors import InputError
 
     if text is None:
         return None
-    parts = [p.strip() for p in text.split(",")]
-    if not all(p.isascii() and p.isdigit() and int(p) for p in parts):
-        raise InputError(f"{text!r} is not a shape", where="--input-shape", hint="write such as 3,224,224")
-    return tuple(int(p) for p in parts)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for one in text.split(";"):
+        name, _, numbers = one.rpartition("=")
+        parts = [p.strip() for p in numbers.split(",")]
+        if not all(p.isascii() and p.isdigit() and int(p) for p in parts) or name.strip() in shapes:
+            hint = "write such as 3,224,224, or 'x=64;y=1,8,8' for a module that takes several tensors"
+            raise InputError(f"{text!r} is not a shape", where="--input-shape", hint=hint)
+        shapes[name.strip()] = tuple(int(p) for p in parts)
+    return shapes[""] if list(shapes) == [""] else shapes
 
 
 @show.command(epilog="Example:  [bold]stanza-sim show model mynet:build --input-shape 3,64,64[/]")

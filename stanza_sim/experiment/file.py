@@ -73,7 +73,9 @@ class ModelEntry(Section):
     model: str = Field(min_length=1, description="Name in the zoo, or `package.module:factory`.")
     name: Name | None = Field(None, description="Name in the report; default: the zoo's, or the factory's.")
     batch_per_worker: Batch | None = Field(None, description="Samples per worker and iteration.")
-    input_shape: tuple[Count, ...] | None = Field(None, description="Shape of one sample, for a factory.")
+    input_shape: tuple[Count, ...] | dict[str, tuple[Count, ...]] | None = Field(
+        None, description="Shape of one sample, for a factory; of several tensors, by the names of forward's arguments."
+    )
     factory_kwargs: dict[str, Scalar] = Field(default_factory=dict, description="Arguments of the factory.")
     boundary: str | int | None = Field(None, description="Block at which the FC part begins; default: found.")
     scale: Scale = Field(Scale(), description="Makes it a model of the same shape that can be emulated, not trained.")

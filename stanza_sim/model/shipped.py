@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 Scalar = str | int | float | bool | None
+InputShape = tuple[int, ...] | Mapping[str, tuple[int, ...]]
+"""Shape of one sample, without the batch; of several tensors, that of each by the name of forward's argument."""
 DATA = Path(__file__).with_name("data")
 """The folder of the tables, one JSON file each."""
 
@@ -23,7 +26,8 @@ def _imagenet(name: str) -> Source:
     return Source(factory=f"torchvision.models:{name}", input_shape=(3, 224, 224))
 
 
-#: Every shipped table. Inception-v3 is without its auxiliary classifier, which a chain of blocks cannot hold.
+#: Every shipped table. Inception-v3 is without its auxiliary classifier, which a chain of blocks cannot hold;
+#: GPT-2 is the one of 124 million parameters, on whole contexts of 1,024 tokens.
 SOURCES: dict[str, Source] = {
     "alexnet": _imagenet("alexnet"),
     "vgg16": _imagenet("vgg16"),
@@ -36,6 +40,8 @@ SOURCES: dict[str, Source] = {
     "resnet50": _imagenet("resnet50"),
     "resnet101": _imagenet("resnet101"),
     "resnet152": _imagenet("resnet152"),
+    "vit_b_16": _imagenet("vit_b_16"),
+    "gpt2": Source(factory="stanza_sim.model.examples:gpt2", input_shape=(1024,)),
 }
 
 #: Tables that end in a linear layer without bias of any number of `classes`, which a user may set.

@@ -13,7 +13,7 @@ from functools import cache
 from stanza_sim.base.errors import InputError
 from stanza_sim.model.profile import ModelProfile, OpWork, PassWork, with_boundary
 from stanza_sim.model.profile_json import from_json
-from stanza_sim.model.shipped import DATA, SOURCES, WIDE, Scalar, names
+from stanza_sim.model.shipped import DATA, SOURCES, WIDE, InputShape, Scalar, names
 
 __all__ = ["SOURCES", "WIDE", "get", "load_model", "names", "with_classes"]
 
@@ -34,16 +34,17 @@ def load_model(
     ref: str,
     *,
     name: str | None = None,
-    input_shape: tuple[int, ...] | None = None,
+    input_shape: InputShape | None = None,
     factory_kwargs: Mapping[str, Scalar] | None = None,
     boundary: int | str | None = None,
 ) -> ModelProfile:
     """Return the profile of a shipped model, or of what the factory at an import path builds.
 
-    `ref` is a shipped model's name or `package.module:callable`. For a factory `input_shape` (one sample's,
-    without the batch) is needed, and `name` is the callable's unless given. A shipped model has its own input
-    shape and arguments, which may be repeated but not changed, except `classes` of those in `WIDE`. `boundary`
-    is the first FC block, by name or index; without it the boundary is found (see `extract`).
+    `ref` is a shipped model's name or `package.module:callable`. For a factory `input_shape` is needed: one sample's,
+    without the batch; of several tensors, that of each by the name of forward's argument. `name` is the callable's
+    unless given. A shipped model has its own input shape and arguments, which may be repeated but not changed, except
+    `classes` of those in `WIDE`. `boundary` is the first FC block, by name or index; without it the boundary is found
+    (see `extract`).
 
     Raises `InputError` for what cannot be found, imported or extracted, and if torch is needed but missing.
     """
@@ -74,13 +75,13 @@ def load_model(
     if ref in WIDE and factory_kwargs and set(factory_kwargs) == {"classes"}:
         profile = with_classes(profile, factory_kwargs["classes"])
         factory_kwargs = None
-    if (input_shape is not None and tuple(input_shape) != source.input_shape) or (
+    if (input_shape is not None and input_shape != source.input_shape) or (
         factory_kwargs and not factory_kwargs.items() <= source.factory_kwargs.items()
     ):
         raise InputError(
             f"model {ref} is a table for input_shape {list(source.input_shape)} "
             f"and factory_kwargs {source.factory_kwargs}",
-            hint=f"for another input or variant give its factory: model: {source.factory}",
+            hint=f"for another input or variant give its factory: model: {source.factory} (it is extracted with torch)",
         )
     if name is not None:
         profile = replace(profile, name=name)

@@ -18,7 +18,7 @@ from stanza_sim.cluster.cluster import Cluster, LinkKind
 from stanza_sim.cluster.device import DeviceSpec, ModelEfficiency, ModelFactor, WorkConstants
 from stanza_sim.cluster.hardware import Losses, PcieTree
 from stanza_sim.cluster.nccl import platform_on
-from stanza_sim.model.profile import ModelProfile
+from stanza_sim.model.profile import ModelInput, ModelProfile
 from stanza_sim.report.rich_table import plain_table
 
 _SHOWN = 12
@@ -50,7 +50,8 @@ def print_model(profile: ModelProfile, console: Console) -> None:
         [
             ("model", profile.name),
             ("factory", profile.factory or "none"),
-            ("input", "x".join(map(str, profile.input_shape)) + f", {profile.num_classes} classes"),
+            ("input", _inputs(profile)),
+            *([("output", f"`{profile.output}` of what forward returns")] if profile.output else []),
             ("parameters", f"{profile.numel:,} ({format_bytes(profile.nbytes)}), {fc / profile.numel:.1%} of them FC"),
             ("work per sample", f"{forward / 1e9:.4g} GFLOP forward, {backward / 1e9:.4g} GFLOP backward"),
             ("FC part", f"from {profile.fc_blocks[0].name}" if profile.fc_blocks else "none"),
@@ -69,6 +70,18 @@ def print_model(profile: ModelProfile, console: Console) -> None:
         for b in profile.blocks
     ]
     console.print(_table(("block", "part", "parameters", "fwd MFLOP", "bwd MFLOP", "output"), rows, texts=2))
+
+
+def _inputs(profile: ModelProfile) -> str:
+    """The tensors of a sample with their shapes, what integers may be, and the classes that are told apart."""
+    first = ModelInput(name="", shape=profile.input_shape, vocabulary=profile.vocabulary)
+    words = []
+    for one in (first, *profile.more_inputs):
+        tokens = "" if one.vocabulary is None else f" int64 below {one.vocabulary:,}" if one.vocabulary else " int64"
+        words.append("x".join(map(str, one.shape)) + tokens)
+    labels = profile.labels
+    each = f" at each of {'x'.join(map(str, labels.shape))} positions" if labels.shape and labels.indices else ""
+    return f"{' and '.join(words)}, {profile.num_classes} classes{each}"
 
 
 def _counted(names: Sequence[str]) -> str:

@@ -21,6 +21,9 @@ from stanza_sim.model.profile_json import from_json, to_json
 #: Counted from torchvision's definitions: convolution and linear layers, outputs of leaf modules.
 COUNTS = {r["model"]: r for r in csv.DictReader(Path(__file__).with_name("data").joinpath("model_counts.csv").open())}
 
+#: Positions of the transformers that are shipped.
+TOWERS = {"gpt2": 1024, "vit_b_16": 197}
+
 
 def training_flops(blocks: tuple[Block, ...]) -> int:
     return sum(b.forward_flops + b.backward_input_flops + b.backward_weight_flops for b in blocks)
@@ -35,10 +38,39 @@ def leaf_module_mfloats(factory: str, kwargs: dict[str, object], size: int) -> f
 
 
 def test_every_count_has_its_table() -> None:
-    assert {*zoo.names(), "inception_v3+aux"} == set(COUNTS)
+    assert {*zoo.names(), "inception_v3+aux"} == {*COUNTS, *TOWERS}
 
 
-@pytest.mark.parametrize("name", zoo.names())
+@pytest.mark.parametrize("name", TOWERS)
+def test_tables_of_towers_equal_a_fresh_extraction_and_closed_forms(name: str) -> None:
+    profile = zoo.get(name)
+    assert profile == fresh(name)
+    (first, *layers, head), positions = profile.blocks, TOWERS[name]
+    width, ends = 768, 768 * profile.num_classes
+    assert [b.name for b in profile.fc_blocks] == [head.name]
+    assert len(layers) == 12
+    each = 12 * width * width + 13 * width
+    norm = 2 * width  # the last one, in the last layer's block
+    assert [b.numel for b in layers] == [each] * 11 + [each + norm]
+    # four products of (width, width), two of them four times as wide, and those of all pairs of positions, twice
+    products = 2 * positions * 12 * width * width
+    pairs = 2 * 2 * positions * positions * width
+    assert {b.forward_flops for b in layers} == {products + pairs}
+    assert {(b.backward_input_flops, b.backward_weight_flops) for b in layers} == {(products + 2 * pairs, products)}
+    labels = profile.labels.compared(head.output_shape)
+    assert head.forward_flops == 2 * labels * ends
+    if name == "gpt2":
+        assert profile.numel == 124_439_808
+        assert (first.forward_flops, profile.vocabulary, labels, [t.name for t in head.tied]) == (
+            *(0, 50257, 1024),
+            ["wte.weight"],
+        )
+    else:
+        assert profile.numel == 86_567_656
+        assert first.forward_flops == 2 * 196 * 768 * 3 * 16 * 16
+
+
+@pytest.mark.parametrize("name", [n for n in zoo.names() if n in COUNTS])
 def test_tables_equal_a_fresh_extraction_and_the_counts(name: str) -> None:
     profile = zoo.get(name)
     assert profile == fresh(name)
@@ -104,6 +136,8 @@ def test_block_counts_and_names() -> None:
         "resnet50": 18,
         "resnet101": 35,
         "resnet152": 52,
+        "vit_b_16": 14,
+        "gpt2": 14,
     }
     assert [b.name for b in zoo.get("resnet50").blocks[:3]] == ["conv1", "layer1.0", "layer1.1"]
     assert "Mixed_5b" in [b.name for b in zoo.get("inception_v3").blocks]

@@ -5,7 +5,7 @@ With `stanza_sim.execute`, this package is the only one that imports torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from stanza_sim.model.extract.trace import vocabulary_of
 from stanza_sim.model.labels import Labels, usual_labels
 from stanza_sim.model.module_work import ModuleWork
 from stanza_sim.model.profile import Block, BlockKind, ModelInput, ModelProfile, ParamTensor, with_boundary
+from stanza_sim.model.shipped import InputShape
 
 FP32_UNDER_AUTOCAST = "fp32_under_autocast"
 
@@ -39,13 +40,14 @@ def extract(
     factory_path: str,
     *,
     name: str,
-    input_shape: tuple[int, ...],
+    input_shape: InputShape,
     factory_kwargs: Kwargs = (),
     boundary: int | str | None = None,
 ) -> ModelProfile:
     """Return the profile of the module that the factory at `factory_path` builds.
 
-    `input_shape` is one sample's, without the batch. `boundary` is the first FC block, by name or index;
+    `input_shape` is one sample's, without the batch; of a module that takes several tensors it has the shape of each by
+    the name of forward's argument. `boundary` is the first FC block, by name or index;
     without it the FC part is the longest run of last blocks whose heavy ops are all linear layers on one
     vector per sample. Pooling, flatten and dropout before the first of these belong to the CONV part. A
     model of such layers only has boundary 0: no CONV part.
@@ -56,17 +58,12 @@ def extract(
     `load_factory` and `chain_of` reject, and for an unknown boundary.
     """
     where = f"model {name}"
-    if not input_shape or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in input_shape):
-        raise InputError(
-            f"input_shape {list(input_shape)} is not a list of positive integers",
-            where=where,
-            hint="it is the shape of one sample without the batch, as in [3, 224, 224]",
-        )
+    inputs = _inputs(input_shape, where)
     kwargs = tuple(dict(factory_kwargs).items())
     module = build(factory_path, kwargs, device="meta")
     itemsize = _itemsize(module, where)
     parameters = dict(module.named_parameters())
-    chain = chain_of(module, (Input(name="", shape=tuple(input_shape)),), where)
+    chain = chain_of(module, inputs, where)
     works = block_works(module, chain)
     first_fc = _first_fc(chain.blocks)
     output = chain.blocks[-1].output_shape
@@ -98,7 +95,7 @@ def extract(
             for i, block in enumerate(chain.blocks)
         ),
         boundary=first_fc,
-        input_shape=tuple(input_shape),
+        input_shape=first.shape,
         num_classes=labels.classes(output),
         itemsize=itemsize,
         vocabulary=first.vocabulary,
@@ -109,6 +106,21 @@ def extract(
         factory_kwargs=kwargs,
     )
     return profile if boundary is None else with_boundary(profile, boundary)
+
+
+def _inputs(given: InputShape, where: str) -> tuple[Input, ...]:
+    """Return the inputs of the shapes that are given; the first is without a name if only its shape is."""
+    shapes = dict(given) if isinstance(given, Mapping) else {"": given}
+    for name, shape in shapes.items():
+        if not shape or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in shape):
+            raise InputError(
+                f"input_shape {list(shape)}{f' of {name}' if name else ''} is not a list of positive integers",
+                where=where,
+                hint="it is the shape of one sample without the batch, as in [3, 224, 224]",
+            )
+    if not shapes:
+        raise InputError("input_shape {} is not a list of positive integers", where=where, hint="as in [3, 224, 224]")
+    return tuple(Input(name=name, shape=tuple(shape)) for name, shape in shapes.items())
 
 
 def _first_fc(blocks: Sequence[ChainBlock]) -> int:

@@ -152,7 +152,8 @@ def memory_of(
             optimiser += numel * schedule.itemsize
             reduced += numel * schedule.itemsize if bundle.name in sums else 0
             own += 0 if computes.issuperset(bundle.tensors) else numel * schedule.itemsize
-        each = prod(model.input_shape) * schedule.itemsize * activation_scale
+        shapes = (model.input_shape, *(i.shape for i in model.more_inputs))
+        each = sum(map(prod, shapes)) * schedule.itemsize * activation_scale
         found[rank] = Memory(
             weights_nbytes=parameters + own,
             gradients_nbytes=WINDOW * parameters,
