@@ -18,6 +18,7 @@ from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule, Wire
 from stanza_sim.schedule.wires import Wires, computed_in, with_wires
+from stanza_sim.strategies._shared.tables import with_tables, without_tables
 
 
 class Strategy(Protocol):
@@ -77,14 +78,16 @@ def build(
     `cluster` has the places that a setting `on` names.
 
     Activations and their gradients travel as the `precision` computes them, unless a setting `activations` says
-    otherwise; gradients of parameters as `gradients` says. Raises `InputError` as the strategy does.
+    otherwise; gradients of parameters as `gradients` says, and those of sparse tables as the rows that were looked up.
+    Raises `InputError` as the strategy does.
     """
+    dense = without_tables(model)
     if getattr(settings, "on", None) is None:
-        made = get(name).build(model, world_size=world_size, batch_per_worker=batch_per_worker, settings=settings)
+        made = get(name).build(dense, world_size=world_size, batch_per_worker=batch_per_worker, settings=settings)
     else:
         made = cast(PlacedStrategy, get(name)).build(
-            model, world_size=world_size, batch_per_worker=batch_per_worker, settings=settings, cluster=cluster
+            dense, world_size=world_size, batch_per_worker=batch_per_worker, settings=settings, cluster=cluster
         )
     stated = getattr(settings, "activations", None)
     activations = Wire.NATIVE if stated == "fp32" else computed_in(precision)
-    return with_wires(made, model, Wires(activations=activations, gradients=gradients))
+    return with_tables(with_wires(made, dense, Wires(activations=activations, gradients=gradients)), model)
