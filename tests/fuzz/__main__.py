@@ -1,8 +1,8 @@
 """Mutates files of every format and looks at what the commands say: `python -m tests.fuzz --count 10000 --seed 1`.
 
-Each trial mutates a good file and runs a command that reads it. Its exit status must be 0, or 2 with one message that names
-the file; 1 only where the message says what could not be simulated. A traceback, a control character on the terminal,
-more than 5 s of this process, or more than 500 MB is a fault. Every fault is kept in a folder with what made it.
+Each trial mutates a good file and runs a command that reads it. Its exit status must be 0, or 2 with one message that
+names the file; 1 only where the message says what could not be simulated. A traceback, a control character on the
+terminal, more than 5 s of this process, or more than 500 MB is a fault. Every fault is kept with what made it.
 """
 
 from __future__ import annotations

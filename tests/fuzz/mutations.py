@@ -6,11 +6,49 @@ import random
 import re
 
 HURTFUL = (
-    "", "null", "~", "true", "-1", "0", "1e300", "-1e300", "1e-300", "nan", "inf", ".nan", ".inf", "1e19", "0x7fffffff",
-    "9" * 25, "9" * 4000, "9" * 400 + "Gbps", "-10Gbps", "0Gbps", "10Gb", "1e9GB/s", "10 parsecs", "[]", "{}", "[[[[[[]]]]]]",
-    '"\\e[31mred"', '"\\x00"', "=HYPERLINK(1)", "../../../etc/passwd", "/dev/zero", "os:system", "a" * 300, "x" * 100_000,
-    "&a [*a]", "*missing", "!!python/object/apply:os.system [ls]", "2001-13-45", "\u202e", "\ufeff", "é", "1:59:59",
-)  # fmt: skip
+    "",
+    "null",
+    "~",
+    "true",
+    "-1",
+    "0",
+    "1e300",
+    "-1e300",
+    "1e-300",
+    "nan",
+    "inf",
+    ".nan",
+    ".inf",
+    "1e19",
+    "0x7fffffff",
+    "9" * 25,
+    "9" * 4000,
+    "9" * 400 + "Gbps",
+    "-10Gbps",
+    "0Gbps",
+    "10Gb",
+    "1e9GB/s",
+    "10 parsecs",
+    "[]",
+    "{}",
+    "[[[[[[]]]]]]",
+    '"\\e[31mred"',
+    '"\\x00"',
+    "=HYPERLINK(1)",
+    "../../../etc/passwd",
+    "/dev/zero",
+    "os:system",
+    "a" * 300,
+    "x" * 100_000,
+    "&a [*a]",
+    "*missing",
+    "!!python/object/apply:os.system [ls]",
+    "2001-13-45",
+    "\u202e",
+    "\ufeff",
+    "é",
+    "1:59:59",
+)
 """In the place of a value."""
 
 _VALUE = re.compile(rb"(?<=[:=,\[ >\"])\s*([^\s:=,\[\]{}<>\"]+)(?=[\s,\]}<\"]|$)")
@@ -82,7 +120,21 @@ def _number(content: bytes, draw: random.Random) -> bytes:
 def _inserted(content: bytes, draw: random.Random) -> bytes:
     """Put something between two bytes."""
     at = draw.randrange(len(content) + 1)
-    what = draw.choice((b"\x00", b"\x1b[2J", b"\r\n", b"\xff\xfe", b"\xef\xbb\xbf", b"---\n", b"}", b"{" * 2000, b"[" * 5000, b'"', b"\n\n"))
+    what = draw.choice(
+        (
+            b"\x00",
+            b"\x1b[2J",
+            b"\r\n",
+            b"\xff\xfe",
+            b"\xef\xbb\xbf",
+            b"---\n",
+            b"}",
+            b"{" * 2000,
+            b"[" * 5000,
+            b'"',
+            b"\n\n",
+        )
+    )
     return content[:at] + what + content[at:]
 
 
@@ -91,11 +143,42 @@ def _other_kind(content: bytes, draw: random.Random) -> bytes:
     bomb = "k0: &k0 [1,1,1,1,1,1,1,1,1]\n" + "".join(f"k{i}: &k{i} [{f'*k{i - 1},' * 9}]\n" for i in range(1, 10))
     return draw.choice(
         (
-            b"", b"\n", b"null", b"[]", b"{}", b"42", b'"text"', b"<xml/>", b"a: b", b"\x7fELF\x02\x01", b"PK\x03\x04",
-            b"%PDF-1.7", b"a,b,c\n1,2,3\n", bytes(range(256)), b"x" * 1_000_000, b"\n" * 1_000_000, bomb.encode(),
-            b"<!DOCTYPE a [<!ENTITY b 'b'>]><system>&b;</system>", content + content, content[::-1],
+            b"",
+            b"\n",
+            b"null",
+            b"[]",
+            b"{}",
+            b"42",
+            b'"text"',
+            b"<xml/>",
+            b"a: b",
+            b"\x7fELF\x02\x01",
+            b"PK\x03\x04",
+            b"%PDF-1.7",
+            b"a,b,c\n1,2,3\n",
+            bytes(range(256)),
+            b"x" * 1_000_000,
+            b"\n" * 1_000_000,
+            bomb.encode(),
+            b"<!DOCTYPE a [<!ENTITY b 'b'>]><system>&b;</system>",
+            content + content,
+            content[::-1],
         )
-    )  # fmt: skip
+    )
 
 
-MUTATIONS = (_cut, _cut_front, _flip, _lines, _lines, _value, _value, _value, _value, _number, _number, _inserted, _other_kind)
+MUTATIONS = (
+    _cut,
+    _cut_front,
+    _flip,
+    _lines,
+    _lines,
+    _value,
+    _value,
+    _value,
+    _value,
+    _number,
+    _number,
+    _inserted,
+    _other_kind,
+)

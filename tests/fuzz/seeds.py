@@ -36,8 +36,12 @@ TOPOLOGY = """\
 name: fuzzed
 description: Hosts of their own, two switches.
 hosts:
-  - {name: a, count: 2, cores: 4, devices: [V100, mine], nic: {rate: 10Gbps, latency: 25us, overhead: 15us, efficiency: 0.9},
-     intra: {kind: pcie, rate: 11GB/s, latency: 5us}}
+  - name: a
+    count: 2
+    cores: 4
+    devices: [V100, mine]
+    nic: {rate: 10Gbps, latency: 25us, overhead: 15us, efficiency: 0.9}
+    intra: {kind: pcie, rate: 11GB/s, latency: 5us}
   - name: b
     cores: 2
     nic: {rate: 1Gbps, preset: tcp}
@@ -110,7 +114,11 @@ def targets(folder: Path) -> Mapping[str, Target]:
         shutil.copy(data / kind / f"{name}.yaml", folder / f"{kind}.yaml")
     run = ("run", "experiment.yaml", "--json", "--set", "simulation.repeats=1")
     text: dict[str, tuple[str, str | bytes, tuple[tuple[str, ...], ...]]] = {
-        "experiment": ("experiment.yaml", EXPERIMENT, (("run", "experiment.yaml", "--json"), ("show", "schedule", "experiment.yaml"))),
+        "experiment": (
+            "experiment.yaml",
+            EXPERIMENT,
+            (("run", "experiment.yaml", "--json"), ("show", "schedule", "experiment.yaml")),
+        ),
         "topology": ("topology.yaml", TOPOLOGY, (("show", "cluster", "topology.yaml"), run)),
         "fabric": ("fabric.yaml", FABRIC, (("show", "cluster", "fabric.yaml"), (*run, "--set", "cluster=fabric.yaml"))),
         "device": ("devices/mine.yaml", DEVICE, (("show", "device", "mine"), run)),
@@ -121,12 +129,32 @@ def targets(folder: Path) -> Mapping[str, Target]:
         "network": ("network.json", _network(), ((*run, "--profile", "network.json"),)),
         "flows": ("flows.json", json.dumps(FLOWS, indent=1), (("flows", "flows.json"),)),
         "graphml": ("graph.graphml", (folder / "graph.graphml").read_bytes(), (("show", "cluster", "graph.graphml"),)),
-        "node-link": ("graph.json", json.dumps(nx.node_link_data(_graph(), edges="edges"), indent=1), (("show", "cluster", "graph.json"),)),
-        "sweep": ("points.csv", _sweep(folder), (("sweep", "experiment.yaml", "--vary", "batch_per_worker=4", "-o", "points.csv", "--jobs", "1"),)),
-        "nccl-topo": ("topo.xml", system(cpu(0, gpu("0000:07:00.0", 0) + nic("0000:08:00.0", "mlx5_0"))), (("import", "nccl-topo", "topo.xml", "--device", "A100"),)),
-        "slurm": ("topology.conf", SLURM, (("import", "slurm", "topology.conf", "--rate", "nic=10Gbps", "--rate", "1=40Gbps", "--device", "V100"),)),
-        "nccl-tests": ("nccl.log", log([(2**k, 20 + 2**k / 1e5) for k in range(18, 28)]), (("import", "nccl-tests", "nccl.log", "-o", "out.json"),)),
-    }  # fmt: skip
+        "node-link": (
+            "graph.json",
+            json.dumps(nx.node_link_data(_graph(), edges="edges"), indent=1),
+            (("show", "cluster", "graph.json"),),
+        ),
+        "sweep": (
+            "points.csv",
+            _sweep(folder),
+            (("sweep", "experiment.yaml", "--vary", "batch_per_worker=4", "-o", "points.csv", "--jobs", "1"),),
+        ),
+        "nccl-topo": (
+            "topo.xml",
+            system(cpu(0, gpu("0000:07:00.0", 0) + nic("0000:08:00.0", "mlx5_0"))),
+            (("import", "nccl-topo", "topo.xml", "--device", "A100"),),
+        ),
+        "slurm": (
+            "topology.conf",
+            SLURM,
+            (("import", "slurm", "topology.conf", "--rate", "nic=10Gbps", "--rate", "1=40Gbps", "--device", "V100"),),
+        ),
+        "nccl-tests": (
+            "nccl.log",
+            log([(2**k, 20 + 2**k / 1e5) for k in range(18, 28)]),
+            (("import", "nccl-tests", "nccl.log", "-o", "out.json"),),
+        ),
+    }
     return {
         name: Target(file=file, content=content if isinstance(content, bytes) else content.encode(), commands=commands)
         for name, (file, content, commands) in text.items()
@@ -139,36 +167,63 @@ def _blocks() -> str:
 
     model = zoo.get("alexnet")
     rows = [
-        {"block": b.name, "samples": 4, "forward_s": 1e-3, "backward_s": 2e-3, "backward_input_s": 1e-3, "backward_weight_s": 1e-3}
+        {
+            "block": b.name,
+            "samples": 4,
+            "forward_s": 1e-3,
+            "backward_s": 2e-3,
+            "backward_input_s": 1e-3,
+            "backward_weight_s": 1e-3,
+        }
         for b in model.blocks
     ]
     return json.dumps(
         {
-            "format": "stanza-sim-profile/1", "device": "cpu X", "host_cores": 4, "date": "2026-01-01T00:00:00Z",
-            "precision": "fp32", "ranks_at_once": 1, "model": {"name": "alexnet", "fingerprint": fingerprint(model)},
-            "blocks": rows, "reduce_Bps": 8e9, "update_Bps": 2e9,
+            "format": "stanza-sim-profile/1",
+            "device": "cpu X",
+            "host_cores": 4,
+            "date": "2026-01-01T00:00:00Z",
+            "precision": "fp32",
+            "ranks_at_once": 1,
+            "model": {"name": "alexnet", "fingerprint": fingerprint(model)},
+            "blocks": rows,
+            "reduce_Bps": 8e9,
+            "update_Bps": 2e9,
         },
         indent=1,
-    )  # fmt: skip
+    )
 
 
 def _network() -> str:
     about: Callable[[float], dict[str, float]] = lambda v: {"value": v, "low": 0.9 * v, "high": 1.1 * v}  # noqa: E731
     return json.dumps(
         {
-            "format": "stanza-sim-network/1", "cluster": "t", "date": "2026-01-01T00:00:00Z", "testbed": False, "ranks": 4,
+            "format": "stanza-sim-network/1",
+            "cluster": "t",
+            "date": "2026-01-01T00:00:00Z",
+            "testbed": False,
+            "ranks": 4,
             "machine": {"device": "cpu X", "cores": 2, "kernel": "6.1", "load": 0.5},
             "pairs": [
                 {
-                    "sender_Bps": 25e6, "receiver_Bps": 25e6, "source": 0, "destination": 1, "messages": 3,
-                    "latency_s": about(8e-5), "overhead_s": about(3e-5), "posting_s": about(3e-4),
-                    "goodput_Bps": about(2.4e7), "burst_bytes": about(0.0),
+                    "sender_Bps": 25e6,
+                    "receiver_Bps": 25e6,
+                    "source": 0,
+                    "destination": 1,
+                    "messages": 3,
+                    "latency_s": about(8e-5),
+                    "overhead_s": about(3e-5),
+                    "posting_s": about(3e-4),
+                    "goodput_Bps": about(2.4e7),
+                    "burst_bytes": about(0.0),
                 }
             ],
-            "hop_s": about(9e-5), "reduce_Bps": about(8e9), "update_Bps": about(2e9),
+            "hop_s": about(9e-5),
+            "reduce_Bps": about(8e9),
+            "update_Bps": about(2e9),
         },
         indent=1,
-    )  # fmt: skip
+    )
 
 
 def _sweep(folder: Path) -> bytes:
