@@ -89,7 +89,7 @@ def _run(command: tuple[str, ...]) -> int:
 
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
-    """Raise `TooLong` after three times the limit of this process's time; what takes longer than it is a fault anyway."""
+    """Raise `TooLong` after three times the limit; what takes longer than the limit is a fault anyway."""
 
     def end(number: int, frame: object) -> None:
         raise TooLong
