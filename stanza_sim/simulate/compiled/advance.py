@@ -159,21 +159,16 @@ def _report(nodes: Nodes, st: State, plan: Plan, go: RunState) -> bool:
             go.log_start[at], go.log_end[at] = st.first_s[k], now
             st.first_s[k] = np.inf
             p = plan.paid_by[node]
-            if p >= 0:
-                go.under_way[plan.post_queue[p]] -= 1
-                go.touched[touched] = a
-                touched += 1
+            if p < 0:
+                continue
+            go.under_way[plan.post_queue[p]] -= 1
         elif kind == _READY:
             x = 2 * plan.post_ptr[a] + go.waiting[a]
             p = node - plan.ready
             go.who[x], go.when[x] = p, (iteration << 32) + plan.post_unit[p]
             go.waiting[a] += 1
-            go.touched[touched] = a
-            touched += 1
         elif kind == _POSTED:
             go.busy[a] = 0
-            go.touched[touched] = a
-            touched += 1
         else:
             go.ends[a, iteration] = now
             go.done[a] = iteration + 1
@@ -183,6 +178,10 @@ def _report(nodes: Nodes, st: State, plan: Plan, go: RunState) -> bool:
                 counts[COMPLETE] = iteration + 1
             _begin(nodes, st, plan, go, a, iteration + 2)
             at_once = True
+            continue
+        if touched == 0 or go.touched[touched - 1] != a:
+            go.touched[touched] = a
+            touched += 1
     for i in range(touched):
         if _post(nodes, st, plan, go, go.touched[i]):
             at_once = True

@@ -10,6 +10,8 @@ import numpy.typing as npt
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 I32 = npt.NDArray[np.int32]
+U32 = npt.NDArray[np.uint32]
+"""Indices that are never negative: numba need not look whether one counts from the end."""
 I8 = npt.NDArray[np.int8]
 Whole = int | np.int64
 """What is made an `np.int64` where it is passed on, lest a function is compiled for each type that it may have."""
@@ -20,10 +22,10 @@ class Net(NamedTuple):
 
     capacity: F64  # per link
     class_ptr: I64  # per class, into class_link
-    class_link: I32
+    class_link: U32
     class_demand: F64
     link_ptr: I64  # per link, into link_class
-    link_class: I32
+    link_class: U32
     link_demand: F64
     limited: I32  # classes with a finite cap
     class_weight: F64  # per class
@@ -49,7 +51,7 @@ class State(NamedTuple):
 
     row: F64  # per class: a row of what belongs together, see `kernel.COUNT` and the names after it
     finish: F64  # per class: next finish, infinity if none, NaN if it is to be found anew
-    block: F64  # least finish of each block of classes
+    block: F64  # least finish of each block of classes, NaN if it is to be found anew
     root: I32  # per class: heap of finish marks
     child: I32  # per node
     sibling: I32

@@ -24,10 +24,11 @@ from stanza_sim.report.table import (
 )
 from stanza_sim.studies.plan.assess import Score
 from stanza_sim.studies.plan.choices import LeftOut, as_yaml
-from stanza_sim.studies.plan.explain import Explanation, Range, Turn, per_thousand
+from stanza_sim.studies.plan.explain import Explanation, Range, per_thousand
 from stanza_sim.studies.plan.memory import not_judged
 from stanza_sim.studies.plan.search import SearchResult, Stop
 from stanza_sim.studies.plan.session import Answer, PlanAnswers, row
+from stanza_sim.studies.plan.turns import Turn
 
 SAME = 1e-4
 """Plans whose samples/s differ by no more than this, relatively, are called just as fast."""

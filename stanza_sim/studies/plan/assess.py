@@ -119,7 +119,7 @@ def sketch(problem: Problem, choice: Choice, *, bounded: bool = True) -> Sketch:
         bound_s = problem.scenario(plan).quick_bound_s() if bounded and not problem.by_chance else 0.0
     except InputError as error:
         return Sketch(kind="infeasible", reason=error.one_line)
-    most = plan.schedule.global_batch / bound_s if bound_s > 0 else math.inf
+    most = _most(problem, plan, bound_s)
     return Sketch(most_samples_per_s=most, parts=part_count(plan.schedule), digest=plan.schedule.digest())
 
 
@@ -150,10 +150,13 @@ class Weighed:
 
 
 @collector_off()
-def weigh(problem: Problem, choice: Choice, least: float = 0.0, room: Room = UNLIMITED) -> Weighed:
+def weigh(
+    problem: Problem, choice: Choice, least: float = 0.0, room: Room = UNLIMITED, *, sketched: bool = True
+) -> Weighed:
     """Bound a choice, see whether it fits the devices and simulate it unless it stays below `least` samples/s.
 
-    Where it would need more than there is `room` for, that is said before it is lowered.
+    What was not `sketched` is bounded roughly first. Where it would need more than there is `room` for, that is said
+    before it is lowered.
     """
     until_s, began_s, parts, compiled = room.until_s(monotonic()), 0.0, 0, False
 
@@ -165,6 +168,9 @@ def weigh(problem: Problem, choice: Choice, least: float = 0.0, room: Room = UNL
     try:
         plan = problem.plan(choice)
         scenario = problem.scenario(plan)
+        rough_s = scenario.quick_bound_s() if least > 0 and not sketched and not problem.by_chance else 0.0
+        if (most := _most(problem, plan, rough_s)) * (1 + SURE) < least:
+            return Weighed(most_samples_per_s=most)
         case = scenario.prepare(admit)
     except InputError as error:
         return Weighed(kind="infeasible", reason=error.one_line)
@@ -173,8 +179,7 @@ def weigh(problem: Problem, choice: Choice, least: float = 0.0, room: Room = UNL
     needs = _needs(problem, plan, case)
     if (reason := too_much(scenario.cluster, needs)) is not None:
         return Weighed(kind="memory", reason=reason)
-    bound_s = case.bound_s
-    most = plan.schedule.global_batch / bound_s if bound_s > 0 and not problem.by_chance else math.inf
+    most = _most(problem, plan, case.bound_s)
     if most * (1 + SURE) < least:
         return Weighed(most_samples_per_s=most)
     prediction = scenario.predict(case)
@@ -187,6 +192,11 @@ def weigh(problem: Problem, choice: Choice, least: float = 0.0, room: Room = UNL
     )
     work = Work(parts=parts, compiled=compiled, seconds=monotonic() - began_s)
     return Weighed(most_samples_per_s=most, score=score, work=work)
+
+
+def _most(problem: Problem, plan: Plan, bound_s: float) -> float:
+    """Samples/s that no order of the work of a plan exceeds, none of its iterations being shorter than `bound_s`."""
+    return plan.schedule.global_batch / bound_s if bound_s > 0 and not problem.by_chance else math.inf
 
 
 @collector_off()

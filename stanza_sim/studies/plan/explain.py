@@ -1,8 +1,8 @@
 """Why the best plan is the best: its bottleneck, what the runner-up loses on, and what would change the answer.
 
 Rate and batch are varied for the plans that were found, as they are: with their settings, which another search at
-another rate might choose differently. Looked at are factors of four up to `REACH` both ways; where the winner changes
-first, the place is found by bisection. For each of the two, no more plans are looked at than the search may simulate.
+another rate might choose differently; `turns.py` says which values are looked at. For each of the two, no more plans
+are looked at than the search may simulate.
 
 Both ways of both are looked at side by side, a place each at a time. At a place plans are simulated the cheapest first,
 and those behind it only if their bounds say that they may be better.
@@ -11,31 +11,20 @@ and those behind it only if their bounds say that they may be better.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.studies.plan.assess import Problem, Score, Variant
 from stanza_sim.studies.plan.choices import Choice
 from stanza_sim.studies.plan.search import Limits, SearchResult
+from stanza_sim.studies.plan.turns import Middle, Side, Standing, Turn, Values
 from stanza_sim.studies.plan.worker_pool import WorkerPool
 
-FACTOR, REACH = 4, 64
-CLOSE = 0.02
-"""A place is known when it is between two values that differ by no more than this, relatively."""
 CONTENDERS = 3
 """So many plans are compared at other rates and batches: the best of each of the best strategies."""
 MOST_EVENTS = 20_000
 """Of other strategies these are plans that take no more events to simulate: each is simulated dozens of times."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Turn:
-    """Where another plan begins to win: it loses at `wins_at`, the value nearest to it that was found to do so wins."""
-
-    wins_at: float
-    loses_at: float
-    by: Choice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +109,9 @@ def explain(pool: WorkerPool, index: int, found: SearchResult, limits: Limits) -
     contenders = [found.best, *_rivals(found)]
     ranges: dict[str, Range] = {}
     skipped: dict[str, str] = {}
-    sides: dict[str, list[_Side]] = {}
-    for what, sides_of in (("rate", _rate), ("batch", _batch)):
+    race = _Race(pool, index, contenders, limits)
+    ways: dict[str, list[_Way]] = {}
+    for what, ways_of in (("rate", _rate), ("batch", _batch)):
         if len(contenders) < 2:
             rival = (
                 "no other strategy's plan is simulated quickly" if others else "there is no plan of another strategy"
@@ -129,12 +119,12 @@ def explain(pool: WorkerPool, index: int, found: SearchResult, limits: Limits) -
             skipped[what] = rival
             continue
         try:
-            sides[what] = sides_of(pool.problems[index], found.best.choice)
+            ways[what] = ways_of(pool.problems[index], race.lead, found.best.choice)
         except _Skip as skip:
             skipped[what] = str(skip)
-    _Race(pool, index, contenders, limits).run(sides)
-    for what, both in sides.items():
-        if not any(side.reached for side in both) and (why := both[0].short or both[1].short):
+    race.run(ways)
+    for what, both in ways.items():
+        if not any(way.side.reached for way in both) and (why := both[0].short or both[1].short):
             skipped[what] = why
         else:
             ranges[what] = _range(*both)
@@ -162,85 +152,47 @@ class _Skip(Exception):
 
 
 @dataclass(slots=True)
-class _Side:
-    """What is looked at one way of a range, `up` or down from `present`.
+class _Way:
+    """One way of a range: its `side`, the place that a value is (`variant`), and why there was no room for more."""
 
-    `next_value` yields values and is sent the best plan there, None if none can be run; it ends where no more is to be
-    looked at. `variant` makes a place of a value. `reached` are the values that were looked at, `turn` is where another
-    plan begins to win, and `short` says why there was no room in the limits for more.
-    """
-
-    present: float
-    up: bool
+    side: Side
     variant: Callable[[float], Variant]
-    next_value: _Values = field(init=False)
-    reached: list[float] = field(default_factory=list)
-    turn: Turn | None = None
-    full: bool = False
     short: str = ""
 
 
-_Values = Generator[float, Choice | None, None]
-
-
-def _sides(
+def _ways(
     present: float,
-    variant: Callable[[float], Variant],
+    lead: float | None,
     winner: Choice,
-    middle: Callable[[float, float], float],
+    variant: Callable[[float], Variant],
+    middle: Middle,
     *,
     whole: bool = False,
-) -> list[_Side]:
-    both = [_Side(present, up, variant) for up in (False, True)]
-    for side in both:
-        side.next_value = _looked_at(side, winner, middle, whole)
-    return both
+) -> list[_Way]:
+    sides = (Side(present, up, winner, lead, middle, whole) for up in (False, True))
+    return [_Way(side, variant) for side in sides]
 
 
-def _looked_at(side: _Side, winner: Choice, middle: Callable[[float, float], float], whole: bool) -> _Values:
-    """Look further and further, and where another plan wins closer and closer; notes in `side` what is found."""
-    wins_at = value = side.present
-    while side.turn is None:
-        value = value * FACTOR if side.up else value / FACTOR
-        if whole and (value := int(value)) < 1:
-            return
-        best = yield value
-        if best is None:  # nothing fits any more
-            side.full = side.up
-            return
-        side.reached.append(value)
-        if best != winner:
-            side.turn = Turn(wins_at=wins_at, loses_at=value, by=best)
-        elif not side.present / REACH < value < side.present * REACH:
-            return
-        wins_at = value if best == winner else wins_at
-    turn = side.turn
-    while abs(turn.loses_at - turn.wins_at) > CLOSE * min(turn.loses_at, turn.wins_at):
-        value = middle(turn.wins_at, turn.loses_at)
-        if value in (turn.wins_at, turn.loses_at) or (best := (yield value)) is None:
-            return
-        turn = replace(turn, wins_at=value) if best == winner else replace(turn, loses_at=value, by=best)
-        side.turn = turn
-
-
-def _rate(problem: Problem, winner: Choice) -> list[_Side]:
+def _rate(problem: Problem, lead: float | None, winner: Choice) -> list[_Way]:
     cluster = problem.cluster
     if len({place.host for place in cluster.placement}) < 2:
         raise _Skip("all ranks are on one host")
     if problem.network is not None:
         raise _Skip("the network is as it was measured")
     present = min(nic.bandwidth_Bps for host in cluster.hosts for nic in host.nics)
-    return _sides(present, lambda rate_Bps: Variant(rate_Bps=rate_Bps), winner, lambda a, b: math.sqrt(a * b))
+    return _ways(present, lead, winner, lambda rate_Bps: Variant(rate_Bps=rate_Bps), lambda a, b: math.sqrt(a * b))
 
 
-def _batch(problem: Problem, winner: Choice) -> list[_Side]:
+def _batch(problem: Problem, lead: float | None, winner: Choice) -> list[_Way]:
     def middle(a: float, b: float) -> float:
         return (int(a) + int(b)) // 2
 
-    return _sides(problem.batch_per_worker, lambda batch: Variant(batch=int(batch)), winner, middle, whole=True)
+    present = problem.batch_per_worker
+    return _ways(present, lead, winner, lambda batch: Variant(batch=int(batch)), middle, whole=True)
 
 
-def _range(down: _Side, up: _Side) -> Range:
+def _range(one: _Way, other: _Way) -> Range:
+    down, up = one.side, other.side
     reached = [down.present, *down.reached, *up.reached]
     return Range(
         present=down.present,
@@ -249,42 +201,52 @@ def _range(down: _Side, up: _Side) -> Range:
         below=down.turn,
         above=up.turn,
         full=up.full,
-        hurried=bool(down.short or up.short),
+        hurried=bool(one.short or other.short),
     )
 
 
 class _Race:
-    """Which of the `contenders` for problem number `index` is the best, at many places, within limits."""
+    """Which of the `contenders` for problem number `index`, the first of which is the winner, is best at many places.
+
+    That is within limits.
+    """
 
     def __init__(self, pool: WorkerPool, index: int, contenders: Sequence[Score], limits: Limits) -> None:
         self._pool, self._index, self._limits = pool, index, limits
+        self._winner = contenders[0].choice
         self._cheapest_first = [one.choice for one in sorted(contenders, key=lambda one: one.prediction.events)]
+        present = {one.choice: one.prediction for one in contenders}
+        self._share = {choice: p.bound_s / p.iteration_s if p.iteration_s else 1.0 for choice, p in present.items()}
+        self.lead = self._lead({choice: p.samples_per_s for choice, p in present.items()})
+        """Of the winner, at present."""
 
-    def run(self, sides: Mapping[str, Sequence[_Side]]) -> None:
-        """Look at all values that `sides` ask for, one of each at a time."""
-        looked = dict.fromkeys(sides, 0)
-        going = [(what, side, next(side.next_value, None)) for what, both in sides.items() for side in both]
+    def run(self, ways: Mapping[str, Sequence[_Way]]) -> None:
+        """Look at all values that the sides ask for, one of each at a time."""
+        looked = dict.fromkeys(ways, 0)
+        asking = [(what, way, way.side.values()) for what, both in ways.items() for way in both]
+        going = [(what, way, values, next(values, None)) for what, way, values in asking]
         while going:
-            places: list[tuple[str, _Side, Variant]] = []
-            for what, side, value in going:
+            places: list[tuple[str, _Way, Values, Variant]] = []
+            for what, way, values, value in going:
                 if value is None:
                     continue
                 looked[what] += len(self._cheapest_first)
                 if self._limits.max_evaluations is not None and looked[what] > self._limits.max_evaluations:
-                    side.short = "the number of evaluations is too small"
+                    way.short = "the number of evaluations is too small"
                 else:
-                    places.append((what, side, side.variant(value)))
+                    places.append((what, way, values, way.variant(value)))
             going = []
-            for (what, side, _), best in zip(places, self._best([at for _, _, at in places]), strict=True):
-                if isinstance(best, str):
-                    side.short = best
+            for (what, way, values, _), there in zip(places, self._at([at for *_, at in places]), strict=True):
+                if isinstance(there, str):
+                    way.short = there
                 else:
-                    going.append((what, side, _sent(side.next_value, best)))
+                    going.append((what, way, values, _sent(values, there)))
 
-    def _best(self, places: Sequence[Variant]) -> list[Choice | str | None]:
-        """The best plan at each place; None if none of them can be run there, and why where there was no room."""
+    def _at(self, places: Sequence[Variant]) -> list[Standing | str | None]:
+        """How plans stand at each place; None if none of them can be run there, and why where there was no room."""
         best: dict[int, Score] = {}
         short: dict[int, str] = {}
+        rates: list[dict[Choice, float]] = [{} for _ in places]
         able = [i for i, at in enumerate(places) if self._can_be(at)]
         for choice in self._cheapest_first:
             left = [i for i in able if i not in short]
@@ -293,9 +255,22 @@ class _Race:
             for i, one in zip(left, found, strict=True):
                 if one is None or one.limited:
                     short[i] = "there was no time left" if one is None or one.kind == "time" else "memory was short"
-                elif one.score is not None and (i not in best or one.score.order < best[i].order):
-                    best[i] = one.score
-        return [short.get(i) or (best[i].choice if i in best else None) for i in range(len(places))]
+                elif one.score is not None:
+                    rates[i][choice] = one.score.prediction.samples_per_s
+                    if i not in best or one.score.order < best[i].order:
+                        best[i] = one.score
+                elif not one.out:
+                    rates[i][choice] = one.most_samples_per_s * self._share[choice]
+        return [
+            short.get(i) or (Standing(best=best[i].choice, lead=self._lead(rates[i])) if i in best else None)
+            for i in range(len(places))
+        ]
+
+    def _lead(self, samples_per_s: Mapping[Choice, float]) -> float | None:
+        """By how much the winner is ahead of all others; see `Standing`."""
+        own = samples_per_s.get(self._winner, 0.0)
+        most = max((rate for choice, rate in samples_per_s.items() if choice != self._winner), default=0.0)
+        return math.log(own / most) if 0 < own < math.inf and 0 < most < math.inf else None
 
     def _can_be(self, at: Variant) -> bool:
         try:
@@ -305,9 +280,9 @@ class _Race:
         return True
 
 
-def _sent(values: _Values, best: Choice | None) -> float | None:
+def _sent(values: Values, there: Standing | None) -> float | None:
     """The next value; None if there is none."""
     try:
-        return values.send(best)
+        return values.send(there)
     except StopIteration:
         return None

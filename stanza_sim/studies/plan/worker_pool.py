@@ -140,7 +140,7 @@ def _weigh(
     state = _begun(shared)
     return _within(
         room,
-        lambda: weigh(state.problem(problem, variant), choice, least, room),
+        lambda: weigh(state.problem(problem, variant), choice, least, room, sketched=variant == Variant()),
         lambda kind, why: Weighed(kind=kind, reason=why),
     )
 

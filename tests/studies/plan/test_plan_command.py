@@ -129,7 +129,7 @@ def test_bad_input(small, args, message):
 
 
 def test_what_there_was_no_time_and_no_memory_for_is_said(small, monkeypatch):
-    def out(problem, choice, least, room):
+    def out(problem, choice, least, room, *, sketched):
         kinds = {"parameter_server": "time", "stanza": "host_memory"}
         if choice.strategy in kinds:
             return Weighed(kind=kinds[choice.strategy], reason=f"short of {kinds[choice.strategy]}")

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from stanza_sim.simulate.compiled.arrays import F64, I32, I64, Net, State
-from stanza_sim.simulate.compiled.kernel.finishes import reblock
+from stanza_sim.simulate.compiled.arrays import F64, I32, I64, U32, Net, State
 from stanza_sim.simulate.compiled.kernel.jit import inlined, part
 from stanza_sim.simulate.compiled.kernel.state import (
     ACTIVE,
@@ -58,7 +57,6 @@ def solve(net: Net, st: State, now: float) -> None:
     if whole or scalars[WHOLE] == UNSEARCHED:
         st.lowest[0] = level[links[0]] if size > 0 else 0.0
     _fill(net, st, size, n_classes, now)
-    _in_order_again(st.finish, st.block, st.classes, n_classes, whole)
 
 
 # ---- what is affected -----------------------------------------------------------------------------------------------
@@ -157,7 +155,7 @@ def _keeps_rate(row: F64, finish: F64, link_changed: I64, c: int, keep: float, e
 
 @inlined
 def _reach(
-    class_link: I32,
+    class_link: U32,
     first: int,
     end: int,
     link_epoch: I64,
@@ -229,7 +227,8 @@ def _caps(level: F64, links: I32, size: int, row: F64, classes: I32, count: int,
 def _fill(net: Net, st: State, size: int, waiting: int, now: float) -> None:
     """Raise the level until all of the `waiting` classes have stopped."""
     links, level, left, weight, opened, rising = st.links, st.level, st.left, st.weight, st.opened, st.rising
-    link_ptr, link_class, full_at, row, finish = net.link_ptr, net.link_class, st.full_at, st.row, st.finish
+    link_ptr, link_class, full_at, row = net.link_ptr, net.link_class, st.full_at, st.row
+    finish, block = st.finish, st.block
     class_ptr, class_link, class_demand = net.class_ptr, net.class_link, net.class_demand
     base = len(net.capacity)
     while waiting > 0:
@@ -268,15 +267,17 @@ def _fill(net: Net, st: State, size: int, waiting: int, now: float) -> None:
             own[LIMIT] = q if q < base else -1
             for y in range(class_ptr[c], class_ptr[c + 1]):
                 r = class_link[y]
+                if r == q:  # it is full, and done with
+                    continue
                 demand = n * class_demand[y]
                 opened[r] -= 1
                 left[r] = max(0.0, left[r] - rate * demand)
                 weight[r] -= class_weight * demand
-            _go_on(own, finish, c, rate, now)
+            _go_on(own, finish, block, c, rate, now)
 
 
 @inlined
-def _go_on(own: F64, finish: F64, c: int, rate: float, now: float) -> None:
+def _go_on(own: F64, finish: F64, block: F64, c: int, rate: float, now: float) -> None:
     """Class c, whose row is `own`, goes on at `rate`, by which its next finish may be another."""
     if rate != own[RATE]:
         own[SERVED] += own[RATE] * (now - own[SINCE])
@@ -285,17 +286,4 @@ def _go_on(own: F64, finish: F64, c: int, rate: float, now: float) -> None:
     elif finish[c] == finish[c]:  # neither its rate nor its flows have changed
         return
     finish[c] = own[SINCE] + (own[FIRST] - own[SERVED]) / rate
-
-
-# ---- order of finishes ----------------------------------------------------------------------------------------------
-
-
-@inlined
-def _in_order_again(finish: F64, block: F64, classes: I32, n_classes: int, whole: bool) -> None:
-    """Find the least finish of every block of which a class has another."""
-    if whole or n_classes * 4 > len(finish):
-        for b in range(len(block)):
-            reblock(finish, block, b)
-    else:
-        for i in range(n_classes):
-            reblock(finish, block, classes[i] // BLOCK)
+    block[c // BLOCK] = np.nan

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from stanza_sim.simulate.compiled.arrays import F64, I32, I64, Net, Nodes, State
-from stanza_sim.simulate.compiled.kernel.finishes import meld, pop_root, reblock
+from stanza_sim.simulate.compiled.kernel.finishes import least_finish, meld, pop_root
 from stanza_sim.simulate.compiled.kernel.jit import inlined, part
 from stanza_sim.simulate.compiled.kernel.starts import await_start, pop
 from stanza_sim.simulate.compiled.kernel.state import (
@@ -13,7 +13,6 @@ from stanza_sim.simulate.compiled.kernel.state import (
     BLOCK,
     CHANGED,
     COUNT,
-    DELAY_QUEUES,
     EVENTS,
     FIRST,
     HEAP,
@@ -33,11 +32,10 @@ def next_s(st: State) -> float:
     """When something happens next: a flow ends or a node starts; infinity if nothing will."""
     least = np.inf
     for b in range(len(st.block)):
-        if st.block[b] < least:
-            least = st.block[b]
+        least = min(least, least_finish(st.finish, st.block, b))
     if st.scalars[HEAP] > 0 and st.heap_s[0] < least:
         least = st.heap_s[0]
-    for w in range(DELAY_QUEUES):
+    for w in range(len(st.delay_first)):
         k = st.delay_first[w]
         if k >= 0 and st.mark[k] < least:
             least = st.mark[k]
@@ -79,15 +77,15 @@ def _finish_flows(net: Net, nodes: Nodes, st: State, now: float, until: float) -
     done = 0
     block, finish, row = st.block, st.finish, st.row
     for b in range(len(block)):
-        if block[b] > until:
+        if least_finish(finish, block, b) > until:
             continue
-        for c in range(b * BLOCK, min(len(finish), (b + 1) * BLOCK)):
+        block[b] = np.nan
+        for c in range(b * BLOCK, (b + 1) * BLOCK):
             if not finish[c] <= until:
                 continue
             before = row[c, COUNT]
             done = _finish_class(nodes, st, c, now, done)
             _less_load(net, st, c, before)
-        reblock(finish, block, b)
     return done
 
 
@@ -160,7 +158,7 @@ def _due(nodes: Nodes, st: State, until: float, done: int, began: int) -> tuple[
     while scalars[HEAP] > 0 and heap_s[0] <= until:
         k = pop(heap_s, heap_k, scalars)
         done, began = _begin(cls, work, queue, starting, k, done, began)
-    for w in range(DELAY_QUEUES):
+    for w in range(len(delay_first)):
         while delay_first[w] >= 0 and mark[delay_first[w]] <= until:
             k = delay_first[w]
             delay_first[w] = sibling[k]

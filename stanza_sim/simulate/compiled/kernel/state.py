@@ -11,7 +11,7 @@ TIE = 1e-12
 BLOCK = 64
 """Classes per entry of the second level of the search for the next finish."""
 DELAY_QUEUES = 16
-"""So many delays, those that are common, have a queue of their own."""
+"""So many delays at most, those that are common, have a queue of their own."""
 
 HEAP, EPOCH, CHANGED, EVENTS, LEFT, SOLVES, REPORTED, ACTIVE, WHOLE = range(9)
 """Places in `State.scalars`: pending starts, number of the solve, changed links, completions, nodes not complete,
@@ -57,10 +57,10 @@ def net_of(capacity: F64, counts: I64, links: I32, demands: F64, class_weight: F
     return Net(
         capacity=np.ascontiguousarray(capacity, dtype=np.float64),
         class_ptr=class_ptr,
-        class_link=np.ascontiguousarray(links, dtype=np.int32),
+        class_link=np.ascontiguousarray(links, dtype=np.uint32),
         class_demand=np.ascontiguousarray(demands, dtype=np.float64),
         link_ptr=link_ptr,
-        link_class=owner[order],
+        link_class=owner[order].astype(np.uint32),
         link_demand=np.ascontiguousarray(demands[order], dtype=np.float64),
         limited=np.nonzero(np.isfinite(cap))[0].astype(np.int32),
         class_weight=np.ascontiguousarray(class_weight, dtype=np.float64),
@@ -73,9 +73,10 @@ def make_state(net: Net, nodes: Nodes) -> State:
     classes, links, n = len(net.class_weight), len(net.capacity), len(nodes.cls)
     row = np.zeros((classes, 8))
     row[:, WEIGHT], row[:, CAP], row[:, LIMIT] = net.class_weight, net.cap, -1
+    delay_queue, delay_queues = _delay_queues(nodes.delay)
     return State(
         row=row,
-        finish=np.full(classes, np.inf),
+        finish=np.full((classes // BLOCK + 1) * BLOCK, np.inf),
         block=np.full(classes // BLOCK + 1, np.inf),
         root=np.full(classes, -1, dtype=np.int32),
         child=np.full(n, -1, dtype=np.int32),
@@ -83,9 +84,9 @@ def make_state(net: Net, nodes: Nodes) -> State:
         mark=np.zeros(n),
         heap_s=np.zeros(n + 1),
         heap_k=np.zeros(n + 1, dtype=np.int32),
-        delay_queue=_delay_queues(nodes.delay),
-        delay_first=np.full(DELAY_QUEUES, -1, dtype=np.int32),
-        delay_last=np.full(DELAY_QUEUES, -1, dtype=np.int32),
+        delay_queue=delay_queue,
+        delay_first=np.full(delay_queues, -1, dtype=np.int32),
+        delay_last=np.full(delay_queues, -1, dtype=np.int32),
         level=np.zeros(links + classes),
         load=np.zeros(links),
         users=np.zeros(links, dtype=np.int64),
@@ -110,14 +111,15 @@ def make_state(net: Net, nodes: Nodes) -> State:
     )
 
 
-def _delay_queues(delay: F64) -> I8:
-    """The delay queue of each node: one for each of the commonest delays, -1 for the others.
+def _delay_queues(delay: F64) -> tuple[I8, int]:
+    """The delay queue of each node, one for each of the commonest delays, -1 for the others; and how many there are.
 
     Starts of one delay come in the order in which they were asked for, so they need no heap.
     """
-    values, counts = np.unique(delay[:: max(1, len(delay) // 4096)], return_counts=True)
+    some = delay[:: max(1, len(delay) // 4096)]
+    values, counts = np.unique(some[some > 0.0], return_counts=True)
     common = np.sort(values[np.argsort(-counts, kind="stable")[:DELAY_QUEUES]])
     delay_queue = np.full(len(delay), -1, dtype=np.int8)
     for k, value in enumerate(common.tolist()):
         delay_queue[delay == value] = k
-    return delay_queue
+    return delay_queue, len(common)
