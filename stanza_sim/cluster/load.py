@@ -265,12 +265,12 @@ class Builder:
             if group.nic is not None:
                 hint = "write each NIC in the list, or nics as their number"
                 raise InputError("nic and a list of nics exclude each other", where=self._at(i, "nics"), hint=hint)
-            with at(self._at(i, "nics")):
+            with at(self._at(i, "nics"), outer=True):
                 return tuple(make_nic(section, rate_Bps) for section in group.nics)
         if group.nic is None:
             hint = "write such as nic: {rate: 10Gbps, latency: 25us}"
             raise InputError("the key 'nic' is missing", where=self._at(i), hint=hint)
-        with at(self._at(i, "nic")):
+        with at(self._at(i, "nic"), outer=True):
             return (make_nic(group.nic, rate_Bps),) * (group.nics or 1)
 
     def _check_names(self, hosts: list[Host], counts: list[int | None]) -> None:
