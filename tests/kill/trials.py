@@ -59,6 +59,7 @@ def trial(number: int, seed: int, folder: Path) -> Left:
         "TMPDIR": str(scratch),
         "XDG_CACHE_HOME": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache" / "torch"),  # a cache of torch's own, which it keeps
     }
     log = folder / "log"
     with log.open("wb") as said:
