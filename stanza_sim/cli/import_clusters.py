@@ -54,7 +54,7 @@ def import_file(
 ) -> None:
     """Read a file, and write what it makes, checked, to `output` or to stdout; say on stderr what was not used."""
     from stanza_sim.base.errors import InputError
-    from stanza_sim.base.files import check_target, write_whole
+    from stanza_sim.base.files import LARGEST_TEXT, check_target, write_whole
     from stanza_sim.importers.asked import Asked, parse_rates
     from stanza_sim.importers.native import check_native
     from stanza_sim.importers.reading import read_foreign
@@ -65,7 +65,7 @@ def import_file(
             raise InputError("is no name of a cluster file", where=f"-o {output}", hint="write such as mine.yaml")
         name = output.stem
     asked = Asked(name=name, target=output, rates=parse_rates(rates or (), none=none), **options)  # type: ignore[arg-type]
-    made = reader(read_foreign(path, kind), asked)
+    made = reader(read_foreign(path, kind, most=LARGEST_TEXT), asked)
     check_native(made.text, str(path), output)
     for note in made.notes:
         say(note.at(str(path)))

@@ -117,10 +117,11 @@ def fabric_file(
     for host in hosts:
         groups.setdefault(host.nics, []).append(host)
     taken = {switch.name for switch in switches}
+    stems = {_stem(name) for name in taken}
     named: list[tuple[str, list[Attached]]] = []
     for nics, members in groups.items():
         title = members[0].name if len(members) == 1 else f"{nics[0][0]}-node"
-        named.append((_unique(title, taken), members))
+        named.append((_unique(title, taken, stems), members))
     lines = heading(source, program, notes)
     lines += [
         f"name: {scalar(name)}",
@@ -155,12 +156,18 @@ def fabric_file(
     return "\n".join(lines) + "\n"
 
 
-def _unique(title: str, taken: set[str]) -> str:
+def _stem(name: str) -> str:
+    return re.sub(r"-\d+$", "", name)
+
+
+def _unique(title: str, taken: set[str], stems: set[str]) -> str:
+    """A name for a group that nothing has, and whose hosts (`name-0`) nothing has either."""
     name, i = title, 1
-    while name in taken or any(re.fullmatch(re.escape(name) + r"-\d+", other) for other in taken if "-" in other):
+    while name in taken or name in stems or _stem(name) in taken:
         i += 1
-        name = f"{title}-{i}" if not title[-1:].isdigit() else f"{title}-host{i}"
+        name = f"{title}-host{i}"
     taken.add(name)
+    stems.add(_stem(name))
     return name
 
 

@@ -9,6 +9,7 @@ from itertools import product
 MOST_HOSTS = 100_000
 MOST_LETTERS = 255
 """A name of a host is no longer (RFC 1035)."""
+MOST_PREFIXES = 500
 _RANGE = re.compile(r"(\d{1,9})(?:-(\d{1,9}))?")
 _NUMBERED = re.compile(r"(.*?)(\d{1,9})")
 
@@ -106,25 +107,25 @@ def _as_wide(before: str, number: str) -> bool:
     return len(before) == len(number) or (before[0] != "0" and number[0] != "0")
 
 
-def without_prefix(names: Sequence[str], others: Sequence[str]) -> tuple[str, str] | None:
-    """Return a name of `names` whose prefix seems to be cut short, and what it may have been.
+def without_prefix(names: Sequence[str]) -> dict[str, str]:
+    """Return the names whose prefix seems to be cut short, with what each may have been.
 
-    Its prefix is the end of that of most `others`, which have no host of its number: `n19` beside `circe-n1` and so on
-    to `circe-n40`. None where nothing seems so.
+    Such a prefix is the end of that of most others, which have no host of its number: `n19` beside `circe-n1` and so on
+    to `circe-n40`. Nothing is returned where there are more than `MOST_PREFIXES`, which tell nothing.
     """
-    numbers: dict[str, set[int]] = {}
-    for name in others:
-        if numbered := _NUMBERED.fullmatch(name):
-            numbers.setdefault(numbered[1], set()).add(int(numbered[2]))
+    numbers: dict[str, dict[int, str]] = {}
     for name in names:
-        numbered = _NUMBERED.fullmatch(name)
-        if numbered is None:
-            continue
-        prefix, number = numbered[1], int(numbered[2])
-        for longer, known in numbers.items():
-            few = len(numbers[prefix]) * 2 <= len(known)
-            if longer != prefix and longer.endswith(prefix) and few and not numbers[prefix] & known:
-                inside = min(known) <= number <= max(known) or number - max(known) in (1, 2)
-                if inside:
-                    return name, f"{longer}{numbered[2]}"
-    return None
+        if numbered := _NUMBERED.fullmatch(name):
+            numbers.setdefault(numbered[1], {})[int(numbered[2])] = numbered[2]
+    found: dict[str, str] = {}
+    if len(numbers) > MOST_PREFIXES:
+        return found
+    for prefix, few in numbers.items():
+        for longer, many in numbers.items():
+            if longer == prefix or not longer.endswith(prefix) or len(few) * 2 > len(many) or few.keys() & many.keys():
+                continue
+            least, most = min(many), max(many)
+            for number, digits in few.items():
+                if least <= number <= most + 2:
+                    found[f"{prefix}{digits}"] = f"{longer}{digits}"
+    return found

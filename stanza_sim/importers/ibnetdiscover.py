@@ -95,13 +95,15 @@ def _switch_names(switches: Iterable[Node]) -> dict[str, str]:
     """What switches are called in the native file: as short as tells them apart."""
     switches = list(switches)
     found: dict[str, str] = {}
+    taken: set[str] = set()
     left = switches
     for short in (_bare, _bare_with_chip, lambda node: node.description, lambda node: node.id):
         uses = Counter(short(node) for node in switches)
         for node in left:
             name = short(node)
-            if name and uses[name] == 1 and name not in found.values():
+            if name and uses[name] == 1 and name not in taken:
                 found[node.id] = name
+                taken.add(name)
         left = [node for node in left if node.id not in found]
     return found
 

@@ -15,6 +15,8 @@ from stanza_sim.importers.reading import ForeignFile
 from stanza_sim.importers.xml_lines import Element, read_xml
 
 EXPECTED = 'XML as NCCL_TOPO_DUMP_FILE writes it (<system version="1"> with <cpu>, <pci>, <gpu>)'
+MOST_DEVICES = 256
+"""NCCL knows no more GPUs of a host, nor NICs (`NCCL_TOPO_MAX_NODES` in topo.h)."""
 _KNOWN = {"system", "cpu", "pci", "gpu", "nvlink", "nic", "net", "c2c", "pcilink", "xgmi"}
 _VIRTUAL = re.compile(r"(veth|cali|docker|br-|virbr|lo$|lo\d|tunl|tun\d|tap|flannel|cni|dummy|bond\d|vxlan|kube|ovs)")
 
@@ -83,6 +85,9 @@ def read_system(file: ForeignFile) -> System:
         _walk(file, cpu, (cpu,), gpus, nets, virtual)
     if not gpus:
         raise file.wrong("has no GPU", root.line, "a <gpu>, or a <pci> of class 0x0302, is expected")
+    for what, found in (("GPUs", gpus), ("NICs", nets)):
+        if len(found) > MOST_DEVICES:
+            raise file.wrong(f"has {len(found):,} {what}", found[-1].line, f"NCCL takes {MOST_DEVICES}")
     by_dev: dict[str, Gpu] = {}
     for gpu in gpus:
         if gpu.dev and (other := by_dev.setdefault(gpu.dev, gpu)) is not gpu:

@@ -243,10 +243,10 @@ def _twice(names: Sequence[str]) -> str | None:
 
 def _check_names(file: ForeignFile, switches: Sequence[Named]) -> None:
     """Refuse a host whose prefix is missing, and one under two switches."""
-    every = list(dict.fromkeys(node for switch in switches for node in switch.nodes))
+    cut = without_prefix(list(dict.fromkeys(node for switch in switches for node in switch.nodes)))
     for switch in switches:
-        if cut := without_prefix(switch.nodes, every):
-            what = f"the host {cut[0]} seems to lack its prefix: {cut[1]}?"
+        if short := next((node for node in switch.nodes if node in cut), None):
+            what = f"the host {short} seems to lack its prefix: {cut[short]}?"
             hint = "in Nodes=a[1-3],a[5-6] both parts have it; a host that is really called so needs another name here"
             raise switch.file.wrong(what, switch.line, hint)
     of: dict[str, Named] = {}

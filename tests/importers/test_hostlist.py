@@ -50,8 +50,8 @@ def test_folding_is_short() -> None:
 
 def test_a_prefix_that_is_cut_short() -> None:
     most = [f"circe-n{i}" for i in range(1, 41) if i != 19]
-    assert without_prefix(["circe-n1", "n19"], [*most, "n19"]) == ("n19", "circe-n19")
-    assert without_prefix(["n18"], [*most, "n18"]) is None  # there is such a host
-    assert without_prefix(["n7019"], [*most, "n7019"]) is None  # nor is it between them
-    others = [f"n{i}" for i in range(100, 140)]
-    assert without_prefix(others, [*most, *others]) is None  # they are as many
+    assert without_prefix([*most, "n19", "login"]) == {"n19": "circe-n19"}
+    assert not without_prefix([*most, "n18"])  # there is such a host
+    assert not without_prefix([*most, "n7019"])  # nor is it between them
+    assert not without_prefix([*most, *(f"n{i}" for i in range(100, 140))])  # they are as many
+    assert not without_prefix([*most, "n19", *(f"p{i}x1" for i in range(600))])

@@ -158,8 +158,9 @@ def test_a_nic_that_no_gpu_has_nearest_is_left_out(tmp_path: Path) -> None:
         (DGX.replace("0x20b0", "0x2684"), "the GPUs are RTX4090, of which there is no device file"),
         ('<!DOCTYPE s [<!ENTITY a "aaaa">]>' + DGX, "declares a document type s of its own"),
         ("<system><cpu>" + '<pci busid="0">' * 200, "nests more than 100 deep"),
+        (system(cpu(0, "".join(gpu(f"{i:04x}", i) for i in range(257)))), "has 257 GPUs"),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
