@@ -197,10 +197,14 @@ def test_events_without_what_they_should_have_are_no_crash(tmp_path: Path) -> No
         {"ph": "X", "cat": "cpu_op", "name": "aten::conv2d", "ts": 5, "dur": 1, "args": None},
         {"ph": "X", "cat": "cpu_op", "name": "aten::linear", "ts": 6, "dur": 1, "args": {"Input Dims": "?"}},
         {"ph": "X", "cat": "user_annotation", "name": "features.0", "ts": 6, "dur": 1, "args": {"Input Dims": [[]]}},
+        {"ph": "X", "cat": "cpu_op", "name": "a", "pid": {}, "tid": [], "ts": 7, "args": {"External id": []}},
+        {"ph": "X", "cat": "kernel", "name": "ncclA", "ts": 7, "args": {"correlation": {}, "device": []}},
         {"ph": "B", "cat": "cpu_op"},
         7,
     ]
     path = tmp_path / "trace.json"
     path.write_text(json.dumps({"traceEvents": odd, "deviceProperties": "?", "distributedInfo": 3}))
+    trace = read_trace(path)
+    assert communication(trace)[0].nbytes is None
     with pytest.raises(InputError, match="are not in it"):
-        take(read_trace(path), MODEL, Stated(), source="x")
+        take(trace, MODEL, Stated(), source="x")
