@@ -18,7 +18,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.importers.looks_like import Foreign
 from stanza_sim.importers.reading import check_kind, read_raw
 
-MOST_BYTES = 512 * 2**20
+MOST_BYTES = 256 * 2**20
 """A larger trace, unpacked, is refused: one of a few steps is enough, and is smaller."""
 
 EXTERNAL = ("External id", "external id")

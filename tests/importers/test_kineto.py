@@ -71,6 +71,13 @@ def test_kernels_are_their_blocks(tmp_path: Path, tracing: Tracing, how: str) ->
     assert found.blocks_s == pytest.approx((sum(FORWARD_US) + sum(BACKWARD_US) + 80 + 14 + UPDATE_US) * 1e-6)
 
 
+def test_clearing_gradients_is_part_of_the_update(tmp_path: Path) -> None:
+    found = taken(tmp_path, Tracing(zero_us=100.0))
+    check(found)
+    nbytes = sum(block.numel for block in MODEL.blocks) * 4
+    assert nbytes / found.profile.update_Bps == pytest.approx((UPDATE_US + 100.0) * 1e-6)
+
+
 def test_times_on_a_cpu_are_from_one_block_to_the_next(tmp_path: Path) -> None:
     found = taken(tmp_path, Tracing(gpu=None))
     first, second = found.profile.blocks[:2]
