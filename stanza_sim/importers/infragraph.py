@@ -52,7 +52,6 @@ class _Reader:
         self.held: dict[str, object] = inner if isinstance(inner, dict) else self.data
         self.notes: list[Note] = []
         self.devices: dict[str, Device] = {}
-        self.links: dict[str, Link] = {}
         self.instances: dict[str, Instance] = {}
         self.count_of_edges = 0
 
@@ -67,23 +66,26 @@ class _Reader:
         """Read all of it."""
         root = self.held
         lists = [key for key in ("devices", "device") if isinstance(root.get(key), list)]
-        if not lists and "instances" not in root:
+        alone = "components" in root and not lists  # a device by itself
+        if not lists and not alone and "instances" not in root:
             hint = "an InfraGraph file has `devices`, each with components, and `instances` of them"
             raise self.file.wrong("has no devices", self.line(*self.root), hint)
         for key in lists:
             for at, entry in self._entries(root, (*self.root,), key):
                 self._device(entry, at)
+        if alone:
+            self._device({"name": self.file.name, **root}, self.root)
+            return Graph(name=self.file.name, about="", devices=self.devices, instances={}, edges=(), notes=self.notes)
         for device in self.devices.values():
             self._check_nested(device, ())
-        self.links = self._links(root, self.root)
+        links = self._links(root, self.root)
         for at, entry in self._entries(root, self.root, "instances"):
             self._instance(entry, at)
-        edges = self._edges_of(root, self.root, self.links, self._instance_end)
+        edges = self._edges_of(root, self.root, links, self._instance_end)
         return Graph(
             name=self._text(root, "name", self.root) or self.file.name,
             about=self._text(root, "description", self.root),
             devices=self.devices,
-            links=self.links,
             instances=self.instances,
             edges=edges,
             notes=self.notes,

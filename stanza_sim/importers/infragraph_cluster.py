@@ -122,7 +122,7 @@ class _Maker:
         if self.asked.hosts is not None and not lone:
             what, hint = f"the file has {len(hosts)} hosts", "leave --hosts out: it repeats a host that is alone"
             raise InputError(what, where=f"--hosts {self.asked.hosts}", hint=hint)
-        if not lone and NIC not in self.graph.links:
+        if not lone and not any(edge.link.name == NIC for edge in self.graph.edges):
             self.asked.check_used([NIC], "the file's links join the NICs")
 
     # ---- what there is ----------------------------------------------------------------------------------------------
@@ -223,6 +223,10 @@ class _Maker:
             least = min((rate for rate in rates if rate), default=0.0)
             if least < max(rates):
                 what = f"XPUs of {device.name!r} differ in what joins them: the least, of all, is written"
+                self.notes.append(Note(what=what, lines=(device.line,)))
+            partners = {x: {e.b if e.a == x else e.a for e in per} for x, per in direct[pci].items()}
+            if any(to <= mine and len(to) < len(xpus) - 1 for to in partners.values()):
+                what = f"XPUs of {device.name!r} are not all joined to each other: as if a switch did, with these rates"
                 self.notes.append(Note(what=what, lines=(device.line,)))
             return Inside(kind=kind, rate_Bps=least, latency_s=max(edge.link.latency_s for edge in edges))
         what = f"nothing joins the {len(xpus)} XPUs of {device.name!r}: that is left out, state intra"

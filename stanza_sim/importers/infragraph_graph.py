@@ -87,7 +87,6 @@ class Graph:
     name: str
     about: str
     devices: Mapping[str, Device]
-    links: Mapping[str, Link]
     instances: Mapping[str, Instance]
     edges: Sequence[Edge]
     notes: Sequence[Note]

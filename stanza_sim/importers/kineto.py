@@ -207,24 +207,29 @@ def _rates(
     costs = device_costs(spec, model, str(precision))
     reduce_Bps = _PROBE / costs.reduce_s(_PROBE, 1)
     nbytes = sum(block.numel for block in model.blocks) * model.itemsize
-    steps = [mark for mark in trace.marks if mark.name.startswith("Optimizer.step")]
-    if on_gpu:
-        launched: defaultdict[Thread, list[OnGpu]] = defaultdict(list)
-        for span in trace.on_gpu:
-            if span.launched is not None:
-                launched[span.launched[0]].append(span)
-        seconds = [
-            _busy(s for s in launched[step.thread] if s.launched and step.start <= s.launched[1] < step.end)
-            for step in steps
-        ]
-    else:
-        seconds = [(step.end - step.start) * 1e-6 for step in steps]
-    if any(seconds):
-        measured = median(s for s in seconds if s)
+    steps, clears = (_marked(trace, f"Optimizer.{what}", on_gpu=on_gpu) for what in ("step", "zero_grad"))
+    if steps:
+        measured = median(steps) + (median(clears) if clears else 0.0)
         return nbytes / measured, reduce_Bps, measured
     notes.append(f"no update was found (Optimizer.step): as the data of {spec.name} have it")
     update_Bps = _PROBE / costs.update_s(_PROBE)
     return update_Bps, reduce_Bps, nbytes / update_Bps
+
+
+def _marked(trace: Trace, name: str, *, on_gpu: bool) -> list[float]:
+    """What each part that is marked so took: of the GPU, or of the CPU; without those that took nothing."""
+    marks = [mark for mark in trace.marks if mark.name.startswith(name)]
+    if not on_gpu:
+        return [seconds for mark in marks if (seconds := (mark.end - mark.start) * 1e-6)]
+    launched: defaultdict[Thread, list[OnGpu]] = defaultdict(list)
+    for span in trace.on_gpu:
+        if span.launched is not None:
+            launched[span.launched[0]].append(span)
+    found = [
+        _busy(s for s in launched[mark.thread] if s.launched and mark.start <= s.launched[1] < mark.end)
+        for mark in marks
+    ]
+    return [seconds for seconds in found if seconds]
 
 
 # ---- times ---------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from math import prod
 from statistics import median
 
 from stanza_sim.cluster.cluster import Cluster
-from stanza_sim.importers.kineto_events import OnGpu, Span, Thread, Trace
+from stanza_sim.importers.kineto_events import EXTERNAL, OnGpu, Span, Thread, Trace, plain
 from stanza_sim.schedule import CollectiveKind
 from stanza_sim.simulate.one_collective import OneCollective
 
@@ -61,7 +61,7 @@ def is_communication(name: str, args: Mapping[str, object]) -> bool:
 
 def communication(trace: Trace) -> tuple[Communication, ...]:
     """The communication of a trace, in the order of sizes, the largest first."""
-    said = {op.args.get("External id"): op.args for op in trace.ops if op.name == "record_param_comms"}
+    said = {op.named(*EXTERNAL): op.args for op in trace.ops if op.name == "record_param_comms"}
     found: defaultdict[tuple[str, int | None, int | None], list[float]] = defaultdict(list)
     marks: defaultdict[Thread, list[Span]] = defaultdict(list)
     for mark in trace.marks:
@@ -69,7 +69,7 @@ def communication(trace: Trace) -> tuple[Communication, ...]:
             marks[mark.thread].append(mark)
     for span in trace.on_gpu:
         if is_communication(span.name, span.args):
-            args = {**said.get(span.args.get("External id"), {}), **span.args}
+            args = {**said.get(plain(span.args.get("External id")), {}), **span.args}
             kind, nbytes, ranks = _what(span.name, args)
             if nbytes is None and (within := _around(span, marks)) is not None:
                 nbytes = _marked_bytes(within.args)

@@ -18,10 +18,11 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.importers.looks_like import Foreign
 from stanza_sim.importers.reading import check_kind, read_raw
 
-MOST_BYTES = 512 * 2**20
+MOST_BYTES = 256 * 2**20
 """A larger trace, unpacked, is refused: one of a few steps is enough, and is smaller."""
 
-Thread = tuple[object, object]
+EXTERNAL = ("External id", "external id")
+Thread = tuple[str | int | None, str | int | None]
 """A process and a thread of it, as the trace calls them."""
 
 _OPERATOR = re.compile(r"aten::|autograd::|\w+Backward\d*$|torch::|record_param|detach$")
@@ -44,6 +45,10 @@ class Span:
     def holds(self, other: Span) -> bool:
         """Whether `other` ran within this one, on the same thread."""
         return self.thread == other.thread and self.start <= other.start and other.end <= self.end + 1e-3
+
+    def named(self, *keys: str) -> str | int | None:
+        """The first of some args that names something else: an operator, a launch, a device."""
+        return next((value for key in keys if (value := plain(self.args.get(key))) is not None), None)
 
     def number(self, *keys: str) -> int | None:
         """The first of some args that is a whole number."""
@@ -118,8 +123,8 @@ def read_trace(path: Path) -> Trace:
 
 def _sort(trace: Trace, events: Sequence[object]) -> None:
     """Fill the lists of a trace."""
-    launches: dict[object, tuple[Thread, float]] = {}
-    by_op: dict[object, tuple[Thread, float]] = {}
+    launches: dict[str | int | None, tuple[Thread, float]] = {}
+    by_op: dict[str | int | None, tuple[Thread, float]] = {}
     later: list[tuple[Span, str]] = []
     for k, event in enumerate(events):
         if not isinstance(event, dict) or event.get("ph") != "X":
@@ -131,16 +136,16 @@ def _sort(trace: Trace, events: Sequence[object]) -> None:
         if kind in _ON_GPU:
             later.append((span, kind))
         elif kind in _LAUNCH:
-            launches.setdefault(span.args.get("correlation"), (span.thread, span.start))
+            launches.setdefault(span.named("correlation"), (span.thread, span.start))
         else:
             _file(trace, span, kind)
             if kind in ("cpu_op", "operator"):
-                by_op.setdefault(span.args.get("External id"), (span.thread, span.start))
+                by_op.setdefault(span.named(*EXTERNAL), (span.thread, span.start))
     for span, _ in later:
         where = None
-        if (number := span.args.get("correlation")) is not None:
+        if (number := span.named("correlation")) is not None:
             where = launches.get(number)
-        if where is None and (number := span.args.get("External id", span.args.get("external id"))) is not None:
+        if where is None and (number := span.named(*EXTERNAL)) is not None:
             where = by_op.get(number)
         on_gpu = OnGpu(name=span.name, start=span.start, end=span.end, launched=where, args=span.args)
         trace.on_gpu.append(on_gpu)
@@ -157,11 +162,16 @@ def _span(trace: Trace, event: Mapping[str, object], k: int) -> Span:
     args = event.get("args")
     return Span(
         name=str(event.get("name", "")),
-        thread=(event.get("pid"), event.get("tid")),
+        thread=(plain(event.get("pid")), plain(event.get("tid"))),
         start=numbers[0],
         end=numbers[0] + numbers[1],
         args=args if isinstance(args, dict) else {},
     )
+
+
+def plain(value: object) -> str | int | None:
+    """A value of a trace that names something, where it is a number or a text; None for anything else."""
+    return value if isinstance(value, str | int) else None
 
 
 def _is_number(value: object) -> bool:
@@ -186,10 +196,10 @@ def _file(trace: Trace, span: Span, kind: str) -> None:
 
 def _about(trace: Trace, data: Mapping[str, object]) -> None:
     """What the head of a trace says: the GPU, the rank, and when it was taken."""
-    used = {span.args.get("device") for span in trace.on_gpu}
+    used = {plain(span.args.get("device")) for span in trace.on_gpu}
     listed = data.get("deviceProperties")
     for device in listed if isinstance(listed, list) else []:
-        if isinstance(device, dict) and device.get("id") in used and isinstance(device.get("name"), str):
+        if isinstance(device, dict) and plain(device.get("id")) in used and isinstance(device.get("name"), str):
             trace.gpu = trace.gpu or "".join(c if c.isprintable() else " " for c in device["name"])
     info = data.get("distributedInfo")
     if isinstance(info, dict):

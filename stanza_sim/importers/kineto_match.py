@@ -14,7 +14,6 @@ from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import prod
 
 from stanza_sim.importers.kineto_events import Span, Thread, Trace
 from stanza_sim.model.profile import Block, ModelProfile
@@ -314,7 +313,8 @@ def _sample_shape(ops: Sequence[Span]) -> tuple[int, ...] | None:
     if not isinstance(dims, list) or not dims or _kind(ops[0].name) != "convolution":
         return None
     held = dims[0]
-    return tuple(held[1:]) if isinstance(held, list) and prod(held[:1] or [0]) else None
+    good = isinstance(held, list) and len(held) > 1 and all(isinstance(n, int) for n in held)
+    return tuple(held[1:]) if good else None
 
 
 def _types(ops: Sequence[Span]) -> tuple[str, ...]:

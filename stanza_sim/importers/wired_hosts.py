@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stanza_sim.importers.native import rate_text, scalar
+from stanza_sim.importers.native import WIDTH, rate_text, scalar
 
 ASSUMED_CORES = 64
 """Cores of a host of which a file does not say how many it has: with ranks on devices they hardly matter."""
@@ -118,7 +119,8 @@ def _host(found: FoundCluster, name: str, host: FoundHost, count: int | None) ->
     if count is not None:
         lines.append(f"    count: {count}")
     lines.append(f"    cores: {found.cores}{remark('cores')}")
-    lines.append(f"    devices: [{', '.join(map(scalar, host.devices))}]{remark('devices')}")
+    listed = f"    devices: [{', '.join(map(scalar, host.devices))}]"
+    lines += textwrap.wrap(listed, WIDTH, subsequent_indent=" " * 14, break_long_words=False, break_on_hyphens=False)
     if host.inside is not None:
         inside = host.inside
         stated = f"{{kind: {inside.kind}, rate: {rate_text(inside.rate_Bps)}{_latency(inside.latency_s)}}}"

@@ -142,6 +142,19 @@ def test_xpus_on_pci_only_and_a_host_alone(tmp_path: Path) -> None:
         read(tmp_path, alone, hosts=3)
 
 
+def test_a_device_by_itself_is_a_host(tmp_path: Path) -> None:
+    """As a device is written that is in no infrastructure; its XPUs are a ring of links, which is no switch."""
+    text = """name: ring
+components: [{name: xpu, choice: xpu, count: 40, description: V100}]
+links: [{name: nvlink, physical: {bandwidth: {gigabytes_per_second: 25}}}]
+edges: [{ep1: {component: xpu}, ep2: {component: xpu}, scheme: ring, link: nvlink}]
+"""
+    cluster, notes, _ = read(tmp_path, text)
+    assert cluster.hosts[0].name == "ring" and cluster.hosts[0].devices == ("V100",) * 40
+    assert cluster.hosts[0].intra is not None and cluster.hosts[0].intra.bandwidth_Bps == 50e9
+    assert notes == ["F:1: XPUs of 'ring' are not all joined to each other: as if a switch did, with these rates"]
+
+
 def test_options_without_use_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--hosts 4: the file has 3 hosts"):
         read(tmp_path, EDGES, hosts=4)

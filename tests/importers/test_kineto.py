@@ -71,6 +71,13 @@ def test_kernels_are_their_blocks(tmp_path: Path, tracing: Tracing, how: str) ->
     assert found.blocks_s == pytest.approx((sum(FORWARD_US) + sum(BACKWARD_US) + 80 + 14 + UPDATE_US) * 1e-6)
 
 
+def test_clearing_gradients_is_part_of_the_update(tmp_path: Path) -> None:
+    found = taken(tmp_path, Tracing(zero_us=100.0))
+    check(found)
+    nbytes = sum(block.numel for block in MODEL.blocks) * 4
+    assert nbytes / found.profile.update_Bps == pytest.approx((UPDATE_US + 100.0) * 1e-6)
+
+
 def test_times_on_a_cpu_are_from_one_block_to_the_next(tmp_path: Path) -> None:
     found = taken(tmp_path, Tracing(gpu=None))
     first, second = found.profile.blocks[:2]
@@ -197,10 +204,14 @@ def test_events_without_what_they_should_have_are_no_crash(tmp_path: Path) -> No
         {"ph": "X", "cat": "cpu_op", "name": "aten::conv2d", "ts": 5, "dur": 1, "args": None},
         {"ph": "X", "cat": "cpu_op", "name": "aten::linear", "ts": 6, "dur": 1, "args": {"Input Dims": "?"}},
         {"ph": "X", "cat": "user_annotation", "name": "features.0", "ts": 6, "dur": 1, "args": {"Input Dims": [[]]}},
+        {"ph": "X", "cat": "cpu_op", "name": "a", "pid": {}, "tid": [], "ts": 7, "args": {"External id": []}},
+        {"ph": "X", "cat": "kernel", "name": "ncclA", "ts": 7, "args": {"correlation": {}, "device": []}},
         {"ph": "B", "cat": "cpu_op"},
         7,
     ]
     path = tmp_path / "trace.json"
     path.write_text(json.dumps({"traceEvents": odd, "deviceProperties": "?", "distributedInfo": 3}))
+    trace = read_trace(path)
+    assert communication(trace)[0].nbytes is None
     with pytest.raises(InputError, match="are not in it"):
-        take(read_trace(path), MODEL, Stated(), source="x")
+        take(trace, MODEL, Stated(), source="x")

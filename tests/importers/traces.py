@@ -27,6 +27,8 @@ class Tracing:
     backward: bool = True
     update: bool = True
     nccl: bool = False
+    zero_us: float = 0.0
+    """What clearing the gradients takes."""
     gpu: str | None = "NVIDIA A100-SXM4-40GB"
     correlation: bool = True
     steps: int = 3
@@ -76,6 +78,9 @@ class Tracing:
     def step(self, k: int) -> None:
         """One step of training."""
         began, times, sequence = self.now, self.slower[k], 100 * k
+        if self.zero_us:
+            self.op("aten::zero_", 1, us=self.zero_us, kernel="fill", times=times)
+            self.around("user_annotation", "Optimizer.zero_grad#SGD.zero_grad", began)
         nodes: list[tuple[str, int, float]] = []
         for b, block in enumerate(MODEL.blocks):
             weight = list(block.tensors[0].shape)
