@@ -12,6 +12,10 @@ import networkx as nx
 
 from tests.importers.foreign_files import cpu, gpu, nic, system
 from tests.importers.logs import log
+from tests.importers.test_ibnetdiscover import TEXT as SUBNET
+from tests.importers.test_infragraph import EDGES as CLOS
+from tests.importers.test_nvidia_smi import SWITCHED
+from tests.importers.test_simai import RAILS
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,7 +26,6 @@ cluster: topology.yaml
 batch_per_worker: 4
 precision: fp32
 models:
-  - alexnet
   - {model: alexnet, name: wide, scale: {bytes: 2.0, compute: 0.5}}
 strategies:
   - {strategy: parameter_server, label: "PS, one", settings: {servers: 1, assignment: cut, overlap: true}}
@@ -125,7 +128,7 @@ def targets(folder: Path) -> Mapping[str, Target]:
         "fitted device": ("devices/P100.yaml", (folder / "devices.yaml").read_bytes(), (("show", "device", "P100"),)),
         "nccl": ("nccl.yaml", (folder / "nccl.yaml").read_bytes(), ((*run, "--nccl", "nccl.yaml"),)),
         "transport": ("transports/tcp.yaml", (folder / "transports.yaml").read_bytes(), (run,)),
-        "blocks": ("blocks.json", _blocks(), ((*run, "--profile", "blocks.json"),)),
+        "blocks": ("blocks.json", _blocks(), ((*run, "--profile", "blocks.json", "--set", "models=[alexnet]"),)),
         "network": ("network.json", _network(), ((*run, "--profile", "network.json"),)),
         "flows": ("flows.json", json.dumps(FLOWS, indent=1), (("flows", "flows.json"),)),
         "graphml": ("graph.graphml", (folder / "graph.graphml").read_bytes(), (("show", "cluster", "graph.graphml"),)),
@@ -144,10 +147,35 @@ def targets(folder: Path) -> Mapping[str, Target]:
             system(cpu(0, gpu("0000:07:00.0", 0) + nic("0000:08:00.0", "mlx5_0"))),
             (("import", "nccl-topo", "topo.xml", "--device", "A100"),),
         ),
+        "nvidia-smi": ("smi.txt", SWITCHED, (("import", "nvidia-smi", "smi.txt", "--device", "A100"),)),
+        "ibnetdiscover": (
+            "subnet.txt",
+            SUBNET,
+            (("import", "ibnetdiscover", "subnet.txt", "--device", "A100", "--devices-per-host", "2"),),
+        ),
+        "infragraph": ("graph.yaml", CLOS, (("import", "infragraph", "graph.yaml"),)),
+        "simai": ("simai.txt", RAILS, (("import", "simai", "simai.txt"),)),
+        "kineto": (
+            "trace.json",
+            _trace(folder),
+            (("import", "kineto", "trace.json", "--model", "alexnet", "-o", "b.json"),),
+        ),
         "slurm": (
             "topology.conf",
             SLURM,
-            (("import", "slurm", "topology.conf", "--rate", "nic=10Gbps", "--rate", "1=40Gbps", "--device", "V100"),),
+            (
+                (
+                    "import",
+                    "slurm",
+                    "topology.conf",
+                    "--rate",
+                    "nic=10Gbps",
+                    "--rate",
+                    "level1=40Gbps",
+                    "--device",
+                    "V100",
+                ),
+            ),
         ),
         "nccl-tests": (
             "nccl.log",
@@ -159,6 +187,12 @@ def targets(folder: Path) -> Mapping[str, Target]:
         name: Target(file=file, content=content if isinstance(content, bytes) else content.encode(), commands=commands)
         for name, (file, content, commands) in text.items()
     }
+
+
+def _trace(folder: Path) -> bytes:
+    from tests.importers.traces import Tracing
+
+    return Tracing(marks=True).write(folder / "trace.json").read_bytes()
 
 
 def _blocks() -> str:
