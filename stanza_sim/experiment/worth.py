@@ -5,6 +5,8 @@ Counted are the ranks that a schedule gives something to do, what they compute o
 
 from __future__ import annotations
 
+from math import isfinite
+
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.precision import Precision
 from stanza_sim.cluster import Cluster
@@ -54,7 +56,7 @@ def flops_utilisation(
     Source: Chowdhery et al., PaLM, JMLR 2023: what is computed twice (checkpointing) counts once.
     """
     peak = peak_flops(schedule, cluster, precision)
-    return samples_per_s * sample_flops(model) / peak if peak else None
+    return samples_per_s * sample_flops(model) / peak if peak and isfinite(samples_per_s) else None
 
 
 def price_per_hour(schedule: Schedule, cluster: Cluster) -> float | None:

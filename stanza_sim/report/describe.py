@@ -196,6 +196,11 @@ def print_cluster(cluster: Cluster, console: Console) -> None:
         facts.append(("servers on cores", f"sums and updates at {first.reduce_Bps / 1e9:g} GB/s"))
     if lost := _about_losses(first.losses):
         facts.append(("losses", lost))
+    prices = [host.price_per_hour for host in cluster.hosts if host.price_per_hour is not None]
+    if prices:
+        without = len(cluster.hosts) - len(prices)
+        rest = f"; {without:,} hosts state none" if without else ""
+        facts.append(("price", f"{sum(prices):,.2f} dollars an hour{rest}"))
     _facts(console, facts)
     console.print()
     heads = ("host", "devices", "cores", "speed", "NIC", "goodput", "ranks")

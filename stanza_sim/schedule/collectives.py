@@ -277,6 +277,26 @@ def rank_steps(made: Sequence[Step], rank: int) -> tuple[RankStep, ...]:
     )
 
 
+def about_how_many(op: Collective, ranks: Ranks) -> int:
+    """About how many messages the steps of `op` are, without working them out; 0 where that is not needed."""
+    n = len(ranks)
+    if n == 1 or op.by is Carrier.BACKEND or has_closed_form(op):
+        return 0
+    chunks = max(1, -(-op.nbytes // op.chunk))
+    match op.algorithm:
+        case Algorithm.RING:
+            return n * chunks
+        case Algorithm.HALVING_DOUBLING:
+            return 2 * n * (n - 1).bit_length()
+        case Algorithm.TREE:
+            return 2 * n * chunks
+        case Algorithm.HIERARCHICAL:
+            hosts = len({rank // max(1, op.local) for rank in ranks})
+            if op.kind is CollectiveKind.ALL_REDUCE:
+                return 2 * n * (hosts - 1 + -(-n // hosts) - 1)
+            return 2 * n * chunks + 2 * hosts * (hosts - 1)
+
+
 def traffic(op: Collective, ranks: Ranks, itemsize: int) -> dict[int, tuple[int, int]]:
     """Bytes that each rank of the group sends and receives in `op`, carried out step by step.
 

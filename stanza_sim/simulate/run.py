@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.collector import collector_off
@@ -15,6 +16,7 @@ from stanza_sim.base.telling import Say
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Schedule, Transfer, UnitKind, check
+from stanza_sim.schedule.collectives import about_how_many, steps_of
 from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate.engines import EngineChoice, engine_of, pays, require_numba
 from stanza_sim.simulate.lowered import Lowered
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 MOST_NODES = 8_000_000
 """Simulations that run side by side have together no more nodes than this; one takes some 100 bytes."""
+PROGRESS_S = 5.0
+"""Seconds between two lines on how far it is."""
 LONG = 500_000
 """So many parts, of all repeats together, take seconds to simulate."""
 WARM_UP, MEASURED = 2, 5
@@ -165,7 +169,25 @@ class SimulationCase:
             compiles = pays(parts * simulations)
         self._compiles, self._simulate_steps = compiles, simulate_steps
         admit(self.folding, compiles)
+        self._work_out_steps(say)
         self._lower()
+
+    def _work_out_steps(self, say: Say) -> None:
+        """Work out the steps of collectives, of which some take long, and say so at once, and how far it is."""
+        kinds = {replace(op, name=""): op for op in self.schedule.ops if isinstance(op, Collective)}
+        known = [(op, about_how_many(op, self.schedule.group(op.ranks))) for op in kinds.values()]
+        many = [(op, count) for op, count in known if count]
+        if sum(count for _, count in many) < LONG:
+            return
+        total = sum(count for _, count in many)
+        names = ", ".join(sorted({op.algorithm for op, _ in many}))
+        say(f"note: collectives by {names} go message by message, {total:,} messages in all, which takes a while")
+        told_s = monotonic()
+        for done, (op, _) in enumerate(many, 1):
+            steps_of(op, self.schedule.group(op.ranks), self.schedule.itemsize_of(op))
+            if monotonic() - told_s > PROGRESS_S:
+                told_s = monotonic()
+                say(f"worked out the messages of {done} of {len(many)} collectives")
 
     def _lower(self) -> None:
         self.graph: Graph | None = None

@@ -92,7 +92,9 @@ class Settings(BaseModel):
     )
     on: On | None = Field(
         None,
-        description=ON.format(who="Which ranks serve", then="", default="the last ranks; co-located, the first"),
+        description=ON.format(
+            who="Which ranks serve", then="", count="servers", default="the last ranks; co-located, the first"
+        ),
     )
     overlap: StrictBool = Field(
         True, description="Push each block when its backward pass is done (wait-free), or push all, then pull all."

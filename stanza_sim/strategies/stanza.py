@@ -74,6 +74,7 @@ class Settings(CollectiveSettings):
         description=ON.format(
             who="Which ranks train the FC part",
             then=", then the fastest devices",
+            count="fc_workers",
             default="the last ranks; co-located, the first of each share of CONV workers",
         ),
     )

@@ -16,6 +16,7 @@ from stanza_sim.experiment.file import load_experiment
 from stanza_sim.experiment.run import run_experiment
 from stanza_sim.experiment.worth import sample_flops
 from stanza_sim.model import zoo
+from stanza_sim.report.describe import print_cluster
 from stanza_sim.report.result import Result, result_object
 from stanza_sim.report.table import print_result
 
@@ -76,6 +77,13 @@ def test_some_hosts_without_a_price(tmp_path: Path) -> None:
     assert everyone.samples_per_dollar is None
     assert everyone.notes == ("no samples per dollar: b-0 and 1 more of 6 hosts without price_per_hour",)
     assert one.price_per_hour == 3 and one.notes == ()
+
+
+def test_show_cluster_has_the_price(tmp_path: Path) -> None:
+    run(tmp_path, hosts=[HOSTS, {**HOSTS, "name": "b", "count": 2, "price_per_hour": None}])
+    out = io.StringIO()
+    print_cluster(load_cluster(tmp_path / "paid.yaml"), Console(file=out, width=80))
+    assert "12.00 dollars an hour; 2 hosts state none" in out.getvalue()
 
 
 def test_a_price_tells_no_hosts_apart(tmp_path: Path) -> None:

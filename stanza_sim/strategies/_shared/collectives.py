@@ -134,6 +134,8 @@ class CollectiveSettings(BaseModel):
             return How(algorithm=Algorithm.RING, by=Carrier.BACKEND, local=0, chunk=CHUNK_BYTES)
         if choice is Choice.AUTO:
             choice = Choice(cheapest(nbytes, ranks, start=self.start, local=self.local or 1))
+        if choice is Choice.HIERARCHICAL and self.local == 1:  # one rank a host: the ring across hosts is all of it
+            choice = Choice.RING
         local = (self.local or 0) if choice is Choice.HIERARCHICAL else 0
         chunk = self.chunk if choice in (Choice.TREE, Choice.HIERARCHICAL) else CHUNK_BYTES
         return How(algorithm=Algorithm(choice), by=Carrier.STEPS, local=local, chunk=chunk)

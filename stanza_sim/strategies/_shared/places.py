@@ -32,7 +32,7 @@ On = Annotated[Literal["fastest"] | Annotated[tuple[Place, ...], Field(min_lengt
 
 ON = (
     "{who}: [HOST, ...], also HOST/2 (a rank on its device number 2) and HOST/cpu; or fastest: the hosts with the "
-    "fastest network{then}. Without a number of them, one at each place. Default: {default}."
+    "fastest network{then}. If {count} is left out, there is one at each place. Default: {default}."
 )
 """Describes the setting; to be filled in."""
 
