@@ -6,6 +6,8 @@ be measured too.
 Only a test marked `processes` may start another process (ranks, a testbed, a pool, the command line as a user calls
 it); any other fails when it tries. So `pytest -m "not processes"` stays the quick inner loop, whatever is added.
 
+A test marked `nightly` runs with the profile of that name only: another shows the same in less time.
+
 Profiles of hypothesis: `default`, `ci` (the same examples each time; chosen where CI is set) and `nightly` (2,000
 examples for each test that states no number of its own). Choose one with `--hypothesis-profile` or with the variable
 HYPOTHESIS_PROFILE. A test that needs 200 examples in every profile, and 2,000 in `nightly`, says
@@ -59,7 +61,10 @@ def pytest_collection_finish() -> None:
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Testbeds and the pool of ranks are processes. All tests of the pool stay in one worker: it is started once."""
+    nightly = settings.get_current_profile_name() == "nightly"
     for item in items:
+        if not nightly and item.get_closest_marker("nightly"):
+            item.add_marker(pytest.mark.skip(reason="runs with --hypothesis-profile nightly"))
         pool = "pool" in getattr(item, "fixturenames", ())
         if pool or item.get_closest_marker("root"):
             item.add_marker("processes")

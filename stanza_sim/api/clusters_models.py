@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
+from warnings import warn
 
 from pydantic import Field
 
@@ -59,7 +60,7 @@ def load_cluster(
     `nodes` is the number of nodes and `rate` the rate of every NIC ("25Gbps", or bytes per second), where the topology
     is to have others. `nccl` is what NCCL reaches there: the name of a platform, or the path of a file that
     `stanza-sim import nccl-tests` wrote. Raises `InputError` for a topology that is not there or is wrong, and for
-    values that it cannot take.
+    values that it cannot take; a rate where there is one host warns.
 
     >>> import stanza_sim as ss
     >>> ss.load_cluster("star", nodes=4, rate="10Gbps")
@@ -76,11 +77,16 @@ def load_cluster(
         if isinstance(cluster, Mapping):
             source = arguments("load_cluster")
             topology = config.validate(dict(cluster), TopologySection, source)
-            builder = load.Builder(topology=topology, source=source, path=Path("topology.yaml"))
-            found = builder.build(given.nodes, given.rate)
+            build = load.Builder(topology=topology, source=source, path=Path("topology.yaml")).build
         else:
             _text(cluster, "load_cluster", "cluster", "should be a name, a path or a mapping")
-            found = load.load_cluster(cluster, nodes=given.nodes, rate_Bps=given.rate)
+            path = cluster
+            build = lambda nodes, rate_Bps: load.load_cluster(path, nodes=nodes, rate_Bps=rate_Bps)  # noqa: E731
+        try:
+            found = build(given.nodes, given.rate)
+        except load.NoNetworkError:
+            warn("load_cluster: rate has no use: there is one host", stacklevel=2)
+            found = build(given.nodes, None)
         if nccl is None:
             return found
         _text(nccl, "load_cluster", "nccl", "should be a name or a path")

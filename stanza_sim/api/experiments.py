@@ -22,7 +22,7 @@ from stanza_sim.experiment import file
 from stanza_sim.experiment.rows import cluster_of, plans_of
 from stanza_sim.experiment.run import run_loaded
 from stanza_sim.report.folder import write_result
-from stanza_sim.report.result import Result, Row, result_json
+from stanza_sim.report.result import Infeasible, Result, Row, result_json
 from stanza_sim.report.table import print_result
 
 
@@ -51,6 +51,11 @@ class ExperimentResult(Tabular):
     def rows(self) -> tuple[Row, ...]:
         """All rows."""
         return self.result.rows
+
+    @property
+    def infeasible(self) -> tuple[Infeasible, ...]:
+        """The rows that are not possible there, each with its `model`, its `label` and the `reason`."""
+        return self.result.infeasible
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.result.rows)
@@ -122,11 +127,14 @@ class LoadedExperiment:
         return f"<LoadedExperiment {shortened(self.name)}: {size} on {shortened(experiment.cluster)}>"
 
     def cluster(self) -> Cluster:
-        """Its cluster, with its `nodes` and `network.rate`. Raises `InputError`."""
+        """Its cluster, with its `nodes` and `network.rate` (of no use where there is one host). Raises `InputError`."""
         return cluster_of(self.loaded)
 
     def schedules(self, *, model: str | None = None, row: str | None = None) -> list[ModelSchedule]:
-        """The schedule of every model and row, or of those that are called so. Raises `InputError`."""
+        """The schedule of every model and row, or of those that are called so.
+
+        Raises `InputError`, also if one of them is impossible.
+        """
         with placed("schedules"):
             plans = plans_of(self.loaded, self.cluster(), model=model, strategy=row)
         return [
@@ -148,8 +156,9 @@ class LoadedExperiment:
         `profiles` are files of measured block times, or of a calibrated network, in the place of the experiment's own;
         block times that executing measures go to `save_profile`. With `testbed` ranks run in an emulated network
         (root). Rows have predictions that know what they were made of, unless they were made of what was measured just
-        then. `dilate` is as in `measure`, and takes the place of the experiment's `execute.dilate`. Raises `InputError`
-        and `RunError`; in a process that a launcher made a rank other than the first, the result has no rows.
+        then. Rows that are not possible are the result's `infeasible`. `dilate` is as in `measure`, and takes the
+        place of the experiment's `execute.dilate`. Raises `InputError` and `RunError`; in a process that a launcher
+        made a rank other than the first, the result has no rows.
         """
         with placed("run"):
             given = paths(profiles, "run", "profiles")

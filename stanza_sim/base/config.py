@@ -19,8 +19,11 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from stanza_sim.base.checking import kind_of, validate
 from stanza_sim.base.errors import InputError, at
+from stanza_sim.base.files import read_text
 from stanza_sim.base.finding import Kind, available, find, near
 from stanza_sim.base.located import Key, Loaded, Source
+from stanza_sim.base.tables import shortened
+from stanza_sim.base.telling import CONTROL
 
 __all__ = [
     "Count",
@@ -62,23 +65,23 @@ Fraction = Annotated[float, Field(strict=True, gt=0, le=1)]
 # --- reading ---------------------------------------------------------------------------------------------------------
 
 
-def _read_text(path: Path) -> str:
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        raise InputError("no such file", where=str(path)) from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        raise InputError("is not text in UTF-8", where=str(path), hint="a YAML file is expected here") from None
+LARGEST_YAML = 2_000_000
+"""Bytes of the largest file of YAML that is read: some 40,000 links, for which its parser takes 10 s."""
+MOST_NODES = 400_000
+"""Keys and values of one file. What an alias stands for counts wherever it is used, for it is read there again."""
+DEEPEST = 60
+"""Levels within each other; no file that this program knows has more than ten."""
 
 
 def _lines_of(node: Node, key: Key, lines: dict[Key, int], active: set[int]) -> None:
-    """Collect the line of every key under `node`; an anchor that contains itself is refused."""
+    """Collect the line of every key under `node`; anchors that contain themselves or multiply are refused."""
+    if len(lines) >= MOST_NODES:
+        raise InputError(f"has more than {MOST_NODES:,} values", hint="what its aliases stand for is counted each time")
+    if len(key) > DEEPEST:
+        raise InputError(f"is nested more than {DEEPEST} levels deep", where=f"line {node.start_mark.line + 1}")
     lines.setdefault(key, node.start_mark.line + 1)
     if isinstance(node, ScalarNode):
+        _check_printable(node)
         return
     if id(node) in active:
         raise InputError("an alias refers to what contains it")
@@ -86,12 +89,19 @@ def _lines_of(node: Node, key: Key, lines: dict[Key, int], active: set[int]) -> 
     if isinstance(node, MappingNode):
         for name, value in node.value:
             if isinstance(name, ScalarNode):
+                _check_printable(name)
                 lines[(*key, name.value)] = name.start_mark.line + 1
                 _lines_of(value, (*key, name.value), lines, active)
     elif isinstance(node, SequenceNode):
         for index, value in enumerate(node.value):
             _lines_of(value, (*key, index), lines, active)
     active.discard(id(node))
+
+
+def _check_printable(node: ScalarNode) -> None:
+    if CONTROL.search(node.value):
+        what = f"{shortened(node.value)} has characters that cannot be printed"
+        raise InputError(what, where=f"line {node.start_mark.line + 1}", hint="leave them out")
 
 
 def _parse(text: str, name: str) -> tuple[object, dict[Key, int]]:
@@ -102,7 +112,7 @@ def _parse(text: str, name: str) -> tuple[object, dict[Key, int]]:
         node = yaml.compose(text)
         if node is None:
             return None, lines
-        with at(name):
+        with at(name, outer=True):
             _lines_of(node, (), lines, set())
         return yaml.constructor.construct_document(node), lines
     except MarkedYAMLError as error:
@@ -126,7 +136,7 @@ def read_yaml(path: Path) -> tuple[dict[str, object], Source]:
     Raises `InputError` for a file that is missing, is not UTF-8 text, is not valid YAML (also: cut short, a key
     given twice, several documents) or holds anything but a mapping with text keys.
     """
-    data, lines = _parse(_read_text(path), str(path))
+    data, lines = _parse(read_text(path, at_most=LARGEST_YAML, expected="a YAML file"), str(path))
     if not isinstance(data, dict):
         what = "is empty" if data is None else f"holds {kind_of(data)}"
         raise InputError(what, where=str(path), hint="a mapping of keys to values is expected, such as `name: example`")

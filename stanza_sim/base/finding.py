@@ -9,6 +9,8 @@ from pathlib import Path
 
 from stanza_sim.base.errors import InputError
 
+LONGEST = 100
+"""Characters of a name that are compared with others; comparing takes the product of their lengths."""
 _SUFFIXES = (".yaml", ".yml")
 _PACKAGE = Path(__file__).parents[1]
 
@@ -103,7 +105,7 @@ def find(kind: Kind | str, name_or_path: str | Path, *, beside: Path | None = No
 
 def near(word: str, known: Iterable[str]) -> str:
     """Return a hint that names what `word` may have been meant to be, or else all that is known."""
-    names = list(known)
+    names, word = list(known), word[:LONGEST]
     by_case = {n.lower(): n for n in names}
     if close := difflib.get_close_matches(word.lower(), by_case, n=3, cutoff=0.5):
         return f"did you mean {' or '.join(by_case[c] for c in close)}?"

@@ -1,7 +1,8 @@
-"""Results as tables: a frame of pandas (an extra), or HTML in a notebook."""
+"""Results as tables: a frame of pandas (an extra), HTML in a notebook, or cells of a CSV file."""
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -60,3 +61,20 @@ def shortened(text: str, width: int = 60) -> str:
     text = " ".join(text.split())
     text = text if text.isprintable() else repr(text)[1:-1]
     return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+_FORMULA = re.compile(r"'|[=@\t\r]|[-+](?![0-9.])")
+
+
+def csv_cell(text: str) -> str:
+    """`text` for a cell of a CSV file: a spreadsheet takes it for a text, whatever it begins with.
+
+    What it would take for a formula (`=`, `@`, `+` or `-` before anything but a number) gets an apostrophe in front,
+    as spreadsheets themselves write it.
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def of_csv_cell(cell: str) -> str:
+    """What `csv_cell` made a cell of."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell[1:]) else cell

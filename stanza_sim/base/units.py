@@ -25,6 +25,12 @@ LEAST_RATE_BPS, MOST_RATE_BPS = 1e-3, 1e18
 """No rate is beyond these: what a simulation computes with it would lose all its digits."""
 MOST_TIME_S = 1e9
 """Nor any time."""
+MOST_NBYTES = 10**18
+"""Nor any size: with 2^53 bytes a double no longer holds each byte, and no cluster holds as many as these."""
+MOST_FLOPS = 1e24
+"""Nor any compute speed; the fastest cluster there is reaches 1e19."""
+LONGEST = 500
+"""Characters of a quantity: what is longer is no number that anyone reads, and takes long to analyse."""
 
 _DECIMAL = ("", "k", "M", "G", "T")
 _BINARY = ("Ki", "Mi", "Gi", "Ti")
@@ -85,7 +91,7 @@ def _parse(value: object, dimension: _Dimension, *, where: str | None, zero: boo
         bare = isinstance(value, int | float) and not isinstance(value, bool)
         what = f"{shown} has no unit" if bare else f"{shown} is not {noun}"
         raise InputError(what, where=where, hint=write)
-    match = _TEXT.fullmatch(value.strip())
+    match = _TEXT.fullmatch(value.strip()) if len(value) <= LONGEST else None
     if match is None:
         raise InputError(f"{_show(value)} is not {noun}", where=where, hint=write)
     unit = (match["unit"] or "").strip()
@@ -131,6 +137,8 @@ def seconds(value: object, *, where: str | None = None, zero: bool = True) -> fl
 def nbytes(value: object, *, where: str | None = None, zero: bool = False) -> int:
     """Return whole bytes for a text such as `64MiB`. Raises `InputError` as `rate` does, and for part of a byte."""
     number, _ = _parse(value, _SIZE, where=where, zero=zero)
+    if number > MOST_NBYTES:
+        raise InputError(f"{_show(value)} is too large", where=where, hint="no cluster holds as much as that")
     whole = round(number)
     if abs(number - whole) > 1e-6:
         raise InputError(f"{_show(value)} is not a whole number of bytes", where=where)
@@ -139,7 +147,10 @@ def nbytes(value: object, *, where: str | None = None, zero: bool = False) -> in
 
 def flops(value: object, *, where: str | None = None) -> float:
     """Return FLOP per second for a text such as `15.7TFLOPS`. Raises `InputError` as `rate` does."""
-    return _parse(value, _FLOPS, where=where, zero=False)[0]
+    speed = _parse(value, _FLOPS, where=where, zero=False)[0]
+    if speed > MOST_FLOPS:
+        raise InputError(f"{_show(value)} is too large", where=where, hint="no device is as fast as that")
+    return speed
 
 
 def format_rate(bandwidth_Bps: float, *, digits: int = 3) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from stanza_sim.base.errors import InputError, StanzaError
-from stanza_sim.base.telling import Say
+from stanza_sim.base.telling import Say, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,7 @@ def speaks() -> bool:
 def say(text: str) -> None:
     """Print a line to stderr, so that stdout holds nothing but the result."""
     if speaks():
-        typer.echo(text, err=True)
+        typer.echo(printable(text), err=True)
 
 
 def warning_once(say: Say) -> Say:

@@ -1,4 +1,4 @@
-"""`stanza-sim import`: what other programs measured, made into files that predictions use."""
+"""`stanza-sim import`: what other programs measured or describe, made into files that predictions use."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stanza_sim.cli.console import errors_for_people, printing, say, stdout
+from stanza_sim.cli.import_clusters import add_cluster_commands
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from stanza_sim.importers.nccl_fit import Fitted
 
-import_commands = typer.Typer(help="Read what other programs measured.", no_args_is_help=True)
+import_commands = typer.Typer(help="Read what other programs measured or describe.", no_args_is_help=True)
+add_cluster_commands(import_commands)
 
 _NCCL_EXAMPLES = """Examples:\n
 [bold]all_reduce_perf -b 1K -e 1G -f 2 -g 8 > one-host.log[/]\n

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from stanza_sim.cli.console import errors_for_people, stdout
+from stanza_sim.cli.console import errors_for_people, say, stdout
 
 show = typer.Typer(
     help="Look at a model, a cluster, a device, a strategy or a schedule.",
@@ -152,7 +152,7 @@ def _busy_cluster(
     overrides = [*settings]
     overrides += [] if name is None else [f"cluster={name}"]
     overrides += [] if nodes is None else [f"nodes={nodes}"]
-    found, plan, prediction = predict_row(experiment, overrides, model=model, row=row)
+    found, plan, prediction = predict_row(experiment, overrides, model=model, row=row, say=say)
     busy = {link.label: 0.0 for link in found.links} | prediction.utilisation
     if picture is not None:
         draw_picture(found, picture, busy)
@@ -209,14 +209,18 @@ def schedule(
     with errors_for_people():
         from stanza_sim.base.errors import InputError
         from stanza_sim.experiment.file import load_experiment
-        from stanza_sim.experiment.rows import cluster_of, plans_of
+        from stanza_sim.experiment.rows import cluster_of, possible_plans_of, require_possible
         from stanza_sim.schedule import print_op
 
         if as_json and rank is not None:
             raise InputError("--json prints whole schedules", where="--rank", hint="leave one of the two out")
         loaded = load_experiment(experiment, settings or [])
         lines: list[str] = []
-        for plan in plans_of(loaded, cluster_of(loaded), model=model, strategy=strategy):
+        plans, impossible = possible_plans_of(loaded, cluster_of(loaded, say), model=model, strategy=strategy)
+        require_possible(plans, impossible)
+        for one in impossible:
+            say(f"note: infeasible: {one.entry.title}, {one.strategy.title}: {one.error.one_line}")
+        for plan in plans:
             made = plan.schedule
             if as_json:
                 lines.append(json.dumps(json.loads(made.to_json())))

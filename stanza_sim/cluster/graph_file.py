@@ -15,7 +15,7 @@ allowed, and have no effect. Reading is by networkx.
 
 from __future__ import annotations
 
-import json
+import io
 import warnings
 from collections import Counter
 from collections.abc import Mapping
@@ -29,6 +29,7 @@ from pydantic import BeforeValidator, Field
 
 from stanza_sim.base.config import Count, Factor, Fraction, Section, Source, validate
 from stanza_sim.base.errors import InputError, at
+from stanza_sim.base.files import LARGEST_TEXT, read_bytes, read_json
 from stanza_sim.base.units import Rate, Seconds
 from stanza_sim.cluster.cluster import Cluster, Host, Nic, place
 from stanza_sim.cluster.freeform import check_connected
@@ -111,12 +112,11 @@ def load_graph(path: Path, *, nodes: int | None, rate_Bps: float | None) -> Clus
 
 
 def _read_graphml(path: Path) -> nx.Graph:
+    raw = read_bytes(path, at_most=LARGEST_TEXT)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # networkx reads on where a key is not declared
-            return nx.read_graphml(path)
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
+            return nx.read_graphml(io.BytesIO(raw))
     except ParseError as error:
         raise InputError(f"is not valid XML: {error}", where=str(path)) from None
     except (nx.NetworkXError, LookupError, ValueError, TypeError, AttributeError, UserWarning) as error:
@@ -126,12 +126,7 @@ def _read_graphml(path: Path) -> nx.Graph:
 def _read_json(path: Path) -> nx.Graph:
     """Return the graph of node-link data, by hand: networkx itself knows one name of the edges at a time."""
     where = str(path)
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=where) from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise InputError(f"is not valid JSON: {error}", where=where) from None
+    data = read_json(path, expected="node-link data")
     if not isinstance(data, dict) or not isinstance(data.get("nodes"), list):
         hint = 'node-link data is expected: {"nodes": [{"id": ...}], "edges": [{"source": ..., "target": ...}]}'
         raise InputError("holds no list of nodes", where=where, hint=hint)

@@ -35,6 +35,11 @@ from stanza_sim.cluster.topology import (
 )
 from stanza_sim.cluster.wiring import Wiring
 
+
+class NoNetworkError(InputError):
+    """A rate was given for the network of a cluster of one host, which has none."""
+
+
 GRAPH_SUFFIXES = (".graphml", ".json")
 
 
@@ -46,7 +51,8 @@ def load_cluster(
     `nodes` replaces the count of the only host group (a fabric that a file describes by its kind is scaled with it) or,
     where the file says `scales: ranks`, the number of ranks on the only host; `rate_Bps` replaces the raw rate of
     every NIC. A path that ends in `.graphml` or `.json` is a graph, see `stanza_sim.cluster.graph_file`.
-    Raises `InputError` for a file that is wrong, and for a `nodes` or `rate_Bps` that this topology cannot take.
+    Raises `InputError` for a file that is wrong, and for a `nodes` or `rate_Bps` that this topology cannot take
+    (`NoNetworkError` for a rate where there is one host).
     """
     if str(name_or_path).endswith(GRAPH_SUFFIXES):
         name_or_path = Path(name_or_path)
@@ -187,7 +193,7 @@ class Builder:
         only = sum(len(members) for members in groups.values()) == 1
         if only and rate_Bps is not None:
             what, hint = "network.rate has no use: there is one host", "set the loopback's rate in the topology"
-            raise InputError(what, where=self.source.file, hint=hint)
+            raise NoNetworkError(what, where=self.source.file, hint=hint)
         for i, (group, members) in enumerate(zip(self.topology.hosts, groups.values(), strict=True)):
             nics = (NO_NIC,) if only and group.nic is None and group.nics is None else self._nics(i, group, rate_Bps)
             devices = self._devices(group.devices, "hosts", i, "devices")

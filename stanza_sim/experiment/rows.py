@@ -11,8 +11,10 @@ from stanza_sim import strategies
 from stanza_sim.base import config
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError, ScheduleError, at
+from stanza_sim.base.telling import Say
 from stanza_sim.cluster import Cluster, load_cluster
 from stanza_sim.cluster.hosts import with_nccl
+from stanza_sim.cluster.load import NoNetworkError
 from stanza_sim.experiment.file import Experiment, ModelEntry, StrategyEntry
 from stanza_sim.model.labels import Loss, usual_labels
 from stanza_sim.model.profile import ModelProfile, Throughput, scaled
@@ -34,6 +36,15 @@ class Plan:
     schedule: Schedule
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeftOutRow:
+    """A row that is not possible here, and the `error` that says why."""
+
+    entry: ModelEntry
+    strategy: StrategyEntry
+    error: InputError
+
+
 @contextmanager
 def _placed(where: str) -> Iterator[None]:
     """Let errors within name the key of the experiment file that led to them."""
@@ -42,14 +53,21 @@ def _placed(where: str) -> Iterator[None]:
         yield
 
 
-def cluster_of(loaded: Loaded[Experiment]) -> Cluster:
-    """Load the experiment's cluster with `nodes` and `network.rate` applied. Raises `InputError`."""
+def cluster_of(loaded: Loaded[Experiment], say: Say = lambda text: None) -> Cluster:
+    """Load the experiment's cluster with `nodes` and `network.rate` applied. Raises `InputError`.
+
+    A rate for one host, which has no network, is said to be of no use.
+    """
     experiment, source = loaded.value, loaded.source
     with _placed(source.where("cluster")):
         path = config.find("topologies", experiment.cluster, beside=loaded.path)
     changed = [source.where(*key) for key in (("nodes",), ("network", "rate")) if key[0] in experiment.model_fields_set]
     with _placed(changed[0] if changed else source.where("cluster")):
-        cluster = load_cluster(path, nodes=experiment.nodes, rate_Bps=experiment.network.rate)
+        try:
+            cluster = load_cluster(path, nodes=experiment.nodes, rate_Bps=experiment.network.rate)
+        except NoNetworkError as error:
+            say(f"note: {source.where('network', 'rate')}: {error.message.partition(': ')[2]}, so it changes nothing")
+            cluster = load_cluster(path, nodes=experiment.nodes)
     if experiment.network.nccl is None:
         return cluster
     with _placed(source.where("network", "nccl")):
@@ -64,6 +82,16 @@ def plans_of(
     `model` and `strategy` keep only what is called so (a row's label, or all rows of a strategy). Raises `InputError`
     with the key at fault for a model that cannot be loaded, settings that do not fit, and a name that is not there.
     """
+    plans, impossible = possible_plans_of(loaded, cluster, model=model, strategy=strategy)
+    if impossible:
+        raise impossible[0].error
+    return plans
+
+
+def possible_plans_of(
+    loaded: Loaded[Experiment], cluster: Cluster, *, model: str | None = None, strategy: str | None = None
+) -> tuple[tuple[Plan, ...], tuple[LeftOutRow, ...]]:
+    """As `plans_of`, but a row whose schedule cannot be built leaves the others as they are; these rows come second."""
     experiment, source = loaded.value, loaded.source
     models = [(i, m) for i, m in enumerate(experiment.models) if model in (None, m.title, m.model)]
     chosen = [(j, s) for j, s in enumerate(experiment.strategies) if strategy in (None, s.title, s.strategy)]
@@ -74,14 +102,29 @@ def plans_of(
         if not found:
             raise InputError(f"{experiment.name} has no {what} {wanted!r}", hint=f"it has: {'; '.join(titles)}")
     plans: list[Plan] = []
+    impossible: list[LeftOutRow] = []
     for i, entry in models:
         profile = model_of(loaded, i)
         with _placed(source.where("models", i)):
             check_throughput(profile, cluster)
         for j, row in chosen:
-            with _placed(source.where("strategies", j)):
-                plans.append(plan_for(loaded, cluster, entry, profile, row))
-    return tuple(plans)
+            try:
+                with _placed(source.where("strategies", j)):
+                    plans.append(plan_for(loaded, cluster, entry, profile, row))
+            except InputError as error:
+                impossible.append(LeftOutRow(entry=entry, strategy=row, error=error))
+    return tuple(plans), tuple(impossible)
+
+
+def require_possible(rows: Sequence[object], impossible: Sequence[LeftOutRow]) -> None:
+    """Raise `InputError` with the reasons unless some row is possible."""
+    if rows or not impossible:
+        return
+    reasons = dict.fromkeys(one.error.one_line for one in impossible)
+    if len(reasons) == 1:
+        raise impossible[0].error
+    told = [f"{one.entry.title}, {one.strategy.title}: {one.error.one_line}" for one in impossible]
+    raise InputError(f"none of {len(told)} rows is possible", hint="\n  ".join(told))
 
 
 def model_of(loaded: Loaded[Experiment], index: int) -> ModelProfile:

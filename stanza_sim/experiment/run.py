@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +22,16 @@ from stanza_sim.execute.rank.steal import MOST_STOLEN
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.fitted import fitted
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
-from stanza_sim.experiment.rows import Plan, cluster_of, known_profiles, plans_of
+from stanza_sim.experiment.result_rows import infeasible_of, row_of
+from stanza_sim.experiment.rows import (
+    LeftOutRow,
+    Plan,
+    cluster_of,
+    known_profiles,
+    plans_of,
+    possible_plans_of,
+    require_possible,
+)
 from stanza_sim.experiment.scenario import Conditions
 from stanza_sim.experiment.side_by_side import predictions_of
 from stanza_sim.profiles.blocks import (
@@ -32,7 +42,7 @@ from stanza_sim.profiles.blocks import (
 )
 from stanza_sim.profiles.network import NetworkProfile, with_network
 from stanza_sim.profiles.network import mismatches as network_mismatches
-from stanza_sim.report.result import Drift, Result, Row
+from stanza_sim.report.result import Drift, Result
 from stanza_sim.simulate import Prediction
 
 if TYPE_CHECKING:  # imported where something is executed
@@ -51,10 +61,13 @@ def _predicted(
     say: Say = lambda text: None,
     *,
     jobs: int = 1,
-) -> list[Prediction]:
-    """Predict all `plans`, with up to `jobs` processes; where that takes long, say how far it is."""
+) -> list[Prediction | InputError]:
+    """Predict all `plans`, with up to `jobs` processes; where that takes long, say how far it is.
+
+    A row that turns out to be impossible has the error that says why.
+    """
     scenarios = [conditions.scenario(plan, known.get(plan.entry.title)) for plan in plans]
-    found: list[Prediction] = []
+    found: list[Prediction | InputError] = []
     told_s = monotonic()
 
     def tell(index: int, iteration: int) -> None:
@@ -73,12 +86,25 @@ def _predicted(
     return found
 
 
+def _all_of(found: Sequence[Prediction | InputError]) -> list[Prediction]:
+    """What was predicted; raises the first `InputError` among it."""
+    for one in found:
+        if isinstance(one, InputError):
+            raise one
+    return [one for one in found if isinstance(one, Prediction)]
+
+
 def _row(plan: Plan) -> str:
     return f"{plan.entry.title}, {plan.strategy.title}"
 
 
 def predict_row(
-    name_or_path: str, overrides: Sequence[str] = (), *, model: str | None = None, row: str | None = None
+    name_or_path: str,
+    overrides: Sequence[str] = (),
+    *,
+    model: str | None = None,
+    row: str | None = None,
+    say: Say = lambda text: None,
 ) -> tuple[Cluster, Plan, Prediction]:
     """Predict one row of an experiment: the first whose label or strategy is `row`, for `model`; left out, the first.
 
@@ -86,7 +112,7 @@ def predict_row(
     """
     loaded = load_experiment(name_or_path, overrides)
     experiment = loaded.value
-    cluster = cluster_of(loaded)
+    cluster = cluster_of(loaded, say)
     chosen = model or experiment.models[0].title, row or experiment.strategies[0].title
     plan = plans_of(loaded, cluster, model=chosen[0], strategy=chosen[1])[0]
     known, network = known_profiles(loaded, (), {plan.entry.title: plan.model})
@@ -129,7 +155,7 @@ def run_loaded(
     jobs: int = 1,
     say: Say = lambda text: None,
 ) -> Result | None:
-    """Predict every row of an experiment and, if `execute`, run it; the result has one row for each.
+    """Predict every row of an experiment and, if `execute`, run it; the result has one row for each that is possible.
 
     `profiles` are files of measured block times, and of a network, instead of the one that the experiment names. Before
     executing, the blocks of models without a profile are timed (and kept in `save_profile`) unless computations are
@@ -138,7 +164,8 @@ def run_loaded(
     row sends. With `testbed` the ranks run in an emulated network, which is there as long as the run, and which is
     calibrated unless that was done before. Returns None in a process that a launcher made a rank other than the first.
     Rows are predicted by up to `jobs` processes, copies of this one, where that pays; not if they are executed, too.
-    Raises `InputError` and `RunError`.
+    Rows that are not possible are the result's `infeasible`. Raises `InputError`, also where no row is possible, and
+    `RunError`.
     """
     if execute:
         from stanza_sim.execute import require_torch
@@ -147,22 +174,27 @@ def run_loaded(
     elif save_profile is not None or testbed:
         what, where = ("measured", "--save-profile") if save_profile is not None else ("run", "--testbed")
         raise InputError(f"nothing is {what} without --execute", where=where, hint="add --execute")
-    cluster = cluster_of(loaded)
-    plans = plans_of(loaded, cluster)
+    cluster = cluster_of(loaded, say)
+    plans, impossible = possible_plans_of(loaded, cluster)
+    require_possible(plans, impossible)
     if save_profile is not None:
         _check_target(save_profile, loaded.value)
     known, network = known_profiles(loaded, profiles, {p.entry.title: p.model for p in plans})
     if execute:
         plans = fitted(loaded, plans, say)
-        return _executed(loaded, cluster, plans, known, network, save_profile=save_profile, testbed=testbed, say=say)
+        done = _executed(loaded, cluster, plans, known, network, save_profile=save_profile, testbed=testbed, say=say)
+        return None if done is None else replace(done, infeasible=tuple(map(infeasible_of, impossible)))
     if network is not None:
         for difference in network_mismatches(network, cluster):
             say(f"warning: {difference}")
         cluster = with_network(cluster, network)
     conditions = Conditions(loaded=loaded, cluster=cluster, network=network)
-    predictions = _predicted(conditions, plans, known, say, jobs=jobs)
-    none = [None] * len(plans)
-    return _result(loaded.value, cluster, plans, predictions, none, none, none)
+    found = list(zip(plans, _predicted(conditions, plans, known, say, jobs=jobs), strict=True))
+    rows = [row_of(loaded.value, cluster, plan, one) for plan, one in found if isinstance(one, Prediction)]
+    late = [LeftOutRow(entry=p.entry, strategy=p.strategy, error=e) for p, e in found if isinstance(e, InputError)]
+    require_possible(rows, [*impossible, *late])
+    infeasible = tuple(map(infeasible_of, (*impossible, *late)))
+    return Result(experiment=loaded.value.name, rows=tuple(rows), infeasible=infeasible)
 
 
 def _executed(
@@ -208,9 +240,9 @@ def _executed(
         predictions: list[Prediction] = []
         undilated: Sequence[Prediction | None] = [None] * len(plans)
         if retimer is None and workers.is_main:
-            predictions = _predicted(conditions, plans, known)
+            predictions = _all_of(_predicted(conditions, plans, known))
             if dilation != 1:
-                undilated = _predicted(Conditions(loaded=loaded, cluster=stated), plans, known)
+                undilated = _all_of(_predicted(Conditions(loaded=loaded, cluster=stated), plans, known))
                 for note in dilated_run_notes(stated, cluster, jobs, predictions):
                     say(f"note: {note}")
         measurements = run_jobs(
@@ -338,31 +370,3 @@ def _result(
 ) -> Result:
     rows = zip(plans, predictions, measurements, drifts, undilated, strict=True)
     return Result(experiment=experiment.name, rows=tuple(row_of(experiment, cluster, *one) for one in rows))
-
-
-def row_of(
-    experiment: Experiment,
-    cluster: Cluster,
-    plan: Plan,
-    prediction: Prediction,
-    measurement: Measurement | None = None,
-    drift: Drift | None = None,
-    undilated: Prediction | None = None,
-) -> Row:
-    """The row of a report for one plan."""
-    return Row(
-        label=plan.strategy.title,
-        model=plan.entry.title,
-        strategy=plan.strategy.strategy,
-        settings=plan.strategy.settings.model_dump(mode="json"),
-        cluster=cluster.name,
-        nodes=cluster.nodes,
-        batch_per_worker=plan.batch_per_worker,
-        precision=experiment.precision,
-        seed=experiment.seed,
-        schedule=plan.schedule,
-        prediction=prediction,
-        measurement=measurement,
-        drift=drift,
-        undilated=undilated,
-    )

@@ -8,7 +8,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import count as count_from
 
-from stanza_sim.base.errors import RunError
+from stanza_sim.base.errors import InputError, RunError
 from stanza_sim.base.processes import can_fork, processes
 from stanza_sim.base.telling import Say
 from stanza_sim.experiment.scenario import Scenario
@@ -17,7 +17,7 @@ from stanza_sim.simulate import Prediction
 WORTH_IT = 500
 """From so many ops on, of all schedules together, several processes pay: these take 0.3 s, and to fork takes 0.05 s."""
 
-_predict_here: Callable[[int], Prediction]
+_predict_here: Callable[[int], Prediction | InputError]
 """What forked processes do: they are copies of this one, so no scenario has to be sent to them."""
 
 
@@ -27,8 +27,8 @@ def predictions_of(
     jobs: int,
     tell: Callable[[int, int], None] = lambda index, iteration: None,
     say: Say = lambda text: None,
-) -> Iterator[Iterator[Prediction]]:
-    """The prediction of each scenario with its spread, in order; those that raise do so in their turn.
+) -> Iterator[Iterator[Prediction | InputError]]:
+    """The prediction of each scenario with its spread, in order, or the error that says why there is none.
 
     After each iteration of a simulation `tell` is called with the number of the scenario and of the iteration, and
     `say` with what a user should know: both where it is simulated, which may be a copy of this process. Random repeats
@@ -37,10 +37,12 @@ def predictions_of(
     """
     global _predict_here
 
-    def predict(index: int) -> Prediction:
+    def predict(index: int) -> Prediction | InputError:
         iterations = count_from(1)
-
-        return scenarios[index].predict_with_spread(moved=lambda: tell(index, next(iterations)), say=say)
+        try:
+            return scenarios[index].predict_with_spread(moved=lambda: tell(index, next(iterations)), say=say)
+        except InputError as error:
+            return error
 
     count = min(jobs, len(scenarios))
     work = sum(len(one.schedule.ops) for one in scenarios)
@@ -55,7 +57,7 @@ def predictions_of(
         del _predict_here
 
 
-def _results(executor: Executor, scenarios: Sequence[Scenario]) -> Iterator[Prediction]:
+def _results(executor: Executor, scenarios: Sequence[Scenario]) -> Iterator[Prediction | InputError]:
     largest_first = sorted(range(len(scenarios)), key=lambda i: -len(scenarios[i].schedule.ops))
     futures = {i: executor.submit(_predict, i) for i in largest_first}
     try:
@@ -65,5 +67,5 @@ def _results(executor: Executor, scenarios: Sequence[Scenario]) -> Iterator[Pred
         raise RunError("a process that simulated was ended from outside, perhaps for lack of memory") from None
 
 
-def _predict(index: int) -> Prediction:
+def _predict(index: int) -> Prediction | InputError:
     return _predict_here(index)

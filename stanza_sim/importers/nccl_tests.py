@@ -20,6 +20,7 @@ from math import isfinite
 from pathlib import Path
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.files import LARGEST_TEXT, read_bytes
 from stanza_sim.schedule import CollectiveKind
 
 CSV_COLUMNS = ("gpus", "bytes", "time_us_out_of_place")
@@ -81,21 +82,12 @@ def read_logs(
     """
     found: list[NcclLog] = []
     for path in paths:
-        text = _text(path)
+        text = read_bytes(path, at_most=LARGEST_TEXT).decode("utf-8", errors="replace")
         if path.suffix == ".csv" or text.lstrip().partition("\n")[0].count(",") >= 2:
             found += _table(path, text, gpus_per_host)
         else:
             found.append(_log(path, text, hosts, gpus_per_host))
     return tuple(found)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8", errors="replace")
-    except FileNotFoundError:
-        raise InputError("no such file", where=str(path)) from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
 
 
 # ---- logs ----------------------------------------------------------------------------------------------------------

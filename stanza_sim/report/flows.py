@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from heapq import nsmallest
 from pathlib import Path
 
-from stanza_sim.base.errors import InputError
+from stanza_sim.base.files import write_whole
 from stanza_sim.base.units import format_time
 from stanza_sim.simulate.prediction import FlowResult
 
@@ -79,7 +79,4 @@ def _cut(name: str, width: int) -> str:
 
 def write_json(result: FlowResult, path: Path) -> None:
     """Write the JSON to a file. Raises `InputError` where that fails."""
-    try:
-        path.write_text(flows_json(result), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", where=str(path)) from None
+    write_whole(flows_json(result), path)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import shutil
 import tempfile
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.tables import csv_cell, shortened
 from stanza_sim.report.result import Result, result_json
 from stanza_sim.timeline.spans import Timeline
 
@@ -38,7 +40,7 @@ def spans_csv(timeline: Timeline) -> str:
     for s in sorted(timeline.spans, key=lambda s: (s.start_s, s.rank, s.op, s.side)):
         times = f"{s.start_s:.9f}", f"{s.end_s:.9f}"
         size = timeline.multiplicity.get(s.rank, 1)
-        writer.writerow([s.op, s.rank, s.iteration, s.lane, s.side, *times, s.nbytes, size])
+        writer.writerow([csv_cell(s.op), s.rank, s.iteration, s.lane, s.side, *times, s.nbytes, size])
     return out.getvalue()
 
 
@@ -70,9 +72,13 @@ def _may_replace(target: Path) -> None:
         return
     if not target.is_dir():
         raise _refused(target, "is not a folder")
-    names = sorted(p.relative_to(target).as_posix() for p in target.rglob("*"))
-    if foreign := [n for n in names if not _OURS.fullmatch(n)]:
-        raise _refused(target, f"holds {foreign[0]}, which is not part of a result")
+    names = set()
+    for folder, folders, files_in in os.walk(target):  # stops at the first foreign name: the rest may be a whole disk
+        for name in sorted([*folders, *files_in]):
+            inner = (Path(folder) / name).relative_to(target).as_posix()
+            if not _OURS.fullmatch(inner):
+                raise _refused(target, f"holds {shortened(inner)}, which is not part of a result")
+            names.add(inner)
     if names and "result.json" not in names:
         raise _refused(target, "holds no result.json, so it is not a result that may be replaced")
 

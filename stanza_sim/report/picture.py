@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING
 import networkx as nx
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.files import write_bytes
 from stanza_sim.cluster import Cluster
 from stanza_sim.report.drawing import about_host, about_link, busy, levels, span_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from matplotlib.axes import Axes
 
 SUFFIXES = (".png", ".svg")
@@ -55,16 +54,9 @@ def save_picture(cluster: Cluster, path: Path, utilisation: Mapping[str, float])
         FigureCanvasAgg(figure)
         drawing.draw(figure.add_subplot())
         metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        with _writing(path):
-            figure.savefig(path, dpi=150, metadata=metadata)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"cannot be written: {error.strerror}", where=str(path)) from None
+        out = BytesIO()
+        figure.savefig(out, format=path.suffix[1:], dpi=150, metadata=metadata)
+    write_bytes(out.getvalue(), path)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -78,11 +78,24 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Infeasible:
+    """A row of an experiment that is not possible on its cluster, and why: what, where, and what would be right."""
+
+    label: str
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """Everything that one `stanza-sim run` found out, rows in the order of the experiment file."""
+    """Everything that one `stanza-sim run` found out, rows in the order of the experiment file.
+
+    `infeasible` are the rows that are not possible; they are not among `rows`.
+    """
 
     experiment: str
     rows: tuple[Row, ...]
+    infeasible: tuple[Infeasible, ...] = ()
 
     def by_model(self) -> dict[str, list[Row]]:
         """The rows of each model, in order."""
@@ -202,7 +215,11 @@ def run_object(row: Row, tied_with: Sequence[str] = ()) -> dict[str, Json]:
 
 def result_object(result: Result) -> dict[str, Json]:
     """The result as plain JSON values; see `run_object`."""
-    return {"experiment": result.experiment, "runs": list(map(run_object, result.rows, result.tied_with()))}
+    return {
+        "experiment": result.experiment,
+        "runs": list(map(run_object, result.rows, result.tied_with())),
+        "infeasible": [{"label": i.label, "model": i.model, "reason": i.reason} for i in result.infeasible],
+    }
 
 
 def result_json(result: Result) -> str:

@@ -243,11 +243,26 @@ def _how(measurement: Measurement) -> str:
     return f", {measurement.compute} compute{dilated}"
 
 
+def _infeasible(console: Console, result: Result) -> None:
+    """Name the rows that are not possible, each reason once."""
+    alike: dict[tuple[str, str], list[str]] = {}
+    for one in result.infeasible:
+        alike.setdefault((one.label, one.reason), []).append(one.model)
+    models = {row.model for row in result.rows} | {one.model for one in result.infeasible}
+    if alike:
+        write_line(console, "")
+        write_line(console, "infeasible", "bold")
+    for (label, reason), mine in alike.items():
+        of = "" if len(mine) == len(models) else f" ({', '.join(mine)})"
+        print_wrapped(console, f"{label}{of}: {reason}", "")
+
+
 def print_result(result: Result, console: Console) -> None:
     """Print the whole result on `console`; lines are at most 80 characters wide unless a number needs more."""
     shared = result.rows[0]
     ran = dict.fromkeys(_how(r.measurement) for r in result.rows if r.measurement is not None)
-    title = f"{result.experiment}: {shared.nodes} nodes of {shared.cluster}, {shared.precision}{''.join(ran)}"
+    nodes = f"{shared.nodes} {'node' if shared.nodes == 1 else 'nodes'}"
+    title = f"{result.experiment}: {nodes} of {shared.cluster}, {shared.precision}{''.join(ran)}"
     write_line(console, title, "bold")
     tied = {(row.model, row.label): others for row, others in zip(result.rows, result.tied_with(), strict=True)}
     for model, rows in result.by_model().items():
@@ -258,6 +273,7 @@ def print_result(result: Result, console: Console) -> None:
         for source in dict.fromkeys(r.prediction.cost_source for r in rows):
             print_wrapped(console, f"costs: {source}")
         print_basis(console, (r.prediction.basis for r in rows))
+    _infeasible(console, result)
     legend = [
         "speed-up: samples/s against the first row. exposed: mean time that a rank waits for what is moving.",
         "bound: no schedule of this kind takes less on this cluster.",

@@ -17,7 +17,7 @@ from math import prod
 from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.schedule.dataflow import violation
-from stanza_sim.schedule.ops import Bundle, Collective, Compute, Layout, Op, Pattern, Phase, Transfer, ValueKind
+from stanza_sim.schedule.ops import Bundle, Collective, Compute, Layout, Op, Pattern, Phase, Transfer, ValueKind, Wire
 from stanza_sim.schedule.ranks import Ranks
 from stanza_sim.schedule.samples import Counts, Spot, data_rank_counts
 from stanza_sim.schedule.schedule import Schedule
@@ -27,11 +27,15 @@ _COMPLETE = (Pattern.FAN_IN, Pattern.FAN_OUT, Pattern.ALL_PAIRS)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Factors:
-    """The factors of a linear layer with so many `inputs` and `outputs`: `rows` of each for every sample."""
+    """The factors of a linear layer with so many `inputs` and `outputs`: `rows` of each for every sample.
+
+    Those of a `table` with sparse gradients are the numbers of the rows that were looked up, and their gradients.
+    """
 
     inputs: int
     outputs: int
     rows: int = 1
+    table: bool = False
 
     def numel(self, samples: int) -> int:
         """Elements of the factors of `samples` samples: x [samples * rows, inputs], dy [samples * rows, outputs]."""
@@ -39,7 +43,7 @@ class Factors:
 
 
 def factors_of(model: ModelProfile, block: str) -> Factors | None:
-    """The factors of a block whose parameters are those of one linear layer; None of any other block.
+    """The factors of a block whose parameters are those of one linear layer, or a sparse table; None of any other.
 
     Told by shapes: a weight [out, in], at most a bias [out], and as many vectors of `in` features coming in as vectors
     of `out` features go out. The executor, which has the module, looks at that as well. None too where the weight is
@@ -50,6 +54,9 @@ def factors_of(model: ModelProfile, block: str) -> Factors | None:
     before = model.blocks[k - 1].output_shape if k else model.input_shape
     if any(t.name in model.users for t in (*found.tensors, *found.tied)):
         return None  # other blocks add to the gradient
+    if len(found.tensors) == 1 and found.tensors[0].lookups:
+        table = found.tensors[0]
+        return Factors(inputs=1, outputs=prod(table.shape[1:]), rows=table.lookups, table=True)
     weights = [t.shape for t in found.tensors if len(t.shape) == 2]
     others = [t.shape for t in found.tensors if len(t.shape) != 2]
     if len(weights) != 1 or not found.forward_flops or not found.output_shape:
@@ -164,6 +171,8 @@ def _transfer(schedule: Schedule, model: ModelProfile, op: Transfer, runs: _Forw
     block = block_of(model, bundle)
     if block is None:
         return f"bundle {bundle.name} is not all of one block"
+    if op.wire is not Wire.NATIVE and block.tensors[0].lookups:
+        return f"numbers of rows are not rounded, and wire={op.wire}"
     forward = runs.groups.get(block.name, set())
     sources = schedule.group(op.src)
     if Ranks.of(r for _, group in forward for r in schedule.group(group)) != sources:

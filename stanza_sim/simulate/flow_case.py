@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,8 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-from stanza_sim.base.errors import InputError, at
+from stanza_sim.base.errors import InputError
+from stanza_sim.base.files import read_json
 
 _Name = Annotated[str, Field(min_length=1)]
 _NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -111,26 +111,10 @@ class FlowCase:
 
 def read_case(path: Path) -> dict[str, Any]:
     """Read a case from a JSON file; raises `InputError` for a file that is no JSON object."""
-    try:
-        with at(str(path)):
-            data = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-    except FileNotFoundError:
-        raise InputError("there is no such file", where=str(path)) from None
-    except OSError as e:
-        raise InputError(f"cannot be read: {e.strerror}", where=str(path)) from None
-    except (UnicodeDecodeError, RecursionError):
-        raise InputError("is not JSON text", where=str(path)) from None
-    except json.JSONDecodeError as e:
-        raise InputError(f"is not JSON: {e.msg} (line {e.lineno}, column {e.colno})", where=str(path)) from None
-    except ValueError:
-        raise InputError("has a number that is too long to read", where=str(path)) from None
+    data = read_json(path, expected="an object with hosts, links, routes and flows")
     if not isinstance(data, dict):
         raise InputError("should be an object with hosts, links, routes and flows", where=str(path))
     return data
-
-
-def _no_constant(name: str) -> float:
-    raise InputError(f"{name} is not a number that JSON has")
 
 
 def check_case(case: Mapping[str, Any]) -> FlowCase:

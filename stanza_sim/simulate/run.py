@@ -312,7 +312,7 @@ class SimulationCase:
             exposed_comm_s=waits.exposed_comm_s,
             idle_s=waits.idle_s,
             bound_s=floor,
-            bottleneck=bottleneck(schedule, self.cluster, self.folding, lowered, busy, iteration_s),
+            bottleneck=bottleneck(schedule, self.cluster, self.folding, lowered, busy, iteration_s, slower),
             cost_source=cost_source or self.costs(0).source,
             utilisation=utilisation,
             op_seconds=op_seconds(schedule, timeline, first, last),

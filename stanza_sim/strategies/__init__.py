@@ -17,6 +17,7 @@ from stanza_sim.base.precision import Precision
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule, Wire
 from stanza_sim.schedule.wires import Wires, computed_in, with_wires
+from stanza_sim.strategies._shared.tables import with_tables, without_tables
 
 
 class Strategy(Protocol):
@@ -58,9 +59,11 @@ def build(
     """The schedule of the strategy called `name`, with the types in which values travel.
 
     Activations and their gradients travel as the `precision` computes them, unless a setting `activations` says
-    otherwise; gradients of parameters as `gradients` says. Raises `InputError` as the strategy does.
+    otherwise; gradients of parameters as `gradients` says, and those of sparse tables as the rows that were looked up.
+    Raises `InputError` as the strategy does.
     """
-    made = get(name).build(model, world_size=world_size, batch_per_worker=batch_per_worker, settings=settings)
+    dense = without_tables(model)
+    made = get(name).build(dense, world_size=world_size, batch_per_worker=batch_per_worker, settings=settings)
     stated = getattr(settings, "activations", None)
     activations = Wire.NATIVE if stated == "fp32" else computed_in(precision)
-    return with_wires(made, model, Wires(activations=activations, gradients=gradients))
+    return with_tables(with_wires(made, dense, Wires(activations=activations, gradients=gradients)), model)

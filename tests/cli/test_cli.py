@@ -165,8 +165,6 @@ assert not heavy, heavy
         ("nodes: 4", "network: {rate: 0Gbps}", ["small.yaml:3: network.rate", "zero"]),
         ("nodes: 4", "nodes: -4", ["small.yaml:3: nodes", "greater than or equal to 1"]),
         ("batch_per_worker: 8", "batch_per_worker: 0", ["small.yaml:4: models.0.batch_per_worker"]),
-        ("fc_workers: 1", "fc_workers: 4", ["small.yaml:7: strategies.1", "fc_workers", "leave 0 CONV workers"]),
-        ("overlap: false", "servers: 4", ["small.yaml:6: strategies.0", "servers", "leave 0 workers"]),
         ("cluster: star", "cluster: stars", ["small.yaml:2: cluster: unknown topology 'stars'", "did you mean star"]),
         ("model: alexnet", "model: alexnett", ["small.yaml:4: models.0", "unknown model 'alexnett'", "alexnet"]),
         ("model: alexnet", 'model: "nowhere.at:all", input_shape: [1]', ["small.yaml:4: models.0", "nowhere"]),
@@ -187,6 +185,23 @@ def test_a_mistake_in_the_file(small, old, new, says):
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("fc_workers: 1", "fc_workers: 4", ["small.yaml:7: strategies.1", "fc_workers", "leave 0 CONV workers"]),
+        ("overlap: false", "servers: 4", ["small.yaml:6: strategies.0", "servers", "leave 0 workers"]),
+    ],
+)
+def test_a_row_that_is_not_possible(small, old, new, reason):
+    small.write_text(SMALL.replace(old, new))
+    result = call("run", small, "--json")
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert len(found["runs"]) == 1
+    (one,) = found["infeasible"]
+    assert all(part in one["reason"] for part in reason)
+
+
 NO_FC = """
 from torch import nn
 def net():
@@ -198,8 +213,9 @@ def test_a_model_without_fc_part_under_stanza(small, tmp_path, monkeypatch):
     (tmp_path / "nofc.py").write_text(NO_FC)
     monkeypatch.chdir(tmp_path)
     small.write_text(SMALL.replace("model: alexnet", 'model: "nofc:net", input_shape: [1, 8, 8]'))
-    message = refused("run", small)
-    assert "small.yaml:7: strategies.1" in message
+    assert "\ninfeasible\nstanza: " in call("run", small).stdout
+    message = refused("run", small, "--set", "strategies=[stanza]")
+    assert "strategies.0" in message
     assert "no FC part" in message
     assert "boundary" in message
 
@@ -221,7 +237,6 @@ def test_a_rank_on_a_missing_host(small, tmp_path):
         (["run", "ec2_v100", "--set", "nodez=2"], "did you mean nodes"),
         (["run", "ec2_v100", "--set", "nodes"], "not key=value"),
         (["run", "ec2_v100", "--set", "network.rate=10GB"], "GB/s"),
-        (["run", "laptop", "--set", "network.rate=10Gbps"], "network.rate"),
         (["run", "ec2_v100", "--profile", "none.json"], "no such file"),
         (["run", "ec2_v100", "-o", "/dev/null/out"], "cannot be written"),
         (["run", "ec2_v100", "--save-profile", "p.json"], "--execute"),

@@ -90,6 +90,27 @@ def recalled() -> nn.Module:
     return Recalled()
 
 
+class Words(nn.Module):
+    """Tokens (batch, 8) to ten classes, by way of a table with sparse gradients whose row 3 is padding."""
+
+    def __init__(self, beside: bool, tied: bool) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(40, 6, sparse=True, padding_idx=3), nn.Linear(6, 40)
+        self.places = nn.Embedding(8, 6) if beside else None
+        if tied:
+            self.out.weight = self.table.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.table(tokens)
+        if self.places is not None:
+            x = x + self.places(torch.arange(8, device=tokens.device))
+        return self.out(torch.tanh(x).mean(1))
+
+
+def words(beside: bool = False, tied: bool = False) -> nn.Module:
+    return Words(beside, tied)
+
+
 def numbers(outputs: int = 1) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, outputs))
 

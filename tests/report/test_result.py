@@ -44,7 +44,7 @@ MEASURED_KEYS = [
 def test_keys_and_values_of_the_json_object(make_row):
     result = Result(experiment="example", rows=(make_row(measured=True), make_row(label="again")))
     data = json.loads(result_json(result))
-    assert list(data) == ["experiment", "runs"]
+    assert list(data) == ["experiment", "runs", "infeasible"]
     assert data["experiment"] == "example"
     first, second = data["runs"]
     assert list(first) == list(second) == RUN_KEYS

@@ -99,6 +99,7 @@ def test_ctrl_c_leaves_nothing_but_the_journal_and_resume_completes_it(folder):
     assert in_session(again.pid) == []
 
 
+@pytest.mark.nightly
 @pytest.mark.root
 @pytest.mark.xdist_group("testbed")
 @pytest.mark.timeout(300)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stanza_sim.execute.rank.accelerator import Accelerator
 from stanza_sim.execute.rank.job import Training
-from stanza_sim.execute.train.factors import Tap, packed, reconstruct
+from stanza_sim.execute.train.factors import Tap, add_rows, packed, reconstruct
 from stanza_sim.execute.train.flat import sgd_step
 from stanza_sim.execute.train.losses import sliced_loss, summed_loss
 from stanza_sim.execute.train.slices import features_of, gradients, gradients_with_tail
@@ -200,6 +200,7 @@ class Passes:
         for name, gradient in found:
             storage = self._storage_of[name]
             target = storage.view(storage.gradients[g], name)
+            gradient = gradient.to_dense() if gradient.is_sparse else gradient
             if self._first_use[name] == op:
                 target.copy_(gradient)
             else:
@@ -209,7 +210,9 @@ class Passes:
 
     def _keep_factors(self, spot: Spot, x: Tensor, gradient: Tensor, values: Generation) -> None:
         """Keep the factors of one micro-batch, and pack them all once the last of them is there."""
-        values.factors[spot] = x, gradient
+        if (skipped := self._taps[spot[0]].skipped) is not None:
+            gradient = gradient.masked_fill((x == skipped).unsqueeze(-1), 0)
+        values.factors[spot] = x, gradient.to(self.values.dtype) if x.dtype is torch.int64 else gradient
         spots = [(spot[0], m) for m in range(self.schedule.microbatches)]
         if all(s in values.factors for s in spots):
             name = self._factored[spot[0]]
@@ -228,6 +231,9 @@ class Passes:
         ]
         vectors = torch.split(flat.sums[g], [t.numel for t in block.tensors])
         views = {len(t.shape): vector.view(t.shape) for t, vector in zip(block.tensors, vectors, strict=True)}
+        if factors.table:
+            add_rows(messages, factors, views[2])
+            return
         reconstruct([m.to(self.values.dtype) for m in messages], factors, views[2], views.get(1))
 
     def _update(self, op: Compute, iteration: int) -> None:

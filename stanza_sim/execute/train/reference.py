@@ -67,6 +67,9 @@ def train(job: RunJob) -> Trained:
             group["lr"] = o.schedule.at(o.lr, step, training.iterations)
         optimizer.zero_grad()
         losses.append(_backward(x, y, job.model, parameters, arithmetic))
+        for parameter in parameters.values():  # momentum and weight decay are of all rows, sparse gradients or not
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()
         optimizer.step()
     return Trained(start=start, end=_arrays(parameters), losses=tuple(losses))
 

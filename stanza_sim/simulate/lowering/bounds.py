@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.schedule import Schedule
@@ -40,17 +41,34 @@ def demands(lowered: Lowered, slower: Sequence[float] | None = None) -> list[flo
     return total
 
 
-def bound_s(lowered: Lowered, busy: Sequence[float], slower: Sequence[float] | None = None) -> float:
-    """Seconds that no order of the same work can beat: the busiest resource, or the busiest lane of a rank."""
-    bounds = [d / r.capacity for r, d in zip(lowered.resources, busy, strict=True)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limit:
+    """Something that bounds an iteration, with the seconds that one iteration's work takes it: a resource, by number,
+    or the `lane` of a class of ranks, by number."""
+
+    seconds: float
+    resource: int | None = None
+    rank_class: int | None = None
+    lane: str = ""
+
+
+def limits(lowered: Lowered, busy: Sequence[float], slower: Sequence[float] | None = None) -> Iterator[Limit]:
+    """Every resource, then every lane of every class of ranks."""
+    for q, (r, d) in enumerate(zip(lowered.resources, busy, strict=True)):
+        yield Limit(seconds=d / r.capacity, resource=q)
     for k, a in enumerate(lowered.rank_classes):
         factor = 1.0 if slower is None else slower[k]
         lanes: dict[str, float] = {}
         for u, activity in a.activities.items():
             lane = getattr(a.program.units[u].op, "lane", "main")
             lanes[lane] = lanes.get(lane, 0.0) + factor * activity.work
-        bounds.extend(lanes.values())
-    return max(bounds, default=0.0)
+        for lane, seconds in lanes.items():
+            yield Limit(seconds=seconds, rank_class=k, lane=lane)
+
+
+def bound_s(lowered: Lowered, busy: Sequence[float], slower: Sequence[float] | None = None) -> float:
+    """Seconds that no order of the same work can beat: the busiest resource, or the busiest lane of a rank."""
+    return max((limit.seconds for limit in limits(lowered, busy, slower)), default=0.0)
 
 
 def bottleneck(
@@ -60,19 +78,41 @@ def bottleneck(
     lowered: Lowered,
     busy: Sequence[float],
     iteration_s: float,
+    slower: Sequence[float] | None = None,
 ) -> str:
-    """Name the busiest resource in words, with the roles of the ranks on its host."""
-    if not lowered.resources or iteration_s <= 0:
+    """Name in words what `bound_s` of the same `busy` measures, with the roles of the ranks there.
+
+    Of a resource and a lane that are equally busy it is the resource; of several resources the first by name.
+    """
+    found = list(limits(lowered, busy, slower))
+    most_s = max((limit.seconds for limit in found), default=0.0)
+    if most_s <= 0 or iteration_s <= 0:
         return "nothing takes time"
-    shares = [d / (r.capacity * iteration_s) for r, d in zip(lowered.resources, busy, strict=True)]
-    share = max(shares)
-    tied = [r for r, s in zip(lowered.resources, shares, strict=True) if s >= share * (1 - EVEN_LOADS)]
-    resource = min(tied, key=lambda r: r.label)
-    host = next((i for i, h in enumerate(cluster.hosts) if resource.label.startswith(h.name + " ")), None)
+    share = f"{min(most_s / iteration_s, 1):.0%} busy"
+    tied = [limit for limit in found if limit.seconds >= most_s * (1 - EVEN_LOADS)]
+    shared = [lowered.resources[limit.resource].label for limit in tied if limit.resource is not None]
+    if not shared:
+        return f"{_lane(schedule, cluster, lowered, tied[0])}, {share}"
+    label = min(shared)
+    host = next((i for i, h in enumerate(cluster.hosts) if label.startswith(h.name + " ")), None)
     if host is None:
-        return f"{resource.label}, {min(share, 1):.0%} busy"
-    here = [r for r, p in enumerate(cluster.placement) if p.host == host]
-    roles = [g.name for g in schedule.groups if any(r in g.ranks for r in here) and "." not in g.name]
+        return f"{label}, {share}"
+    here = cluster.ranks_on(host)
     alike = len(folding.host_classes[folding.host_class_of[host]]) - 1
-    who = " + ".join(roles) + (f", {alike} more like it" if alike else "")
-    return f"{resource.label} ({who}), {min(share, 1):.0%} busy"
+    return f"{label} ({_roles(schedule, here, alike)}), {share}"
+
+
+def _lane(schedule: Schedule, cluster: Cluster, lowered: Lowered, limit: Limit) -> str:
+    """A lane in words: `srv-0 main lane (server)`."""
+    assert limit.rank_class is not None
+    rank_class = lowered.rank_classes[limit.rank_class]
+    rank, alike = rank_class.rank, rank_class.size - 1
+    alone = len(cluster.ranks_on(cluster.placement[rank].host)) == 1
+    of = "" if alone else f" of rank {rank}"
+    return f"{cluster.host_of(rank).name} {limit.lane} lane{of} ({_roles(schedule, (rank,), alike)})"
+
+
+def _roles(schedule: Schedule, ranks: Sequence[int], alike: int) -> str:
+    """What `ranks` are, and how many more are like them."""
+    roles = [g.name for g in schedule.groups if "." not in g.name and any(r in g.ranks for r in ranks)]
+    return " + ".join(roles) + (f", {alike} more like it" if alike else "")

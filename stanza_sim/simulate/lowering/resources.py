@@ -27,6 +27,7 @@ class Resources:
         self.made: list[Resource] = []
         self._keys: dict[Key, int] = {}
         self._processors: dict[int, tuple[int, float]] = {}
+        self._device_mixes: dict[int, dict[int | None, tuple[int, ...]]] = {}
         self._one_switch = cluster.hosts_on_one_switch
         self.on_host: dict[int, list[int]] = {}
         """The ranks of each host that has any, ascending."""
@@ -108,12 +109,25 @@ class Resources:
     def device(self, rank: int) -> tuple[int, float]:
         """The device of `rank`, and how many ranks of its class compute on that one device."""
         place = self.cluster.placement[rank]
-        sharing = [r for r in self.on_host[place.host] if self.cluster.placement[r].device == place.device]
-        mix = tuple(sorted(self.folding.class_of[r] for r in sharing))
+        mixes = self._mixes(place.host)
+        mix = mixes[place.device]
         mine = mix.count(self.folding.class_of[rank])
         key = ("device", self.folding.host_class_of[place.host], mix)
-        label = f"{self.cluster.hosts[place.host].name} {self.cluster.device_of(rank)}"
+        host = self.cluster.hosts[place.host]
+        label = f"{host.name} {self.cluster.device_of(rank)}"
+        called_so = [d for d in mixes if d is not None and host.devices[d] == self.cluster.device_of(rank)]
+        if any(mixes[d] != mix for d in called_so):  # ranks on them differ, so the number has to tell them apart
+            label += f" {min(d for d in called_so if mixes[d] == mix)}"
         return self.resource(key, label, 1.0, "device"), float(mine)
+
+    def _mixes(self, host: int) -> dict[int | None, tuple[int, ...]]:
+        """The classes of the ranks on each device of a host that has any."""
+        if host not in self._device_mixes:
+            found: dict[int | None, list[int]] = {}
+            for r in self.on_host[host]:
+                found.setdefault(self.cluster.placement[r].device, []).append(self.folding.class_of[r])
+            self._device_mixes[host] = {device: tuple(sorted(mix)) for device, mix in found.items()}
+        return self._device_mixes[host]
 
     def processor(self, rank: int) -> tuple[int, float]:
         """What `rank` computes on, its host's cores or a device, and how many ranks of its class do so there."""

@@ -112,14 +112,15 @@ def places(world_size: int, fc_workers: int, *, colocated: bool, share_out: bool
         raise InputError(
             f"{fc_workers} FC workers of {world_size} nodes leave {max(conv_count, 0)} CONV workers",
             where="stanza: fc_workers",
-            hint=f"use at most {world_size - 1} of {world_size} nodes",
+            hint=f"use at most {world_size - 1} of {world_size} nodes" if world_size > 1 else "use more nodes",
         )
     if share_out and conv_count < fc_workers:
         most = world_size // 2
+        use = f"use at most {most} of {world_size} nodes" if most else "use more nodes, or placement: colocated"
         raise InputError(
             f"{fc_workers} FC workers of {world_size} nodes leave {max(conv_count, 0)} CONV workers",
             where="stanza: fc_workers",
-            hint=f"each FC worker serves at least one CONV worker: use at most {most} of {world_size} nodes",
+            hint=f"each FC worker serves at least one CONV worker: {use}",
         )
     return [*range(conv_count)], [*range(conv_count, world_size)]
 

@@ -14,8 +14,9 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.limits import TimeIsUp, free_memory, memory_limit, own_memory, time_limit
 from stanza_sim.base.telling import Say, Tell
 from stanza_sim.experiment.file import Experiment, StrategyEntry, load_experiment
+from stanza_sim.experiment.result_rows import row_of
 from stanza_sim.experiment.rows import cluster_of, known_profiles, model_of
-from stanza_sim.experiment.run import row_of, run_loaded
+from stanza_sim.experiment.run import run_loaded
 from stanza_sim.profiles.blocks import differences
 from stanza_sim.profiles.network import NetworkProfile, mismatches, read_either, with_network
 from stanza_sim.report.result import Row
@@ -62,7 +63,7 @@ def problems_of(loaded: Loaded[Experiment], profiles: Sequence[Path], say: Say =
     Raises `InputError` for what is wrong with the experiment or a profile.
     """
     experiment = loaded.value
-    cluster = cluster_of(loaded)
+    cluster = cluster_of(loaded, say)
     models = {entry.title: model_of(loaded, i) for i, entry in enumerate(experiment.models)}
     known, network = known_profiles(loaded, profiles, models)
     if network is not None:

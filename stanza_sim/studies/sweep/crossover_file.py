@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from stanza_sim.base.files import write_whole
+from stanza_sim.base.tables import csv_cell
 from stanza_sim.studies.sweep.crossover import Crossover
 from stanza_sim.studies.sweep.vary import Axis, scale_of
 
@@ -53,8 +54,8 @@ def write_crossovers(points: Path, axes: Sequence[Axis], found: Sequence[Crossov
         others = [
             a.override(v) for i, (a, v) in enumerate(zip(axes, one.place.point, strict=True)) if i != one.place.axis
         ]
-        cells = {key: _text(value) for key, value in crossover_cells(one, axes).items()}
-        writer.writerow({**cells, "at": " ".join(others)})
+        cells = {key: csv_cell(_text(value)) for key, value in crossover_cells(one, axes).items()}
+        writer.writerow({**cells, "at": csv_cell(" ".join(others))})
     write_whole(out.getvalue(), crossovers_path(points))
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from stanza_sim.base import config
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.files import only_writer
 from stanza_sim.base.telling import Tell
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.rows import model_of
@@ -96,6 +97,10 @@ class Sweep:
 
         Every point is in the file as soon as it and those before it are known. Raises `InputError` and `RunError`.
         """
+        with nullcontext() if self.table.path is None else only_writer(self.table.path):
+            return self._run(jobs, scheduler, tell)
+
+    def _run(self, jobs: int, scheduler: str | None, tell: Tell) -> SweepFindings:
         left = [point for point in self.points if point not in self.table.lines]
         who: AbstractContextManager[Workers]
         who = local_workers(jobs, len(left)) if scheduler is None else dask_workers(scheduler)

@@ -17,7 +17,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.base.files import check_target, write_whole
+from stanza_sim.base.files import LARGEST_TEXT, check_target, read_bytes, write_whole
+from stanza_sim.base.tables import csv_cell, of_csv_cell
 from stanza_sim.base.version import __version__
 from stanza_sim.studies.sweep.inputs import changes
 from stanza_sim.studies.sweep.points import SweepRow
@@ -133,16 +134,14 @@ class Table:
             inputs = self.inputs(point)
             for line in self.lines[point]:
                 cells = {name: getattr(line, name) for name in FIELDS}
-                texts = {key: "" if value is None else str(value) for key, value in cells.items()}
+                texts = {key: "" if value is None else csv_cell(str(value)) for key, value in cells.items()}
                 texts |= {"sweep": self.digest, "feasible": "yes" if line.feasible else "no", "inputs": inputs}
-                writer.writerow(texts | dict(zip(self.keys, point, strict=True)))
+                writer.writerow(texts | {key: csv_cell(value) for key, value in zip(self.keys, point, strict=True)})
         return out.getvalue()
 
     def _read(self, path: Path) -> None:
         try:
-            raw = path.read_bytes().decode("utf-8")
-        except OSError as error:
-            raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
+            raw = read_bytes(path, at_most=LARGEST_TEXT).decode("utf-8")
         except UnicodeDecodeError:
             raise self._foreign("is not a table of a sweep") from None
         text = raw[: raw.rfind("\n") + 1]  # a line that was cut short is dropped
@@ -157,7 +156,8 @@ class Table:
                 what = "is of a sweep that varied other keys, or of another version"
                 raise self._foreign(what if ours else "is not a table of a sweep")
             found: dict[Point, list[SweepRow]] = {}
-            for number, cells in enumerate(reader, 2):
+            for number, written in enumerate(reader, 2):
+                cells = {key: of_csv_cell(cell) if isinstance(cell, str) else cell for key, cell in written.items()}
                 if None in cells or None in cells.values():
                     raise self._foreign(f"has a line that is no line of a sweep: number {number}")
                 if cells["sweep"] != self.digest:

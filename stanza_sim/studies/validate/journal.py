@@ -19,6 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from stanza_sim.base.config import Section
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.files import LARGEST_JSON, read_bytes
 from stanza_sim.studies.validate.records import Measured, Predicted
 
 NAME = "journal.jsonl"
@@ -212,13 +213,10 @@ def resume(folder: Path, header: Header) -> Journal:
 
 def read(path: Path) -> tuple[Done, int]:
     """Return what the journal at `path` holds, and how many of its bytes are whole lines. Raises `InputError`."""
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
+    if not path.exists():
         hint = "leave --resume out to begin"
-        raise InputError("there is nothing to continue here", where=str(path.parent), hint=hint) from None
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        raise InputError("there is nothing to continue here", where=str(path.parent), hint=hint)
+    raw = read_bytes(path, at_most=LARGEST_JSON)
     size = raw.rfind(b"\n") + 1
     entries = [_parse(line, f"{path}:{number}") for number, line in enumerate(raw[:size].splitlines(), 1)]
     if not entries or not isinstance(entries[0], Header):

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from stanza_sim.base.tables import csv_cell
 from stanza_sim.report.result import Json
 from stanza_sim.studies.validate import budget
 from stanza_sim.studies.validate.budget import TimeCategory
@@ -223,7 +224,7 @@ def report_csv(report: Report) -> str:
 def _cell(value: Json) -> str:
     if value is None:
         return ""
-    return _number(value) if isinstance(value, float) else str(value)
+    return _number(value) if isinstance(value, float) else csv_cell(str(value))
 
 
 def _number(value: float) -> str:

@@ -175,6 +175,7 @@ def test_no_orphan_is_left_when_the_parent_is_killed_or_interrupted() -> None:
         assert all(gone(pid) for pid in ranks), ending
 
 
+@pytest.mark.nightly
 @pytest.mark.processes
 def test_torchrun_gives_the_same_losses_as_local_ranks(pool: Pool, tiny: ModelProfile) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "3", "--no-python"]

@@ -104,7 +104,8 @@ def test_folded_is_unfolded(
     if not 4 <= on.world_size <= 20:
         return
     schedule = build(strategy, MODEL, on.world_size, **options)
-    folded, alone = (predict(schedule, MODEL, on, fold_ranks=f) for f in (True, False))
+    engine = "plain" if on.world_size <= 8 else "compiled"  # sharded parameters of 16 ranks take the plain one 20 s
+    folded, alone = (predict(schedule, MODEL, on, fold_ranks=f, engine=engine) for f in (True, False))
     if folded.steady and alone.steady:
         agree(folded, alone)
     else:  # the order of messages that tie decides; the mean hardly feels it

@@ -8,6 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stanza_sim.base.tables import csv_cell
 from stanza_sim.report.result import Json
 from stanza_sim.studies.validate.published.scores import (
     GroupErrors,
@@ -136,7 +137,8 @@ def report_csv(report: PublishedReport) -> str:
     writer.writerow(["id", "kind", "what", "predicted", "measured", "unit", "error_pct", "linear_error_pct", "scored"])
     for o in report.outcomes:
         numbers = [_digits(o.predicted), _digits(o.measured), UNITS[o.kind], _digits(o.error_pct)]
-        writer.writerow([o.id, o.kind, o.label, *numbers, _digits(o.linear_error_pct), "yes" if o.scored else "no"])
+        last = _digits(o.linear_error_pct), "yes" if o.scored else "no"
+        writer.writerow([csv_cell(o.id), o.kind, csv_cell(o.label), *numbers, *last])
     return out.getvalue()
 
 

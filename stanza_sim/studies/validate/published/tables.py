@@ -14,6 +14,7 @@ from math import isfinite
 from pathlib import Path
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.files import LARGEST_TEXT, read_text
 
 TRAINING_COLUMNS = (
     "model",
@@ -149,12 +150,7 @@ def read_cells(path: Path, columns: Sequence[str]) -> list[Cells]:
     Raises `InputError` for a file that cannot be read, that lacks one of `columns`, names one twice, has no rows, or
     has a row with more cells than its heading.
     """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except UnicodeDecodeError:
-        raise InputError("is not text in UTF-8", where=str(path), hint="a CSV file is expected") from None
+    text = read_text(path, at_most=LARGEST_TEXT, expected="a CSV file")
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
         heading = [name.strip() for name in next(reader, [])]

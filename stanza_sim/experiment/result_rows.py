@@ -1,0 +1,47 @@
+"""The rows of a report, from what was predicted and measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from stanza_sim.cluster import Cluster
+from stanza_sim.experiment.file import Experiment
+from stanza_sim.experiment.rows import LeftOutRow, Plan
+from stanza_sim.report.result import Drift, Infeasible, Row
+from stanza_sim.simulate import Prediction
+
+if TYPE_CHECKING:  # imported where something is executed
+    from stanza_sim.execute import Measurement
+
+
+def row_of(
+    experiment: Experiment,
+    cluster: Cluster,
+    plan: Plan,
+    prediction: Prediction,
+    measurement: Measurement | None = None,
+    drift: Drift | None = None,
+    undilated: Prediction | None = None,
+) -> Row:
+    """The row of a report for one plan."""
+    return Row(
+        label=plan.strategy.title,
+        model=plan.entry.title,
+        strategy=plan.strategy.strategy,
+        settings=plan.strategy.settings.model_dump(mode="json"),
+        cluster=cluster.name,
+        nodes=cluster.nodes,
+        batch_per_worker=plan.batch_per_worker,
+        precision=experiment.precision,
+        seed=experiment.seed,
+        schedule=plan.schedule,
+        prediction=prediction,
+        measurement=measurement,
+        drift=drift,
+        undilated=undilated,
+    )
+
+
+def infeasible_of(one: LeftOutRow) -> Infeasible:
+    """What a report says of a row that is not possible."""
+    return Infeasible(label=one.strategy.title, model=one.entry.title, reason=one.error.one_line)
