@@ -17,11 +17,12 @@ from torch import fx, nn
 from torch.nn import functional
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.model.extract.calls import as_changed
 from stanza_sim.model.extract.factory import USER_ERRORS, describe
 from stanza_sim.model.extract.inputs import Input, arguments_of, dtypes_to_try, shape_words
 from stanza_sim.model.extract.merge import AlwaysDropout, Differs, Merger, ModeSwitch, fresh_name
 from stanza_sim.model.extract.outputs import chosen_output
-from stanza_sim.model.extract.tracer import CannotRecord, Tracer, as_changed
+from stanza_sim.model.extract.tracer import CannotRecord, Tracer
 from stanza_sim.model.extract.twin import meta_twin
 
 TRACED_BATCHES = (3, 5)
