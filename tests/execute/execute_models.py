@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -148,3 +150,19 @@ class Drawn(nn.Module):
 
 def drawn() -> nn.Module:
     return Drawn()
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(40, 6), nn.Linear(6, 40)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a dropout that does nothing
+            self.lstm = nn.LSTM(6, 6, layers, dropout=0.5, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(self.lstm(self.table(tokens))[0][:, -1])
+
+
+def recurrent(layers: int = 1) -> nn.Module:
+    return Recurrent(layers)

@@ -142,3 +142,14 @@ def test_models_that_cannot_be_trained(tmp_path: Path, factory: str, message: st
 def test_a_scaled_model_has_nothing_to_train(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a table of numbers without a factory"):
         plans(tmp_path, "{model: alexnet, scale: {bytes: 0.5}}", "synthetic")
+
+
+def test_dropout_between_the_layers_of_one_is_none(tmp_path: Path) -> None:
+    """Torch applies it between layers only."""
+    for layers in (1, 2):
+        model = f"{{model: '{MODELS}:recurrent', name: m, input_shape: [8], factory_kwargs: {{layers: {layers}}}}}"
+        if layers == 1:
+            assert plans(tmp_path, model, "last_token")
+        else:
+            with pytest.raises(InputError, match="random numbers of 'lstm' depend on how samples are spread"):
+                plans(tmp_path, model, "last_token")

@@ -224,7 +224,7 @@ def _is_plain_dropout(module: nn.Module) -> TypeGuard[nn.Dropout]:
 def _draws_otherwise(module: nn.Module) -> bool:
     """Whether a torch module draws random numbers in training, other than as elementwise dropout."""
     if isinstance(module, nn.RNNBase):
-        return module.dropout > 0
+        return module.dropout > 0 and module.num_layers > 1  # it is between layers
     if isinstance(module, nn.MultiheadAttention):
         return bool(module.dropout)
     if isinstance(module, nn.modules.dropout._DropoutNd):
