@@ -262,7 +262,11 @@ def raw(name: str, model: ModelProfile, seed: int) -> Items:
             items = Digits()
         case _:
             items = _imported(name)
-    if not len(items):
+    try:
+        count = len(items)
+    except _USER_ERRORS as e:
+        raise InputError(f"its length is not known: {type(e).__name__}: {e}", where=f"data {name!r}", hint=_HINT) from e
+    if not count:
         raise InputError("has no samples", where=f"data {name!r}")
     return items
 
