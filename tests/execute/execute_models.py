@@ -166,3 +166,8 @@ class Recurrent(nn.Module):
 
 def recurrent(layers: int = 1) -> nn.Module:
     return Recurrent(layers)
+
+
+def normed() -> nn.Module:
+    """A last layer that is normalised over its features."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Linear(12, 10), nn.LogSoftmax(dim=1))

@@ -9,7 +9,7 @@ import pytest
 from stanza_sim.base.errors import InputError
 from stanza_sim.experiment.file import load_experiment
 from stanza_sim.experiment.fitted import fitted
-from stanza_sim.experiment.rows import Plan, cluster_of, plans_of
+from stanza_sim.experiment.rows import LeftOutRow, Plan, cluster_of, plans_of
 from stanza_sim.model.labels import Labels, Loss
 from stanza_sim.schedule import check
 
@@ -153,3 +153,19 @@ def test_dropout_between_the_layers_of_one_is_none(tmp_path: Path) -> None:
         else:
             with pytest.raises(InputError, match="random numbers of 'lstm' depend on how samples are spread"):
                 plans(tmp_path, model, "last_token")
+
+
+def test_a_row_that_asks_of_a_block_what_it_cannot_do_is_left_out(tmp_path: Path) -> None:
+    """What follows the layer is no elementwise module, so its features cannot be sharded."""
+    file = tmp_path / "t.yaml"
+    model = f"{{model: '{MODELS}:normed', input_shape: [1, 8, 8], boundary: '2'}}"
+    file.write_text(TEXT.format(model=model, data="synthetic", more="", strategy="all_reduce, sharded_head"))
+    loaded = load_experiment(str(file))
+    cluster = cluster_of(loaded)
+    found: list[LeftOutRow] = []
+    (plan,) = fitted(loaded, plans_of(loaded, cluster), left_out=found)
+    assert plan.strategy.strategy == "all_reduce"
+    assert [row.strategy.strategy for row in found] == ["sharded_head"]
+    assert "is not elementwise" in str(found[0].error)
+    with pytest.raises(InputError, match="is not elementwise"):
+        fitted(loaded, plans_of(loaded, cluster))
