@@ -111,6 +111,21 @@ def words(beside: bool = False, tied: bool = False) -> nn.Module:
     return Words(beside, tied)
 
 
+class Described(nn.Module):
+    """An image, and a word about it, to ten classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.word, self.out = nn.Linear(64, 12), nn.Embedding(40, 12), nn.Linear(12, 10)
+
+    def forward(self, image: Tensor, word: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.image(image.flatten(1)) + self.word(word).sum(1)))
+
+
+def described() -> nn.Module:
+    return Described()
+
+
 def numbers(outputs: int = 1) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, outputs))
 

@@ -19,6 +19,7 @@ NUMBERS = f"{ONE[:-1]}, factory_kwargs: {{outputs: 10}}, boundary: 1}}"
 GPT = f"{{model: '{MODELS}:gpt', name: m, input_shape: [8]}}"
 LAST = f"{{model: '{MODELS}:gpt', name: m, input_shape: [8], factory_kwargs: {{last: true}}}}"
 DENSE = f"{{model: '{MODELS}:dense', name: m, input_shape: [1, 8, 8]}}"
+BOTH = f"{{model: '{MODELS}:described', name: m, input_shape: {{image: [1, 8, 8], word: [1]}}}}"
 TEXT = """
 name: t
 cluster: laptop
@@ -63,6 +64,8 @@ def plans(
         (LAST, "float_tokens", r"is \[8\] of float32, model m takes tokens\n  return tokens as whole numbers"),
         (LAST, "digits", r"has the shape \[1, 8, 8\], model m takes \[8\]"),
         (NUMBERS, "no_such_name", "AttributeError"),
+        (BOTH, "arrays", "sample 0: is a tuple of 2: ndarray, int64, not 2 inputs and a label"),
+        (BOTH, "images_with_far_words", "sample 0: word has token 99, model m knows 40: 0 to 39"),
     ],
 )
 def test_data_that_does_not_fit(tmp_path: Path, model: str, data: str, message: str) -> None:
@@ -97,6 +100,7 @@ def test_a_loss_that_makes_no_sense_of_the_labels(tmp_path: Path, data: str, los
         (GPT, "next_tokens", "", Labels(shape=(8,))),
         (DENSE, "masks", "", Labels(shape=(8, 8), class_axis=0)),
         (LAST, "synthetic", "", Labels()),
+        (BOTH, "synthetic", "", Labels()),
     ],
 )
 def test_labels_say_which_loss_they_are_for(

@@ -28,7 +28,7 @@ LOOK_S = 5.0
 def labels_in(name: str, items: data.Items, model: ModelProfile, loss: Loss | None) -> Labels:
     """What the labels of a dataset are to `model`, told by its first sample. Raises `InputError`."""
     where = f"data {name!r}, sample 0"
-    _, y = data.pair_of(items, 0, where)
+    _, y = data.sample_of(items, 0, model, where)
     kind = LabelKind.INTEGERS
     if y.is_floating_point() or y.is_complex():
         kind = LabelKind.NUMBERS
