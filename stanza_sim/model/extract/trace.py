@@ -227,8 +227,8 @@ def _failed(
     return InputError(
         f"{place} fails on samples of {shape_words(inputs)}: {describe(error)}",
         where=where,
-        hint=f"set input_shape to the shape of one sample, without the batch{more_arguments(module, inputs)}. It ran on "
-        "torch's meta device: an op that fails there whatever the shape must be left out of the model",
+        hint=f"set input_shape to the shape of one sample, without the batch{more_arguments(module, inputs)}. It ran "
+        "on torch's meta device: an op that fails there whatever the shape must be left out of the model",
     )
 
 
