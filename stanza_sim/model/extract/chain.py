@@ -31,6 +31,8 @@ from stanza_sim.model.extract.trace import Trace, trace
 
 _LIGHT = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
 _LOOKUPS = (functional.embedding, functional.embedding_bag)
+_LIBRARIES = ("transformers.", "timm.")
+"""Packages whose models have parameters for uses that are not made of them (masks, cross attention)."""
 _MOST = 4
 """Tensors that may pass between two layers."""
 
@@ -308,9 +310,12 @@ class _Cutter:
                     )
 
     def _check_all_used(self, used: Sequence[Sequence[str]]) -> None:
-        """Raise `InputError` unless every parameter is used."""
+        """Raise `InputError` unless every parameter is used, save those that a library's model has to spare."""
         known = {name for names in used for name in names}
         unused = [n for n, p in self.parameters.items() if p.requires_grad and n not in known]
+        parts = self.module.named_modules() if unused else ()
+        libraries = [f"{name}." if name else "" for name, m in parts if type(m).__module__.startswith(_LIBRARIES)]
+        unused = [n for n in unused if not n.startswith(tuple(libraries))]
         if unused:
             raise InputError(
                 f"forward does not use the parameters {', '.join(unused[:4])}{' ...' if len(unused) > 4 else ''}",
