@@ -51,6 +51,7 @@ def measure(
     cluster: Cluster,
     *,
     data: str = "synthetic",
+    loss: Literal["cross_entropy", "mse", "bce"] | None = None,
     model: ModelProfile | None = None,
     iterations: int = 60,
     warmup: int = 10,
@@ -72,14 +73,15 @@ def measure(
     """Execute a schedule on the ranks of `cluster` and return what that measured.
 
     Ranks are processes of this machine, those of the launcher that started this process (torchrun, Slurm), or with
-    `testbed` they run in an emulated network (root). They train on `data` ("synthetic", "digits", or the import path of
-    a Dataset); with `compute="emulated"` each computation is a wait of its predicted time instead. `iterations` include
-    `warmup`, which is not timed. With `dilate`, for emulated computations in a testbed, links are so many times slower,
-    computations as much longer, and measured times divided by it. `optimizer` is as in a file, such as {"lr": 0.02}. It
-    trains in `precision`, default that for which the schedule was built; where anything is in fp16 the loss is
-    multiplied by `loss_scale`. With `deterministic` repeats are bitwise equal on GPUs too. `timeout` is how long a rank
-    may stay silent, in seconds or as "60s"; it is dilated too. Raises `InputError` for what does not fit this machine,
-    and `RunError` if a rank fails.
+    `testbed` they run in an emulated network (root). They train on `data` ("synthetic", "digits", or the import
+    path of a Dataset); with `compute="emulated"` each computation is a wait of its predicted time instead.
+    `iterations` include `warmup`, which is not timed. The `loss` is what the labels ask for unless it is given.
+    With `dilate`, for emulated computations in a testbed, links are so many times slower, computations as much
+    longer, and measured times divided by it. `optimizer` is as in a file, such as {"lr": 0.02}. It trains in
+    `precision`, default that for which the schedule was built; where anything is in fp16 the loss is multiplied by
+    `loss_scale`. With `deterministic` repeats are bitwise equal on GPUs too. `timeout` is how long a rank may stay
+    silent, in seconds or as "60s"; it is dilated too. Raises `InputError` for what does not fit this machine, and
+    `RunError` if a rank fails.
 
     >>> import stanza_sim as ss
     >>> here = ss.load_cluster("laptop", nodes=2)
@@ -97,6 +99,7 @@ def measure(
             "iterations": iterations,
             "warmup": warmup,
             "data": data,
+            "loss": loss,
             "optimizer": optimizer,
             "loss_scale": loss_scale,
         }

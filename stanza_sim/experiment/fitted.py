@@ -7,23 +7,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from stanza_sim.base.config import Loaded
-from stanza_sim.base.errors import at
+from stanza_sim.base.errors import InputError, at
 from stanza_sim.base.telling import Say
 from stanza_sim.experiment.file import Experiment
 from stanza_sim.experiment.jobs import training_of
-from stanza_sim.experiment.rows import Plan
+from stanza_sim.experiment.rows import LeftOutRow, Plan
 from stanza_sim.model.labels import Labels, Loss
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.model.shipped import SOURCES, WIDE
 from stanza_sim.schedule.wires import with_labels
 
 
-def fitted(loaded: Loaded[Experiment], plans: Sequence[Plan], say: Say = lambda text: None) -> tuple[Plan, ...]:
+def fitted(
+    loaded: Loaded[Experiment],
+    plans: Sequence[Plan],
+    say: Say = lambda text: None,
+    *,
+    left_out: list[LeftOutRow] | None = None,
+) -> tuple[Plan, ...]:
     """Return `plans` with models that know their labels from the data, and schedules with the bytes of these.
 
     For emulated computations they are returned as they are: nothing is trained. Raises `InputError` for data that does
     not fit a model, for a loss that makes no sense, and for a model or a block of it that cannot be trained; what is
-    odd about the data is said.
+    odd about the data is said. Rows that ask of a block what it cannot do go to `left_out`, or are an error without it.
     """
     experiment = loaded.value
     if experiment.execute.compute == "emulated":
@@ -33,27 +39,46 @@ def fitted(loaded: Loaded[Experiment], plans: Sequence[Plan], say: Say = lambda 
         mine = [plan for plan in plans if plan.entry.title == title]
         index = next((i for i, entry in enumerate(experiment.models) if entry.title == title), 0)
         with at(loaded.source.where("models", index), outer=True):
-            _check(mine)
+            rows = _checked(mine)
+        for row in rows:
+            if left_out is None:
+                raise row.error
+            left_out.append(row)
+        refused = [row.strategy for row in rows]
+        if not (mine := [plan for plan in mine if plan.strategy not in refused]):
+            continue
         with at(loaded.source.where("training", "data"), outer=True):
             models[title] = _with_labels(loaded, mine, say)
     found = []
+    unfit = {(row.entry.title, row.strategy.title) for row in left_out or ()}
     for plan in plans:
+        if (plan.entry.title, plan.strategy.title) in unfit:
+            continue
         model = models[plan.entry.title]
         found.append(replace(plan, model=model, schedule=with_labels(plan.schedule, plan.model, model)))
     return tuple(found)
 
 
-def _check(plans: Sequence[Plan]) -> None:
-    """Look at the model of `plans`: those of a user's own factory, which torch has built already, block by block."""
+def _checked(plans: Sequence[Plan]) -> list[LeftOutRow]:
+    """Look at the model of `plans`: that of a user's own factory, which torch has built already, block by block.
+
+    Returns the rows that ask of a block what it cannot do; raises `InputError` for what none of them can.
+    """
     from stanza_sim.execute.train.known import check_trainable
 
-    model = plans[0].model
+    model, found = plans[0].model, list[LeftOutRow]()
     check_trainable(model)
     shipped = {source.factory for source in (*SOURCES.values(), *WIDE.values())}
     if "torch" in sys.modules and model.factory not in shipped:
         from stanza_sim.execute.train.early import check_blocks
 
-        check_blocks(model, [plan.schedule for plan in plans])
+        check_blocks(model)
+        for plan in plans:
+            try:
+                check_blocks(model, plan.schedule)
+            except InputError as error:
+                found.append(LeftOutRow(entry=plan.entry, strategy=plan.strategy, error=error))
+    return found
 
 
 def _with_labels(loaded: Loaded[Experiment], plans: Sequence[Plan], say: Say) -> ModelProfile:

@@ -141,7 +141,7 @@ def model_of(loaded: Loaded[Experiment], index: int) -> ModelProfile:
         )
         given = (Throughput(device=name, **dict(known)) for name, known in entry.throughput.items())
         profile = replace(profile, throughput=tuple(given))
-        if (loss := loaded.value.training.loss) is not None:
+        if (loss := loaded.value.training.loss) is not None and loss != profile.labels.loss:
             profile = replace(profile, stated_labels=usual_labels(profile.blocks[-1].output_shape, Loss(loss)))
         return scaled(profile, nbytes=entry.scale.bytes, compute=entry.scale.compute)
 

@@ -181,7 +181,10 @@ def run_loaded(
         _check_target(save_profile, loaded.value)
     known, network = known_profiles(loaded, profiles, {p.entry.title: p.model for p in plans})
     if execute:
-        plans = fitted(loaded, plans, say)
+        unfit: list[LeftOutRow] = []
+        plans = fitted(loaded, plans, say, left_out=unfit)
+        impossible = (*impossible, *unfit)
+        require_possible(plans, impossible)
         done = _executed(loaded, cluster, plans, known, network, save_profile=save_profile, testbed=testbed, say=say)
         return None if done is None else replace(done, infeasible=tuple(map(infeasible_of, impossible)))
     if network is not None:

@@ -198,6 +198,12 @@ class ModelProfile:
         names = [b.name for b in self.blocks]
         if len(set(names)) != len(names):
             raise InputError(f"model {self.name} has two blocks of one name")
+        known: set[str] = set()
+        for b in self.blocks:
+            for t in b.tied:
+                if t.name not in known:
+                    raise InputError(f"block {b.name} is tied to {t.name}, which no block before it has")
+            known.update(t.name for t in b.tensors)
         devices = [given.device for given in self.throughput]
         if twice := [d for d in dict.fromkeys(devices) if devices.count(d) > 1]:
             raise InputError(f"model {self.name} has two throughputs of device {twice[0]}")

@@ -74,6 +74,14 @@ def arrays() -> Made:
     return Made(lambda i, g: (np.full((1, 8, 8), i, dtype=np.uint8), np.int64(i % 10)))
 
 
+def images_and_words() -> Made:
+    return Made(lambda i, g: ((image(g), torch.tensor([i % 40])), i % 10))
+
+
+def images_with_far_words() -> Made:
+    return Made(lambda i, g: (image(g), np.array([99]), i % 10))
+
+
 def wrong_shape() -> Made:
     return Made(lambda i, g: (torch.zeros(3, 8, 8), 0))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -111,6 +113,21 @@ def words(beside: bool = False, tied: bool = False) -> nn.Module:
     return Words(beside, tied)
 
 
+class Described(nn.Module):
+    """An image, and a word about it, to ten classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.image, self.word, self.out = nn.Linear(64, 12), nn.Embedding(40, 12), nn.Linear(12, 10)
+
+    def forward(self, image: Tensor, word: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.image(image.flatten(1)) + self.word(word).sum(1)))
+
+
+def described() -> nn.Module:
+    return Described()
+
+
 def numbers(outputs: int = 1) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, outputs))
 
@@ -133,3 +150,24 @@ class Drawn(nn.Module):
 
 def drawn() -> nn.Module:
     return Drawn()
+
+
+class Recurrent(nn.Module):
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(40, 6), nn.Linear(6, 40)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a dropout that does nothing
+            self.lstm = nn.LSTM(6, 6, layers, dropout=0.5, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.out(self.lstm(self.table(tokens))[0][:, -1])
+
+
+def recurrent(layers: int = 1) -> nn.Module:
+    return Recurrent(layers)
+
+
+def normed() -> nn.Module:
+    """A last layer that is normalised over its features."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Linear(12, 10), nn.LogSoftmax(dim=1))

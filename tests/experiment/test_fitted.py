@@ -9,7 +9,7 @@ import pytest
 from stanza_sim.base.errors import InputError
 from stanza_sim.experiment.file import load_experiment
 from stanza_sim.experiment.fitted import fitted
-from stanza_sim.experiment.rows import Plan, cluster_of, plans_of
+from stanza_sim.experiment.rows import LeftOutRow, Plan, cluster_of, plans_of
 from stanza_sim.model.labels import Labels, Loss
 from stanza_sim.schedule import check
 
@@ -19,6 +19,7 @@ NUMBERS = f"{ONE[:-1]}, factory_kwargs: {{outputs: 10}}, boundary: 1}}"
 GPT = f"{{model: '{MODELS}:gpt', name: m, input_shape: [8]}}"
 LAST = f"{{model: '{MODELS}:gpt', name: m, input_shape: [8], factory_kwargs: {{last: true}}}}"
 DENSE = f"{{model: '{MODELS}:dense', name: m, input_shape: [1, 8, 8]}}"
+BOTH = f"{{model: '{MODELS}:described', name: m, input_shape: {{image: [1, 8, 8], word: [1]}}}}"
 TEXT = """
 name: t
 cluster: laptop
@@ -63,6 +64,8 @@ def plans(
         (LAST, "float_tokens", r"is \[8\] of float32, model m takes tokens\n  return tokens as whole numbers"),
         (LAST, "digits", r"has the shape \[1, 8, 8\], model m takes \[8\]"),
         (NUMBERS, "no_such_name", "AttributeError"),
+        (BOTH, "arrays", "sample 0: is a tuple of 2: ndarray, int64, not 2 inputs and a label"),
+        (BOTH, "images_with_far_words", "sample 0: word has token 99, model m knows 40: 0 to 39"),
     ],
 )
 def test_data_that_does_not_fit(tmp_path: Path, model: str, data: str, message: str) -> None:
@@ -97,6 +100,7 @@ def test_a_loss_that_makes_no_sense_of_the_labels(tmp_path: Path, data: str, los
         (GPT, "next_tokens", "", Labels(shape=(8,))),
         (DENSE, "masks", "", Labels(shape=(8, 8), class_axis=0)),
         (LAST, "synthetic", "", Labels()),
+        (BOTH, "synthetic", "", Labels()),
     ],
 )
 def test_labels_say_which_loss_they_are_for(
@@ -138,3 +142,30 @@ def test_models_that_cannot_be_trained(tmp_path: Path, factory: str, message: st
 def test_a_scaled_model_has_nothing_to_train(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a table of numbers without a factory"):
         plans(tmp_path, "{model: alexnet, scale: {bytes: 0.5}}", "synthetic")
+
+
+def test_dropout_between_the_layers_of_one_is_none(tmp_path: Path) -> None:
+    """Torch applies it between layers only."""
+    for layers in (1, 2):
+        model = f"{{model: '{MODELS}:recurrent', name: m, input_shape: [8], factory_kwargs: {{layers: {layers}}}}}"
+        if layers == 1:
+            assert plans(tmp_path, model, "last_token")
+        else:
+            with pytest.raises(InputError, match="random numbers of 'lstm' depend on how samples are spread"):
+                plans(tmp_path, model, "last_token")
+
+
+def test_a_row_that_asks_of_a_block_what_it_cannot_do_is_left_out(tmp_path: Path) -> None:
+    """What follows the layer is no elementwise module, so its features cannot be sharded."""
+    file = tmp_path / "t.yaml"
+    model = f"{{model: '{MODELS}:normed', input_shape: [1, 8, 8], boundary: '2'}}"
+    file.write_text(TEXT.format(model=model, data="synthetic", more="", strategy="all_reduce, sharded_head"))
+    loaded = load_experiment(str(file))
+    cluster = cluster_of(loaded)
+    found: list[LeftOutRow] = []
+    (plan,) = fitted(loaded, plans_of(loaded, cluster), left_out=found)
+    assert plan.strategy.strategy == "all_reduce"
+    assert [row.strategy.strategy for row in found] == ["sharded_head"]
+    assert "is not elementwise" in str(found[0].error)
+    with pytest.raises(InputError, match="is not elementwise"):
+        fitted(loaded, plans_of(loaded, cluster))

@@ -10,7 +10,17 @@ from hypothesis import strategies as st
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.op_kinds import OpKind
 from stanza_sim.model import zoo
-from stanza_sim.model.profile import Block, BlockKind, ModelProfile, OpWork, ParamTensor, PassWork, with_boundary
+from stanza_sim.model.labels import Labels, Loss
+from stanza_sim.model.profile import (
+    Block,
+    BlockKind,
+    ModelInput,
+    ModelProfile,
+    OpWork,
+    ParamTensor,
+    PassWork,
+    with_boundary,
+)
 from stanza_sim.model.profile_json import fingerprint, from_json, to_json
 
 sizes = st.lists(st.integers(1, 2**40), max_size=4).map(tuple)
@@ -38,6 +48,16 @@ blocks = st.builds(
 )
 
 
+labels = st.builds(
+    Labels,
+    loss=st.sampled_from(Loss),
+    shape=sizes,
+    class_axis=st.sampled_from([0, -1]),
+    probabilities=st.booleans(),
+)
+inputs = st.builds(ModelInput, name=texts, shape=sizes, vocabulary=st.none() | st.integers(0, 9))
+
+
 @st.composite
 def profiles(draw: st.DrawFn) -> ModelProfile:
     chain = tuple(draw(st.lists(blocks, min_size=1, max_size=4, unique_by=lambda b: b.name)))
@@ -54,6 +74,13 @@ def profiles(draw: st.DrawFn) -> ModelProfile:
                 lambda d: tuple(d.items())
             )
         ),
+    )
+    profile = replace(
+        profile,
+        vocabulary=draw(st.none() | st.integers(0, 9)),
+        stated_labels=draw(st.none() | labels),
+        more_inputs=draw(st.lists(inputs, max_size=2).map(tuple)),
+        output=draw(st.none() | texts),
     )
     return with_boundary(profile, draw(st.integers(0, len(chain))))
 
@@ -94,6 +121,10 @@ DATA = json.loads(to_json(zoo.get("alexnet")))
         ({"factory_kwargs": []}, "factory_kwargs: list in place of an object"),
         ({"factory_kwargs": {"a": [1]}}, "factory_kwargs: a is"),
         ({"blocks": [], "boundary": None}, "has no blocks"),
+        ({"labels": {"loss": "hinge", "shape": []}}, "labels: loss is 'hinge'\n  it must be one of cross_entropy, mse"),
+        ({"labels": {"loss": "mse", "shape": [], "class_axis": 1}}, "labels: class_axis is 1\n  it must be 0 or -1"),
+        ({"vocabulary": -1}, "vocabulary is -1"),
+        ({"blocks": [DATA["blocks"][0] | {"tied": [["w", 3]]}], "boundary": None}, "tied to w, which no block before"),
         ({"blocks": [3]}, r"blocks\[0\]: int in place of an object"),
         ({"blocks": DATA["blocks"][:1] * 2, "boundary": None}, "two blocks of one name"),
         ({"blocks": [DATA["blocks"][0] | {"kernels": -1}], "boundary": None}, r"blocks\[0\]: kernels is -1"),

@@ -177,7 +177,7 @@ except InputError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.startswith("165\n")
+    assert done.stdout.startswith("193\n")
     assert "pip install 'stanza-sim[torch]'" in done.stdout
 
 

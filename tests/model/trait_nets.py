@@ -181,3 +181,20 @@ def sparse_words() -> nn.Module:
 
 def bfloat16() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 2)).bfloat16()
+
+
+class Translator(nn.Module):
+    """Torch's own encoder and decoder on two inputs; the mask of the first is needed to the end."""
+
+    def __init__(self, drop: float = 0.0) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(13, 8), nn.Linear(8, 13)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, drop, batch_first=True), 2)
+        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 16, drop, batch_first=True), 2)
+
+    def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        padding = source == 0
+        memory = self.encoder(self.words(source), src_key_padding_mask=padding)
+        later = nn.Transformer.generate_square_subsequent_mask(target.shape[1], device=target.device)
+        y = self.decoder(self.words(target), memory, tgt_mask=later, memory_key_padding_mask=padding)
+        return self.head(y)

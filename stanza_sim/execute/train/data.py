@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence, Sized
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -19,7 +20,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.user_code import check_found, check_module
 from stanza_sim.execute.train.flat import dtype_of
 from stanza_sim.model.labels import IGNORED, Labels, Loss
-from stanza_sim.model.profile import ModelProfile
+from stanza_sim.model.profile import ModelInput, ModelProfile
 
 HELD_OUT = 5
 """One sample in so many is held out for the accuracy after training."""
@@ -27,6 +28,8 @@ HELD_OUT_MOST = 2000
 SYNTHETIC_SAMPLES = 4096
 _HINT = "data is `synthetic`, `digits`, or package.module:name of a torch Dataset or of a function that returns one"
 _PAIR = "a sample is a pair of a tensor (or numpy array) and its label"
+Inputs = tuple[Tensor, ...]
+"""What the first block is called with: one tensor, or those of a model with `more_inputs`; samples first in a batch."""
 _USER_ERRORS = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError),
     *(SyntaxError, TypeError, ValueError),
@@ -51,13 +54,16 @@ class Synthetic:
     def __len__(self) -> int:
         return SYNTHETIC_SAMPLES
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Tensor | Inputs, Tensor]:
         generator = torch.Generator().manual_seed((self._seed * SYNTHETIC_SAMPLES + index) % 2**63)
-        model, labels = self._model, self._model.labels
-        if model.vocabulary is None:
-            x = torch.randn(model.input_shape, generator=generator)
-        else:
-            x = torch.randint(model.vocabulary, model.input_shape, generator=generator)
+        labels = self._model.labels
+        every = tuple(
+            torch.randn(one.shape, generator=generator)
+            if one.vocabulary is None
+            else torch.randint(one.vocabulary or 2, one.shape, generator=generator)
+            for one in inputs_of(self._model)
+        )
+        x = every if len(every) > 1 else every[0]
         if labels.indices:
             return x, torch.randint(labels.classes(self._output), labels.shape, generator=generator)
         y = torch.randn(labels.shape, generator=generator)
@@ -145,33 +151,35 @@ class Dataset:
     def __len__(self) -> int:
         return len(self._items)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Inputs, Tensor]:
         where = f"data {self.name!r}, sample {index}"
-        x, y = pair_of(self._items, index, where)
-        return self._input(x, where), self._label(y, where)
+        wanted = inputs_of(self._model)
+        xs, y = sample_of(self._items, index, self._model, where)
+        return tuple(self._input(x, one, where) for x, one in zip(xs, wanted, strict=True)), self._label(y, where)
 
     @property
     def sample_bytes(self) -> int:
-        """Bytes of one sample's input."""
-        itemsize = self._model.itemsize if self._model.vocabulary is None else 8
-        return itemsize * int(np.prod(self._model.input_shape))
+        """Bytes of one sample's inputs."""
+        every = inputs_of(self._model)
+        return sum(prod(one.shape) * (self._model.itemsize if one.vocabulary is None else 8) for one in every)
 
-    def _input(self, x: Tensor, where: str) -> Tensor:
-        model = self._model
-        if tuple(x.shape) != tuple(model.input_shape):
-            what = f"has the shape {_words(x)}, model {model.name} takes {list(model.input_shape)}"
+    def _input(self, x: Tensor, wanted: ModelInput, where: str) -> Tensor:
+        name = self._model.name
+        place = f"{wanted.name} " if self._model.more_inputs else ""
+        if tuple(x.shape) != tuple(wanted.shape):
+            what = f"{place}has the shape {_words(x)}, model {name} takes {list(wanted.shape)}"
             raise InputError(what, where=where, hint="input_shape is that of one sample, without the batch")
-        if model.vocabulary is None:
+        if wanted.vocabulary is None:
             if x.is_complex():
-                raise InputError(f"is {_words(x)}: model {model.name} takes real numbers", where=where)
+                raise InputError(f"{place}is {_words(x)}: model {name} takes real numbers", where=where)
             return x.to(self._float)
         if not _whole(x):
             hint = "return tokens as whole numbers (int64): they are looked up in a table"
-            raise InputError(f"is {_words(x)}, model {model.name} takes tokens", where=where, hint=hint)
+            raise InputError(f"{place}is {_words(x)}, model {name} takes tokens", where=where, hint=hint)
         low, high = (int(x.min()), int(x.max())) if x.numel() else (0, 0)
-        if low < 0 or high >= model.vocabulary:
+        if wanted.vocabulary and (low < 0 or high >= wanted.vocabulary):
             wrong = low if low < 0 else high
-            what = f"has token {wrong}, model {model.name} knows {model.vocabulary}: 0 to {model.vocabulary - 1}"
+            what = f"{place}has token {wrong}, model {name} knows {wanted.vocabulary}: 0 to {wanted.vocabulary - 1}"
             raise InputError(what, where=where)
         return x.to(torch.int64)
 
@@ -210,24 +218,41 @@ def _words(t: Tensor) -> str:
     return f"{list(t.shape)} of {str(t.dtype).removeprefix('torch.')}"
 
 
-def pair_of(items: Items, index: int, where: str) -> tuple[Tensor, Tensor]:
-    """The input and the label of a sample as tensors, of whatever shape and type. Raises `InputError`."""
+def inputs_of(model: ModelProfile) -> tuple[ModelInput, ...]:
+    """What a sample of `model` has beside its label."""
+    first = ModelInput(name="the first input", shape=model.input_shape, vocabulary=model.vocabulary)
+    return first, *model.more_inputs
+
+
+def sample_of(items: Items, index: int, model: ModelProfile, where: str) -> tuple[Inputs, Tensor]:
+    """The inputs and the label of a sample as tensors, of whatever shape and type. Raises `InputError`.
+
+    Several inputs are a tuple in front of the label, (inputs, label), or stand before it: (first, second, label).
+    """
+    count = 1 + len(model.more_inputs)
     try:
         item: object = items[index]
     except _USER_ERRORS as e:
         raise InputError(f"cannot be read: {type(e).__name__}: {e}", where=where) from e
-    if not isinstance(item, tuple | list) or len(item) != 2:
+    parts: list[object] = list(item) if isinstance(item, tuple | list) else []
+    if count > 1 and len(parts) == 2 and isinstance(parts[0], tuple | list):
+        parts = [*parts[0], parts[1]]
+    if len(parts) != count + 1:
         what = f"is a {type(item).__name__}"
         if isinstance(item, tuple | list):
             what += f" of {len(item)}: {', '.join(type(v).__name__ for v in item[:4])}"
-        raise InputError(f"{what}, not a pair", where=where, hint=_PAIR)
+        if count == 1:
+            raise InputError(f"{what}, not a pair", where=where, hint=_PAIR)
+        hint = f"model {model.name} takes {count} inputs: a sample is (first, second, ..., label)"
+        raise InputError(f"{what}, not {count} inputs and a label", where=where, hint=hint)
     found = []
-    for value, part in zip(item, ("input", "label"), strict=True):
+    for i, value in enumerate(parts):
         try:
             found.append(torch.as_tensor(value))
         except (TypeError, ValueError, RuntimeError) as e:
+            part = "input" if i < count else "label"
             raise InputError(f"has a {type(value).__name__} as its {part}", where=where, hint=_PAIR) from e
-    return found[0], found[1]
+    return tuple(found[:-1]), found[-1]
 
 
 def raw(name: str, model: ModelProfile, seed: int) -> Items:
@@ -240,7 +265,11 @@ def raw(name: str, model: ModelProfile, seed: int) -> Items:
             items = Digits()
         case _:
             items = _imported(name)
-    if not len(items):
+    try:
+        count = len(items)
+    except _USER_ERRORS as e:
+        raise InputError(f"its length is not known: {type(e).__name__}: {e}", where=f"data {name!r}", hint=_HINT) from e
+    if not count:
         raise InputError("has no samples", where=f"data {name!r}")
     return items
 
@@ -271,7 +300,8 @@ def draw(train: Sequence[int], global_batch: int, iterations: int, seed: int) ->
     return cast("list[list[int]]", stream.tolist())
 
 
-def stack(items: Dataset, numbers: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+def stack(items: Dataset, numbers: Sequence[int], device: torch.device) -> tuple[Inputs, Tensor]:
     """Inputs and labels of the samples `numbers`, the samples first."""
     pairs = [items[n] for n in numbers]
-    return torch.stack([x for x, _ in pairs]).to(device), torch.stack([y for _, y in pairs]).to(device)
+    inputs = tuple(torch.stack(each).to(device) for each in zip(*(x for x, _ in pairs), strict=True))
+    return inputs, torch.stack([y for _, y in pairs]).to(device)

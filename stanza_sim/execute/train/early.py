@@ -7,7 +7,7 @@ them, or for `LOOK_S` seconds. Ranks check each one when they load it, as well.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -28,7 +28,7 @@ LOOK_S = 5.0
 def labels_in(name: str, items: data.Items, model: ModelProfile, loss: Loss | None) -> Labels:
     """What the labels of a dataset are to `model`, told by its first sample. Raises `InputError`."""
     where = f"data {name!r}, sample 0"
-    _, y = data.pair_of(items, 0, where)
+    _, y = data.sample_of(items, 0, model, where)
     kind = LabelKind.INTEGERS
     if y.is_floating_point() or y.is_complex():
         kind = LabelKind.NUMBERS
@@ -62,18 +62,15 @@ def look_at(
     ]
 
 
-def check_blocks(model: ModelProfile, schedules: Iterable[Schedule]) -> None:
-    """Raise `InputError` for a block that ranks could not compute as `schedules` want it."""
+def check_blocks(model: ModelProfile, schedule: Schedule | None = None) -> None:
+    """Raise `InputError` for a block that ranks could not compute, or not as `schedule` wants it where there is one."""
+    factored: set[str] = set()
+    if schedule is not None:
+        factored = {require_factors(schedule, model, name)[0].name for name in factor_transfers(schedule)}
+        if not schedule.cuts and not factored:
+            return
     with torch.random.fork_rng(devices=[]):
-        _check_blocks(model, ())
-        for schedule in schedules:
-            factored = {require_factors(schedule, model, name)[0].name for name in factor_transfers(schedule)}
-            if schedule.cuts or factored:
-                _check_blocks(model, factored, schedule)
-
-
-def _check_blocks(model: ModelProfile, factored: Iterable[str], schedule: Schedule | None = None) -> None:
-    module = build_module(model, device="meta")
+        module = build_module(model, device="meta")
     for piece in split(module, model):
         replace_dropout(piece.module, lambda key, p: CounterDropout(key, p, 0))
         held = HeldBlock(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stanza_sim.base.errors import InputError, RunError
 from stanza_sim.execute.rank.accelerator import Accelerator, Recorded
-from stanza_sim.execute.train.data import Dataset, stack
+from stanza_sim.execute.train.data import Dataset, Inputs, stack
 from stanza_sim.execute.train.losses import terms
 from stanza_sim.model.labels import IGNORED, Labels
 
@@ -32,28 +32,28 @@ class Staging:
     they hold up no other.
     """
 
-    def __init__(self, accelerator: Accelerator, count: int, like: tuple[Tensor, Tensor]) -> None:
+    def __init__(self, accelerator: Accelerator, count: int, like: tuple[Inputs, Tensor]) -> None:
         self._accelerator, self._count = accelerator, count
-        self._x, self._y = (
+        self._parts = [
             accelerator.host_buffer(count * t.numel() * t.element_size()).view(t.dtype).view(count, *t.shape)
-            for t in like
-        )
+            for t in (*like[0], like[1])
+        ]
 
-    def load(self, items: Dataset, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def load(self, items: Dataset, numbers: Sequence[int]) -> tuple[Inputs, Tensor]:
         """As `stack`, on the device; the copies are done when it returns."""
         device, count = self._accelerator.device, len(numbers)
-        x, y = (torch.empty((count, *t.shape[1:]), dtype=t.dtype, device=device) for t in (self._x, self._y))
+        made = [torch.empty((count, *t.shape[1:]), dtype=t.dtype, device=device) for t in self._parts]
         for first in range(0, len(numbers), self._count):
             some = numbers[first : first + self._count]
             with self._accelerator.host():
                 for place, number in enumerate(some):
-                    sample, label = items[number]
-                    self._x[place].copy_(sample)
-                    self._y[place].copy_(label)
-            x[first : first + len(some)].copy_(self._x[: len(some)], non_blocking=True)
-            y[first : first + len(some)].copy_(self._y[: len(some)], non_blocking=True)
+                    inputs, label = items[number]
+                    for part, value in zip(self._parts, (*inputs, label), strict=True):
+                        part[place].copy_(value)
+            for there, part in zip(made, self._parts, strict=True):
+                there[first : first + len(some)].copy_(part[: len(some)], non_blocking=True)
             self._accelerator.synchronize()  # before the memory is written again
-        return x, y
+        return tuple(made[:-1]), made[-1]
 
 
 class Feed:
@@ -74,9 +74,9 @@ class Feed:
     ) -> None:
         self._accelerator, self._start, self._items, self._numbers = accelerator, start, items, numbers
         self._lock = threading.Lock()
-        self._ready: dict[int, tuple[Tensor, Tensor, Recorded | None]] = {}
-        self._queue: queue.Queue[tuple[int, Tensor, Tensor] | Exception] = queue.Queue(maxsize=AHEAD_ITERATIONS)
-        self._all: tuple[Tensor, Tensor] | None = None
+        self._ready: dict[int, tuple[Inputs, Tensor, Recorded | None]] = {}
+        self._queue: queue.Queue[tuple[int, Inputs, Tensor] | Exception] = queue.Queue(maxsize=AHEAD_ITERATIONS)
+        self._all: tuple[Inputs, Tensor] | None = None
         if not numbers or not numbers[0]:
             return
         used = sorted({n for batch in numbers for n in batch})
@@ -128,7 +128,7 @@ class Feed:
         except Exception as error:  # noqa: BLE001 - handed to the thread that waits for the samples
             self._queue.put(error)
 
-    def batch(self, iteration: int) -> tuple[Tensor, Tensor]:
+    def batch(self, iteration: int) -> tuple[Inputs, Tensor]:
         """Inputs and labels of this rank's samples in `iteration`; iterations must be asked for about in order.
 
         What the calling thread puts on its stream from now on comes after they are there.
@@ -138,7 +138,7 @@ class Feed:
                 point: Recorded | None = None
                 if self._all is not None:
                     rows = self._rows[iteration]
-                    item = iteration, self._all[0][rows], self._all[1][rows]
+                    item = iteration, tuple(x[rows] for x in self._all[0]), self._all[1][rows]
                     point = self._accelerator.record()
                 else:
                     got = self._queue.get()

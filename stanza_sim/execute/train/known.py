@@ -48,7 +48,7 @@ def labels_of(model: ModelProfile, kind: LabelKind, shape: tuple[int, ...], loss
             )
         return Labels(loss=loss, shape=output)
     check_classes(model, where)
-    usual = usual_labels(output)
+    usual = model.labels if model.labels.indices else usual_labels(output)
     if kind is LabelKind.NUMBERS:
         if shape != output:
             what = f"labels are floats of shape {list(shape)}: cross_entropy takes class indices of shape "
@@ -109,7 +109,9 @@ def shipped_labels(name: str, model: ModelProfile, loss: Loss | None) -> Labels 
     """The labels of `synthetic` and `digits` for `model`; None of other data. Raises `InputError` for a misfit."""
     where = f"data {name!r}"
     if name == "synthetic":
-        found = usual_labels(model.blocks[-1].output_shape, loss or Loss.CROSS_ENTROPY)
+        found = model.labels if loss is None else usual_labels(model.blocks[-1].output_shape, loss)
+        if loss is Loss.CROSS_ENTROPY and model.labels.indices:
+            found = model.labels
         if found.loss is Loss.CROSS_ENTROPY:
             check_classes(model, where)
         return found

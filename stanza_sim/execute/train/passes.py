@@ -121,17 +121,17 @@ class Passes:
         held, m = self.values, op.microbatch
         k, block = held.names.index(op.target), held.blocks[op.target]
         if k == 0:
-            x = held.own_batch(iteration, m)[0]  # floats or tokens: no gradient goes on from here
+            inputs = held.own_batch(iteration, m)[0]  # floats or tokens: no gradient goes on from here
         else:
             x = held.gather(held.samples.inputs[self.rank, op.target, m], held.names[k - 1], m, values)
-            x = features_of(x, block.inputs).detach().requires_grad_()
+            inputs = (features_of(x, block.inputs).detach().requires_grad_(),)
         for dropout in block.dropouts:
             dropout.step, dropout.positions = iteration, self._positions[op.target, m]
         with torch.enable_grad(), held.arithmetic.autocast(self.device):
-            output = block.module(x)
+            output = block.module(*inputs)
         if op.target in self._taps:
             values.taps[op.target, m] = self._taps[op.target].take()
-        values.graphs[op.target, m] = x, output
+        values.graphs[op.target, m] = inputs[0], output
         values.outputs[op.target, m] = output.detach()
         if block.outputs is not None and op.target == held.names[-1]:
             values.logsums[op.target, m] = output.detach().to(held.dtype).logsumexp(-1)

@@ -61,12 +61,12 @@ def train(job: RunJob) -> Trained:
     for step, batch in enumerate(data.draw(numbers, schedule.global_batch, training.iterations, training.seed)):
         x, y = data.stack(items, batch, torch.device("cpu"))
         for part in parts:
-            with arithmetic.autocast(x.device):
-                x = _through(part.module, x, samples.of_block(part.name), dropouts[part.name], step)
+            with arithmetic.autocast(y.device):
+                x = (_through(part.module, x, samples.of_block(part.name), dropouts[part.name], step),)
         for group in optimizer.param_groups:
             group["lr"] = o.schedule.at(o.lr, step, training.iterations)
         optimizer.zero_grad()
-        losses.append(_backward(x, y, job.model, parameters, arithmetic))
+        losses.append(_backward(x[0], y, job.model, parameters, arithmetic))
         for parameter in parameters.values():  # momentum and weight decay are of all rows, sparse gradients or not
             if parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.to_dense()
@@ -108,14 +108,14 @@ def _mean(output: Tensor, labels: Tensor, kind: Labels) -> Tensor:
 
 
 def _through(
-    block: nn.Module, x: Tensor, sub_batches: list[tuple[int, ...]], dropouts: list[CounterDropout], step: int
+    block: nn.Module, inputs: data.Inputs, sub_batches: list[tuple[int, ...]], dropouts: list[CounterDropout], step: int
 ) -> Tensor:
     """Output of `block` for the whole global batch, computed sub-batch by sub-batch."""
     outputs = []
     for rows in sub_batches:
         for dropout in dropouts:
             dropout.step, dropout.positions = step, torch.tensor(rows, dtype=torch.int32)
-        outputs.append(block(x[list(rows)]))
+        outputs.append(block(*(x[list(rows)] for x in inputs)))
     order = torch.tensor([p for rows in sub_batches for p in rows]).argsort()
     return torch.cat(outputs)[order]
 

@@ -28,7 +28,7 @@ from stanza_sim.execute.train.passes import Passes
 from stanza_sim.execute.train.samples import follow
 from stanza_sim.execute.train.slices import HeldBlock, put_local
 from stanza_sim.execute.train.values import RankValues
-from stanza_sim.model.extract import build_module
+from stanza_sim.model.extract import build_module, split
 from stanza_sim.model.labels import IGNORED
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Compute, Layout, Schedule, Transfer
@@ -213,9 +213,12 @@ def _accuracy(
         for name, values in (*parameters.items(), *state.items()):
             own[name].copy_(values.view(own[name].shape))
         module.eval()
+        parts = split(module, job.model)
         right = of = 0
         for i in range(0, len(held_out), EVALUATED_AT_ONCE):
             x, y = data.stack(items, held_out[i : i + EVALUATED_AT_ONCE], torch.device("cpu"))
-            here = losses.right(module(x), y, job.model.labels)
+            for part in parts:
+                x = (part.module.eval()(*x),)
+            here = losses.right(x[0], y, job.model.labels)
             right, of = right + here[0], of + here[1]
     return right / of if of else None

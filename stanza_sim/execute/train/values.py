@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from stanza_sim.execute.train.arithmetic import Arithmetic
+from stanza_sim.execute.train.data import Inputs
 from stanza_sim.execute.train.flat import FlatBundle, dtype_of, wire_dtype
 from stanza_sim.execute.train.samples import Origin, Samples
 from stanza_sim.execute.train.slices import HeldBlock, features_of
@@ -21,7 +22,7 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Schedule, Transfer, ValueKind
 from stanza_sim.schedule.progress import WINDOW
 
-Batch = Callable[[int], tuple[Tensor, Tensor]]
+Batch = Callable[[int], tuple[Inputs, Tensor]]
 """The samples and labels that this rank draws in an iteration."""
 FP32 = Arithmetic()
 """How a rank computes unless it is told."""
@@ -90,13 +91,13 @@ class RankValues:
 
     # ---- activations ---------------------------------------------------------------------------------------------
 
-    def own_batch(self, iteration: int, microbatch: int) -> tuple[Tensor, Tensor]:
+    def own_batch(self, iteration: int, microbatch: int) -> tuple[Inputs, Tensor]:
         """The samples and labels of a micro-batch of those that this rank draws."""
         x, y = self.batch(iteration)
         if self.schedule.microbatches == 1:
             return x, y
         rows = slice(microbatch * self._size, (microbatch + 1) * self._size)
-        return x[rows], y[rows]
+        return tuple(part[rows] for part in x), y[rows]
 
     def gather(self, origin: Origin, block: str, microbatch: int, values: Generation) -> Tensor:
         """The outputs of `block` of all samples that this rank holds, in its order."""

@@ -3,7 +3,8 @@
 The graph falls into *pieces* at each point that one per-sample tensor alone passes. A block starts at a
 piece that holds a *heavy* op (a parametered op that is neither a normalisation nor a parametric activation);
 other pieces join the block before, and those before the first heavy piece join it. Pieces of one layer of a tower
-(`towers`) are one block.
+(`towers`) are one block. Between layers a few tensors may pass (what an encoder gave its decoder, a mask): they are
+packed into one (`packing`).
 
 Values that do not depend on the samples (parameters, buffers, constants, sizes) are live nowhere: each
 block that needs one makes it for itself.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import torch
 from torch import fx, nn
@@ -24,16 +26,31 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.model.extract.inputs import Input
 from stanza_sim.model.extract.measure import Measured, NodeWork, measure
 from stanza_sim.model.extract.random_ops import is_random
-from stanza_sim.model.extract.towers import block_names, layers_of
+from stanza_sim.model.extract.towers import Call, Towers, block_names
 from stanza_sim.model.extract.trace import Trace, trace
 
 _LIGHT = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.PReLU)
 _LOOKUPS = (functional.embedding, functional.embedding_bag)
+_LIBRARIES = ("transformers.", "timm.")
+"""Packages whose models have parameters for uses that are not made of them (masks, cross attention)."""
+_MOST = 4
+"""Tensors that may pass between two layers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value:
+    """A node whose value passes between blocks, with its shape per sample and its type."""
+
+    node: fx.Node
+    shape: tuple[int, ...]
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainBlock:
-    """One block: its nodes in order, from `input` to `output`; those without samples may be in others too.
+    """One block: its nodes in order, from `inputs` to `outputs`; those without samples may be in others too.
+
+    `output_shape` and `output_dtype` are those of its output or, if there are several, of all packed into one.
 
     `parameters` are the trainable ones, by their first name in `named_parameters()` and in that order; `tied` are
     those that an earlier block has among its own. `layer` is the layer of a tower that the block is, if it is one.
@@ -44,8 +61,8 @@ class ChainBlock:
 
     name: str
     nodes: tuple[fx.Node, ...]
-    input: fx.Node
-    output: fx.Node
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
     output_shape: tuple[int, ...]
     output_dtype: torch.dtype
     parameters: tuple[str, ...]
@@ -68,10 +85,11 @@ class Chain:
 
 @dataclass(slots=True, kw_only=True)
 class _Piece:
-    input: fx.Node
-    output: fx.Node
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
     nodes: list[fx.Node]
     heavy: list[str]
+    layer: Call | None
     branches: bool
     linear: bool
     fully_connected: bool
@@ -96,6 +114,7 @@ class _Cutter:
         self.module, self.trace, self.measured, self.where = module, trace, measured, where
         self.order = {node: i for i, node in enumerate(trace.graph.nodes)}
         self.free = self._free_nodes()
+        self.towers = Towers(module)
         first_names: dict[int, str] = {}
         self.parameters = dict(module.named_parameters())
         for name, p in module.named_parameters(remove_duplicate=False):
@@ -142,18 +161,19 @@ class _Cutter:
     def _groups(self) -> tuple[list[list[_Piece]], list[str | None]]:
         """Return the pieces of each block, and the layer that it is."""
         pieces = self._pieces(self._result())
+        towers = {p.layer[0] for p in pieces if p.branches and p.layer is not None}
         groups: list[list[_Piece]] = []
-        layers: list[str | None] = []
-        for piece, layer in zip(pieces, layers_of(self.module, pieces), strict=True):
-            before = {h for p in groups[-1] for h in p.heavy} if groups else set()
-            goes_on = layer is not None and layer == layers[-1] and not before & set(piece.heavy) if layers else False
-            if groups and (not piece.heavy or not before or goes_on):
+        layers: list[Call | None] = []
+        for piece in pieces:
+            layer = piece.layer if piece.layer is not None and piece.layer[0] in towers else None
+            started = bool(groups) and any(p.heavy for p in groups[-1])
+            if groups and (not piece.heavy or not started or (layer is not None and layer == layers[-1])):
                 groups[-1].append(piece)
                 layers[-1] = layers[-1] or layer
             else:
                 groups.append([piece])
                 layers.append(layer)
-        return groups, layers
+        return groups, [layer and layer[0] for layer in layers]
 
     def _result(self) -> fx.Node:
         """Return the node whose value the module returns."""
@@ -189,31 +209,44 @@ class _Cutter:
         last_use[result] = len(self.order)
         pieces: list[_Piece] = []
         live = {fixed[0]}
-        source, nodes, branches = fixed[0], list[fx.Node](), False
+        source, nodes, branches = (fixed[0],), list[fx.Node](), False
         for node, following in zip(fixed[1:], [*fixed[2:], None], strict=True):
             nodes.append(node)
             live = {n for n in (*live, node) if last_use[n] > self.order[node]}
             branches |= len(live) > 1
-            (only,) = live if len(live) == 1 else (None,)
-            if only is None or only is source or only not in self.measured.shapes or only.op == "placeholder":
+            if set(source) == live or not self._may_cut(live, node, following):
                 continue
-            region = node.meta.get("checkpoint")
-            if following is not None and region is not None and following.meta.get("checkpoint") == region:
-                continue
-            pieces.append(self._piece(source, only, nodes, branches))
-            source, nodes, branches = only, [], False
-        if source is not result:
-            pieces.append(self._piece(source, result, nodes, branches))
+            outputs = tuple(sorted(live, key=self.order.__getitem__))
+            pieces.append(self._piece(source, outputs, nodes, branches))
+            source, nodes, branches = outputs, [], False
+        if source != (result,):
+            pieces.append(self._piece(source, (result,), nodes, branches))
         elif pieces:
             pieces[-1].nodes.extend(nodes)
         return pieces
 
-    def _piece(self, source: fx.Node, output: fx.Node, nodes: list[fx.Node], branches: bool) -> _Piece:
+    def _may_cut(self, live: set[fx.Node], before: fx.Node, after: fx.Node | None) -> bool:
+        """Whether a block may end between two nodes, where the values `live` are still needed."""
+        region = before.meta.get("checkpoint")
+        if after is not None and region is not None and after.meta.get("checkpoint") == region:
+            return False
+        if len(live) == 1:
+            (only,) = live
+            return only in self.measured.shapes and only.op != "placeholder"
+        floats = sum(n in self.measured.shapes for n in live)
+        known = floats + sum(n in self.measured.numbers for n in live)
+        return floats > 0 and len(live) == known <= _MOST and after is not None and self.towers.begins(before, after)
+
+    def _piece(
+        self, inputs: tuple[fx.Node, ...], outputs: tuple[fx.Node, ...], nodes: list[fx.Node], branches: bool
+    ) -> _Piece:
         found = {node: op for node in nodes if (op := self._heavy(node)) is not None}
+        calls = {self.towers.layer_of(n) for n in found}
         return _Piece(
-            input=source,
-            output=output,
+            inputs=inputs,
+            outputs=outputs,
             nodes=nodes,
+            layer=next(iter(calls)) if len(calls) == 1 else None,
             heavy=[name for name, _, _ in found.values()],
             branches=branches,
             linear=bool(found) and all(linear for _, linear, _ in found.values()),
@@ -277,9 +310,12 @@ class _Cutter:
                     )
 
     def _check_all_used(self, used: Sequence[Sequence[str]]) -> None:
-        """Raise `InputError` unless every parameter is used."""
+        """Raise `InputError` unless every parameter is used, save those that a library's model has to spare."""
         known = {name for names in used for name in names}
         unused = [n for n, p in self.parameters.items() if p.requires_grad and n not in known]
+        parts = self.module.named_modules() if unused else ()
+        libraries = [f"{name}." if name else "" for name, m in parts if type(m).__module__.startswith(_LIBRARIES)]
+        unused = [n for n in unused if not n.startswith(tuple(libraries))]
         if unused:
             raise InputError(
                 f"forward does not use the parameters {', '.join(unused[:4])}{' ...' if len(unused) > 4 else ''}",
@@ -297,6 +333,10 @@ class _Cutter:
                 found.append(f"module {node.target}")
         return found
 
+    def _values(self, nodes: Iterable[fx.Node]) -> tuple[Value, ...]:
+        shapes = {**self.measured.numbers, **self.measured.shapes}
+        return tuple(Value(node=n, shape=shapes.get(n, ()), dtype=self.measured.dtypes[n]) for n in nodes)
+
     def _block(
         self, name: str, group: Sequence[_Piece], layer: str | None, own: tuple[str, ...], tied: tuple[str, ...]
     ) -> ChainBlock:
@@ -305,13 +345,14 @@ class _Cutter:
         for node in nodes:
             work.add(self.measured.work.get(node, NodeWork()))
         heavy = [piece for piece in group if piece.heavy]
+        outputs = self._values(group[-1].outputs)
         return ChainBlock(
             name=name,
             nodes=tuple(nodes),
-            input=group[0].input,
-            output=group[-1].output,
-            output_shape=self.measured.shapes[group[-1].output],
-            output_dtype=self.measured.dtypes[group[-1].output],
+            inputs=self._values(group[0].inputs),
+            outputs=outputs,
+            output_shape=outputs[0].shape if len(outputs) == 1 else (sum(prod(v.shape) for v in outputs),),
+            output_dtype=next(v.dtype for v in outputs if v.dtype.is_floating_point),
             parameters=own,
             tied=tied,
             layer=layer,

@@ -17,15 +17,11 @@ _INTEGER_NAMES = ("ids", "id", "idx", "index", "indices", "token", "tokens", "wo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Input:
-    """One tensor of a sample. `name` is forward's argument; the type is None until it is found.
-
-    `cached` says that `forward` has a switch `use_cache`, which is of use only when a text is generated.
-    """
+    """One tensor of a sample. `name` is forward's argument; the type is None until it is found."""
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype | None = None
-    cached: bool = False
 
     def samples(self, batch: int) -> torch.Tensor:
         """Return `batch` samples without values."""
@@ -61,8 +57,21 @@ def arguments_of(module: nn.Module, inputs: tuple[Input, ...], where: str) -> tu
         else:
             hint = "wrap the model in a module whose forward takes the samples and returns (batch, classes)"
         raise InputError(f"forward of {type(module).__name__} takes ({what})", where=where, hint=hint)
-    cached = "use_cache" in inspect.signature(module.forward).parameters
-    return tuple(replace(i, cached=cached) for i in sorted(named, key=lambda i: names.index(i.name)))
+    return tuple(sorted(named, key=lambda i: names.index(i.name)))
+
+
+def options_of(module: nn.Module) -> dict[str, bool]:
+    """Return what to tell `forward` beside the samples: to keep nothing for later calls, which only generate texts."""
+    parameters = inspect.signature(module.forward).parameters
+    return {name: False for name in ("use_cache", "use_mems") if name in parameters}
+
+
+def more_arguments(module: nn.Module, inputs: Sequence[Input]) -> str:
+    """Return a hint at an argument that encoders with decoders need and were not given; empty if there is none."""
+    needed = "decoder_input_ids"
+    if needed not in inspect.signature(module.forward).parameters or any(i.name == needed for i in inputs):
+        return ""
+    return f", or give that of {needed} too: input_shape: {{{inputs[0].name}: [...], {needed}: [...]}}"
 
 
 def dtypes_to_try(module: nn.Module, inputs: tuple[Input, ...]) -> Iterator[tuple[Input, ...]]:

@@ -74,12 +74,14 @@ class NodeWork:
 class Measured:
     """Per node of the graph: its work, its shape per sample, and its type.
 
-    `shapes` and `dtypes` have the nodes whose value is one floating-point tensor with one row per sample, and `indices`
-    has the elements per sample of the first argument of the nodes that are given integers first.
+    `shapes` has the nodes whose value is one floating-point tensor with one row per sample, `numbers` those whose value
+    is such a tensor of whole numbers or truth values, and `dtypes` both. `indices` has the elements per sample of the
+    first argument of the nodes that are given integers first.
     """
 
     work: dict[fx.Node, NodeWork]
     shapes: dict[fx.Node, tuple[int, ...]]
+    numbers: dict[fx.Node, tuple[int, ...]]
     dtypes: dict[fx.Node, torch.dtype]
     indices: dict[fx.Node, int]
 
@@ -94,11 +96,11 @@ def measure(module: nn.Module, trace: Trace, where: str) -> Measured:
         setattr(twin, name, deepcopy(extra))
     twin.train()
     small, large = (_Run(twin, trace, batch, where) for batch in BATCHES)
-    result = Measured(work={}, shapes={}, dtypes={}, indices={})
+    result = Measured(work={}, shapes={}, numbers={}, dtypes={}, indices={})
     for node, (dtype, shape) in small.tensors.items():
         other = large.tensors[node][1] if node in large.tensors else ()
-        if dtype.is_floating_point and (shape[:1], other[:1]) == (BATCHES[:1], BATCHES[1:]) and shape[1:] == other[1:]:
-            result.shapes[node] = shape[1:]
+        if (shape[:1], other[:1]) == (BATCHES[:1], BATCHES[1:]) and shape[1:] == other[1:] and not dtype.is_complex:
+            (result.shapes if dtype.is_floating_point else result.numbers)[node] = shape[1:]
             result.dtypes[node] = dtype
     for node, count in small.indices.items():
         result.indices[node] = large.indices[node] - count

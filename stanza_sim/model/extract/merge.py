@@ -54,7 +54,7 @@ class Differs(Exception):
         inside = self._innermost()
         return inside[1] if inside and inside[0] and inside[1] not in known else None
 
-    def _innermost(self) -> tuple[str, type] | None:
+    def _innermost(self) -> tuple[str, type, int] | None:
         stacks = [s for n in self.nodes if (s := n.meta.get("modules", ()))]
         deepest = max(stacks, key=len, default=())
         return deepest[-1] if deepest else None

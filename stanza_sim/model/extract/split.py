@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from typing import TypeGuard
 
 import torch
@@ -18,6 +19,7 @@ from stanza_sim.model.extract.chain import Chain, ChainBlock, chain_of
 from stanza_sim.model.extract.factory import USER_ERRORS
 from stanza_sim.model.extract.inputs import Input
 from stanza_sim.model.extract.merge import AlwaysDropout
+from stanza_sim.model.extract.packing import pack, unpack
 from stanza_sim.model.extract.random_ops import is_random
 from stanza_sim.model.extract.recompute import keeps_all, recompute_regions
 from stanza_sim.model.extract.record import work_of
@@ -108,12 +110,22 @@ def _graph_module(module: nn.Module, chain: Chain, block: ChainBlock) -> fx.Grap
     """Return `block` as a module of its own over the parts of `module`."""
     graph, trace = fx.Graph(), chain.trace
     source = graph.placeholder("input")
-    copies: dict[fx.Node, fx.Node] = {block.input: source}
+    whole: fx.Node = source
+    copies: dict[fx.Node, fx.Node] = {}
     for node in block.nodes:
         if node.op == "placeholder":
             copies[node] = graph.placeholder(node.name)
-    if any(n.meta.get("changes") == block.input.meta["storage"] for n in block.nodes):
-        copies[block.input] = graph.call_method("clone", (source,))
+    given = {v.node.meta["storage"] for v in block.inputs}
+    if any(n.meta.get("changes") in given for n in block.nodes):
+        whole = graph.call_method("clone", (source,))
+    if len(block.inputs) == 1:
+        copies[block.inputs[0].node] = whole
+    else:
+        start = 0
+        for value in block.inputs:
+            dtype = None if value.dtype.is_floating_point else value.dtype
+            copies[value.node] = graph.call_function(unpack, (whole, start, value.shape, dtype))
+            start += prod(value.shape)
     parts: dict[str, nn.Module | Tensor] = {}
     for node in block.nodes:
         if node.op == "placeholder":
@@ -127,7 +139,8 @@ def _graph_module(module: nn.Module, chain: Chain, block: ChainBlock) -> fx.Grap
         if node.op in ("call_module", "get_attr"):
             target = str(node.target)
             parts[target] = trace.extras[target] if target in trace.extras else _part(module, target)
-    graph.output(copies[block.output])
+    outputs = [copies[v.node] for v in block.outputs]
+    graph.output(outputs[0] if len(outputs) == 1 else graph.call_function(pack, tuple(outputs)))
     result = fx.GraphModule(parts, graph, class_name="Block")
     result.training = module.training
     recompute_regions(result)
@@ -211,7 +224,7 @@ def _is_plain_dropout(module: nn.Module) -> TypeGuard[nn.Dropout]:
 def _draws_otherwise(module: nn.Module) -> bool:
     """Whether a torch module draws random numbers in training, other than as elementwise dropout."""
     if isinstance(module, nn.RNNBase):
-        return module.dropout > 0
+        return module.dropout > 0 and module.num_layers > 1  # it is between layers
     if isinstance(module, nn.MultiheadAttention):
         return bool(module.dropout)
     if isinstance(module, nn.modules.dropout._DropoutNd):

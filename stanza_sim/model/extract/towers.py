@@ -1,57 +1,56 @@
 """Structure in a chain of pieces: layers of towers, and readable names of blocks.
 
 A *layer* is a submodule with others of its class beside it (`blocks.3` of a transformer, `layer1.0` of a ResNet) that
-holds a whole residual branch. All pieces of a layer are one block.
+holds a whole residual branch. All pieces of a layer are one block. A stage, which has a tower of its own inside, is no
+layer.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Protocol
 
-from torch import nn
+from torch import fx, nn
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+Call = tuple[str, int]
+"""A layer's name, and the number of the call: a layer may be called several times."""
 
 
-class Piece(Protocol):
-    """What is told of a piece: the names of its heavy ops, and whether values branch in it."""
+class Towers:
+    """The submodules that may be layers: those made of several weights, in a list or with others of their class."""
 
-    heavy: list[str]
-    branches: bool
+    def __init__(self, module: nn.Module) -> None:
+        self.in_lists: set[str] = set()
+        others: set[str] = set()
+        with_siblings: set[str] = set()
+        for path, parent in module.named_modules():
+            by_class: dict[type, list[str]] = {}
+            for name, child in parent.named_children():
+                several = sum(p.dim() > 1 for p in child.parameters()) > 1
+                if not isinstance(child, _CONTAINERS) and several and any(True for _ in child.children()):
+                    by_class.setdefault(type(child), []).append(f"{path}.{name}" if path else name)
+            for names in by_class.values():
+                if isinstance(parent, _CONTAINERS):
+                    self.in_lists.update(names if len(names) > 1 or isinstance(parent, nn.ModuleList) else ())
+                    with_siblings.update(names if len(names) > 1 else ())
+                elif len(names) > 1:
+                    others.update(names)
+        inside = {name.rpartition(".")[0] for name in with_siblings}
+        members = self.in_lists | others
+        self.layers = {m for m in members if not any(i == m or i.startswith(f"{m}.") for i in inside)}
 
+    def layer_of(self, node: fx.Node) -> Call | None:
+        """Return the call of the outermost layer that `node` was recorded in; None outside of all."""
+        for name, _, number in node.meta.get("modules", ()):
+            if name in self.layers:
+                return name, number
+        return None
 
-def alike(module: nn.Module) -> set[str]:
-    """Return the names of submodules made of several that have others of their class beside them, or are in a list."""
-    found: set[str] = set()
-    for path, parent in module.named_modules():
-        by_class: dict[type, list[str]] = {}
-        for name, child in parent.named_children():
-            if not isinstance(child, _CONTAINERS) and any(True for _ in child.children()):
-                by_class.setdefault(type(child), []).append(f"{path}.{name}" if path else name)
-        for names in by_class.values():
-            if len(names) > 1 or isinstance(parent, nn.ModuleList):
-                found.update(names)
-    return found
-
-
-def layers_of(module: nn.Module, pieces: Sequence[Piece]) -> list[str | None]:
-    """Return the layer that each piece is part of; None for those in no layer."""
-    candidates = alike(module)
-    found = {_innermost(p.heavy, candidates) for p in pieces if p.heavy and p.branches} - {None}
-    return [_innermost(p.heavy, found) if p.heavy else None for p in pieces]
-
-
-def _innermost(names: Sequence[str], candidates: set[str | None] | set[str]) -> str | None:
-    """Return the longest of `candidates` that holds all of `names`."""
-    path = names[0].split(".")
-    while path:
-        wish = ".".join(path)
-        if wish in candidates and all(n == wish or n.startswith(f"{wish}.") for n in names):
-            return wish
-        path.pop()
-    return None
+    def begins(self, before: fx.Node, after: fx.Node) -> bool:
+        """Whether a layer of a list ends between two neighbouring nodes, or begins."""
+        a, b = self.layer_of(before), self.layer_of(after)
+        return a != b and any(c is not None and c[0] in self.in_lists for c in (a, b))
 
 
 def _common_module(names: Sequence[str]) -> str:

@@ -17,11 +17,19 @@ from torch import fx, nn
 from torch.nn import functional
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.model.extract.calls import as_changed
 from stanza_sim.model.extract.factory import USER_ERRORS, describe
-from stanza_sim.model.extract.inputs import Input, arguments_of, dtypes_to_try, shape_words
+from stanza_sim.model.extract.inputs import (
+    Input,
+    arguments_of,
+    dtypes_to_try,
+    more_arguments,
+    options_of,
+    shape_words,
+)
 from stanza_sim.model.extract.merge import AlwaysDropout, Differs, Merger, ModeSwitch, fresh_name
 from stanza_sim.model.extract.outputs import chosen_output
-from stanza_sim.model.extract.tracer import CannotRecord, Tracer, as_changed
+from stanza_sim.model.extract.tracer import CannotRecord, Tracer
 from stanza_sim.model.extract.twin import meta_twin
 
 TRACED_BATCHES = (3, 5)
@@ -146,7 +154,7 @@ def _refused(module: nn.Module, found: Differs, small: _Recording, where: str) -
             f"(first at {found.words})",
             where=where,
             hint="what it does may depend on the number of samples only by multiples of it, and it may not make "
-            "constants at random",
+            "constants at random (transformers: apply_spec_augment=False)",
         )
     return InputError(
         f"forward of {name} takes another path in evaluation than in training (first at {found.words})",
@@ -189,7 +197,7 @@ def _record(
     twin.train(training)
     tracer = Tracer(twin, leaves, compiling=compiling)
     samples: Mapping[str, torch.Tensor] = {i.name: i.samples(batch) for i in inputs}
-    options = {"use_cache": False} if any(i.cached for i in inputs) else {}
+    options = options_of(twin)
     first, *others = samples.values()
     keywords = dict(zip([i.name for i in inputs[1:]], others, strict=True))
     try:
@@ -219,8 +227,8 @@ def _failed(
     return InputError(
         f"{place} fails on samples of {shape_words(inputs)}: {describe(error)}",
         where=where,
-        hint="set input_shape to the shape of one sample, without the batch. It ran on torch's meta device: an op that "
-        "fails there whatever the shape must be left out of the model",
+        hint=f"set input_shape to the shape of one sample, without the batch{more_arguments(module, inputs)}. It ran "
+        "on torch's meta device: an op that fails there whatever the shape must be left out of the model",
     )
 
 

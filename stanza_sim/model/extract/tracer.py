@@ -10,8 +10,8 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
-from typing import Any, TypeVar
+from types import SimpleNamespace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from stanza_sim.model.extract.calls import apply_of, as_changed, set_item
 from stanza_sim.model.extract.random_ops import RANDOM_NAMES, is_random
 from stanza_sim.model.extract.run_nodes import run_node
 
@@ -52,17 +53,6 @@ class CannotRecord(Exception):
     """Something that no graph can hold: an argument of an unknown type, a value that depends on the samples."""
 
 
-def set_item(target: torch.Tensor, index: Any, value: Any) -> torch.Tensor:
-    """Assign to a part of `target`, and return it."""
-    target[index] = value
-    return target
-
-
-def as_changed(tensor: torch.Tensor, change: object) -> torch.Tensor:
-    """Return `tensor`, whose memory `change` wrote: the second argument is there to order the two."""
-    return tensor
-
-
 def is_leaf(module: nn.Module, more: frozenset[type]) -> bool:
     """Whether a call of `module` is one node: torch's layers, norms derived from them, and classes in `more`."""
     if isinstance(module, _OPEN):
@@ -88,7 +78,8 @@ class Tracer(TorchFunctionMode):
         self._paused = 0
         self._drawn = False
         self._modules = {id(m): name for name, m in root.named_modules()}
-        self._stack: list[nn.Module] = []
+        self._stack: list[tuple[nn.Module, int]] = []
+        self._calls = 0
         self._checkpoint: tuple[int, bool] | None = None
         self._checkpoints = 0
         self._nodes: dict[int, fx.Node] = {}
@@ -128,13 +119,11 @@ class Tracer(TorchFunctionMode):
             return tracer._call_module(call, module, args, kwargs)
 
         def apply_function(cls: type, /, *args: object, **kwargs: object) -> object:
-            return tracer._record(_apply_of(cls, apply), args, kwargs)
+            return tracer._record(apply_of(cls, apply), args, kwargs)
 
-        class Reentrant:
-            @staticmethod
-            def apply(function: Callable[..., object], preserve: bool, *args: object) -> object:
-                with tracer._checkpointed(whole=True):
-                    return function(*args)
+        def apply_whole(function: Callable[..., object], _: bool, *args: object) -> object:
+            with tracer._checkpointed(whole=True):
+                return function(*args)
 
         def generator(*_: object, **__: object) -> Iterator[None]:
             with tracer._checkpointed(whole=False):
@@ -142,7 +131,7 @@ class Tracer(TorchFunctionMode):
 
         nn.Module.__call__ = call_module  # type: ignore[method-assign]
         torch.autograd.Function.apply = classmethod(apply_function)  # type: ignore[assignment]
-        torch_checkpoint.CheckpointFunction = Reentrant  # type: ignore[misc,assignment]
+        torch_checkpoint.CheckpointFunction = SimpleNamespace(apply=apply_whole)  # type: ignore[misc,assignment]
         torch_checkpoint._checkpoint_without_reentrant_generator = generator
         if self.compiling:
             torch.compiler.is_compiling = lambda: True
@@ -182,7 +171,8 @@ class Tracer(TorchFunctionMode):
         self, call: Callable[..., object], module: nn.Module, args: Sequence[object], kwargs: Mapping[str, object]
     ) -> object:
         path = self._modules.get(id(module))
-        self._stack.append(module)
+        self._calls += 1
+        self._stack.append((module, self._calls))
         try:
             if path and not self._paused and is_leaf(module, self.leaves):
                 return self._record(path, args, kwargs, run=lambda: call(module, *args, **kwargs))
@@ -196,7 +186,7 @@ class Tracer(TorchFunctionMode):
 
     def place(self) -> str:
         """The innermost named module that is being called, in words; the root's class outside any other."""
-        for module in reversed(self._stack):
+        for module, _ in reversed(self._stack):
             if path := self._modules.get(id(module)):
                 return f"{path} ({type(module).__name__})"
         return type(self.root).__name__
@@ -211,7 +201,7 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if self._paused:
-            self._drawn |= name in RANDOM_NAMES and not (self._stack and isinstance(self._stack[-1], nn.Dropout))
+            self._drawn |= name in RANDOM_NAMES and not (self._stack and isinstance(self._stack[-1][0], nn.Dropout))
             return func(*args, **kwargs)
         if func is torch.Tensor.__iter__ and isinstance(args[0], torch.Tensor) and args[0].dim():
             parts = self.__torch_function__(torch.Tensor.unbind, (), (args[0], 0))
@@ -274,7 +264,7 @@ class Tracer(TorchFunctionMode):
         return self._mark(self.graph.call_function(func, args, kwargs))
 
     def _mark(self, node: fx.Node) -> fx.Node:
-        node.meta["modules"] = tuple((self._modules.get(id(m), ""), type(m)) for m in self._stack)
+        node.meta["modules"] = tuple((self._modules.get(id(m), ""), type(m), call) for m, call in self._stack)
         if self._checkpoint is not None:
             node.meta["checkpoint"] = self._checkpoint
         return node
@@ -379,18 +369,6 @@ class Tracer(TorchFunctionMode):
             self.random_reads.add(self.place())
             return torch.full_like(value, 1 - 1e-6)  # what is dropped by chance is kept
         return value
-
-
-@cache
-def _apply_of(cls: type, apply: classmethod[Any, Any, Any]) -> Callable[..., object]:
-    """Return `cls.apply` of a custom gradient as a function with a name of its own, as graphs need it."""
-    bound = apply.__get__(None, cls)
-
-    def call(*args: object, **kwargs: object) -> object:
-        return bound(*args, **kwargs)
-
-    call.__name__ = f"apply_{cls.__name__}"
-    return call
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -23,6 +23,7 @@ SH = "sharded_head"
 TOLERANCE = 1e-4
 CUT, SLICED = {"cut": "head"}, {"fc_workers": 2, "fc_parallel": "model"}
 COLOCATED = {"placement": "colocated", "assignment": "cut"}
+INPUTS = {"image": (1, 8, 8), "word": (1,)}
 Case = tuple[str, str, str, int, dict[str, object]]
 CASES: list[Case] = [  # (model, data, strategy, ranks, settings)
     ("gpt", "next_tokens", PS, 3, {}),
@@ -49,6 +50,8 @@ CASES: list[Case] = [  # (model, data, strategy, ranks, settings)
     ("words", "last_token", ST, 3, {"placement": "colocated", "microbatches": 2}),
     ("words", "last_token", SH, 2, {}),
     ("tied sparse words", "last_token", AR, 2, {}),  # the other use makes its gradient dense
+    ("described", "images_and_words", PS, 3, {}),
+    ("described", "images_and_words", ST, 3, {"placement": "colocated"}),
     ("numbers", "ones", AR, 3, {}),
     ("ten numbers", "tens", SH, 3, {}),
     ("ten numbers", "several", ST, 4, SLICED),
@@ -64,7 +67,7 @@ def model(name: str, samples: str) -> ModelProfile:
     made = load_model(
         f"tests.execute.execute_models:{factory}",
         name=factory,
-        input_shape=(8,) if "gpt" in name or "words" in name else (1, 8, 8),
+        input_shape=INPUTS if name == "described" else (8,) if "gpt" in name or "words" in name else (1, 8, 8),
         factory_kwargs=kwargs,
         boundary="head" if "by head" in name else 1 if "ten" in name else None,
     )
