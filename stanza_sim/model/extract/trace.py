@@ -91,13 +91,15 @@ def trace(module: nn.Module, inputs: tuple[Input, ...], where: str) -> Trace:
     Raises `InputError`, with `where` as its place, if `forward` does not take the inputs, fails on them, reads values
     of tensors that depend on the samples, or takes another path in evaluation than in training.
     """
-    typed, compiling = _typed(module, inputs, where)
+    typed, compiling, first = _typed(module, inputs, where)
     leaves: frozenset[type] = frozenset()
+
+    def record(batch: int, *, training: bool) -> _Recording:
+        return _record(module, typed, batch, leaves, where, training=training, compiling=compiling)
+
     while True:
-        small, large, evaluated = (
-            _record(module, typed, batch, leaves, where, training=training, compiling=compiling)
-            for batch, training in ((TRACED_BATCHES[0], True), (TRACED_BATCHES[1], True), (TRACED_BATCHES[0], False))
-        )
+        small = record(TRACED_BATCHES[0], training=True) if leaves else first
+        large, evaluated = record(TRACED_BATCHES[1], training=True), record(TRACED_BATCHES[0], training=False)
         extras: dict[str, nn.Module | torch.Tensor] = {**small.extras}
         graphs, constants = (small.graph, large.graph, evaluated.graph), (large.extras, evaluated.extras)
         merger = Merger(module, graphs, extras, constants, TRACED_BATCHES)
@@ -163,20 +165,26 @@ def _refused(module: nn.Module, found: Differs, small: _Recording, where: str) -
     )
 
 
-def _typed(module: nn.Module, inputs: tuple[Input, ...], where: str) -> tuple[tuple[Input, ...], bool]:
-    """Return `inputs` with their types, and whether to tell `forward` that it is compiled: the first not to fail."""
+def _typed(
+    module: nn.Module, inputs: tuple[Input, ...], where: str
+) -> tuple[tuple[Input, ...], bool, _Recording]:
+    """Return `inputs` with their types, and whether to tell `forward` that it is compiled: the first not to fail.
+
+    The recording is one in training with the smaller batch.
+    """
     named = arguments_of(module, inputs, where)
     errors = []
     for typed in dtypes_to_try(module, named):
         for compiling in (False, True):
             try:
-                _record(module, typed, TRACED_BATCHES[0], frozenset(), where, training=True, compiling=compiling)
+                batch = TRACED_BATCHES[0]
+                first = _record(module, typed, batch, frozenset(), where, training=True, compiling=compiling)
             except InputError as error:
                 errors.append(error)
                 if not isinstance(error.__cause__, CannotRecord):
                     break
             else:
-                return typed, compiling
+                return typed, compiling, first
     integers = [e for e in errors if isinstance(e.__cause__, CannotRecord)]
     if "indices" in str(errors[0]) or "Long" in str(errors[0]):
         integers += errors[1:]
