@@ -142,7 +142,7 @@ class Deadly(torch.utils.data.Dataset):
     def __len__(self):
         return 100
     def __getitem__(self, index):
-        if index > 50:
+        if index > 50 and torch.distributed.is_initialized():  # in a rank, not when samples are looked at before
             os.kill(os.getpid(), signal.SIGKILL)
         return torch.zeros(1, 8, 8), 0
 """

@@ -57,11 +57,11 @@ def most_held(schedule: Schedule, model: ModelProfile, rank: int) -> int:
         live.most = live.nbytes  # what building takes on the way is gone
         batches = {}
 
-        def batch(iteration: int) -> tuple[torch.Tensor, torch.Tensor]:
+        def batch(iteration: int) -> tuple[tuple[torch.Tensor], torch.Tensor]:
             if iteration not in batches:
                 batches.pop(iteration - 2, None)
                 x = torch.zeros((schedule.batch_per_worker, *model.input_shape))
-                batches[iteration] = x, torch.zeros(schedule.batch_per_worker, dtype=torch.int64)
+                batches[iteration] = (x,), torch.zeros(schedule.batch_per_worker, dtype=torch.int64)
             return batches[iteration]
 
         values = RankValues(
