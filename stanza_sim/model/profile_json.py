@@ -259,7 +259,7 @@ class _Reader:
     def count(self, key: str, *, least: int = 0) -> int:
         value = self.data.get(key)
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
-            raise self.wrong(key, f"an integer from {least} to {MOST:.0e}")
+            raise self.wrong(key, f"an integer of at least {least} and at most {MOST:.0e}")
         return value
 
     def positive(self, key: str) -> float:

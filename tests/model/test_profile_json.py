@@ -21,11 +21,11 @@ from stanza_sim.model.profile import (
     PassWork,
     with_boundary,
 )
-from stanza_sim.model.profile_json import fingerprint, from_json, to_json
+from stanza_sim.model.profile_json import MOST, fingerprint, from_json, to_json
 
 sizes = st.lists(st.integers(1, 2**40), max_size=4).map(tuple)
 texts = st.text(min_size=1, max_size=8)
-counts = st.integers(0, 2**60)
+counts = st.integers(0, MOST)
 passes = st.builds(PassWork, flops=counts, sample_nbytes=counts, fixed_nbytes=counts, kernels=counts)
 works = st.lists(
     st.builds(OpWork, kind=st.sampled_from(OpKind), forward=passes, backward_input=passes, backward_weight=passes),
