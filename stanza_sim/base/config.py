@@ -57,11 +57,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
-Count = Annotated[int, Field(strict=True, ge=1, le=10**12)]
+Count = Annotated[int, Field(strict=True, ge=1, le=10**15)]
 """A whole number of at least 1 (no text, no truth value)."""
 Factor = Annotated[float, Field(strict=True, gt=0, le=1e18, allow_inf_nan=False)]
 """A positive number without a unit, or one whose name has it; none is larger than the largest rate."""
-Multiple = Annotated[float, Field(strict=True, ge=1e-6, le=1e6, allow_inf_nan=False)]
+Multiple = Annotated[float, Field(strict=True, ge=1e-7, le=1e7, allow_inf_nan=False)]
 """How many times as large something is to be as it is."""
 Fraction = Annotated[float, Field(strict=True, gt=0, le=1)]
 """A number above 0 and at most 1."""

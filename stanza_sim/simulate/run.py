@@ -177,9 +177,9 @@ class SimulationCase:
         kinds = {replace(op, name=""): op for op in self.schedule.ops if isinstance(op, Collective)}
         known = [(op, about_how_many(op, self.schedule.group(op.ranks))) for op in kinds.values()]
         many = [(op, count) for op, count in known if count]
-        if sum(count for _, count in many) < LONG:
-            return
         total = sum(count for _, count in many)
+        if not total or total < LONG:
+            return
         names = ", ".join(sorted({op.algorithm for op, _ in many}))
         say(f"note: collectives by {names} go message by message, {total:,} messages in all, which takes a while")
         told_s = monotonic()

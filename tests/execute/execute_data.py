@@ -139,3 +139,7 @@ def loader() -> DataLoader[object]:
 
 def all_ignored() -> Made:
     return with_label(-100)
+
+
+NO_DATA = 3.14
+"""Neither a Dataset nor a function that returns one."""

@@ -54,13 +54,13 @@ def profile(model: str, batch: int, precision: str = "fp32", rate: float = 1e13,
 
 def test_all_cases_cheapest_first() -> None:
     found = blocks.cases()
-    assert len(found) == 7 * 3 * 3
+    assert len(found) == 9 * 3 * 3
     assert [blocks.work(c) for c in found] == sorted(blocks.work(c) for c in found)
     assert str(found[-1]).endswith("-128-fp32")
     lost = {found[0]: "too little memory", found[1]: "too little memory", found[2]: "no time was left"}
     text = blocks.summary(found[3:], lost)
     assert text == (
-        f"60 of 63 profiles; missing (too little memory): {found[0]}, {found[1]}; "
+        f"78 of 81 profiles; missing (too little memory): {found[0]}, {found[1]}; "
         f"missing (no time was left): {found[2]}"
     )
 

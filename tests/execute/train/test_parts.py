@@ -131,7 +131,8 @@ def test_samples_staged_in_chunks_are_those_stacked_at_once(tiny: ModelProfile) 
         ("tests.execute.execute_data:missing", "AttributeError"),
         ("no_such_module_at_all:x", "ModuleNotFoundError"),
         ("cifar", "there is no such data"),
-        ("math:pi", "without length or items"),
+        ("math:pi", "standard library"),
+        ("tests.execute.execute_data:NO_DATA", "without length or items"),
     ],
 )
 def test_bad_data_is_refused(tiny: ModelProfile, name: str, said: str) -> None:
