@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -31,9 +31,8 @@ def predictions_of(
     """The prediction of each scenario with its spread, in order, or the error that says why there is none.
 
     After each iteration of a simulation `tell` is called with the number of the scenario and of the iteration, and
-    `say` with what a user should know: both where it is simulated, which may be a copy of this process. Random repeats
-    of one scenario run side by side already, so that these stay in this process. The answers do not depend on `jobs`.
-    Raises `RunError` where a process was lost.
+    `say` with what a user should know: both where it is simulated, which may be a copy of this process. The answers do
+    not depend on `jobs`. Raises `RunError` where a process was lost.
     """
     global _predict_here
 
@@ -46,23 +45,29 @@ def predictions_of(
 
     count = min(jobs, len(scenarios))
     work = sum(len(one.schedule.ops) for one in scenarios)
-    if count < 2 or work < WORTH_IT or any(one.by_chance for one in scenarios) or not can_fork():
+    if count < 2 or work < WORTH_IT or not can_fork():
         yield map(predict, range(len(scenarios)))
         return
+    largest_first = sorted(range(len(scenarios)), key=lambda i: -len(scenarios[i].schedule.ops))
+    done: dict[int, Prediction | InputError] = {}
+    if any(one.by_chance for one in scenarios):  # compiled code runs them: loaded here, it is there in each copy
+        smallest = largest_first.pop()
+        done[smallest] = predict(smallest)
     _predict_here = predict
     try:
         with processes(count, forked=True) as executor:
-            yield _results(executor, scenarios)
+            yield _results(executor, largest_first, done)
     finally:
         del _predict_here
 
 
-def _results(executor: Executor, scenarios: Sequence[Scenario]) -> Iterator[Prediction | InputError]:
-    largest_first = sorted(range(len(scenarios)), key=lambda i: -len(scenarios[i].schedule.ops))
+def _results(
+    executor: Executor, largest_first: Sequence[int], done: Mapping[int, Prediction | InputError]
+) -> Iterator[Prediction | InputError]:
     futures = {i: executor.submit(_predict, i) for i in largest_first}
     try:
-        for i in range(len(scenarios)):
-            yield futures[i].result()
+        for i in range(len(futures) + len(done)):
+            yield done[i] if i in done else futures[i].result()
     except BrokenProcessPool:
         raise RunError("a process that simulated was ended from outside, perhaps for lack of memory") from None
 
