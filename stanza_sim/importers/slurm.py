@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.files import LARGEST_TEXT
 from stanza_sim.importers.asked import Asked, said_rate
 from stanza_sim.importers.fabric_file import HOST_LEVELS, Attached, Switch, Trunk, fabric_file, inside
 from stanza_sim.importers.hostlist import MOST_HOSTS, MOST_LETTERS, HostlistError, expand, fold, without_prefix
@@ -197,7 +198,7 @@ def _include(file: ForeignFile, line: int, name: str, reading: _Reading, above: 
     if str(path) in above or str(path) == file.path or reading.files > MOST_INCLUDES:
         raise file.wrong(f"includes {name}, and that goes on without end", line)
     try:
-        other = read_foreign(path, Foreign.SLURM)
+        other = read_foreign(path, Foreign.SLURM, most=LARGEST_TEXT)
     except InputError as error:
         raise file.wrong(f"includes {name}: {error.message}", line, error.hint) from None
     _read(other, reading, (*above, file.path))
