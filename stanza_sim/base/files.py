@@ -15,8 +15,8 @@ from pathlib import Path
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.tables import shortened
 
-_ESCAPED_CONTROL = re.compile(rb"(?<!\\)(?:\\\\)*(\\u00(?:[01][0-9a-fA-F]|7[fF]|[89][0-9a-fA-F]))")
-"""How JSON may hold a control character; one that is not escaped is no JSON."""
+_CONTROL = re.compile(r"(?<!\\)(?:\\\\)*(\\u00(?:[01][0-9a-fA-F]|7[fF]|[89][0-9a-fA-F])|[\x7f-\x9f])")
+"""Control characters of JSON, escaped or not; those below a space are no JSON unless they are escaped."""
 
 
 def _no_constant(name: str) -> float:
@@ -66,12 +66,12 @@ def read_text(path: Path, *, at_most: int, expected: str) -> str:
 
 def read_json(path: Path, *, expected: str) -> object:
     """Return the data of a JSON file; raise `InputError`, which names what was `expected`, if it cannot be read."""
-    raw = read_bytes(path, at_most=LARGEST_JSON)
-    if found := _ESCAPED_CONTROL.search(raw):
-        line = raw.count(b"\n", 0, found.start()) + 1
-        raise InputError(f"has characters that cannot be printed: {found[1].decode()}", where=f"{path}:{line}")
+    text = read_text(path, at_most=LARGEST_JSON, expected=expected)
+    if found := _CONTROL.search(text):
+        line, shown = text.count("\n", 0, found.start()) + 1, ascii(found[1])[1:-1]
+        raise InputError(f"has characters that cannot be printed: {shown}", where=f"{path}:{line}")
     try:
-        return json.loads(raw, parse_constant=_no_constant)
+        return json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:  # of which a decoding error is one
         raise InputError(f"is not JSON: {error}", where=str(path), hint=f"{expected} is expected") from None
 

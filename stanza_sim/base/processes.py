@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import re
 import shutil
 import signal
@@ -13,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,9 +108,19 @@ def scratch_folder() -> Path:
     base = Path(tempfile.gettempdir())
     with suppress(OSError):
         for folder in base.glob(f"{_PREFIX}*"):
-            if (found := re.fullmatch(rf"{_PREFIX}([0-9]+)-.*", folder.name)) and _is_left(folder, int(found[1])):
+            found = re.fullmatch(rf"{_PREFIX}{_numbering()}-([0-9]+)-.*", folder.name)
+            if found and _is_left(folder, int(found[1])):
                 shutil.rmtree(folder, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    return Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{_numbering()}-{os.getpid()}-"))
+
+
+@cache
+def _numbering() -> str:
+    """Tells apart machines, containers and times since a start, in each of which a number means another process."""
+    parts = [platform.node()]
+    with suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text(), os.readlink("/proc/self/ns/pid")]
+    return sha256("".join(parts).encode()).hexdigest()[:8]
 
 
 def _is_left(folder: Path, owner: int) -> bool:

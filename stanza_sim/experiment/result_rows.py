@@ -41,7 +41,7 @@ def row_of(
         measurement=measurement,
         drift=drift,
         undilated=undilated,
-        notes=(*slow_places(plan.schedule, cluster), *unpriced(plan.schedule, cluster)),
+        notes=(*slow_places(plan.schedule, cluster, experiment.precision), *unpriced(plan.schedule, cluster)),
         mfu=flops_utilisation(plan.schedule, plan.model, cluster, experiment.precision, prediction.samples_per_s),
         price_per_hour=price_per_hour(plan.schedule, cluster),
         training_samples=experiment.training.all_samples,

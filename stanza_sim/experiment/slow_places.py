@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from stanza_sim.base.precision import Precision
 from stanza_sim.base.units import format_rate
 from stanza_sim.cluster import Cluster
 from stanza_sim.cluster.hardware import kinds_of
@@ -18,7 +19,7 @@ MOST_NAMED = 3
 """Of more hosts than these, only their number is told."""
 
 
-def slow_places(schedule: Schedule, cluster: Cluster) -> tuple[str, ...]:
+def slow_places(schedule: Schedule, cluster: Cluster, precision: Precision) -> tuple[str, ...]:
     """A sentence for each role that is on hosts with a slower network, or device, than others there have."""
     if len(set(kinds_of(cluster.hosts))) == 1:
         return ()
@@ -28,7 +29,7 @@ def slow_places(schedule: Schedule, cluster: Cluster) -> tuple[str, ...]:
         if group.name not in ROLES:
             continue
         ranks = _one_of_each(group.ranks, cluster)
-        slow, why = _slower(ranks, everyone, cluster)
+        slow, why = _slower(ranks, everyone, cluster, precision)
         if not slow:
             continue
         who, does = ROLES[group.name]
@@ -40,7 +41,9 @@ def slow_places(schedule: Schedule, cluster: Cluster) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _slower(ranks: Sequence[int], everyone: Sequence[int], cluster: Cluster) -> tuple[list[str], str]:
+def _slower(
+    ranks: Sequence[int], everyone: Sequence[int], cluster: Cluster, precision: Precision
+) -> tuple[list[str], str]:
     """The hosts of those `ranks` that are slower than the fastest of `everyone`, and in what."""
     if len(cluster.hosts) > 1:
         slow, best = _below(ranks, everyone, lambda rank: network_Bps(cluster, rank))
@@ -49,7 +52,8 @@ def _slower(ranks: Sequence[int], everyone: Sequence[int], cluster: Cluster) -> 
             why = f"{cluster.host_of(best).name}'s network is faster ({rates[1]}, not {rates[0]})"
             return _hosts(slow, cluster), why
     like = [rank for rank in ranks if not cluster.on_cores(rank)]  # a server on cores may well be meant to be there
-    slow, best = _below(like, [r for r in everyone if not cluster.on_cores(r)], lambda r: peak_flops(cluster, r))
+    others = [rank for rank in everyone if not cluster.on_cores(rank)]
+    slow, best = _below(like, others, lambda rank: peak_flops(cluster, rank, precision))
     if not slow:
         return [], ""
     devices = [cluster.device_of(rank) for rank in (slow[0], best)]

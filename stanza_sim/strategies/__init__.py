@@ -46,8 +46,9 @@ class PlacedStrategy(Protocol):
         batch_per_worker: int,
         settings: BaseModel,
         cluster: Cluster | None = None,
+        precision: Precision = Precision.FP32,
     ) -> Schedule:
-        """As `Strategy.build`; raises `InputError` for places that are not there."""
+        """As `Strategy.build`, on devices that compute at `precision`; raises `InputError` for places that are none."""
 
 
 def names() -> list[str]:
@@ -86,7 +87,12 @@ def build(
         made = get(name).build(dense, world_size=world_size, batch_per_worker=batch_per_worker, settings=settings)
     else:
         made = cast(PlacedStrategy, get(name)).build(
-            dense, world_size=world_size, batch_per_worker=batch_per_worker, settings=settings, cluster=cluster
+            dense,
+            world_size=world_size,
+            batch_per_worker=batch_per_worker,
+            settings=settings,
+            cluster=cluster,
+            precision=precision,
         )
     stated = getattr(settings, "activations", None)
     activations = Wire.NATIVE if stated == "fp32" else computed_in(precision)

@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import Precision
 from stanza_sim.base.units import Size
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import Block, ModelProfile
@@ -108,6 +109,7 @@ def build(
     batch_per_worker: int,
     settings: Settings,
     cluster: Cluster | None = None,
+    precision: Precision = Precision.FP32,
 ) -> Schedule:
     """Return the schedule; raises `InputError` where there are more servers than the nodes allow.
 
@@ -138,7 +140,9 @@ def build(
             hint=f"use at most {most} servers, or more nodes" if most else "use more nodes, or placement: colocated",
         )
     if settings.on is not None:
-        serve: Sequence[int] = ranks_on(settings.on, cluster, k, computes=False, where="parameter_server: on")
+        serve: Sequence[int] = ranks_on(
+            settings.on, cluster, k, precision=precision, computes=False, where="parameter_server: on"
+        )
     else:
         serve = _colocated(k, world_size, settings) if colocated else range(workers_count, world_size)
     train = range(world_size) if colocated else _without(world_size, serve)

@@ -32,6 +32,7 @@ from typing import Literal
 from pydantic import Field, StrictBool, StrictInt
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import Precision
 from stanza_sim.base.units import Size
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import Block, ModelProfile
@@ -116,6 +117,7 @@ def build(
     batch_per_worker: int,
     settings: Settings,
     cluster: Cluster | None = None,
+    precision: Precision = Precision.FP32,
 ) -> Schedule:
     """Return the schedule; raises `InputError` for a model without two parts, too few nodes, and what does not fit.
 
@@ -147,7 +149,9 @@ def build(
         share_out=settings.fc_parallel == "data",
     )
     if settings.on is not None:
-        fc_ranks = ranks_on(settings.on, cluster, settings.fc_workers, computes=True, where="stanza: on")
+        fc_ranks = ranks_on(
+            settings.on, cluster, settings.fc_workers, precision=precision, computes=True, where="stanza: on"
+        )
         if settings.placement == "dedicated":
             conv_ranks = [rank for rank in range(world_size) if rank not in set(fc_ranks)]
     _require_used(settings)

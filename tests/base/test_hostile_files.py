@@ -84,6 +84,21 @@ def test_json_with_control_characters_is_refused(tmp_path: Path, name: str) -> N
         read_json(path, expected="a profile")
 
 
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b'{\n"a": "\xc2\x9b1m"}', r"x\.json:2.*cannot be printed"),
+        (b'{"a": "\x7f"}', "cannot be printed"),
+        ('{"a": "\\u001b"}'.encode("utf-16"), "is not text in UTF-8"),
+    ],
+)
+def test_json_with_raw_control_characters_is_refused(tmp_path: Path, raw: bytes, says: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(raw)
+    with pytest.raises(InputError, match=says):
+        read_json(path, expected="a profile")
+
+
 def test_json_with_backslashes_and_ends_of_lines_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     data = {"a": "\\u001b", "b": "two\nlines", "c": "\\\\u0000", "d": "\u00fc"}

@@ -58,14 +58,16 @@ def test_folders_of_killed_processes_are_removed_at_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    left = tmp_path / "stanza-sim-4194305-abc"  # no process has a number above 2^22
-    other = tmp_path / "stanza-simulation"
     mine = scratch_folder()
-    for folder in (left, other):
+    _, _, there, _, _ = mine.name.split("-", 4)
+    left = tmp_path / f"stanza-sim-{there}-4194305-abc"  # no process has a number above 2^22
+    elsewhere = tmp_path / "stanza-sim-00000000-4194305-abc"  # of another machine, or another container
+    other = tmp_path / "stanza-simulation"
+    for folder in (left, elsewhere, other):
         folder.mkdir()
         (folder / "store").write_text("x")
     again = scratch_folder()
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([mine.name, other.name, again.name])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([mine.name, other.name, elsewhere.name, again.name])
     assert again.stat().st_mode & 0o777 == 0o700
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from stanza_sim import strategies
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import Precision
 from stanza_sim.cluster import Cluster, Host, Nic, Traffic, star
 from stanza_sim.experiment.slow_places import slow_places
 from stanza_sim.schedule import Schedule, check
@@ -125,7 +126,7 @@ def test_without_a_cluster_no_place_is_known() -> None:
 
 def test_slow_places_are_pointed_out() -> None:
     def told(name: str, there: Cluster = MIXED, /, **settings: object) -> tuple[str, ...]:
-        return slow_places(build(name, there, **settings), there)
+        return slow_places(build(name, there, **settings), there, Precision.FP32)
 
     slow = "but a's network is faster (8 Gbps, not 800 Mbps)"
     assert told("parameter_server", on="d") == (f"the server is on d, {slow}; `on` chooses other places",)
@@ -134,6 +135,20 @@ def test_slow_places_are_pointed_out() -> None:
     assert told("stanza") == ("the FC worker is on e, but a's V100 is faster than its K80; `on` chooses other places",)
     assert told("stanza", on="fastest") == told("all_reduce") == ()
     assert told("parameter_server", star([host("a"), host("b"), host("c")])) == ()
+
+
+def test_the_fastest_device_is_so_at_the_precision() -> None:
+    """An RTX3090 has the higher peak in fp32, an A100 in all others."""
+    there = star([host("a", device="A100"), host("b", device="RTX3090"), host("c", device="RTX3090")])
+    settings = strategies.get("stanza").Settings.model_validate({"on": "fastest"})
+    found = {}
+    for precision in Precision:
+        made = strategies.build(
+            "stanza", toy(), world_size=3, batch_per_worker=4, settings=settings, cluster=there, precision=precision
+        )
+        found[precision] = ranks(made, "fc_worker")
+        assert slow_places(made, there, precision) == ()
+    assert found == {Precision.FP32: [2], Precision.TF32: [0], Precision.BF16: [0], Precision.FP16: [0]}
 
 
 def test_plan_tries_places_where_hosts_differ() -> None:

@@ -37,7 +37,7 @@ def from_bytes(raw: bytes) -> object:
     try:
         end = 8 + int.from_bytes(raw[:8], "big")
         return _unpacked(json.loads(raw[8:end]), io.BytesIO(raw[end:]))
-    except (ValueError, TypeError, LookupError, AttributeError, ImportError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ImportError, RuntimeError, OverflowError) as error:
         what = f"a rank was told what no rank says: {type(error).__name__}: {error}"
         raise RunError(f"{what}; is another program using its port?") from error
 
@@ -141,6 +141,8 @@ def _type(name: str, kind: type | None) -> Any:
     found: Any = import_module(module) if module.startswith(_PACKAGE) and "__main__" not in module else None
     for part in path.split("."):
         found = found.__dict__[part]
-    if not isinstance(found, type) or not (is_dataclass(found) if kind is None else issubclass(found, kind)):
+        if not isinstance(found, type) or found.__module__ != module:  # not what the module has imported
+            raise TypeError(f"{name} is no type of this package")
+    if not (is_dataclass(found) if kind is None else issubclass(found, kind)):
         raise TypeError(f"{name} is no type that ranks exchange")
     return found

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field
 
 from stanza_sim.base.config import near
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import Precision
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.device import load_device
 
@@ -48,16 +49,20 @@ def network_Bps(cluster: Cluster, rank: int) -> float:
     return min(rate_Bps, nic.transport.process_Bps or rate_Bps)
 
 
-def peak_flops(cluster: Cluster, rank: int) -> float:
-    """FLOP/s of what `rank` computes on, by its data sheet and the host's `device_speed`."""
+def peak_flops(cluster: Cluster, rank: int, precision: Precision) -> float:
+    """FLOP/s of what `rank` computes on, by its data sheet and the host's `device_speed`.
+
+    At `precision`, or in fp32 where the device does not know it.
+    """
     try:
-        known = load_device(cluster.device_of(rank)).precisions.get("fp32")
+        peaks = load_device(cluster.device_of(rank)).precisions
+        known = peaks.get(precision) or peaks.get(Precision.FP32)
     except InputError:  # a device of which nothing is known but its name
         known = None
     return (known.peak_flops if known else 1.0) * cluster.host_of(rank).device_speed
 
 
-def by_speed(cluster: Cluster, *, computes: bool) -> list[int]:
+def by_speed(cluster: Cluster, precision: Precision, *, computes: bool) -> list[int]:
     """Ranks, those with the fastest network first and then, if the role `computes`, those on the fastest devices.
 
     Of those that are alike the last come first, which is where a role is by default.
@@ -68,7 +73,7 @@ def by_speed(cluster: Cluster, *, computes: bool) -> list[int]:
         place = cluster.placement[rank]
         key = place.host, place.device
         if key not in kinds:
-            kinds[key] = network_Bps(cluster, rank), peak_flops(cluster, rank) if computes else 0.0
+            kinds[key] = network_Bps(cluster, rank), peak_flops(cluster, rank, precision) if computes else 0.0
         return kinds[key]
 
     return sorted(range(cluster.world_size), key=lambda rank: (*(-s for s in speed(rank)), -rank))
@@ -79,7 +84,7 @@ def kinds_of_places(cluster: Cluster) -> list[list[str]]:
     kinds: dict[tuple[tuple[float, float], ...], list[str]] = {}
     for number, host in enumerate(cluster.hosts):
         ranks = cluster.ranks_on(number)
-        speeds = sorted({(network_Bps(cluster, rank), peak_flops(cluster, rank)) for rank in ranks})
+        speeds = sorted({(network_Bps(cluster, r), peak_flops(cluster, r, Precision.FP32)) for r in ranks})
         if ranks:
             kinds.setdefault(tuple(speeds), []).append(host.name)
     return list(kinds.values())
@@ -101,7 +106,9 @@ def named_places(on: On | None) -> int | None:
     return len(on) if isinstance(on, tuple) else None
 
 
-def ranks_on(on: On, cluster: Cluster | None, count: int, *, computes: bool, where: str) -> list[int]:
+def ranks_on(
+    on: On, cluster: Cluster | None, count: int, *, precision: Precision, computes: bool, where: str
+) -> list[int]:
     """The `count` ranks that have a role, ascending: from each of the places in turn, or the fastest.
 
     `where` is the setting's place in messages. Raises `InputError` for places that are not there or are named twice,
@@ -110,7 +117,7 @@ def ranks_on(on: On, cluster: Cluster | None, count: int, *, computes: bool, whe
     if cluster is None:
         raise InputError("names hosts, and this schedule is built for no cluster", where=where, hint="leave it out")
     if on == FASTEST:
-        return sorted(by_speed(cluster, computes=computes)[:count])
+        return sorted(by_speed(cluster, precision, computes=computes)[:count])
     found = [_ranks_at(name, cluster, where) for name in on]
     there = list(chain.from_iterable(found))
     if len(set(there)) < len(there):
