@@ -27,6 +27,7 @@ PR_SET_PDEATHSIG = 1
 LOOK_S = 0.5
 """How often a process looks whether its parent is still there."""
 _PREFIX = "stanza-sim-"
+_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def cores() -> int:
@@ -78,8 +79,7 @@ def ending_by_signal() -> Iterator[None]:
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    with handling({n: end for n in numbers if signal.getsignal(n) is signal.SIG_DFL}):
+    with handling({n: end for n in _ENDING if signal.getsignal(n) is signal.SIG_DFL}):
         yield
 
 
@@ -95,6 +95,23 @@ def handling(handlers: Mapping[int, Callable[[int, FrameType | None], None]]) ->
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Put off SIGINT, SIGTERM and SIGHUP until what is within is done."""
+    came: list[int] = []
+
+    def keep(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    numbers = [signal.SIGINT, *_ENDING]
+    try:
+        with handling({n: keep for n in numbers if signal.getsignal(n) not in (signal.SIG_IGN, None)}):
+            yield
+    finally:
+        for number in came[:1]:
+            signal.raise_signal(number)
 
 
 # ---- folders of theirs ---------------------------------------------------------------------------------------------
@@ -142,7 +159,8 @@ def _is_left(folder: Path, owner: int) -> bool:
 def _begin(parent: int, prepare: Callable[..., None] | None, arguments: Sequence[object]) -> None:
     """Prepare a process; Ctrl-C is for the one that the user started, which then ends the others."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_DFL)
     end_with_parent(parent)
     if prepare is not None:
         prepare(*arguments)
@@ -181,6 +199,9 @@ def processes(
         initargs=(os.getpid(), prepare, arguments),
     )
     try:
+        with undisturbed():  # a process that is told what it is while its parent is ended would end with a traceback
+            for _ in range(count):
+                pool.submit(cores)
         yield pool
     finally:
         pool.shutdown(wait=False, cancel_futures=True)

@@ -18,7 +18,7 @@ from stanza_sim.testbed.guard import start_guard
 from stanza_sim.testbed.network import check_machine, network_of
 from stanza_sim.testbed.plan import INTERFACE, CommandPlan, make_plan, prefix_of
 from stanza_sim.testbed.probe import require_kernel, require_linux, require_tools
-from stanza_sim.testbed.processes import Process, processes_inside, this_process, undisturbed
+from stanza_sim.testbed.processes import Process, processes_inside, this_process
 from stanza_sim.testbed.registry import HostRecord, Record, Registry, TrunkRecord, identity_of, this_boot
 from stanza_sim.testbed.remove import check_empty, release, remove
 from stanza_sim.testbed.remove import collect as collect_locked

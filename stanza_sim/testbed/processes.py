@@ -6,14 +6,12 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from stanza_sim.base.errors import InputError, RunError
-from stanza_sim.base.processes import handling
 
 Ident = tuple[int, int]
 """Device and inode of a namespace: the same for its name and for every process in it."""
@@ -120,23 +118,3 @@ def _started(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] in ("Z", "X") else int(fields[19])
-
-
-# --- signals ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Put off SIGINT, SIGTERM and SIGHUP until what is within is done."""
-    came: list[int] = []
-
-    def keep(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    try:
-        with handling({n: keep for n in numbers if signal.getsignal(n) not in (signal.SIG_IGN, None)}):
-            yield
-    finally:
-        for number in came[:1]:
-            signal.raise_signal(number)
