@@ -8,13 +8,11 @@ from dataclasses import dataclass
 
 from stanza_sim.importers import gpus as known
 from stanza_sim.importers.asked import Asked, device_name, said_rate
-from stanza_sim.importers.host_file import CORES
+from stanza_sim.importers.assumed import CORES, EFFICIENCY, PRESET
 from stanza_sim.importers.hostlist import fold
 from stanza_sim.importers.native import Note, aligned, heading, rate_text, scalar
 from stanza_sim.importers.reading import ForeignFile
 
-EFFICIENCY = 0.97
-"""What payload gets of a link between switches, as the preset `rdma` has it for a NIC."""
 HOST_LEVELS = ("nic", "nvlink", "pcie")
 
 
@@ -136,6 +134,8 @@ def fabric_file(
     for group, members in named:
         rows += _attachments(group, [switch for switch, _ in members[0].nics])
     lines += aligned(rows)
+    if trunks:
+        lines.append("  # The efficiency of links between switches is an assumption: that of the NICs' preset.")
     for level in sorted({switch.level for switch in switches}):
         below = {switch.name for switch in switches if switch.level == level}
         of_level = [trunk for trunk in trunks if trunk.lower in below]
@@ -201,7 +201,7 @@ def _nics(rates: tuple[float, ...], anchors: dict[tuple[float, ...], str]) -> li
         return [*of_several, (f"    {'nic' if alike else 'nics'}: *{anchor}", "")]
     anchor = anchors[rates] = f"nic{len(anchors) + 1}" if anchors else "nic"
     comment = "the preset is an assumption: latency and overhead are not in the file"
-    each = [f"{{preset: rdma, rate: {rate_text(rate, bits=True)}}}" for rate in rates]
+    each = [f"{{preset: {PRESET}, rate: {rate_text(rate, bits=True)}}}" for rate in rates]
     if not alike:
         return [(f"    nics: &{anchor}", comment), *((f"      - {one}", "") for one in each)]
     of_several = [(f"    nics: {len(rates)}", "")] if len(rates) > 1 else []

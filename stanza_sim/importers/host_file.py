@@ -7,9 +7,6 @@ from dataclasses import dataclass
 
 from stanza_sim.importers.native import Note, aligned, heading, rate_text, scalar, wrapped
 
-CORES = 64
-"""What a host is assumed to have where neither the file nor the user says it."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stanza_sim.importers.assumed import PRESET
 from stanza_sim.importers.host_file import Port
 from stanza_sim.importers.native import Note
 
@@ -30,7 +31,7 @@ class Ports:
 
 def added_nic(rate_Bps: float, comment: str) -> Ports:
     """The only NIC of a host whose file names none."""
-    return Ports(ports=(Port(rate_Bps=rate_Bps, preset="rdma", comment=comment),), used=(), notes=())
+    return Ports(ports=(Port(rate_Bps=rate_Bps, preset=PRESET, comment=comment),), used=(), notes=())
 
 
 def share_out(nics: Sequence[FoundNic], near: Sequence[Sequence[int]]) -> Ports:

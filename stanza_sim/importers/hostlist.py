@@ -31,12 +31,13 @@ def expand(text: str) -> list[str]:
             raise HostlistError(f"{item!r} has a bracket without another")
         if len(parts) > 1 and not parts[0]:
             raise HostlistError(f"{item!r} has no name in front of its range", "a prefix is missing, as in tux[0-3]")
-        choices = [[part] if i % 2 == 0 else list(_numbers(part, item)) for i, part in enumerate(parts)]
+        choices: list[list[str]] = []
         count = 1
-        for choice in choices:
-            count *= len(choice)
-        if len(names) + count > MOST_HOSTS:
-            raise HostlistError(f"{text[:40]!r} are more than {MOST_HOSTS:,} names", "that is the most")
+        for i, part in enumerate(parts):
+            choices.append([part] if i % 2 == 0 else list(_numbers(part, item)))
+            count *= len(choices[-1])
+            if len(names) + count > MOST_HOSTS:  # before the next bracket is taken apart
+                raise HostlistError(f"{text[:40]!r} are more than {MOST_HOSTS:,} names", "that is the most")
         if sum(max(map(len, choice)) for choice in choices) > MOST_LETTERS:
             raise HostlistError(f"{item[:40]!r} is too long for a name", f"{MOST_LETTERS} letters are the most")
         names += ("".join(chosen) for chosen in product(*choices))
@@ -63,7 +64,8 @@ def _items(text: str) -> Iterator[str]:
 
 
 def _numbers(text: str, item: str) -> Iterator[str]:
-    """The numbers of a range, padded as it is."""
+    """The numbers of a bracket's ranges, padded as they are; no more than `MOST_HOSTS`."""
+    count = 0
     for part in text.split(","):
         ends = _RANGE.fullmatch(part.strip())
         if ends is None:
@@ -71,8 +73,9 @@ def _numbers(text: str, item: str) -> Iterator[str]:
         first, last = int(ends[1]), int(ends[2] or ends[1])
         if last < first:
             raise HostlistError(f"{part!r} in {item!r} ends before it begins")
-        if last - first >= MOST_HOSTS:
-            raise HostlistError(f"{part!r} in {item!r} are more than {MOST_HOSTS:,} names", "that is the most")
+        count += last - first + 1
+        if count > MOST_HOSTS:
+            raise HostlistError(f"{item[:40]!r} are more than {MOST_HOSTS:,} names", "that is the most")
         for number in range(first, last + 1):
             yield str(number).rjust(len(ends[1]), "0")
 

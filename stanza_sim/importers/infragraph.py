@@ -180,8 +180,8 @@ class _Reader:
             rate = self._quantity(held, "bandwidth", below, _UNITS)
             if rate is not None and not 1e-3 <= rate <= 1e18:
                 raise self.wrong(f"the bandwidth of {name!r} is no rate of a link", (*below, "bandwidth"))
-            late = self._quantity(held, "latency", below, _SECONDS) or 0.0
-            if not 0 <= late <= 10:
+            late = self._quantity(held, "latency", below, _SECONDS)
+            if late is not None and not 0 <= late <= 10:
                 raise self.wrong(f"the latency of {name!r} is none of a link", (*below, "latency"))
             found[name] = Link(name=name, about=about, rate_Bps=rate, latency_s=late)
         return found

@@ -15,18 +15,19 @@ from dataclasses import dataclass, field
 from stanza_sim.base.config import Kind, available
 from stanza_sim.base.errors import InputError
 from stanza_sim.importers.asked import Asked, device_name, devices_known
+from stanza_sim.importers.assumed import CORES
 from stanza_sim.importers.infragraph import MOST_EDGES, read_graph
 from stanza_sim.importers.infragraph_graph import Device, Edge, Graph, Link, Node
 from stanza_sim.importers.native import Imported, Note, heading
 from stanza_sim.importers.reading import ForeignFile
 from stanza_sim.importers.wired_hosts import (
-    ASSUMED_CORES,
     FoundCluster,
     FoundHost,
     FoundLink,
     FoundNic,
     Inside,
     host_names,
+    latest,
     summed,
     topology_text,
 )
@@ -55,7 +56,7 @@ class _Maker:
     missing: dict[str, int] = field(default_factory=dict)
     """Links that need a rate and have none, with the line of an edge of each."""
     levels: dict[str, None] = field(default_factory=dict)
-    """Links whose rates matter."""
+    """Links whose rates matter, and `NIC` where its rate does."""
 
     def imported(self) -> Imported:
         """Make the cluster."""
@@ -73,7 +74,9 @@ class _Maker:
         inside = {d.name: self._inside(d, devices[d.name]) for d in {id(of[n]): of[n] for n, _ in hosts}.values()}
         names = self._names(hosts, trunks, ends, copies)
         lone = len(hosts) == 1
-        self._check_options(hosts, lone=lone)
+        if self.asked.hosts is not None and not lone:
+            what, hint = f"the file has {len(hosts)} hosts", "leave --hosts out: it repeats a host that is alone"
+            raise InputError(what, where=f"--hosts {self.asked.hosts}", hint=hint)
         groups: dict[str, list[FoundHost]] = {}
         for name, k in hosts:
             device = of[name]
@@ -87,6 +90,8 @@ class _Maker:
             groups.setdefault(name, []).append(made)
         links = summed(self._trunks(trunks, names))
         wires = summed(self._cables(cables, groups))
+        if NIC not in self.levels:
+            self.asked.check_used([NIC], "the file's links join the NICs")
         self._refuse_missing()
         self.asked.check_levels([*self.levels, NIC], self.file.path)
         return Imported(text=self._text(groups, names, links, wires), notes=tuple(self.notes))
@@ -103,7 +108,7 @@ class _Maker:
             (only,) = groups.values()
             groups = {next(iter(groups)): [only[0]] * asked.hosts}
             switches = ("switch",)
-        cores = asked.cores or ASSUMED_CORES
+        cores = asked.cores or CORES
         found = FoundCluster(
             name=asked.name or re.sub(r"\s+", "-", self.graph.name) or "cluster",
             description=" ".join(self.graph.about.split()) or "From an InfraGraph.",
@@ -116,14 +121,6 @@ class _Maker:
             remarks={} if asked.cores else {"cores": "not in the file: assumed"},
         )
         return topology_text(found)
-
-    def _check_options(self, hosts: Sequence[Element], *, lone: bool) -> None:
-        """Refuse what would be read and ignored."""
-        if self.asked.hosts is not None and not lone:
-            what, hint = f"the file has {len(hosts)} hosts", "leave --hosts out: it repeats a host that is alone"
-            raise InputError(what, where=f"--hosts {self.asked.hosts}", hint=hint)
-        if not lone and not any(edge.link.name == NIC for edge in self.graph.edges):
-            self.asked.check_used([NIC], "the file's links join the NICs")
 
     # ---- what there is ----------------------------------------------------------------------------------------------
 
@@ -228,7 +225,7 @@ class _Maker:
             if any(to <= mine and len(to) < len(xpus) - 1 for to in partners.values()):
                 what = f"XPUs of {device.name!r} are not all joined to each other: as if a switch did, with these rates"
                 self.notes.append(Note(what=what, lines=(device.line,)))
-            return Inside(kind=kind, rate_Bps=least, latency_s=max(edge.link.latency_s for edge in edges))
+            return Inside(kind=kind, rate_Bps=least, latency_s=latest(edge.link.latency_s for edge in edges))
         what = f"nothing joins the {len(xpus)} XPUs of {device.name!r}: that is left out, state intra"
         self.notes.append(Note(what=what, lines=(device.line,)))
         return None
@@ -332,7 +329,7 @@ class _Maker:
             found.append(
                 FoundNic(
                     rate_Bps=sum(self._rate(edge.link, edge.line) for _, edge in edges),
-                    latency_s=max(edge.link.latency_s for _, edge in edges),
+                    latency_s=latest(edge.link.latency_s for _, edge in edges),
                     switches=tuple(dict.fromkeys(names[to] for to, _ in edges if to in names)),
                 )
             )
@@ -351,6 +348,7 @@ class _Maker:
                 what = f"{count} NICs are joined to nothing: left out, unless --rate nic=... states their rate"
                 self.notes.append(Note(what=what, lines=(device.line,)))
             return ()
+        self.levels[NIC] = None
         return (FoundNic(rate_Bps=rate),) * max(count, 1)
 
     def _of_cables(self, cables: Sequence[Edge]) -> tuple[FoundNic, ...]:

@@ -13,12 +13,12 @@ Node = tuple[str | int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """A kind of link: bytes per second each way, None where the file does not say; and seconds."""
+    """A kind of link: bytes per second each way, and seconds; None where the file does not say."""
 
     name: str
     about: str = ""
     rate_Bps: float | None = None
-    latency_s: float = 0.0
+    latency_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

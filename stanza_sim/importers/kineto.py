@@ -18,6 +18,7 @@ from statistics import median
 from stanza_sim.base.config import Kind, available
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.device import DeviceSpec, load_device
+from stanza_sim.execute.start.fit import is_called
 from stanza_sim.importers.kineto_comm import is_communication
 from stanza_sim.importers.kineto_events import OnGpu, Span, Thread, Trace
 from stanza_sim.importers.kineto_match import Pass, match_blocks, nodes_of
@@ -168,11 +169,9 @@ def _device(trace: Trace, stated: Stated) -> DeviceSpec:
         return load_device(stated.device)
     if not trace.gpu:
         raise trace.refuse("does not say which GPU it is of (deviceProperties)", "state --device, such as A100")
-    named = trace.gpu.lower().replace(" ", "")
     for name in available(Kind.DEVICES):
         spec = load_device(name)
-        calls = (spec.name, *spec.reported)
-        if name != "cpu" and any(call.lower().replace(" ", "") in named for call in calls):
+        if name != "cpu" and is_called(spec, trace.gpu):
             return spec
     hint = f"state --device, or describe it in devices/; known: {', '.join(available(Kind.DEVICES))}"
     raise trace.refuse(f"is of the GPU {trace.gpu[:60]!r}, of which nothing is known", hint)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from stanza_sim.base.config import Kind, available
 from stanza_sim.importers import gpus as known
 from stanza_sim.importers.asked import Asked, device_name, devices_known, said_rate
-from stanza_sim.importers.host_file import CORES, HostRead, Said, Tree, host_file, spread_evenly
+from stanza_sim.importers.assumed import CORES
+from stanza_sim.importers.host_file import HostRead, Said, Tree, host_file, spread_evenly
 from stanza_sim.importers.host_ports import FoundNic, Ports, added_nic, share_out
 from stanza_sim.importers.native import Imported, Note, lines_text, rate_text
 from stanza_sim.importers.nccl_xml import Gpu, System, affinity, link_speed, number, read_system

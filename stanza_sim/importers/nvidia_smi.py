@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 
 from stanza_sim.importers import gpus as known
 from stanza_sim.importers.asked import Asked, device_name, devices_known, said_rate
-from stanza_sim.importers.host_file import CORES, HostRead, Said, Tree, host_file, spread_evenly
+from stanza_sim.importers.assumed import CORES, PRESET
+from stanza_sim.importers.host_file import HostRead, Said, Tree, host_file, spread_evenly
 from stanza_sim.importers.host_ports import FoundNic, Ports, added_nic, share_out
 from stanza_sim.importers.native import Imported, Note, lines_text, rate_text
 from stanza_sim.importers.reading import ForeignFile
@@ -115,6 +116,9 @@ def _nvlink(
             raise file.wrong("has no NVLink between GPUs", matrix.line, "leave --rate nvlink=... out")
         return None
     if len(_joined(gpus, lambda a, b: matrix.nvlinks(a, b) > 0)) > 1:
+        if stated:
+            hint = "leave --rate nvlink=... out: PCI joins the GPUs, with --rate pcie=..."
+            raise file.wrong("has NVLink that does not join all GPUs", matrix.rows[pairs[0][0]], hint)
         lines = tuple(matrix.rows[a] for a, _ in pairs)
         notes.append(Note(what="NVLink, which does not join all GPUs, is not used: PCI joins them", lines=lines))
         return None
@@ -243,7 +247,7 @@ def _ports(file: ForeignFile, matrix: Matrix, asked: Asked, notes: list[Note]) -
     if stated is None:
         return Ports(ports=(), used=(), notes=())
     nics = [
-        FoundNic(name=name, line=matrix.rows[nic], rate_Bps=stated, preset="rdma")
+        FoundNic(name=name, line=matrix.rows[nic], rate_Bps=stated, preset=PRESET)
         for name, nic in zip(named, matrix.nics, strict=True)
     ]
     if not nics:

@@ -15,10 +15,10 @@ from math import isfinite
 
 from stanza_sim.base.config import Kind, available
 from stanza_sim.importers.asked import Asked, device_name, devices_known
+from stanza_sim.importers.assumed import CORES
 from stanza_sim.importers.native import Imported, Note, heading, wrapped
 from stanza_sim.importers.reading import ForeignFile
 from stanza_sim.importers.wired_hosts import (
-    ASSUMED_CORES,
     FoundCluster,
     FoundHost,
     FoundLink,
@@ -30,6 +30,7 @@ from stanza_sim.importers.wired_hosts import (
 
 MOST_LINKS = 100_000
 """More links are more than a topology file can list."""
+MOST_NODES = 1_000_000
 
 _HINT = "a link is: node node rate latency errors, such as 0 18 100Gbps 0.0005ms 0"
 _RATE = re.compile(r"(\d+\.?\d*(?:[eE][+-]?\d+)?)([kKMGTP]i?)?(bps|b/s|Bps|B/s)")
@@ -96,7 +97,7 @@ def import_simai(file: ForeignFile, asked: Asked) -> Imported:
     joined = summed(trunks)
     if len(joined) < len(trunks):
         notes.append(Note(what="parallel links between two switches are one, with the sum of their rates"))
-    cores = asked.cores or ASSUMED_CORES
+    cores = asked.cores or CORES
     comments = heading(file.path, "a SimAI topology", notes)
     if len(names) > 1 and not one:
         comments += wrapped("Of equal ways a message takes one by its destination. SimAI hashes: add `routing: ecmp`.")
@@ -153,6 +154,8 @@ def _header(file: ForeignFile) -> tuple[_Header, int]:
     if found.gpus % found.per_server:
         what = f"{found.gpus} GPUs are not whole servers of {found.per_server}"
         raise file.wrong(what, line, "GPUs are the nodes that are neither NVSwitches nor switches")
+    if found.nodes > MOST_NODES:
+        raise file.wrong(f"{found.nodes:,} nodes are too many", line, f"{MOST_NODES:,} are the most")
     if found.links > MOST_LINKS:
         raise file.wrong(f"{found.links:,} links are too many", line, f"{MOST_LINKS:,} are the most")
     return found, line
@@ -162,6 +165,7 @@ def _switches(file: ForeignFile, header: _Header, after: int) -> tuple[list[int]
     """The numbers of NVSwitches and switches, in the file's order, and the index of the line after them."""
     wanted = header.nvswitches + header.switches
     found: list[int] = []
+    seen: set[int] = set()
     if wanted == 0:
         return found, after
     for line, words in _words(file, after):
@@ -173,9 +177,10 @@ def _switches(file: ForeignFile, header: _Header, after: int) -> tuple[list[int]
             if not header.gpus <= number < header.nodes:
                 between = f"numbers from {header.gpus} to {header.nodes - 1} are switches"
                 raise file.wrong(f"there is no switch {number}", line, f"GPUs have the first numbers; {between}")
-            if number in found[-wanted:] and number in set(found):
+            if number in seen:
                 raise file.wrong(f"switch {number} is listed twice", line)
             found.append(number)
+            seen.add(number)
         if len(found) > wanted:
             raise file.wrong(f"lists {len(found)} switches, but the header counts {wanted}", line)
         if len(found) == wanted:

@@ -47,6 +47,8 @@ class _Reading:
     switches: dict[str, Named] = field(default_factory=dict)
     notes: list[Note] = field(default_factory=list)
     files: int = 0
+    names: dict[str, int] = field(default_factory=lambda: {"nodes": 0, "switches": 0})
+    """How many hosts, and switches below others, there are so far."""
 
 
 def import_slurm(file: ForeignFile, asked: Asked) -> Imported:
@@ -56,7 +58,7 @@ def import_slurm(file: ForeignFile, asked: Asked) -> Imported:
     if not reading.switches:
         raise file.wrong("has no line SwitchName=...", hint="such as SwitchName=s0 Nodes=tux[0-15]")
     switches = list(reading.switches.values())
-    _check_names(file, switches)
+    _check_names(switches)
     tops = _tree(file, switches)
     notes = list(reading.notes)
     levels = _levels(tops, switches)
@@ -219,6 +221,10 @@ def _add(file: ForeignFile, line: int, values: dict[str, str], reading: _Reading
             lists[key] = expand(values[key]) if key in values else []
         except HostlistError as error:
             raise file.wrong(f"{key.capitalize()}: {error}", line, error.hint) from None
+        reading.names[key] += len(lists[key])
+        if reading.names[key] > MOST_HOSTS:
+            what = f"{'hosts' if key == 'nodes' else 'switches'} up to here are more than {MOST_HOSTS:,}"
+            raise file.wrong(what, line, "that is the most")
         if any(item.upper() == "ALL" for item in lists[key]):
             raise file.wrong(f"{key.capitalize()}=ALL: what these are is not in the file", line, "write their names")
         if twice := _twice(lists[key]):
@@ -242,7 +248,7 @@ def _twice(names: Sequence[str]) -> str | None:
 # ---- the tree --------------------------------------------------------------------------------------------------------
 
 
-def _check_names(file: ForeignFile, switches: Sequence[Named]) -> None:
+def _check_names(switches: Sequence[Named]) -> None:
     """Refuse a host whose prefix is missing, and one under two switches."""
     cut = without_prefix(list(dict.fromkeys(node for switch in switches for node in switch.nodes)))
     for switch in switches:
@@ -256,8 +262,6 @@ def _check_names(file: ForeignFile, switches: Sequence[Named]) -> None:
             if (other := of.setdefault(node, switch)) is not switch:
                 what = f"the host {node} is under {switch.name} and under {other.name} (line {other.where})"
                 raise switch.file.wrong(what, switch.line, "a host is under one switch")
-    if len(of) > MOST_HOSTS:
-        raise file.wrong(f"has {len(of):,} hosts", hint=f"{MOST_HOSTS:,} are the most")
 
 
 def _tree(file: ForeignFile, switches: Sequence[Named]) -> list[Named]:

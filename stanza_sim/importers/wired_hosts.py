@@ -6,18 +6,24 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from stanza_sim.importers.native import WIDTH, rate_text, scalar
+from stanza_sim.importers.assumed import CORES, EFFICIENCY, PRESET
+from stanza_sim.importers.native import WIDTH, rate_text, scalar, wrapped
 
-ASSUMED_CORES = 64
-"""Cores of a host of which a file does not say how many it has: with ranks on devices they hardly matter."""
+_ASSUMED = (
+    f"Assumed, for the file does not say it: NICs have `preset: {PRESET}`, with its overhead, its efficiency and, where"
+    " none is stated, its latency; links with a rate of their own have the same efficiency."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundNic:
-    """A NIC: its raw rate in bytes per second, its latency in seconds, and the switches that it is joined to."""
+    """A NIC: its raw rate in bytes per second, its latency in seconds, and the switches that it is joined to.
+
+    A latency is None where the file has none: then a NIC has that of its preset.
+    """
 
     rate_Bps: float
-    latency_s: float = 0.0
+    latency_s: float | None = None
     switches: tuple[str, ...] = ()
 
 
@@ -27,7 +33,7 @@ class Inside:
 
     kind: str
     rate_Bps: float
-    latency_s: float = 0.0
+    latency_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +57,7 @@ class FoundLink:
     start: str
     end: str
     rate_Bps: float
-    latency_s: float = 0.0
+    latency_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +75,7 @@ class FoundCluster:
     switches: tuple[str, ...] = ()
     links: tuple[FoundLink, ...] = ()
     cables: tuple[FoundLink, ...] = ()
-    cores: int = ASSUMED_CORES
+    cores: int = CORES
     remarks: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -82,6 +88,8 @@ def topology_text(found: FoundCluster) -> str:
     """Return the topology file, with comments."""
     lines = [*found.comments]
     lines += [f"name: {scalar(found.name)}", f"description: {scalar(found.description)}", "hosts:"]
+    if found.links or found.cables or any(host.nics for hosts in found.groups.values() for host in hosts):
+        lines += wrapped(_ASSUMED, "  # ", "  # ")
     joins: list[str] = []
     for group, hosts in found.groups.items():
         lines += _group(found, group, hosts)
@@ -126,7 +134,10 @@ def _host(found: FoundCluster, name: str, host: FoundHost, count: int | None) ->
         stated = f"{{kind: {inside.kind}, rate: {rate_text(inside.rate_Bps)}{_latency(inside.latency_s)}}}"
         lines.append(f"    intra: {stated}{remark('intra')}")
     if host.nics:
-        values = [f"{{rate: {rate_text(nic.rate_Bps, bits=True)}{_latency(nic.latency_s)}}}" for nic in host.nics]
+        values = [
+            f"{{preset: {PRESET}, rate: {rate_text(nic.rate_Bps, bits=True)}{_latency(nic.latency_s)}}}"
+            for nic in host.nics
+        ]
         if len(set(values)) == 1:
             lines += [f"    nics: {len(values)}"] if len(values) > 1 else []
             lines.append(f"    nic: {values[0]}{remark('nic')}")
@@ -154,12 +165,17 @@ def _joins_of(name: str, nics: Sequence[FoundNic]) -> list[str]:
 
 
 def _link(link: FoundLink) -> str:
-    rate = f"rate: {rate_text(link.rate_Bps, bits=True)}{_latency(link.latency_s)}"
+    rate = f"rate: {rate_text(link.rate_Bps, bits=True)}{_latency(link.latency_s)}, efficiency: {EFFICIENCY}"
     return f"  - {{from: {scalar(link.start)}, to: {scalar(link.end)}, {rate}}}"
 
 
-def _latency(seconds: float) -> str:
-    return f", latency: {seconds * 1e6:.12f}".rstrip("0").rstrip(".") + "us" if seconds else ""
+def _latency(seconds: float | None) -> str:
+    return "" if seconds is None else f", latency: {seconds * 1e6:.12f}".rstrip("0").rstrip(".") + "us"
+
+
+def latest(latencies: Iterable[float | None]) -> float | None:
+    """Return the largest of those latencies that are known; None where none is."""
+    return max((seconds for seconds in latencies if seconds is not None), default=None)
 
 
 def summed(links: Iterable[FoundLink]) -> tuple[FoundLink, ...]:
@@ -175,7 +191,7 @@ def summed(links: Iterable[FoundLink]) -> tuple[FoundLink, ...]:
                 start=had.start,
                 end=had.end,
                 rate_Bps=had.rate_Bps + link.rate_Bps,
-                latency_s=max(had.latency_s, link.latency_s),
+                latency_s=latest((had.latency_s, link.latency_s)),
             )
         )
     return tuple(found.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +38,18 @@ def test_what_is_no_list(text: str) -> None:
 def test_too_many_names(text: str) -> None:
     with pytest.raises(HostlistError, match="more than 100,000 names"):
         expand(text)
+
+
+@pytest.mark.parametrize("text", [f"a[{','.join(['0-99999'] * 1000)}]", "a" + "[0-99999]" * 20])
+def test_too_many_names_are_not_made_first(text: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(HostlistError, match="more than 100,000 names"):
+            expand(text)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 30e6  # about what a bracket of the most names takes, twice
 
 
 @given(st.lists(st.from_regex(r"[a-c]{1,2}-?[0-9]{0,3}", fullmatch=True), min_size=1, max_size=40))

@@ -100,7 +100,8 @@ def test_instances_with_xpus_are_hosts_and_the_others_switches(tmp_path: Path) -
     assert host.intra is not None
     assert (host.intra.kind, host.intra.bandwidth_Bps, host.intra.latency_s) == (IntraKind.NVLINK, 50e9, 3e-7)
     assert [(nic.bandwidth_Bps, nic.latency_s) for nic in host.nics] == [(12.5e9, 1e-6)] * 2
-    assert trunks(cluster) == {(0, 2): 100e9, (1, 2): 100e9}  # two cables of 400 Gb/s each
+    assert {(nic.efficiency, nic.transport.preset) for nic in host.nics} == {(0.97, "rdma")}
+    assert trunks(cluster) == {(0, 2): 97e9, (1, 2): 97e9}  # payload of two cables of 400 Gb/s each
     assert [len({switch for port in ports for switch in port}) for ports in cluster.fabric.ports] == [1, 1, 1]
 
 
@@ -122,7 +123,8 @@ def test_a_rate_that_is_missing_is_asked_for_by_the_link_s_name(tmp_path: Path) 
         ("node-1", ("A100", "A100"), 32),
     ]
     assert cluster.hosts[0].intra is not None and cluster.hosts[0].intra.bandwidth_Bps == 300e9
-    assert [nic.bandwidth_Bps for nic in cluster.hosts[0].nics] == [25e9, 25e9]
+    nics = [(nic.bandwidth_Bps, nic.latency_s) for nic in cluster.hosts[0].nics]
+    assert nics == [(25e9, 1e-6)] * 2  # the latency is the preset's: the file has none
     with pytest.raises(InputError, match=r"there is no level 'nvlnk'"):
         read(tmp_path, CONNECTIONS, rates={"nvlink": 300e9, "nvlnk": 1e9})
 
@@ -160,6 +162,14 @@ def test_options_without_use_are_refused(tmp_path: Path) -> None:
         read(tmp_path, EDGES, hosts=4)
     with pytest.raises(InputError, match=r"--rate nic=\.\.\.: has no use"):
         read(tmp_path, EDGES, rates={"nic": 1e9})
+    lone = EDGES.replace("{name: host, device: server, count: 3}", "{name: host, device: server, count: 1}")
+    lone = lone.replace('"host[0:2]"', "host").replace(
+        '  - {ep1: {instance: "host[-1]"', '  # {ep1: {instance: "host[-1]"'
+    )
+    host = read(tmp_path, lone)[0].hosts[0]
+    assert [nic.bandwidth_Bps for nic in host.nics] == [12.5e9] * 2
+    with pytest.raises(InputError, match=r"--rate nic=\.\.\.: has no use: the file's links join the NICs"):
+        read(tmp_path, lone, rates={"nic": 1e9})
 
 
 def test_adapters_outside_and_names_that_are_not_listed(tmp_path: Path) -> None:

@@ -132,6 +132,11 @@ def test_the_precision_and_the_gpu_are_told_or_asked_for(tmp_path: Path) -> None
         taken(tmp_path, Tracing(), precision="int4")
     with pytest.raises(InputError, match="is of the GPU 'NVIDIA B9000', of which nothing is known"):
         taken(tmp_path, Tracing(gpu="NVIDIA B9000"))
+    for other in ("NVIDIA RTX A1000", "NVIDIA A100X", "NVIDIA GeForce RTX 3090 Ti"):
+        with pytest.raises(InputError, match=f"is of the GPU '{other}', of which nothing is known"):
+            taken(tmp_path, Tracing(gpu=other))
+    known = taken(tmp_path, Tracing(gpu="NVIDIA GeForce RTX 3090")).profile.device
+    assert known == "cuda RTX3090 NVIDIA GeForce RTX 3090"
     assert taken(tmp_path, Tracing(gpu="NVIDIA B9000"), device="V100").profile.device == "cuda V100 NVIDIA B9000"
 
 

@@ -30,6 +30,7 @@ def matrix(cells: str, *, nics: int = 0, numa: str = "", tabs: bool = False) -> 
 
 
 SWITCHED = matrix("X NV12 NV12 NV12\nNV12 X NV12 NV12\nNV12 NV12 X NV12\nNV12 NV12 NV12 X", numa="0011")
+PAIRS = matrix("X NV4 SYS SYS\nNV4 X SYS SYS\nSYS SYS X NV4\nSYS SYS NV4 X")
 PCI = """
  X   PIX SYS SYS PIX SYS
  PIX X   SYS SYS PIX SYS
@@ -63,6 +64,13 @@ def test_nvlinks_from_gpu_to_gpu_add_up(tmp_path: Path) -> None:
     assert cluster.hosts[0].intra.bandwidth_Bps == 4 * 20 * GB
     assert any("not all of which have one" in note for note in notes)
     assert "assumption: the file does not say; --cores" in text
+
+
+def test_nvlinks_that_join_only_pairs_are_not_used(tmp_path: Path) -> None:
+    for rates in ({}, {"nvlink": 0.0}):
+        cluster, notes, _ = read(tmp_path, PAIRS, rates=rates)
+        assert cluster.hosts[0].intra is not None and cluster.hosts[0].intra.kind is IntraKind.PCIE
+        assert any("NVLink, which does not join all GPUs, is not used" in note for note in notes)
 
 
 @pytest.mark.parametrize("tabs", [False, True])
@@ -126,8 +134,9 @@ def test_underlined_headers_old_words_and_several_equal_matrices(tmp_path: Path)
         (SWITCHED, "has no use: NVLink joins the GPUs", {"rates": {"socket": 1e9}}),
         (matrix(PCI, nics=2), "foreign.txt:6: does not say how fast the NICs are: mlx5_0, mlx5_1", {}),
         (matrix("X SYS\nSYS X"), "has no NVLink between GPUs", {"rates": {"nvlink": 1e9}}),
+        (PAIRS, "foreign.txt:2: has NVLink that does not join all GPUs", {"rates": {"nvlink": 1e9}}),
     ],
-    ids=range(17),
+    ids=range(18),
 )
 def test_what_is_refused(tmp_path: Path, text: str, message: str, asked: dict[str, object]) -> None:
     with pytest.raises(InputError, match=message):

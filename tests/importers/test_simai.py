@@ -44,10 +44,14 @@ def test_servers_nvswitches_rails_and_spines_are_as_in_the_file(tmp_path: Path) 
     assert first.intra is not None and first.intra.kind is IntraKind.NVLINK
     assert (first.intra.bandwidth_Bps, first.intra.latency_s) == (300e9, 2.5e-8)
     assert [(nic.bandwidth_Bps, nic.latency_s) for nic in first.nics] == [(12.5e9, 5e-7)] * 2
+    assert {(nic.efficiency, nic.transport.preset) for nic in first.nics} == {(0.97, "rdma")}
+    assert text.count("Assumed, for the file does not say it: NICs have `preset: rdma`") == 1
     assert cluster.switches == ("leaf-6", "leaf-7", "spine-8", "spine-9")
     assert "from: server, to: leaf-6, nic: 0" in text and "routing: ecmp" in text
     trunks = {(a, b): cluster.links[link].bandwidth_Bps for a, b, link in cluster.fabric.trunks}
-    assert trunks == dict.fromkeys(((0, 2), (2, 0), (0, 3), (3, 0), (1, 2), (2, 1), (1, 3), (3, 1)), 50000000000.0)
+    assert trunks == dict.fromkeys(
+        ((0, 2), (2, 0), (0, 3), (3, 0), (1, 2), (2, 1), (1, 3), (3, 1)), 48.5e9
+    )  # of payload, as for NICs
 
 
 def test_ns3_topologies_are_hosts_of_one_gpu_each(tmp_path: Path) -> None:
@@ -68,7 +72,7 @@ def test_what_is_not_used_is_said_by_line(tmp_path: Path) -> None:
     ]
     assert "# - line 12: links that lose packets" in text
     (rate,) = (cluster.links[link].bandwidth_Bps for a, b, link in cluster.fabric.trunks if (a, b) == (1, 2))
-    assert rate == 62.5e9
+    assert rate == 62.5e9 * 0.97
     alone = "4 2 1 1 5 A100\n2 3\n0 2 1GB/s 1us 0\n1 2 1GB/s 1us 0\n0 3 1Gbps 1us 0\n1 3 1Gbps 1us 0\n1 3 1Gbps 1us 0\n"
     cluster, notes, _ = read(tmp_path, alone)
     assert (len(cluster.hosts), cluster.switches) == (1, ())
@@ -83,9 +87,11 @@ def test_what_is_not_used_is_said_by_line(tmp_path: Path) -> None:
         ("10 2 2 4 12 A100", "6 2 2 4 12 A100", r":1: 6 nodes with 2 NVSwitches and 4 switches leave no GPU"),
         ("10 2 2 4 12 A100", "10 0 2 4 12 A100", r":1: a server has no GPU"),
         ("10 2 2 4 12 A100", "10 2 2 4 12000000 A100", r":1: 12,000,000 links are too many"),
+        ("10 2 2 4 12 A100", "1000001 1 2 4 12 A100", r":1: 1,000,001 nodes are too many\n  1,000,000 are the most"),
         ("10 2 2 4 12 A100", "10 2 2 4 13 A100", r":14: is cut short: 12 of 13 links are there"),
         ("10 2 2 4 12 A100", "10 2 2 4 11 A100", r":14: a line after the last of the 11 links"),
         ("4 5 6 7 8 9", "4 5 6 7 8 8", r":2: switch 8 is listed twice"),
+        ("4 5 6 7 8 9", "4 5\n6 5 8 9", r":3: switch 5 is listed twice"),
         ("4 5 6 7 8 9", "4 5 6 7 8 1", r":2: there is no switch 1"),
         ("4 5 6 7 8 9", "4 5 6 7 8", r":3: lists 7 switches|:3: there is no switch 0"),
         ("6 8 400Gbps", "6 10 400Gbps", r":11: there is no node '10'"),
@@ -106,6 +112,12 @@ def test_what_is_wrong_is_refused_with_its_line(tmp_path: Path, old: str, new: s
     assert old in RAILS
     with pytest.raises(InputError, match=message):
         read(tmp_path, RAILS.replace(old, new))
+
+
+def test_a_latency_of_nothing_is_kept(tmp_path: Path) -> None:
+    """The format states it: the preset's does not take its place."""
+    cluster, _, _ = read(tmp_path, NS3.replace("0.5us", "0us"), device="H100")
+    assert [host.nic.latency_s for host in cluster.hosts] == [0.0] * 4
 
 
 def test_a_file_cut_anywhere_is_refused(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_a_tree(tmp_path: Path) -> None:
     assert any(note.startswith("F:2: LinkSpeed is not used") for note in notes)
     assert any("NVLink is taken to join" in note for note in notes)
     assert "# n[01-03]" in text
+    assert text.count("The efficiency of links between switches is an assumption") == 1
 
 
 def test_hosts_without_nvlink_and_without_devices(tmp_path: Path) -> None:
@@ -108,8 +109,12 @@ def test_what_is_included(tmp_path: Path) -> None:
         ("BlockName=b0 Nodes=n[0-17]\nBlockSizes=18\n", "1: BlockName is of topology/block"),
         (TREE[:-1] + "\\", "7: is cut short: the last line is to be continued"),
         ("# nothing\n", "has no line SwitchName"),
+        (
+            "".join(f"SwitchName=s{i} Nodes=a{i}n[1-60000]\n" for i in range(3)),
+            "2: hosts up to here are more than 100,000",
+        ),
     ],
-    ids=range(16),
+    ids=range(17),
 )
 def test_what_is_refused(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
