@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.base.processes import cores, ending_by_signal
+from stanza_sim.base.processes import cores, ending_by_signal, undisturbed
 from stanza_sim.cluster import Cluster
 from stanza_sim.cluster.dilation import dilated
 from stanza_sim.testbed.guard import start_guard
