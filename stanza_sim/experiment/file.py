@@ -166,8 +166,8 @@ class Optimizer(Section):
     schedule: LearningRate = LearningRate()
 
 
-DIGITS = 1797
-"""Samples of `data: digits`."""
+DIGITS = 1438
+"""Samples of `data: digits` that are trained on: of 1,797 one in five is held out."""
 
 
 class Training(Section):

@@ -34,6 +34,8 @@ def fitted(
     experiment = loaded.value
     if experiment.execute.compute == "emulated":
         return tuple(plans)
+    from stanza_sim.execute.train.known import check_cut_loss
+
     models: dict[str, ModelProfile] = {}
     for title in dict.fromkeys(plan.entry.title for plan in plans):
         mine = [plan for plan in plans if plan.entry.title == title]
@@ -55,6 +57,14 @@ def fitted(
         if (plan.entry.title, plan.strategy.title) in unfit:
             continue
         model = models[plan.entry.title]
+        try:
+            with at(loaded.source.where("training", "data"), outer=True):
+                check_cut_loss(model, plan.schedule)
+        except InputError as error:
+            if left_out is None:
+                raise
+            left_out.append(LeftOutRow(entry=plan.entry, strategy=plan.strategy, error=error))
+            continue
         found.append(replace(plan, model=model, schedule=with_labels(plan.schedule, plan.model, model)))
     return tuple(found)
 

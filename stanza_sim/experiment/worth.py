@@ -16,8 +16,8 @@ from stanza_sim.schedule import Schedule, Transfer
 
 
 def sample_flops(model: ModelProfile) -> int:
-    """FLOPs of a forward and a backward pass over one sample, a multiply-add being two."""
-    return sum(b.forward_flops + b.backward_input_flops + b.backward_weight_flops for b in model.blocks)
+    """FLOPs of forward and backward pass of a sample, a multiply-add is two. What is computed again is left out."""
+    return sum(b.forward_flops + b.backward_input_flops + b.backward_weight_flops - b.again_flops for b in model.blocks)
 
 
 def working_ranks(schedule: Schedule) -> list[int]:

@@ -101,7 +101,8 @@ class Block:
     empty where that is not known. A block with `fp32` is computed in fp32 under autocast too.
 
     `tied` are tensors that the block uses and an earlier one has among its `tensors` (weights tied, layers called
-    again): they are counted, exchanged and updated there, with the gradients of all uses added.
+    again): they are counted, exchanged and updated there, with the gradients of all uses added. `again_flops` are those
+    of the backward FLOPs that compute a part of the forward pass again (checkpointing).
     """
 
     name: str
@@ -116,6 +117,7 @@ class Block:
     work: tuple[OpWork, ...] = ()
     fp32: bool = False
     tied: tuple[ParamTensor, ...] = ()
+    again_flops: int = 0
 
     @property
     def numel(self) -> int:
@@ -343,6 +345,7 @@ def scaled(profile: ModelProfile, *, nbytes: float = 1.0, compute: float = 1.0) 
             backward_input_flops=work(b.backward_input_flops),
             backward_weight_flops=work(b.backward_weight_flops),
             bytes_touched=work(b.bytes_touched),
+            again_flops=work(b.again_flops),
             work=tuple(w.times(compute, compute, compute, compute) for w in b.work),
         )
         for b in profile.blocks

@@ -92,6 +92,8 @@ def _block_data(block: Block) -> dict[str, object]:
 def _work_data(block: Block) -> dict[str, object]:
     """The work by kind of op and its precision, which are not in the fingerprint."""
     fp32: dict[str, object] = {"fp32": True} if block.fp32 else {}
+    if block.again_flops:
+        fp32["again_flops"] = block.again_flops
     return {**fp32, "work": work_to_data(block.work)} if block.work else fp32
 
 
@@ -177,7 +179,7 @@ def _throughput(data: object, where: str) -> tuple[Throughput, ...]:
 
 
 def _block(reader: _Reader, kind: BlockKind) -> Block:
-    reader.only("name", "output_shape", *_WORK, "tensors", "tied", "lookups", "fp32", "work")
+    reader.only("name", "output_shape", *_WORK, "tensors", "tied", "lookups", "fp32", "again_flops", "work")
     return Block(
         name=reader.text("name"),
         kind=kind,
@@ -190,6 +192,7 @@ def _block(reader: _Reader, kind: BlockKind) -> Block:
         kernels=reader.count("kernels"),
         output_shape=reader.shape("output_shape"),
         fp32=reader.switch("fp32"),
+        again_flops=reader.count("again_flops") if "again_flops" in reader.data else 0,
         work=_op_work(_Reader(reader.data.get("work", {}), f"{reader.where}: work")),
     )
 

@@ -108,6 +108,7 @@ def with_classes(profile: ModelProfile, classes: Scalar) -> ModelProfile:
         backward_input_flops=of_all(head.backward_input_flops),
         backward_weight_flops=of_all(head.backward_weight_flops),
         bytes_touched=of_all(head.bytes_touched),
+        again_flops=of_all(head.again_flops),
         output_shape=(classes,),
         work=tuple(_of_classes(work, profile.num_classes, classes) for work in head.work),
     )

@@ -141,6 +141,7 @@ def slice_block(block: Block, cut: Cut, width: int) -> Block:
         forward_flops=round(block.forward_flops * share),
         backward_input_flops=round(block.backward_input_flops * share),
         backward_weight_flops=round(block.backward_weight_flops * share),
+        again_flops=round(block.again_flops * share),
         bytes_touched=round(block.bytes_touched * share) if columns else block.bytes_touched,
         output_shape=(*block.output_shape[:-1], width) if columns else block.output_shape,
         work=tuple(work.times(share, share if columns else 1.0, share) for work in block.work),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.execute.train import data, early
+from stanza_sim.execute.train.known import check_cut_loss
 from stanza_sim.experiment.file import load_experiment
 from stanza_sim.experiment.fitted import fitted
 from stanza_sim.experiment.rows import LeftOutRow, Plan, cluster_of, plans_of
@@ -103,12 +107,35 @@ def test_a_loss_that_makes_no_sense_of_the_labels(tmp_path: Path, data: str, los
         (BOTH, "synthetic", "", Labels()),
     ],
 )
-def test_labels_say_which_loss_they_are_for(
-    tmp_path: Path, model: str, data: str, loss: str, expected: Labels
-) -> None:
+def test_labels_say_which_loss_they_are_for(tmp_path: Path, model: str, data: str, loss: str, expected: Labels) -> None:
     (plan,) = plans(tmp_path, model, data, loss=loss)
     assert plan.model.labels == expected
     check(plan.schedule, plan.model)
+
+
+def test_classes_in_the_first_dimension_of_a_head_that_is_cut(tmp_path: Path) -> None:
+    model, strategy = f"{GPT[:-1]}, boundary: head}}", "sharded_head"
+    (tmp_path / "t.yaml").write_text(TEXT.format(model=model, data="synthetic", more="", strategy=strategy))
+    loaded = load_experiment(str(tmp_path / "t.yaml"))
+    (plan,) = fitted(loaded, plans_of(loaded, cluster_of(loaded)))
+    *rest, classes = plan.model.blocks[-1].output_shape
+    other = replace(plan.model, stated_labels=Labels(shape=(classes,), class_axis=0))
+    check_cut_loss(plan.model, plan.schedule)
+    with pytest.raises(InputError, match=rf"in the first dimension.*\n  return class indices of shape \[{rest[0]}\]"):
+        check_cut_loss(other, plan.schedule)
+
+
+def test_a_fixed_number_of_samples_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(early, "MOST", 1)
+    assert plans(tmp_path, NUMBERS, "one_wrong")  # it is sample 7
+    assert list(early._first(3, iter([0, 2, 0, 1, 5]))) == [0, 2, 1]
+
+
+def test_bce_names_the_label_that_does_not_fit(tmp_path: Path) -> None:
+    (plan,) = plans(tmp_path, ONE, "synthetic", loss="bce")
+    pair = (torch.zeros(1, 8, 8), torch.tensor([-1.0]))
+    with pytest.raises(InputError, match=r"has a label -1.0: bce takes 0 to 1"):
+        data.Dataset("d", [pair], plan.model, plan.model.labels)[0]
 
 
 def test_schedules_have_the_bytes_of_the_labels(tmp_path: Path) -> None:

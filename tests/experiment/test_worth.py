@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -107,7 +108,13 @@ def test_what_is_refused(changes: list[str], message: str) -> None:
 
 
 def test_digits_are_known() -> None:
-    assert load_experiment("laptop", ["training.epochs=2"]).value.training.all_samples == 2 * 1797
+    assert load_experiment("laptop", ["training.epochs=2"]).value.training.all_samples == 2 * 1438
+
+
+def test_what_is_computed_again_counts_once() -> None:
+    plain = zoo.get("resnet50")
+    blocks = [replace(b, backward_input_flops=b.backward_input_flops + 7, again_flops=7) for b in plain.blocks]
+    assert sample_flops(replace(plain, blocks=tuple(blocks))) == sample_flops(plain)
 
 
 @pytest.mark.parametrize("price", [-1, ".inf", "cheap"])

@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.experiment.worth import sample_flops
 from stanza_sim.model.extract import build_module, extract, split
 from stanza_sim.model.profile import ModelInput, ModelProfile
 from stanza_sim.model.profile_json import from_json, to_json
@@ -137,6 +138,8 @@ def test_recomputation_counts_as_much_as_it_takes() -> None:
         backward = sum(b.forward_flops + b.backward_input_flops + b.backward_weight_flops for b in again.blocks)
         assert counter.get_total_flops() == 2 * backward
         assert again.blocks[1].backward_input_flops > plain.blocks[1].backward_input_flops
+        assert sample_flops(again) == sample_flops(plain)
+        assert from_json(to_json(again), where="here").blocks == again.blocks
         assert again.blocks[0] == plain.blocks[0]
 
 
@@ -160,6 +163,8 @@ def test_what_drops_paths_by_chance_is_called_as_it_is() -> None:
 def test_sparse_tables_say_how_many_rows_are_looked_up() -> None:
     first, head = profile_of("sparse_words", (5,)).blocks
     assert [t.lookups for t in (*first.tensors, *head.tensors)] == [5, 0, 0]
+    bag = profile_of("sparse_bag", (5,)).blocks  # no one row for each number: its gradient is sent whole
+    assert [t.lookups for b in bag for t in b.tensors] == [0, 0, 0]
 
 
 def test_what_cannot_be_followed_is_named() -> None:

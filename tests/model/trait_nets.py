@@ -175,6 +175,10 @@ class Nested(nn.Module):
         return self.experts(self.stem(x))
 
 
+def sparse_bag() -> nn.Module:
+    return nn.Sequential(nn.EmbeddingBag(50, 4, sparse=True), nn.Linear(4, 3))
+
+
 def sparse_words() -> nn.Module:
     return nn.Sequential(nn.Embedding(50, 4, sparse=True), nn.Flatten(), nn.Linear(20, 3))
 

@@ -190,8 +190,8 @@ class Dataset:
             raise InputError(what + (str(list(labels.shape)) if labels.shape else "single numbers"), where=where)
         if not labels.indices:
             found = y.to(self._float).view(labels.shape)
-            if labels.loss is Loss.BCE and bool(((found < 0) | (found > 1)).any()):
-                raise InputError(f"has a label {float(found.max())!r:.20}: bce takes 0 to 1", where=where)
+            if labels.loss is Loss.BCE and (odd := found[(found < 0) | (found > 1)]).numel():
+                raise InputError(f"has a label {float(odd[0])!r:.20}: bce takes 0 to 1", where=where)
             if not bool(torch.isfinite(found).all()):
                 raise InputError("has a label that is not finite", where=where)
             return found

@@ -1,13 +1,13 @@
 """What a run would find wrong after ranks have started and been timed, found before: in the data and in the blocks.
 
 Samples are looked at in the order in which they will be drawn, then those that are held out, then the others: all of
-them, or for `LOOK_S` seconds. Ranks check each one when they load it, as well.
+them, or the first `MOST`, so that all ranks that look find the same. Ranks check each one when they load it, as well.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 import torch
 
@@ -22,7 +22,8 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
 from stanza_sim.schedule.factors import factor_transfers, require_factors
 
-LOOK_S = 5.0
+MOST = 1000
+"""Samples that are looked at."""
 
 
 def labels_in(name: str, items: data.Items, model: ModelProfile, loss: Loss | None) -> Labels:
@@ -46,12 +47,10 @@ def look_at(
     """
     checked = data.Dataset(name, items, model, model.labels)
     train, held_out = data.divide(name, len(items), seed)
-    drawn = data.draw(train, max(global_batches), iterations, seed)
-    until = time.monotonic() + LOOK_S
-    for number in dict.fromkeys([0, *(n for batch in drawn for n in batch), *held_out, *range(len(items))]):
+    largest = max(global_batches)
+    drawn = data.draw(train, largest, min(iterations, -(-MOST // largest)), seed)
+    for number in _first(MOST, chain([0], chain.from_iterable(drawn), held_out, range(len(items)))):
         checked[number]
-        if time.monotonic() > until:
-            break
     few = [n for n in dict.fromkeys(global_batches) if len(train) < n]
     if not few:
         return []
@@ -60,6 +59,17 @@ def look_at(
         f"data {name!r} has {len(train)} samples to train on{held}: fewer than the global batch of {max(few)}, "
         "which has some of them more than once"
     ]
+
+
+def _first(most: int, numbers: Iterable[int]) -> Iterator[int]:
+    """The first `most` different ones of `numbers`."""
+    seen: set[int] = set()
+    for number in numbers:
+        if number not in seen:
+            seen.add(number)
+            yield number
+        if len(seen) == most:
+            return
 
 
 def check_blocks(model: ModelProfile, schedule: Schedule | None = None) -> None:
@@ -73,12 +83,9 @@ def check_blocks(model: ModelProfile, schedule: Schedule | None = None) -> None:
         module = build_module(model, device="meta")
     for piece in split(module, model):
         replace_dropout(piece.module, lambda key, p: CounterDropout(key, p, 0))
-        held = HeldBlock(
-            name=piece.name, module=piece.module, parameters=tuple(piece.parameters.items()), dropouts=()
-        )
+        held = HeldBlock(name=piece.name, module=piece.module, parameters=tuple(piece.parameters.items()), dropouts=())
         if piece.name in factored:
             Tap(held)
         cut = schedule.cut(piece.name) if schedule is not None else None
         if cut is not None:
             cut_block(held, cut, (0, 1))
-

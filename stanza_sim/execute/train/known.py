@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from stanza_sim.base.errors import InputError
 from stanza_sim.model.labels import Labels, Loss, usual_labels
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Axis, Schedule
 
 DIGITS_SHAPE, DIGITS_CLASSES = (1, 8, 8), 10
 TRAINED_BYTES = (4, 8)
@@ -66,6 +67,20 @@ def labels_of(model: ModelProfile, kind: LabelKind, shape: tuple[int, ...], loss
         where=where,
         hint=hint,
     )
+
+
+def check_cut_loss(model: ModelProfile, schedule: Schedule) -> None:
+    """Raise `InputError` where ranks would have slices of the last dimension of outputs whose classes are the first."""
+    last = model.blocks[-1]
+    cut, labels, output = schedule.cut(last.name), model.labels, list(last.output_shape)
+    if cut is None or cut.axis is not Axis.COLUMNS or labels.loss is not Loss.CROSS_ENTROPY:
+        return
+    if labels.class_axis == 0 and len(output) > 1:
+        raise InputError(
+            f"labels of shape {list(labels.shape)} have the classes of outputs {output} in the first dimension, and "
+            f"ranks have slices of the last of block {last.name}",
+            hint=f"return class indices of shape {output[:-1]}, or use a strategy that does not cut the last block",
+        )
 
 
 def check_trainable(model: ModelProfile) -> None:

@@ -91,6 +91,7 @@ def extract(
                 work=works[i].work,
                 fp32=any(getattr(parameters[n], FP32_UNDER_AUTOCAST, False) for n in (*block.parameters, *block.tied)),
                 tied=tuple(ParamTensor(name=n, shape=tuple(parameters[n].shape)) for n in block.tied),
+                again_flops=sum(works[i].again),
             )
             for i, block in enumerate(chain.blocks)
         ),

@@ -141,21 +141,25 @@ class _Cutter:
         return Chain(trace=self.trace, blocks=tuple(blocks), lookups=self._lookups(blocks))
 
     def _lookups(self, blocks: Sequence[ChainBlock]) -> dict[str, int]:
-        """Return the rows that a sample looks up in each table whose gradients are sparse wherever it is used."""
+        """Return the rows that a sample looks up in each table with sparse gradients of one `nn.Embedding`, used once.
+
+        Of others the executor makes dense gradients, which are exchanged whole.
+        """
         found: dict[str, int] = {}
         dense = {name for block in blocks for name in block.tied}
         for node in self.trace.graph.nodes:
             called = self.trace.module_of(self.module, node)
+            sparse = isinstance(called, nn.Embedding) and called.sparse
             if isinstance(called, nn.Embedding | nn.EmbeddingBag):
-                sparse, names = called.sparse, self._used_names([node])
+                names = self._used_names([node])
             elif node.target in _LOOKUPS:
-                sparse, names = node.kwargs.get("sparse", False) is True, self._used_names(node.all_input_nodes)
+                names = self._used_names(node.all_input_nodes)
             else:
                 continue
             for name in names:
-                found[name] = found.get(name, 0) + self.measured.indices.get(node, 0)
-                if not sparse:
+                if name in found or not sparse:
                     dense.add(name)
+                found[name] = self.measured.indices.get(node, 0)
         return {name: rows for name, rows in found.items() if name not in dense}
 
     def _groups(self) -> tuple[list[list[_Piece]], list[str | None]]:
