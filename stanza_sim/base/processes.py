@@ -204,6 +204,6 @@ def processes(
                 pool.submit(cores)
         yield pool
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         for child in set(multiprocessing.active_children()) - before:
-            child.terminate()
+            child.kill()
+        pool.shutdown(cancel_futures=True)  # waits for its thread, which must not close what the exit still uses

@@ -104,10 +104,13 @@ class Sweep:
         left = [point for point in self.points if point not in self.table.lines]
         who: AbstractContextManager[Workers]
         who = local_workers(jobs, len(left)) if scheduler is None else dask_workers(scheduler)
-        with who as workers:
-            for point in left if self.table.path is not None else ():
-                self._inputs_of(point)  # as it is before anything is predicted
+        for point in left if self.table.path is not None else ():
+            self._inputs_of(point)  # as it is before anything is predicted
+        if scheduler is None:  # before processes start; where a scheduler cannot be reached, no file is begun
             self.table.begin()
+        with who as workers:
+            if scheduler is not None:
+                self.table.begin()
             tell("points", 0, len(left))
             found = workers.each([self._request(point) for point in left])
             for done, (point, lines) in enumerate(zip(left, found, strict=True), 1):
