@@ -99,9 +99,7 @@ class EdgeSection(TransportKeys):
     efficiency: Fraction = 1.0
 
 
-def load_graph(
-    path: Path, *, nodes: int | None, rate_Bps: float | None, experiment: Path | None = None
-) -> Cluster:
+def load_graph(path: Path, *, nodes: int | None, rate_Bps: float | None, experiment: Path | None = None) -> Cluster:
     """Return the cluster of a graph file; `rate_Bps` replaces every NIC's rate.
 
     Raises `InputError` for a file that is no graph, or not one of a cluster, and for `nodes`, which would need a

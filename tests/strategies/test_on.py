@@ -10,10 +10,11 @@ import pytest
 from stanza_sim import strategies
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.precision import Precision
-from stanza_sim.cluster import Cluster, Host, Nic, Traffic, star
+from stanza_sim.cluster import Cluster, Host, Nic, Traffic, device, star
+from stanza_sim.cluster.device import DeviceSpec
 from stanza_sim.experiment.slow_places import slow_places
 from stanza_sim.schedule import Schedule, check
-from stanza_sim.strategies._shared.places import worth_trying
+from stanza_sim.strategies._shared.places import kinds_of_places, worth_trying
 from stanza_sim.studies.plan.choices import as_yaml, choices
 from tests.schedule.toys import toy
 
@@ -162,4 +163,19 @@ def test_plan_tries_places_where_hosts_differ() -> None:
     assert "{strategy: stanza, settings: {on: fastest}}" in found
     assert "{strategy: stanza, settings: {on: [d]}}" in found
     assert any("servers: 2" in one and "on: [a, c]" in one for one in found)
-    assert list(worth_trying(MIXED, 2)) == ["fastest", ("a", "c"), ("b", "e")]
+    assert list(worth_trying(kinds_of_places(MIXED), 2)) == ["fastest", ("a", "c"), ("b", "e")]
+
+
+def test_hosts_that_are_alike_are_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand hosts, each with hundreds of plans, kept `plan` from beginning."""
+    looked: list[str] = []
+
+    def load_device(name: str) -> DeviceSpec:
+        looked.append(name)
+        return device.load_device(name)
+
+    monkeypatch.setattr("stanza_sim.strategies._shared.places.load_device", load_device)
+    many = star([host(f"h{i}", device="K80" if i % 2 else "V100") for i in range(200)])
+    choices(toy(), world_size=200, batch_per_worker=4, local_size=1, rows=(), cluster=many)
+    build("stanza", many, on="fastest")
+    assert len(looked) <= 4

@@ -113,9 +113,7 @@ class Feed:
             staging: Staging | None = None
             if self._accelerator.asynchronous:
                 self._start()
-                staging = Staging(
-                    self._accelerator, max(map(len, self._numbers)), self._items[self._numbers[0][0]]
-                )
+                staging = Staging(self._accelerator, max(map(len, self._numbers)), self._items[self._numbers[0][0]])
             for i, batch in enumerate(self._numbers):
                 if staging is None:
                     x, y = stack(self._items, batch, self._accelerator.device)

@@ -165,9 +165,7 @@ def _refused(module: nn.Module, found: Differs, small: _Recording, where: str) -
     )
 
 
-def _typed(
-    module: nn.Module, inputs: tuple[Input, ...], where: str
-) -> tuple[tuple[Input, ...], bool, _Recording]:
+def _typed(module: nn.Module, inputs: tuple[Input, ...], where: str) -> tuple[tuple[Input, ...], bool, _Recording]:
     """Return `inputs` with their types, and whether to tell `forward` that it is compiled: the first not to fail.
 
     The recording is one in training with the smaller batch.

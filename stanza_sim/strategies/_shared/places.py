@@ -16,6 +16,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.precision import Precision
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.device import load_device
+from stanza_sim.cluster.hardware import kinds_of
 
 MOST_KINDS = 4
 """Of more kinds of hosts than these, `plan` tries some."""
@@ -67,14 +68,15 @@ def by_speed(cluster: Cluster, precision: Precision, *, computes: bool) -> list[
 
     Of those that are alike the last come first, which is where a role is by default.
     """
-    kinds: dict[tuple[int, int | None], tuple[float, float]] = {}
+    kinds = kinds_of(cluster.hosts)
+    known: dict[tuple[int, int | None], tuple[float, float]] = {}
 
     def speed(rank: int) -> tuple[float, float]:
         place = cluster.placement[rank]
-        key = place.host, place.device
-        if key not in kinds:
-            kinds[key] = network_Bps(cluster, rank), peak_flops(cluster, rank, precision) if computes else 0.0
-        return kinds[key]
+        key = kinds[place.host], place.device
+        if key not in known:
+            known[key] = network_Bps(cluster, rank), peak_flops(cluster, rank, precision) if computes else 0.0
+        return known[key]
 
     return sorted(range(cluster.world_size), key=lambda rank: (*(-s for s in speed(rank)), -rank))
 
@@ -82,17 +84,24 @@ def by_speed(cluster: Cluster, precision: Precision, *, computes: bool) -> list[
 def kinds_of_places(cluster: Cluster) -> list[list[str]]:
     """The names of hosts that have ranks, by how fast their network and what they compute on are."""
     kinds: dict[tuple[tuple[float, float], ...], list[str]] = {}
-    for number, host in enumerate(cluster.hosts):
+    known: dict[tuple[int, tuple[int | None, ...]], tuple[tuple[float, float], ...]] = {}
+    for number, kind in enumerate(kinds_of(cluster.hosts)):
         ranks = cluster.ranks_on(number)
-        speeds = sorted({(network_Bps(cluster, r), peak_flops(cluster, r, Precision.FP32)) for r in ranks})
-        if ranks:
-            kinds.setdefault(tuple(speeds), []).append(host.name)
+        if not ranks:
+            continue
+        alike = kind, tuple(cluster.placement[r].device for r in ranks)
+        if alike not in known:
+            speeds = {(network_Bps(cluster, r), peak_flops(cluster, r, Precision.FP32)) for r in ranks}
+            known[alike] = tuple(sorted(speeds))
+        kinds.setdefault(known[alike], []).append(cluster.hosts[number].name)
     return list(kinds.values())
 
 
-def worth_trying(cluster: Cluster, count: int) -> Iterator[On]:
-    """Where `count` ranks with a role may be: the fastest places, and those of each kind; nothing if all are alike."""
-    kinds = kinds_of_places(cluster)
+def worth_trying(kinds: Sequence[Sequence[str]], count: int) -> Iterator[On]:
+    """Where `count` ranks with a role may be: the fastest places, and those of each of `kinds_of_places`.
+
+    Nothing if all are alike.
+    """
     if len(kinds) < 2:
         return
     yield FASTEST

@@ -14,7 +14,7 @@ from stanza_sim.base.units import exact_size, is_size
 from stanza_sim.cluster import Cluster
 from stanza_sim.experiment.file import StrategyEntry
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.strategies._shared.places import worth_trying
+from stanza_sim.strategies._shared.places import kinds_of_places, worth_trying
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +83,7 @@ def choices(
     found = [Choice(entry=row, first=True) for row in rows]
     out: list[LeftOut] = []
     spaces: list[list[Choice]] = []
+    kinds = kinds_of_places(cluster) if cluster is not None else []
     for name in names if names is not None else strategies.names():
         try:
             offered = list(
@@ -95,8 +96,8 @@ def choices(
                 LeftOut(choice=Choice(entry=StrategyEntry(strategy=name)), kind="infeasible", reason=error.one_line)
             )
             continue
-        if cluster is not None:
-            offered += [elsewhere for settings in offered for elsewhere in _elsewhere(settings, cluster)]
+        if kinds:
+            offered += [there for settings in offered for there in _elsewhere(settings, kinds, world_size)]
         spaces.append([_choice(name, settings, first=i == 0) for i, settings in enumerate(offered)])
     found += _in_turn(spaces)
     known: dict[tuple[str, str], Choice] = {}
@@ -105,13 +106,13 @@ def choices(
     return list(known.values()), out
 
 
-def _elsewhere(settings: BaseModel, cluster: Cluster) -> Iterator[BaseModel]:
+def _elsewhere(settings: BaseModel, kinds: Sequence[Sequence[str]], world_size: int) -> Iterator[BaseModel]:
     """The same with its role at other places, for a strategy that has the setting."""
     if getattr(settings, "on", "none") is not None:
         return
     count = getattr(settings, "servers", None) or getattr(settings, "fc_workers", None) or 1
-    if count < cluster.world_size:  # else every rank has the role
-        for on in worth_trying(cluster, count):
+    if count < world_size:  # else every rank has the role
+        for on in worth_trying(kinds, count):
             yield settings.model_copy(update={"on": on})
 
 
