@@ -46,7 +46,7 @@ from stanza_sim.report.result import Drift, Result
 from stanza_sim.simulate import Prediction
 
 if TYPE_CHECKING:  # imported where something is executed
-    from stanza_sim.execute import Measurement, RunJob, Workers
+    from stanza_sim.execute import Measurement, RunJob, Score, Workers
 
 PROGRESS_S = 5.0
 """Seconds between two lines on how far predictions are."""
@@ -361,10 +361,12 @@ def _complete(
             write_profile(known[title], Path(str(save_profile).replace("{model}", title)))
 
 
-def _on_its_way(index: int, ended: int, plan: Plan, job: RunJob) -> str:
-    """How far a run is that takes long."""
-    what = f"{plan.entry.title}, {plan.strategy.title}"
-    return f"running {index + 1}: {what}: {ended} of {job.training.iterations} iterations done"
+def _on_its_way(index: int, ended: int | Score, plan: Plan, job: RunJob) -> str:
+    """How far a run is that takes long, and what its held-out samples say."""
+    what, score = f"{plan.entry.title}, {plan.strategy.title}", ""
+    if not isinstance(ended, int):
+        ended, score = ended.iteration, f": {ended}"
+    return f"running {index + 1}: {what}: {ended} of {job.training.iterations} iterations done{score}"
 
 
 def _progress(index: int, plans: Sequence[Plan], measurement: Measurement) -> str:

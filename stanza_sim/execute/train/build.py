@@ -187,6 +187,11 @@ def _initialise(place: _Place, bundle: Bundle, flat: FlatBundle | None, initial:
     else:
         values = torch.empty(flat.numel, dtype=flat.dtype)
         dist.recv(values, root)
+    put_whole(flat, values)
+
+
+def put_whole(flat: FlatBundle, values: Tensor) -> None:
+    """Put parameters where a rank holds them: `values` are all elements of its vector."""
     if flat.whole is not None:
         flat.whole[: flat.numel].copy_(values)
     elif flat.own is not None:

@@ -150,6 +150,11 @@ class FlatBundle:
         """A vector of the bundle's type, or of another, on its device."""
         return torch.zeros(numel, dtype=dtype or self.dtype, device=self.device)
 
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What the optimiser keeps of the elements [lo, hi), as `torch.optim` calls it."""
+        return {} if self.velocity is None else {"momentum_buffer": self.velocity}
+
     def gradient(self, generation: int) -> Tensor:
         """The own gradient of the elements [lo, hi)."""
         return self.gradients[generation][self.lo : self.hi]
