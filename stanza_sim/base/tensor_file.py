@@ -1,7 +1,7 @@
-"""Files of named tensors in the safetensors format: data that no reader executes, with a header that says what is there.
+"""Files of named tensors in the safetensors format: data that no reader executes, with a header that says what it is.
 
 A file is 8 bytes with the length of its header (little-endian), the header, and the tensors' bytes end to end. The
-header is JSON: of each tensor its type, its shape and where its bytes begin and end; under `__metadata__` texts by name.
+header is JSON: of each tensor its type, its shape and where its bytes begin and end; `__metadata__` are texts by name.
 Source: huggingface/safetensors, README, "Format". No numpy and no torch: contents are bytes.
 """
 

@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.telling import Say
-from stanza_sim.base.units import format_time
 from stanza_sim.base.version import __version__
 from stanza_sim.cluster import Cluster, with_loopback
 from stanza_sim.cluster.dilation import dilated, perceived
-from stanza_sim.execute.rank.steal import MOST_STOLEN
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.fitted import fitted
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
+from stanza_sim.experiment.loops import NO_FILES, Files
 from stanza_sim.experiment.result_rows import infeasible_of, row_of
 from stanza_sim.experiment.rows import (
     LeftOutRow,
@@ -32,6 +31,7 @@ from stanza_sim.experiment.rows import (
     possible_plans_of,
     require_possible,
 )
+from stanza_sim.experiment.run_words import on_its_way, progress
 from stanza_sim.experiment.scenario import Conditions
 from stanza_sim.experiment.side_by_side import predictions_of
 from stanza_sim.profiles.blocks import (
@@ -46,7 +46,7 @@ from stanza_sim.report.result import Drift, Result
 from stanza_sim.simulate import Prediction
 
 if TYPE_CHECKING:  # imported where something is executed
-    from stanza_sim.execute import Measurement, RunJob, Score, Workers
+    from stanza_sim.execute import Measurement, Workers
 
 PROGRESS_S = 5.0
 """Seconds between two lines on how far predictions are."""
@@ -145,6 +145,7 @@ def run_experiment(
     save_profile: Path | None = None,
     testbed: bool = False,
     jobs: int = 1,
+    files: Files = NO_FILES,
     say: Say = lambda text: None,
 ) -> Result | None:
     """Predict every row of an experiment and, if `execute`, run it; see `run_loaded`."""
@@ -155,6 +156,7 @@ def run_experiment(
         save_profile=save_profile,
         testbed=testbed,
         jobs=jobs,
+        files=files,
         say=say,
     )
 
@@ -167,6 +169,7 @@ def run_loaded(
     save_profile: Path | None = None,
     testbed: bool = False,
     jobs: int = 1,
+    files: Files = NO_FILES,
     say: Say = lambda text: None,
 ) -> Result | None:
     """Predict every row of an experiment and, if `execute`, run it; the result has one row for each that is possible.
@@ -178,7 +181,8 @@ def run_loaded(
     row sends. With `testbed` the ranks run in an emulated network, which is there as long as the run, and which is
     calibrated unless that was done before. Returns None in a process that a launcher made a rank other than the first.
     Rows are predicted by up to `jobs` processes, copies of this one, where that pays; not if they are executed, too.
-    Rows that are not possible are the result's `infeasible`. Raises `InputError`, also where no row is possible, and
+    Rows that are not possible are the result's `infeasible`. `files` are where what is trained is saved, and what it
+    goes on from. Raises `InputError`, also where no row is possible, and
     `RunError`.
     """
     if execute:
@@ -188,6 +192,9 @@ def run_loaded(
     elif save_profile is not None or testbed:
         what, where = ("measured", "--save-profile") if save_profile is not None else ("run", "--testbed")
         raise InputError(f"nothing is {what} without --execute", where=where, hint="add --execute")
+    elif files != NO_FILES:
+        where = "--resume" if files.save is None else "--save"
+        raise InputError("nothing is trained without --execute", where=where, hint="add --execute")
     cluster = cluster_of(loaded, say)
     plans, impossible = possible_plans_of(loaded, cluster)
     require_possible(plans, impossible)
@@ -200,7 +207,17 @@ def run_loaded(
         plans = _preparable(conditions, fitted(loaded, plans, say, left_out=unfit), known, left_out=unfit)
         impossible = (*impossible, *unfit)
         require_possible(plans, impossible)
-        done = _executed(loaded, cluster, plans, known, network, save_profile=save_profile, testbed=testbed, say=say)
+        done = _executed(
+            loaded,
+            cluster,
+            plans,
+            known,
+            network,
+            save_profile=save_profile,
+            testbed=testbed,
+            files=files,
+            say=say,
+        )
         return None if done is None else replace(done, infeasible=tuple(map(infeasible_of, impossible)))
     if network is not None:
         for difference in network_mismatches(network, cluster):
@@ -224,6 +241,7 @@ def _executed(
     *,
     save_profile: Path | None,
     testbed: bool,
+    files: Files,
     say: Say,
 ) -> Result | None:
     """Calibrate what is not known, predict every row, then run it; see `run_loaded`."""
@@ -233,7 +251,7 @@ def _executed(
     from stanza_sim.experiment.network_cache import network_for
 
     experiment = loaded.value
-    jobs = jobs_of(loaded, plans, cluster, known, testbed=testbed)
+    jobs = jobs_of(loaded, plans, cluster, known, testbed=testbed, files=files)
     in_realtime = any(job.emulation is not None and job.emulation.realtime for job in jobs)
     backend = Backend(experiment.execute.backend)
     with open_ranks(loaded, cluster, testbed=testbed, say=say) as workers:
@@ -266,8 +284,8 @@ def _executed(
         measurements = run_jobs(
             jobs,
             workers,
-            done=lambda i, m: say(_progress(i, plans, m)),
-            moving=lambda i, ended: say(_on_its_way(i, ended, plans[i], jobs[i])),
+            done=lambda i, m: say(progress(i, plans, m)),
+            moving=lambda i, ended: say(on_its_way(i, ended, plans[i], jobs[i])),
             between=(lambda i: None) if retimer is None else retimer.between,
         )
         wanted = [job.emulation is not None and job.emulation.realtime for job in jobs]
@@ -359,24 +377,6 @@ def _complete(
         )
         if save_profile is not None and workers.is_main:
             write_profile(known[title], Path(str(save_profile).replace("{model}", title)))
-
-
-def _on_its_way(index: int, ended: int | Score, plan: Plan, job: RunJob) -> str:
-    """How far a run is that takes long, and what its held-out samples say."""
-    what, score = f"{plan.entry.title}, {plan.strategy.title}", ""
-    if not isinstance(ended, int):
-        ended, score = ended.iteration, f": {ended}"
-    return f"running {index + 1}: {what}: {ended} of {job.training.iterations} iterations done{score}"
-
-
-def _progress(index: int, plans: Sequence[Plan], measurement: Measurement) -> str:
-    plan = plans[index]
-    took = format_time(measurement.iteration_s)
-    line = f"ran {index + 1} of {len(plans)}: {plan.entry.title}, {plan.strategy.title}: {took} an iteration"
-    if measurement.stolen > MOST_STOLEN or measurement.tries > 1:
-        line += f" ({measurement.stolen:.1%} of the cores were taken away by the virtual machine's host"
-        line += f" in the best of {measurement.tries} tries)" if measurement.tries > 1 else ")"
-    return line
 
 
 def _result(

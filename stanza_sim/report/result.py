@@ -162,6 +162,18 @@ def _measured(row: Row) -> dict[str, Json] | None:
         "samples_per_s": m.samples_per_s,
         "loss_first": _finite(first),
         "loss_last": _finite(last),
+        "iterations": len(m.losses) or None,
+        "accuracy": m.accuracy,
+        "perplexity": _finite(m.perplexity),
+        "evaluations": [
+            {
+                "iteration": s.iteration,
+                "loss": _finite(s.loss),
+                "accuracy": s.accuracy,
+                "perplexity": _finite(s.perplexity),
+            }
+            for s in m.scores
+        ],
     }
 
 

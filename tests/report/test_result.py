@@ -41,6 +41,10 @@ MEASURED_KEYS = [
     "samples_per_s",
     "loss_first",
     "loss_last",
+    "iterations",
+    "accuracy",
+    "perplexity",
+    "evaluations",
 ]
 
 

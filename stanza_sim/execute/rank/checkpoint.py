@@ -19,7 +19,8 @@ from stanza_sim.execute.rank.job import RunJob
 FORMAT, VERSION = "stanza_sim.resume", "1"
 ITERATION = "iteration"
 PARAMETERS, MOMENTS, BUFFERS = "parameters/", "optimizer/", "buffers/"
-"""What tensors' names begin with. A parameter's follows, behind a vector of the optimiser; a rank and a buffer's name."""
+"""What tensors' names begin with. A parameter's name follows, behind a moment's; a buffer's, behind a rank."""
+_SCHEDULE = "settings of the strategy: the schedule's digest"
 _MAY_CHANGE = ("lr", "schedule")
 """Of an optimiser: no state depends on them."""
 
@@ -44,7 +45,7 @@ def identity(job: RunJob) -> dict[str, str]:
         "seed": training.seed,
         "precision": job.precision,
         "strategy": schedule.name,
-        "schedule": schedule.digest()[:16],
+        _SCHEDULE: schedule.digest()[:16],
     }
     return {key: json.dumps(value) for key, value in facts.items()}
 
@@ -59,11 +60,10 @@ def iterations_in(job: RunJob) -> int:
     found, path = open_resume(Path(job.resume)), job.resume
     differ = []
     for key, here in identity(job).items():
-        there = found.texts.get(key)
-        if there != here:
+        if (there := found.texts.get(key)) != here and not (key == _SCHEDULE and differ):
             differ.append(f"{key} is {_word(there)} there and {_word(here)} here")
-    if not any(text.startswith("model ") for text in differ):
-        differ += _parameters(job, found)
+        if key == "model" and not differ:
+            differ += _parameters(job, found)
     if differ:
         hint = "resume with what it was trained with, or begin anew without it"
         raise InputError(f"cannot be resumed: {'; '.join(differ[:3])}", where=path, hint=hint)

@@ -11,7 +11,6 @@ from stanza_sim.execute.rank.job import Score
 from stanza_sim.execute.train import data, losses
 from stanza_sim.execute.train.whole import Whole
 from stanza_sim.model.extract import split
-from stanza_sim.model.labels import Loss
 from stanza_sim.model.profile import ModelProfile
 
 AT_ONCE = 256
@@ -46,5 +45,5 @@ def score(
         iteration=done,
         loss=mean,
         accuracy=right / of if of else None,
-        perplexity=math.exp(min(mean, 700.0)) if kind.loss is Loss.CROSS_ENTROPY and kind.indices else None,
+        perplexity=math.exp(min(mean, 700.0)) if kind.has_perplexity else None,
     )

@@ -31,10 +31,10 @@ class GPT2Layer(nn.Module):
 class GPT2(nn.Module):
     """Tokens (batch, positions), int64, to scores of the next ones (batch, positions, vocabulary).
 
-    The head has the weights of the table of tokens.
+    The head has the weights of the table of tokens where it is `tied` to it.
     """
 
-    def __init__(self, vocabulary: int, positions: int, width: int, layers: int, heads: int) -> None:
+    def __init__(self, vocabulary: int, positions: int, width: int, layers: int, heads: int, *, tied: bool) -> None:
         super().__init__()
         self.wte, self.wpe = nn.Embedding(vocabulary, width), nn.Embedding(positions, width)
         self.h = nn.ModuleList(GPT2Layer(width, heads) for _ in range(layers))
@@ -44,7 +44,8 @@ class GPT2(nn.Module):
                 # Layers add to what passes them: the sum keeps its size whatever their number.
                 adds = name.endswith(("proj.weight", "mlp.2.weight"))
                 nn.init.normal_(p, std=0.02 / (2 * layers) ** 0.5 if adds else 0.02)
-        self.lm_head.weight = self.wte.weight
+        if tied:
+            self.lm_head.weight = self.wte.weight
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Return the scores."""
@@ -56,7 +57,15 @@ class GPT2(nn.Module):
 
 
 def gpt2(
-    vocabulary: int = 50257, positions: int = 1024, width: int = 768, layers: int = 12, heads: int = 12
+    vocabulary: int = 50257,
+    positions: int = 1024,
+    width: int = 768,
+    layers: int = 12,
+    heads: int = 12,
+    tied: bool = True,
 ) -> nn.Module:
-    """GPT-2, the smallest of its four sizes by default (124,439,808 parameters), without dropout."""
-    return GPT2(vocabulary, positions, width, layers, heads)
+    """GPT-2, the smallest of its four sizes by default (124,439,808 parameters), without dropout.
+
+    Unless it is `tied` the head has weights of its own, so that it may be on other devices than the table of tokens.
+    """
+    return GPT2(vocabulary, positions, width, layers, heads, tied=tied)
