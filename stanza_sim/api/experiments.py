@@ -137,8 +137,10 @@ class LoadedExperiment:
         """
         with placed("schedules"):
             plans = plans_of(self.loaded, self.cluster(), model=model, strategy=row)
+        given = self.loaded.value
         return [
-            ModelSchedule.of(plan.schedule, plan.model, plan.strategy, self.loaded.value.precision) for plan in plans
+            ModelSchedule.of(plan.schedule, plan.model, plan.strategy, given.precision, given.training.optimizer)
+            for plan in plans
         ]
 
     def run(
@@ -191,7 +193,9 @@ class LoadedExperiment:
         rows = []
         for row in result.rows:
             entry = next(s for s in self.loaded.value.strategies if s.title == row.label)
-            schedule = ModelSchedule.of(row.schedule, models[row.model], entry, Precision(row.precision))
+            schedule = ModelSchedule.of(
+                row.schedule, models[row.model], entry, Precision(row.precision), self.loaded.value.training.optimizer
+            )
             rows.append(replace(row, schedule=schedule, prediction=knowing(row.prediction, schedule, made[row.model])))
         return replace(result, rows=tuple(rows))
 

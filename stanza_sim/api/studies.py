@@ -110,7 +110,13 @@ def _best(answer: Answer) -> Prediction:
     again = problem.predict(problem.plan(winner.choice))  # a search keeps no timelines
     return knowing(
         replace(again, spread=winner.prediction.spread),
-        ModelSchedule.of(answer.best.schedule, problem.model, winner.choice.entry, problem.loaded.value.precision),
+        ModelSchedule.of(
+            answer.best.schedule,
+            problem.model,
+            winner.choice.entry,
+            problem.loaded.value.precision,
+            problem.loaded.value.training.optimizer,
+        ),
         made,
     )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol, cast
 
 from pydantic import BaseModel
@@ -73,10 +74,11 @@ def build(
     precision: Precision = Precision.FP32,
     gradients: Wire = Wire.NATIVE,
     cluster: Cluster | None = None,
+    moments: int = 1,
 ) -> Schedule:
     """The schedule of the strategy called `name`, with the types in which values travel.
 
-    `cluster` has the places that a setting `on` names.
+    `cluster` has the places that a setting `on` names; `moments` are the vectors that the optimiser keeps.
 
     Activations and their gradients travel as the `precision` computes them, unless a setting `activations` says
     otherwise; gradients of parameters as `gradients` says, and those of sparse tables as the rows that were looked up.
@@ -96,4 +98,5 @@ def build(
         )
     stated = getattr(settings, "activations", None)
     activations = Wire.NATIVE if stated == "fp32" else computed_in(precision)
-    return with_tables(with_wires(made, dense, Wires(activations=activations, gradients=gradients)), model)
+    made = with_tables(with_wires(made, dense, Wires(activations=activations, gradients=gradients)), model)
+    return replace(made, moments=moments)
