@@ -25,7 +25,8 @@ USE_CLUSTER = "use load_cluster"
 class ModelSchedule(Schedule):
     """A schedule with the `profile` of its model, the strategy that built it (`entry`) and a `title` for tables.
 
-    `precision` and `optimizer` are those for which it was built, if they are known.
+    `precision` and `optimizer` are those for which it was built, if they are known. An iteration has `accumulation`
+    steps.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("alexnet")
@@ -37,6 +38,7 @@ class ModelSchedule(Schedule):
     profile: ModelProfile
     entry: StrategyEntry
     precision: Precision | None = None
+    accumulation: int = 1
     optimizer: Optimizer | None = None
 
     @property
@@ -57,11 +59,19 @@ class ModelSchedule(Schedule):
         profile: ModelProfile,
         entry: StrategyEntry,
         precision: Precision | None = None,
+        accumulation: int = 1,
         optimizer: Optimizer | None = None,
     ) -> ModelSchedule:
-        """`schedule` with its model, the strategy that built it, and the precision and optimiser for which it did."""
+        """`schedule` with its model, the strategy that built it, and for which precision, steps and optimiser."""
         parts = {field.name: getattr(schedule, field.name) for field in fields(Schedule)}
-        return cls(**parts, profile=profile, entry=entry, precision=precision, optimizer=optimizer)
+        return cls(
+            **parts,
+            profile=profile,
+            entry=entry,
+            precision=precision,
+            accumulation=accumulation,
+            optimizer=optimizer,
+        )
 
 
 class _Types(Section):
@@ -79,12 +89,14 @@ def build_schedule(
     label: str | None = None,
     precision: str = "fp32",
     gradients: Literal["parameter", "bf16", "fp16"] = "parameter",
+    accumulation: int = 1,
     optimizer: str | Mapping[str, object] = "sgd",
     **settings: object,
 ) -> ModelSchedule:
     """Return what every rank of `cluster` does in one iteration: `strategy`, with these settings, for `model`.
 
-    `batch_per_worker` is in samples. `label` is its name in tables. Settings are those of an experiment's `settings:`;
+    `batch_per_worker` is in samples; with `accumulation` n an iteration has n steps of so many, and one exchange of
+    their gradients. `label` is its name in tables. Settings are those of an experiment's `settings:`;
     `describe(strategy)` lists them; `on` (["node-3"], or "fastest") is where servers or FC workers are. In `precision`
     bf16 or fp16 activations and their gradients travel in 2 bytes an element, unless a setting `activations` says
     otherwise; `gradients` is the type of those of parameters. `optimizer` is as in a file,
@@ -111,6 +123,7 @@ def build_schedule(
         expect(model, ModelProfile, name, "model", USE_MODEL)
         expect(cluster, Cluster, name, "cluster", USE_CLUSTER)
         count(batch_per_worker, name, "batch_per_worker")
+        count(accumulation, name, "accumulation")
         expect(strategy, str, name, "strategy", f"should be one of {', '.join(strategies.names())}")
         place = Arguments(file=name, lines={}, within=("settings",))
         data = {"strategy": strategy, "settings": settings} | ({} if label is None else {"label": label})
@@ -125,9 +138,10 @@ def build_schedule(
             precision=types.precision,
             gradients=Wire.NATIVE if types.gradients == "parameter" else Wire(types.gradients),
             cluster=cluster,
+            accumulation=accumulation,
             moments=types.optimizer.moments,
         )
-        return ModelSchedule.of(made, model, entry, types.precision, types.optimizer)
+        return ModelSchedule.of(made, model, entry, types.precision, accumulation, types.optimizer)
 
 
 def agreed_precision(schedule: ModelSchedule, given: str | None) -> str:
