@@ -62,7 +62,7 @@ def measure(
     target: Mapping[str, object] | None = None,
     save: str | Path | None = None,
     resume: str | Path | None = None,
-    optimizer: Mapping[str, object] | None = None,
+    optimizer: str | Mapping[str, object] | None = None,
     precision: str | None = None,
     loss_scale: float | None = None,
     seed: int = 1,
@@ -87,11 +87,11 @@ def measure(
     {"accuracy": 0.9} or {"perplexity": 20}. The trained parameters go to the file `save` as a `state_dict`, and what
     it takes to `resume` from that file, bitwise as if it had not stopped, beside it. The `loss` is what the labels ask
     for unless it is given. With `dilate`, for emulated computations in a testbed, links are so many times slower,
-    computations as much longer, and measured times divided by it. `optimizer` is as in a file, such as {"lr": 0.02}. It
-    trains in `precision`, default that for which the schedule was built; where anything is in fp16 the loss is
-    multiplied by `loss_scale`. With `deterministic` repeats are bitwise equal on GPUs too. `timeout` is how long a rank
-    may stay silent, in seconds or as "60s"; it is dilated too. Raises `InputError` for what does not fit this machine,
-    and `RunError` if a rank fails.
+    computations as much longer, and measured times divided by it. `optimizer`, as in
+    a file, such as {"lr": 0.02}, and `precision` are by default those for which the schedule was built; where anything
+    is in fp16 the loss is multiplied by `loss_scale`. With `deterministic` repeats are bitwise equal on GPUs too.
+    `timeout` is how long a rank may stay silent, in seconds or as "60s"; it is dilated too. Raises `InputError` for
+    what does not fit this machine, and `RunError` if a rank fails.
 
     >>> import stanza_sim as ss
     >>> here = ss.load_cluster("laptop", nodes=2)
@@ -113,7 +113,9 @@ def measure(
             "target": target,
             "data": data,
             "loss": loss,
-            "optimizer": optimizer,
+            "optimizer": known.optimizer.model_dump(exclude_unset=True)
+            if optimizer is None and known.optimizer
+            else optimizer,
             "loss_scale": loss_scale,
         }
         execute = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from inspect import signature
 from typing import Protocol, cast
 
@@ -64,11 +65,13 @@ def build(
     gradients: Wire = Wire.NATIVE,
     cluster: Cluster | None = None,
     accumulation: int = 1,
+    moments: int = 1,
 ) -> Schedule:
     """The schedule of the strategy called `name`, with the types in which values travel.
 
     `cluster` has the places that a setting `on` names. With `accumulation` n an iteration is n steps of
-    `batch_per_worker` samples each, and one exchange of their gradients (`schedule.accumulation`).
+    `batch_per_worker` samples each, and one exchange of their gradients (`schedule.accumulation`). The optimiser keeps
+    `moments` vectors.
 
     Activations and their gradients travel as the `precision` computes them, unless a setting `activations` says
     otherwise; gradients of parameters as `gradients` says, and those of sparse tables as the rows that were looked up.
@@ -82,4 +85,4 @@ def build(
     stated = getattr(settings, "activations", None)
     activations = Wire.NATIVE if stated == "fp32" else computed_in(precision)
     wired = with_wires(made, dense, Wires(activations=activations, gradients=gradients))
-    return with_tables(accumulated(wired, accumulation), model)
+    return replace(with_tables(accumulated(wired, accumulation), model), moments=moments)

@@ -11,20 +11,23 @@ import torch
 from safetensors.torch import load_file
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.optimizers import OptimizerKind
 from stanza_sim.execute.rank.checkpoint import iterations_in, resume_file
-from stanza_sim.execute.rank.job import Measurement, RunJob, Score, Target
+from stanza_sim.execute.rank.job import Measurement, Optimizer, RunJob, Score, Target
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.execute.start.measure import iteration_durations, merge
 from stanza_sim.execute.start.tasks import RunTask
 from stanza_sim.model.extract import build_module
 from stanza_sim.model.profile import ModelProfile
-from tests.execute.execute_variants import VARIANTS, job_of, run, schedule_of
+from tests.execute.execute_variants import TRAINING, VARIANTS, job_of, run, schedule_of
 
 RESUMED = ("colocated-sliced-by-host", "head-turns-microbatches", "stanza-2-uneven-ps")
 
 
 def of(variant: tuple[str, str, int, dict[str, object]], tiny: ModelProfile, **training: object) -> RunJob:
-    job = job_of(tiny, schedule_of(tiny, *variant[1:]))
+    optimizer = training.get("optimizer", TRAINING.optimizer)
+    assert isinstance(optimizer, Optimizer)
+    job = job_of(tiny, replace(schedule_of(tiny, *variant[1:]), moments=optimizer.moments))
     return replace(job, training=replace(job.training, **{"iterations": 7, "warmup": 1, **training}))
 
 
@@ -40,8 +43,9 @@ def same(a: Measurement, b: Measurement) -> bool:
 def test_a_resumed_run_is_bitwise_the_whole_one(
     pool: Pool, tiny: ModelProfile, variant: tuple[str, str, int, dict[str, object]], tmp_path: Path
 ) -> None:
-    """Stopped after 4 of 7 iterations, in the middle of a cosine and with momentum; 3 is odd, so buffers swap turns."""
-    whole = of(variant, tiny, evaluate=2)
+    """AdamW, stopped after 4 of 7 iterations, in the middle of a cosine; 3 are left, so that buffers swap turns."""
+    adamw = replace(TRAINING.optimizer, kind=OptimizerKind.ADAMW, lr=1e-2)
+    whole = of(variant, tiny, evaluate=2, optimizer=adamw)
     first, rest, all_of_it = (str(tmp_path / name) for name in ("first.safetensors", "rest.pt", "all.safetensors"))
     measured = run(pool, replace(whole, save=all_of_it))
     stop = replace(whole.training, evaluate=4, target=Target(accuracy=1e-9))

@@ -58,7 +58,7 @@ def iterations_in(job: RunJob) -> int:
     if job.resume is None:
         return 0
     found, path = open_resume(Path(job.resume)), job.resume
-    differ = []
+    differ: list[str] = []
     for key, here in identity(job).items():
         if (there := found.texts.get(key)) != here and not (key == _SCHEDULE and differ):
             differ.append(f"{key} is {_word(there)} there and {_word(here)} here")

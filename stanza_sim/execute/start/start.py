@@ -221,6 +221,7 @@ def execute(
                 f"model {job.model.name} is a table of numbers without a factory: it cannot be trained",
                 hint="emulate its computations with --compute emulated, or name a factory",
             )
+        check_optimizer(job)
         if job.schedule.world_size > workers.world_size:
             raise InputError(
                 f"schedule {job.schedule.name} has {job.schedule.world_size} ranks, only {workers.world_size} run"
@@ -236,6 +237,19 @@ def execute(
         done(i, found[-1])
     between(len(jobs))
     return found
+
+
+def check_optimizer(job: RunJob) -> None:
+    """Raise `InputError` for an optimiser whose state is not that for which the schedule was built."""
+    built, o = job.schedule.moments, job.training.optimizer
+    if job.emulation is None and o.moments != built:
+        keeps = "{} of state for each parameter"
+        raise InputError(
+            f"schedule {job.schedule.name} was built for an optimiser with {keeps.format(built)}, "
+            f"{o.kind} has {o.moments}",
+            where="training.optimizer",
+            hint="build the schedule for the optimiser that is to train it",
+        )
 
 
 def check_precision(precision: Precision, workers: Workers) -> None:

@@ -15,10 +15,11 @@ from torch import Tensor
 from stanza_sim.execute.rank.accelerator import Accelerator
 from stanza_sim.execute.rank.job import Training
 from stanza_sim.execute.train.factors import Tap, add_rows, packed, reconstruct
-from stanza_sim.execute.train.flat import sgd_step
 from stanza_sim.execute.train.losses import sliced_loss, summed_loss
 from stanza_sim.execute.train.slices import features_of, gradients, gradients_with_tail
+from stanza_sim.execute.train.updates import Updates
 from stanza_sim.execute.train.values import Generation, RankValues, Spot
+from stanza_sim.model.decay import without_decay
 from stanza_sim.schedule import Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, ValueKind
 from stanza_sim.schedule.factors import factor_transfers, require_factors
 from stanza_sim.schedule.progress import WINDOW
@@ -69,6 +70,8 @@ class Passes:
         }
         self._factors = {b: require_factors(self.schedule, values.model, b) for b in factor_transfers(self.schedule)}
         self._factored = {block.name: b for b, (block, _) in self._factors.items() if block.name in values.blocks}
+        o = training.optimizer
+        self._updates = Updates(o, without_decay(values.model, o.no_decay))
         self._taps = {block: Tap(values.blocks[block]) for block in self._factored}
         self._sent_on = {  # gradients of outputs that others computed too
             (v.name, op.microbatch)
@@ -243,19 +246,16 @@ class Passes:
 
     def _update(self, op: Compute, iteration: int) -> None:
         flat, g, o = self.values.bundles[op.target], iteration % WINDOW, self.training.optimizer
-        if flat.own is None or flat.velocity is None:
-            raise RuntimeError(f"rank {self.rank} does not own {op.target}")
         gradient = flat.sums[g][: flat.hi - flat.lo] if op.target in self._summed else flat.gradient(g)
         self.values.arithmetic.check(gradient, op.target)
-        sgd_step(
-            flat.own,
+        self._updates.update(
+            flat,
             gradient,
-            flat.velocity,
             lr=o.schedule.at(o.lr, iteration, self.training.iterations),
-            momentum=o.momentum,
-            weight_decay=o.weight_decay,
-            terms=self._terms[iteration - self._begin],
-            loss_scale=self.values.arithmetic.scale,
+            step=iteration + 1,
+            divisor=torch.full(
+                (), self._terms[iteration - self._begin] * self.values.arithmetic.scale, device=self.device
+            ),
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from stanza_sim.base.optimizers import update_passes
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.schedule import Axis, Compute, Layout, Phase, Schedule, Transfer, ValueKind, slice_bounds
 from stanza_sim.schedule.cuts import slice_block, slice_numel
@@ -89,7 +90,7 @@ class OpCosts:
             return costs.reduce_s(nbytes, self._contributions(op.target, rank, ValueKind.PART))
         nbytes = self._owned_numel(op.target, rank) * itemsize
         if op.phase is Phase.UPDATE:
-            return costs.update_s(nbytes)
+            return costs.update_s(nbytes, update_passes(self.schedule.moments))
         return costs.reduce_s(nbytes, self._contributions(op.target, rank, ValueKind.GRAD, ValueKind.SUM))
 
     def _owned_numel(self, name: str, rank: int) -> int:
