@@ -105,8 +105,8 @@ def test_a_faster_device_lets_a_rank_send_beside_what_others_wait_for(engine: st
     slowest circle of what waits for what takes two iterations: rank 2 sends both its messages (3.2 s); rank 1 makes its
     gradient and passes forward and back (1.5 + 0.5 + 0.5 s) and sends to rank 2, alone on that slow NIC (1.6 s); rank 2
     does as rank 1 did (0.625 s), and sends again.
-    Rank 0 waits for neither of these two. Twice as fast, it gets so far ahead that it sends for the next iteration while
-    rank 1 still sends to rank 2, and halves its rate: the circle takes longer. Held back, it does not.
+    Rank 0 waits for neither of these two. Twice as fast, it gets so far ahead that it sends for the next iteration
+    while rank 1 still sends to rank 2, and halves its rate: the circle takes longer. Held back, it does not.
     """
     model, schedule = one_layer()
     circle_s = (3.2 + 2.5 + 1.6 + 0.625) / 2
