@@ -27,11 +27,13 @@ def link_weight(cluster: Cluster) -> float:
     Of loopbacks and transports the one counts that costs cores most. Where none costs any, it is a message whose bytes
     take as long on a core as on the fastest link. So it has the scale of the cluster's own times.
     """
-    hosts = cluster.hosts
-    loopbacks = {id(host.loopback): host.loopback for host in hosts}.values()
-    transports = {id(nic.transport): nic.transport for host in hosts for nic in host.nics}.values()
-    core_s = max(one.byte_core_s + one.message_core_s / CHUNK_BYTES for one in (*loopbacks, *transports))
-    if core_s > 0:
+    loopbacks = {id(host.loopback): host.loopback for host in cluster.hosts}.values()
+    transports = {id(nic.transport): nic.transport for host in cluster.hosts for nic in host.nics}.values()
+    costs = [
+        *(one.byte_core_s + one.message_core_s / CHUNK_BYTES for one in loopbacks),
+        *(one.byte_core_s + one.message_core_s / CHUNK_BYTES for one in transports),
+    ]
+    if (core_s := max(costs)) > 0:
         return 1.0 / core_s
     return max((link.bandwidth_Bps for link in cluster.links), default=max(one.bandwidth_Bps for one in loopbacks))
 
