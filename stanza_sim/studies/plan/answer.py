@@ -20,6 +20,7 @@ from stanza_sim.report.table import (
     print_basis,
     print_grid,
     print_result,
+    throughput,
     tied_note,
     write_line,
 )
@@ -66,22 +67,24 @@ def print_plan(plan_result: PlanAnswers, console: Console, *, top: int) -> None:
 
 def _print_answer(answer: Answer, console: Console, top: int) -> None:
     problem, found = answer.problem, answer.found
-    steps = problem.loaded.value.training.accumulation
-    write_line(console, f"{problem.entry.title}, {per_worker(problem.batch_per_worker, steps)}", "bold cyan")
+    steps, tokens = problem.loaded.value.training.accumulation, problem.model.sample_tokens
+    write_line(console, f"{problem.entry.title}, {per_worker(problem.batch_per_worker, steps, tokens)}", "bold cyan")
     shown = found.ranked[:top]
     if not shown:
         _paragraph(console, "no plan was simulated")
     else:
-        _print_ranking(shown, found.tied_with()[:top], console)
+        _print_ranking(shown, found.tied_with()[:top], tokens, console)
     for text in _sentences(answer):
         _paragraph(console, text)
     print_basis(console, (one.prediction.basis for one in shown))
 
 
-def _print_ranking(shown: tuple[Score, ...], tied_with: Sequence[tuple[str, ...]], console: Console) -> None:
+def _print_ranking(
+    shown: tuple[Score, ...], tied_with: Sequence[tuple[str, ...]], sample_tokens: int | None, console: Console
+) -> None:
     predictions = [one.prediction for one in shown]
     columns = [
-        Column(heading="samples/s", unit="", cells=fixed(p.samples_per_s for p in predictions)),
+        throughput((p.samples_per_s for p in predictions), sample_tokens),
         *low_high(predictions),
         Column(heading="iteration", unit="ms", cells=fixed(p.iteration_s * 1e3 for p in predictions)),
         Column(heading="exposed", unit="ms", cells=fixed(p.exposed_comm_s * 1e3 for p in predictions)),

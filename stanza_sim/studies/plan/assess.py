@@ -76,7 +76,7 @@ class Problem:
             loaded = replace(self.loaded, value=experiment.model_copy(update={"network": network}))
             changed = replace(changed, loaded=loaded, cluster=cluster_of(loaded))
         if variant.batch is not None:
-            changed = replace(changed, entry=self.entry.model_copy(update={"batch_per_worker": variant.batch}))
+            changed = replace(changed, entry=self.entry.with_batch(variant.batch))
         return changed
 
     def scenario(self, plan: Plan) -> Scenario:
