@@ -138,6 +138,9 @@ def model_of(loaded: Loaded[Experiment], index: int) -> ModelProfile:
             input_shape=entry.input_shape,
             factory_kwargs=entry.factory_kwargs,
             boundary=entry.boundary,
+            sequence=entry.sequence,
+            vocabulary=entry.vocabulary,
+            tied=entry.tied,
         )
         given = (Throughput(device=name, **dict(known)) for name, known in entry.throughput.items())
         profile = replace(profile, throughput=tuple(given))

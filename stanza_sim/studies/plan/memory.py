@@ -225,14 +225,22 @@ def _kept_nbytes(block: Block) -> float:
 
 def too_much(cluster: Cluster, needs: Mapping[int, Memory]) -> str | None:
     """Why a plan does not fit the devices of `cluster`; None if it does, as far as their memory is known."""
-    for rank, need in needs.items():
-        if (has := capacity(cluster, rank)) is not None and need.nbytes > has:
-            of = f" for each of {ranks} ranks" if (ranks := sharing(cluster, rank)) > 1 else ""
-            return (
-                f"rank {rank} needs {format_bytes(need.nbytes)}, most of it for {need.largest}, "
-                f"{cluster.device_of(rank)} has {format_bytes(has)}{of}"
-            )
-    return None
+    found = least_left(cluster, needs)
+    if found is None or found[0] >= 0:
+        return None
+    rank = found[1]
+    need, has = needs[rank], needs[rank].nbytes + found[0]
+    of = f" for each of {ranks} ranks" if (ranks := sharing(cluster, rank)) > 1 else ""
+    return (
+        f"rank {rank} needs {format_bytes(need.nbytes)}, most of it for {need.largest}, "
+        f"{cluster.device_of(rank)} has {format_bytes(has)}{of}"
+    )
+
+
+def least_left(cluster: Cluster, needs: Mapping[int, Memory]) -> tuple[int, int] | None:
+    """Bytes that are left of the device on which that is least (below 0: missing), and its rank; None: not known."""
+    left = [(has - need.nbytes, rank) for rank, need in needs.items() if (has := capacity(cluster, rank)) is not None]
+    return min(left, default=None)
 
 
 def capacity(cluster: Cluster, rank: int) -> int | None:
