@@ -169,6 +169,7 @@ def plan_for(
         cluster=cluster,
         accumulation=loaded.value.training.accumulation,
         moments=optimizer.moments,
+        clipped=optimizer.clip_norm is not None,
     )
     return Plan(entry=entry, strategy=row, model=model, batch_per_worker=batch, schedule=schedule)
 

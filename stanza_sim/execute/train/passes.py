@@ -15,7 +15,9 @@ from torch import Tensor
 from stanza_sim.execute.rank.accelerator import Accelerator
 from stanza_sim.execute.rank.job import Training
 from stanza_sim.execute.train.factors import Tap, add_rows, packed, reconstruct
+from stanza_sim.execute.train.flat import FlatBundle
 from stanza_sim.execute.train.losses import sliced_loss, summed_loss
+from stanza_sim.execute.train.norms import clip_factor, counted_runs, squared_norm
 from stanza_sim.execute.train.slices import features_of, gradients, gradients_with_tail
 from stanza_sim.execute.train.updates import Updates
 from stanza_sim.execute.train.values import Generation, RankValues, Spot
@@ -104,6 +106,8 @@ class Passes:
                 bundles[op.target].reduce(g, self._contributors[op.target], self.rank)
             case Phase.RECONSTRUCT:
                 self._reconstruct(op, g)
+            case Phase.NORM:
+                self._norm(op, iteration)
             case Phase.UPDATE:
                 self._update(op, iteration)
 
@@ -239,17 +243,40 @@ class Passes:
             return
         reconstruct([m.to(self.values.dtype) for m in messages], factors, views[2], views.get(1))
 
-    def _update(self, op: Compute, iteration: int) -> None:
-        flat, g, o = self.values.bundles[op.target], iteration % WINDOW, self.training.optimizer
-        gradient = flat.sums[g][: flat.hi - flat.lo] if op.target in self._summed else flat.gradient(g)
+    def _norm(self, op: Compute, iteration: int) -> None:
+        """Find the squared norm of what counts at this rank of a bundle's gradient, as that of the mean loss."""
+        flat, values = self.values.bundles[op.target], self.values.generations[iteration % WINDOW]
+        gradient = self._summed_gradient(flat, iteration)
         self.values.arithmetic.check(gradient, op.target)
+        counted = counted_runs(self.schedule, self.values.model, flat, self.rank)
+        values.norms[op.target] = squared_norm(gradient, counted) / self._divisor(iteration) ** 2
+
+    def _update(self, op: Compute, iteration: int) -> None:
+        flat, o = self.values.bundles[op.target], self.training.optimizer
+        gradient, divisor = self._summed_gradient(flat, iteration), self._divisor(iteration)
+        if o.clip_norm is None:
+            self.values.arithmetic.check(gradient, op.target)
+            scaled = torch.full((), divisor, device=self.device)
+        else:
+            values = self.values.generations[iteration % WINDOW]
+            squared = self.values.squared_norm(values) if values.norm is None else values.norm[0]
+            scaled = (divisor / clip_factor(squared, o.clip_norm)).float()
         self._updates.update(
             flat,
             gradient,
             lr=o.schedule.at(o.lr, iteration, self.training.iterations),
             step=iteration + 1,
-            divisor=torch.full((), self._terms[iteration] * self.values.arithmetic.scale, device=self.device),
+            divisor=scaled,
         )
+
+    def _summed_gradient(self, flat: FlatBundle, iteration: int) -> Tensor:
+        """The gradient of what the rank owns, summed over all ranks."""
+        g = iteration % WINDOW
+        return flat.sums[g][: flat.hi - flat.lo] if flat.bundle.name in self._summed else flat.gradient(g)
+
+    def _divisor(self, iteration: int) -> float:
+        """What gradients are divided by to be those of the mean loss."""
+        return self._terms[iteration] * self.values.arithmetic.scale
 
 
 def _contributors(schedule: Schedule, rank: int, *kinds: ValueKind) -> dict[str, list[int]]:

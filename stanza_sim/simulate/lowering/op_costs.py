@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from stanza_sim.simulate.costs import CostModel
 
 
+NORM_PASSES = 1
+"""The norm of gradients reads each of them once."""
+
+
 class OpCosts:
     """The prices of the computations of `schedule`; `cost_of(rank)` is the cost model of the device of a rank."""
 
@@ -89,6 +93,8 @@ class OpCosts:
             nbytes = self.schedule.bundle(op.target).numel * itemsize
             return costs.reduce_s(nbytes, self._contributions(op.target, rank, ValueKind.PART))
         nbytes = self._owned_numel(op.target, rank) * itemsize
+        if op.phase is Phase.NORM:
+            return costs.update_s(nbytes, NORM_PASSES)
         if op.phase is Phase.UPDATE:
             return costs.update_s(nbytes, update_passes(self.schedule.moments))
         return costs.reduce_s(nbytes, self._contributions(op.target, rank, ValueKind.GRAD, ValueKind.SUM))
