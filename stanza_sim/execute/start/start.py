@@ -254,7 +254,7 @@ def check_optimizer(job: RunJob) -> None:
             hint=f"{'leave it out' if clips else 'give it'}, or build the schedule for this optimiser",
         )
     if o.moments != built:
-        keeps = "{} of state for each parameter"
+        keeps = "{} vectors of state as long as the parameters"
         raise InputError(
             f"schedule {job.schedule.name} was built for an optimiser with {keeps.format(built)}, "
             f"{o.kind} has {o.moments}",
