@@ -139,8 +139,14 @@ class LoadedExperiment:
         """
         with placed("schedules"):
             plans = plans_of(self.loaded, self.cluster(), model=model, strategy=row)
-        precision, steps = self.loaded.value.precision, self.loaded.value.training.accumulation
-        return [ModelSchedule.of(plan.schedule, plan.model, plan.strategy, precision, steps) for plan in plans]
+        given = self.loaded.value
+        training = given.training
+        return [
+            ModelSchedule.of(
+                plan.schedule, plan.model, plan.strategy, given.precision, training.accumulation, training.optimizer
+            )
+            for plan in plans
+        ]
 
     def run(
         self,
@@ -193,7 +199,12 @@ class LoadedExperiment:
         for row in result.rows:
             entry = next(s for s in self.loaded.value.strategies if s.title == row.label)
             schedule = ModelSchedule.of(
-                row.schedule, models[row.model], entry, Precision(row.precision), row.accumulation
+                row.schedule,
+                models[row.model],
+                entry,
+                Precision(row.precision),
+                row.accumulation,
+                self.loaded.value.training.optimizer,
             )
             rows.append(replace(row, schedule=schedule, prediction=knowing(row.prediction, schedule, made[row.model])))
         return replace(result, rows=tuple(rows))

@@ -29,6 +29,7 @@ from stanza_sim.experiment.model_entry import Batch as Batch
 from stanza_sim.experiment.model_entry import ModelEntry as ModelEntry
 from stanza_sim.experiment.model_entry import Name as Name
 from stanza_sim.experiment.model_entry import Scale as Scale
+from stanza_sim.experiment.optimizer import NamedOptimizer, Optimizer
 from stanza_sim.experiment.simulated import Simulation
 from stanza_sim.experiment.simulated import wrong as _wrong
 from stanza_sim.schedule import Wire
@@ -95,33 +96,6 @@ class StrategyEntry(Section):
         return self.label or self.strategy
 
 
-class LearningRate(Section):
-    """How the learning rate changes: a linear warm-up, then constant, in steps, or along a half cosine to zero."""
-
-    kind: Literal["constant", "step", "cosine"] = "constant"
-    warmup: int = Field(0, ge=0, description="Iterations of linear warm-up from lr/warmup to lr.")
-    every: Count | None = Field(None, description="step: iterations between two steps.")
-    factor: float | None = Field(None, gt=0, lt=1, description="step: the factor of one step.")
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        given = self.every is not None, self.factor is not None
-        if self.kind == "step" and not all(given):
-            raise _wrong("a step schedule needs `every` and `factor`", "such as {kind: step, every: 30, factor: 0.1}")
-        if self.kind != "step" and any(given):
-            raise _wrong(f"`every` and `factor` are for kind step, not {self.kind}", "leave them out or set kind: step")
-        return self
-
-
-class Optimizer(Section):
-    """SGD with momentum."""
-
-    lr: Factor = Field(0.05, description="Learning rate for the mean loss of a global batch.")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
-    schedule: LearningRate = LearningRate()
-
-
 DIGITS = 1438
 """Samples of `data: digits` that are trained on: of 1,797 one in five is held out."""
 
@@ -131,7 +105,7 @@ class Training(Section):
 
     iterations: Count = Field(60, description="Iterations in all, warm-up included.")
     warmup: int = Field(10, ge=0, description="First iterations, which train but are not timed.")
-    optimizer: Optimizer = Optimizer()
+    optimizer: NamedOptimizer = Optimizer()
     epochs: Factor | None = Field(
         None,
         description="Of the whole training, for its time and cost; what is run for real are `iterations`.",

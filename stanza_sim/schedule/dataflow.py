@@ -11,6 +11,7 @@ from functools import cached_property
 
 from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule.clipping import clipping_op
 from stanza_sim.schedule.cuts import Form
 from stanza_sim.schedule.ops import Axis, Collective, CollectiveKind, Compute, Op, Phase, Transfer, Value, ValueKind
 from stanza_sim.schedule.order import order_of
@@ -45,6 +46,7 @@ class _DataFlow:
                 self.users[t.name].append(i)
         self.order = order_of(schedule)
         self.cells = self.order.cells
+        self._clipped: set[tuple[str, int]] = set()  # lanes, and cells, where an update comes behind all norms
         self.under: dict[tuple[object, ...], list[int]] = defaultdict(list)  # ops found under that heading
 
     def run(self) -> None:
@@ -90,6 +92,8 @@ class _DataFlow:
                 yield "sum", op.target
             case Compute(phase=Phase.PARTIAL):
                 yield "partial sum", op.target
+            case Compute(phase=Phase.NORM):
+                yield "norm", op.target
             case Transfer():
                 for value in op.values:
                     yield Form.SLICE if _arrives_sliced(op, value) else Form.WHOLE, value, op.landing
@@ -101,6 +105,8 @@ class _DataFlow:
                         yield "pull", value.name
             case Collective() if op.value.kind is ValueKind.GRAD:
                 yield "sum", op.value.name
+            case Collective() if op.value.kind is ValueKind.NORM:
+                yield ("norm of all gradients",)
             case Collective() if op.value.kind is not ValueKind.PARAM:
                 yield Form.WHOLE, op.value, op.microbatch
 
@@ -149,6 +155,23 @@ class _DataFlow:
             if missing := at & ~anywhere:
                 raise self.fail(i, f"grad({bundle}) needs the backward pass of {block}", missing)
 
+    def _need_sum(self, i: int, at: int, bundle: str) -> None:
+        """The sum of all ranks' gradients of `bundle`, or where nothing sums them the own ones, must be at `at`."""
+        if self._missing(i, at, "sum", bundle):
+            self._need_gradients(i, at, bundle)
+
+    def _need_norms(self, i: int, at: int) -> None:
+        """Where gradients are clipped, an update needs the norm of all, and what adds it up needs all of its parts."""
+        if self._normed and isinstance(self.s.ops[i], Compute) and clipping_op(self.s) is not None:
+            parts: list[tuple[tuple[str, ...], int]] = [(("norm of all gradients",), at)]
+        else:
+            parts = [(("norm", bundle), at & owners) for bundle, owners in self._normed.items()]
+        for heading, owners in parts:
+            if missing := self._missing(i, owners, *heading):
+                raise self.fail(
+                    i, f"the {' of '.join(heading)} must be there before this", missing, "name what makes it in after="
+                )
+
     def _need_factors(self, i: int, at: int, bundle: str) -> None:
         """Inputs and output gradients of the linear layer of `bundle`, for every micro-batch, must be at `at`."""
         for block in self._blocks_of(bundle):
@@ -193,9 +216,13 @@ class _DataFlow:
                 if missing := self._missing(i, at, "push", op.target):
                     message = f"no transfer brings factors({op.target}) before they are used"
                     raise self.fail(i, message, missing, "name what brings them in after=")
+            case Phase.NORM:
+                self._need_sum(i, at, op.target)
             case Phase.UPDATE:
-                if self._missing(i, at, "sum", op.target):
-                    self._need_gradients(i, at, op.target)
+                self._need_sum(i, at, op.target)
+                if (lane := (op.lane, at)) not in self._clipped:  # others of it come behind
+                    self._need_norms(i, at)
+                    self._clipped.add(lane)
                 self._after_readers(i, at, op.target, writing=False)
 
     def _transfer(self, i: int, op: Transfer) -> None:
@@ -223,12 +250,23 @@ class _DataFlow:
         at = self.cells.gated[i]
         if op.value.kind is ValueKind.GRAD:
             self._need_gradients(i, at, op.value.name)
+        elif op.value.kind is ValueKind.NORM:
+            self._need_norms(i, at)
         elif op.value.kind is not ValueKind.PARAM:
             form = Form.PARTIAL if op.kind is CollectiveKind.ALL_REDUCE else Form.SLICE
             self._need(i, at, op.value, op.microbatch, (form,))
         else:
             root = 0 if op.root is None else 1 << self.cells.of_rank(op.root)
             self._in_place(i, at & ~root, op.value.name)
+
+    @cached_property
+    def _normed(self) -> dict[str, int]:
+        """The cells that take the norm of each bundle's gradients."""
+        found: dict[str, int] = defaultdict(int)
+        for i, op in enumerate(self.s.ops):
+            if isinstance(op, Compute) and op.phase is Phase.NORM:
+                found[op.target] |= self.cells.gated[i]
+        return found
 
     # ---- parameters are written behind their readers ----------------------------------------------------------------
 

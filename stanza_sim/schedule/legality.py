@@ -6,7 +6,7 @@ rank runs a forward pass once. In `stanza_sim.schedule.header` are the rules of 
 `stanza_sim.schedule.cuts` are those of blocks that are cut over a group. In `stanza_sim.schedule.factors` are those of
 sufficient factors. In `stanza_sim.schedule.dataflow` are those of data flow: a value is there before it is used; a pull
 writes parameters in place only behind a reduction that needed the rank's own push. In `stanza_sim.schedule.partial`:
-gradients that are added up on the way count once.
+gradients that are added up on the way count once. In `stanza_sim.schedule.clipping`: a norm is of all gradients, once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule.clipping import check_clipping
 from stanza_sim.schedule.cuts import check_cuts, check_sizes
 from stanza_sim.schedule.dataflow import check_data_flow, violation
 from stanza_sim.schedule.factors import bundle_factors, check_factors, require_factors
@@ -63,6 +64,8 @@ def value_bytes(
             return samples * model.block(value.name).output_numel * itemsize
         case ValueKind.LABELS:
             return samples * model.labels.nbytes(schedule.itemsize)
+        case ValueKind.NORM:
+            return schedule.itemsize
         case ValueKind.LOGSUM:
             return samples * prod(model.block(value.name).output_shape[:-1]) * schedule.itemsize
 
@@ -76,6 +79,7 @@ def check(schedule: Schedule, model: ModelProfile) -> None:
     check_header(schedule, model)
     _Form(schedule, model).run()
     check_cuts(schedule, model)
+    check_clipping(schedule)
     check_data_flow(schedule, model)
     check_partial_sums(schedule, model)
     check_sizes(schedule, model)
@@ -213,6 +217,8 @@ class _Form:
             self._value_exists(op, value)
             if value.kind is ValueKind.LOGSUM:
                 raise self.fail(op, "logsums are gathered over the group of a cut, not sent")
+            if value.kind is ValueKind.NORM:
+                raise self.fail(op, "the norm is added up by an all-reduce, not sent")
         self._arrival(op)
         self._wire(op, *op.values)
         expected = sum(value_bytes(self.s, self.model, v, self.s.microbatches, op.wire) for v in op.values)
@@ -267,13 +273,20 @@ class _Form:
                 raise self.fail(op, f"{op.kind} has no root")
             self._algorithm(op)
             return  # see `stanza_sim.schedule.cuts`
-        if op.value.kind not in (ValueKind.GRAD, ValueKind.PARAM):
+        if op.value.kind is ValueKind.NORM and op.kind is not CollectiveKind.ALL_REDUCE:
+            raise self.fail(op, "the norm is added up by an all-reduce")
+        if op.value.kind not in (ValueKind.GRAD, ValueKind.PARAM, ValueKind.NORM):
             raise self.fail(op, "a collective moves gradients or parameters of a bundle, or activations of a cut block")
         if op.microbatch:
             raise self.fail(op, "gradients and parameters of a bundle are of the whole batch, not of a micro-batch")
         expected = value_bytes(self.s, self.model, op.value, 1, op.wire)
         if op.nbytes != expected:
             raise self.fail(op, f"nbytes={op.nbytes}, but the value has {expected} bytes")
+        if op.value.kind is ValueKind.NORM:
+            if op.root is not None:
+                raise self.fail(op, f"{op.kind} has no root")
+            self._algorithm(op)
+            return  # see `stanza_sim.schedule.clipping`
         bundle = self.s.bundle(op.value.name)
         grads = op.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER)
         if grads != (op.value.kind is ValueKind.GRAD):
@@ -317,6 +330,6 @@ class _Form:
             case ValueKind.ACT | ValueKind.ACTGRAD | ValueKind.LOGSUM:
                 if value.name not in self.blocks:
                     raise self.fail(op, f"model {self.model.name} has no block {value.name}")
-            case ValueKind.LABELS:
+            case ValueKind.LABELS | ValueKind.NORM:
                 if value.name:
-                    raise self.fail(op, "labels have no name")
+                    raise self.fail(op, f"{value.kind} has no name")

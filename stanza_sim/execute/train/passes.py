@@ -15,10 +15,13 @@ from torch import Tensor
 from stanza_sim.execute.rank.accelerator import Accelerator
 from stanza_sim.execute.rank.job import Training
 from stanza_sim.execute.train.factors import Tap, add_rows, packed, reconstruct
-from stanza_sim.execute.train.flat import sgd_step
+from stanza_sim.execute.train.flat import FlatBundle
 from stanza_sim.execute.train.losses import sliced_loss, summed_loss
+from stanza_sim.execute.train.norms import clip_factor, counted_runs, squared_norm
 from stanza_sim.execute.train.slices import features_of, gradients, gradients_with_tail
+from stanza_sim.execute.train.updates import Updates
 from stanza_sim.execute.train.values import Generation, RankValues, Spot
+from stanza_sim.model.decay import without_decay
 from stanza_sim.schedule import Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, ValueKind
 from stanza_sim.schedule.factors import factor_transfers, require_factors
 from stanza_sim.schedule.progress import WINDOW
@@ -67,6 +70,8 @@ class Passes:
         }
         self._factors = {b: require_factors(self.schedule, values.model, b) for b in factor_transfers(self.schedule)}
         self._factored = {block.name: b for b, (block, _) in self._factors.items() if block.name in values.blocks}
+        o = training.optimizer
+        self._updates = Updates(o, without_decay(values.model, o.no_decay))
         self._taps = {block: Tap(values.blocks[block]) for block in self._factored}
         self._sent_on = {  # gradients of outputs that others computed too
             (v.name, op.microbatch)
@@ -101,6 +106,8 @@ class Passes:
                 bundles[op.target].reduce(g, self._contributors[op.target], self.rank)
             case Phase.RECONSTRUCT:
                 self._reconstruct(op, g)
+            case Phase.NORM:
+                self._norm(op, iteration)
             case Phase.UPDATE:
                 self._update(op, iteration)
 
@@ -236,22 +243,40 @@ class Passes:
             return
         reconstruct([m.to(self.values.dtype) for m in messages], factors, views[2], views.get(1))
 
-    def _update(self, op: Compute, iteration: int) -> None:
-        flat, g, o = self.values.bundles[op.target], iteration % WINDOW, self.training.optimizer
-        if flat.own is None or flat.velocity is None:
-            raise RuntimeError(f"rank {self.rank} does not own {op.target}")
-        gradient = flat.sums[g][: flat.hi - flat.lo] if op.target in self._summed else flat.gradient(g)
+    def _norm(self, op: Compute, iteration: int) -> None:
+        """Find the squared norm of what counts at this rank of a bundle's gradient, as that of the mean loss."""
+        flat, values = self.values.bundles[op.target], self.values.generations[iteration % WINDOW]
+        gradient = self._summed_gradient(flat, iteration)
         self.values.arithmetic.check(gradient, op.target)
-        sgd_step(
-            flat.own,
+        counted = counted_runs(self.schedule, self.values.model, flat, self.rank)
+        values.norms[op.target] = squared_norm(gradient, counted) / self._divisor(iteration) ** 2
+
+    def _update(self, op: Compute, iteration: int) -> None:
+        flat, o = self.values.bundles[op.target], self.training.optimizer
+        gradient, divisor = self._summed_gradient(flat, iteration), self._divisor(iteration)
+        if o.clip_norm is None:
+            self.values.arithmetic.check(gradient, op.target)
+            scaled = torch.full((), divisor, device=self.device)
+        else:
+            values = self.values.generations[iteration % WINDOW]
+            squared = self.values.squared_norm(values) if values.norm is None else values.norm[0]
+            scaled = (divisor / clip_factor(squared, o.clip_norm)).float()
+        self._updates.update(
+            flat,
             gradient,
-            flat.velocity,
             lr=o.schedule.at(o.lr, iteration, self.training.iterations),
-            momentum=o.momentum,
-            weight_decay=o.weight_decay,
-            terms=self._terms[iteration],
-            loss_scale=self.values.arithmetic.scale,
+            step=iteration + 1,
+            divisor=scaled,
         )
+
+    def _summed_gradient(self, flat: FlatBundle, iteration: int) -> Tensor:
+        """The gradient of what the rank owns, summed over all ranks."""
+        g = iteration % WINDOW
+        return flat.sums[g][: flat.hi - flat.lo] if flat.bundle.name in self._summed else flat.gradient(g)
+
+    def _divisor(self, iteration: int) -> float:
+        """What gradients are divided by to be those of the mean loss."""
+        return self._terms[iteration] * self.values.arithmetic.scale
 
 
 def _contributors(schedule: Schedule, rank: int, *kinds: ValueKind) -> dict[str, list[int]]:

@@ -5,7 +5,8 @@ counts, as far as a schedule tells it, in the form in which this program's execu
 
     weights        P        parameters of the blocks (or slices of blocks) that the rank computes, and of its own slices
     gradients      2 P      one buffer for each of two generations (iterations overlap)
-    optimiser      O        momentum of what the rank owns: a slice of a bundle that is cut, else the whole
+    optimiser      k O      what the optimiser keeps of what the rank owns, a slice of a bundle that is cut, else the
+                            whole: k = 1 of SGD with momentum (without it 0), 2 of Adam
     sums           2 O'     reduced gradients of what the rank owns and receives contributions to
     backward       of the block of which that is most: gradients of its parameters before they are in their buffer,
                    and those of its input and output
@@ -155,7 +156,7 @@ def memory_of(
                 numel = hi - lo
             elif bundle.layout is Layout.FEATURES:
                 numel = slice_numel(schedule, model, bundle.name, rank)
-            optimiser += numel * schedule.itemsize
+            optimiser += schedule.moments * numel * schedule.itemsize
             reduced += numel * schedule.itemsize if bundle.name in sums else 0
             own += 0 if computes.issuperset(bundle.tensors) else numel * schedule.itemsize
         shapes = (model.input_shape, *(i.shape for i in model.more_inputs))
