@@ -143,6 +143,19 @@ class Layout(StrEnum):
     FEATURES = "features"
 
 
+class Keep(StrEnum):
+    """What a rank that computes with a bundle in slices keeps of it beside its own slice; ZeRO's stages 1, 2 and 3.
+
+    `ALL`: whole parameters and whole gradients. `PARAMETERS`: whole parameters; gradients are whole from an iteration's
+    first backward pass to the end of the reduce-scatter. `SLICES`: parameters too are whole only from the beginning of
+    an all-gather to the end of the last pass before the next one, or in that iteration.
+    """
+
+    ALL = "all"
+    PARAMETERS = "parameters"
+    SLICES = "slices"
+
+
 class Axis(StrEnum):
     """Along which features of a linear layer a block is cut: those of its output, or those of its input.
 
@@ -197,7 +210,8 @@ class Bundle:
     The vector is the elements [start, start + numel) of the tensors, laid end to end: all of them, or a part, and then
     other bundles of the same `tensors` have the rest. `owners` names the group that holds optimiser state. Under
     `Layout.SHARDED` the i-th owner has the slice `slice_bounds(numel, len(owners), i)`; under `Layout.REPLICATED` each
-    owner has all of it.
+    owner has all of it. Under `Layout.SHARDED` there may be `replicas`: the owners are that many runs of one length, one
+    after another, and each run has all slices. `keep` says how long what is not the own slice is there.
     """
 
     name: str
@@ -206,6 +220,8 @@ class Bundle:
     owners: str
     layout: Layout = Layout.REPLICATED
     start: int = 0
+    replicas: int = 1
+    keep: Keep = Keep.ALL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,7 +321,7 @@ class Transfer:
 class Collective:
     """A collective over the group `ranks` on one value of `nbytes` bytes in all; `root` for a broadcast.
 
-    Gradients and parameters are those of a bundle. Activations, and gradients of activations, are those of a block
+    Gradients and parameters are those of a bundle, a sum that is all-reduced that of a slice over the ranks that have it. Activations, and gradients of activations, are those of a block
     that is cut over the group: an all-reduce sums partial sums. The logsums of the last block's slices are gathered:
     with them each rank computes the loss and its gradient on its slice.
 

@@ -54,7 +54,6 @@ from stanza_sim.schedule import (
     Schedule,
     Transfer,
     ValueKind,
-    slice_bounds,
 )
 from stanza_sim.schedule.cuts import slice_block, slice_numel
 from stanza_sim.schedule.progress import WINDOW
@@ -145,7 +144,7 @@ def memory_of(
                 continue
             numel = bundle.numel
             if bundle.layout is Layout.SHARDED:
-                lo, hi = slice_bounds(bundle.numel, len(owners), owners.index(rank))
+                lo, hi = schedule.slice_of(bundle, rank)
                 numel = hi - lo
             elif bundle.layout is Layout.FEATURES:
                 numel = slice_numel(schedule, model, bundle.name, rank)
