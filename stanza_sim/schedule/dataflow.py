@@ -184,8 +184,8 @@ class _DataFlow:
 
     def _compute(self, i: int, op: Compute) -> None:
         at = self.cells.gated[i]
-        for bundle in () if op.phase.on_bundle else self._gathered.get(op.target, ()):
-            self._need_whole(i, at, bundle)
+        for name in () if op.phase.on_bundle else self._gathered.get(op.target, ()):
+            self._need_whole(i, at, name)
         match op.phase:
             case Phase.FORWARD:
                 k = self.blocks[op.target]

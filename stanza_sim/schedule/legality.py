@@ -311,7 +311,7 @@ class _Form:
         return self.runs[bundle.name]
 
     def _sum_of_slice(self, op: Collective) -> None:
-        """What the runs of a bundle with replicas have summed, each for itself, is summed by those that have a slice."""
+        """What each run of a bundle with replicas has summed is summed by those that have the same slice."""
         bundle, ranks = self.s.bundle(op.value.name), list(self.s.group(op.ranks))
         if op.kind is not CollectiveKind.ALL_REDUCE or bundle.replicas == 1 or op.microbatch or op.root is not None:
             raise self.fail(op, "only an all_reduce sums over replicas, of a bundle that has some")

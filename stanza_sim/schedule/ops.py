@@ -210,7 +210,7 @@ class Bundle:
     The vector is the elements [start, start + numel) of the tensors, laid end to end: all of them, or a part, and then
     other bundles of the same `tensors` have the rest. `owners` names the group that holds optimiser state. Under
     `Layout.SHARDED` the i-th owner has the slice `slice_bounds(numel, len(owners), i)`; under `Layout.REPLICATED` each
-    owner has all of it. Under `Layout.SHARDED` there may be `replicas`: the owners are that many runs of one length, one
+    owner has all of it. Of a bundle in slices there may be `replicas`: the owners are so many runs of one length, one
     after another, and each run has all slices. `keep` says how long what is not the own slice is there.
     """
 
@@ -321,8 +321,9 @@ class Transfer:
 class Collective:
     """A collective over the group `ranks` on one value of `nbytes` bytes in all; `root` for a broadcast.
 
-    Gradients and parameters are those of a bundle, a sum that is all-reduced that of a slice over the ranks that have it. Activations, and gradients of activations, are those of a block
-    that is cut over the group: an all-reduce sums partial sums. The logsums of the last block's slices are gathered:
+    Gradients and parameters are those of a bundle; a sum that is all-reduced is that of one slice, over the ranks that
+    have it. Activations, and gradients of activations, are those of a block that is cut over the group: an all-reduce
+    sums partial sums. The logsums of the last block's slices are gathered:
     with them each rank computes the loss and its gradient on its slice.
 
     For `Algorithm.HIERARCHICAL`, ranks r with the same r // `local` are taken to be on one host; elsewhere it is 0. A

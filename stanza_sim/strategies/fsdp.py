@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import Size
-from stanza_sim.model.profile import Block, ModelProfile
-from stanza_sim.schedule import Bundle, CollectiveKind, Compute, Keep, Layout, Phase, Schedule, Value, ValueKind
+from stanza_sim.model.profile import Block, ModelProfile, ParamTensor
+from stanza_sim.schedule import Bundle, CollectiveKind, Keep, Layout, Phase, Schedule, Value, ValueKind
 from stanza_sim.schedule.ops import slice_bounds
 from stanza_sim.strategies._shared.builder import MIB, Builder
 
@@ -149,8 +149,9 @@ class _Made:
             units.append(_Unit(blocks=tuple(run), bundle=self._bundle(f"unit{i}", own) if own else None))
         return units, shared
 
-    def _bundle(self, name: str, tensors: Sequence[object]) -> Bundle:
-        made = self.b.bundle(name, tensors, self.workers, Layout.SHARDED)  # type: ignore[arg-type]
+    def _bundle(self, name: str, tensors: Sequence[ParamTensor]) -> Bundle:
+        """A bundle in slices over every run of owners."""
+        made = self.b.bundle(name, tensors, self.workers, Layout.SHARDED)
         found = replace(made, replicas=self.hosts, keep=self.keep)
         self.b.bundles[found.name] = found
         return found
@@ -279,12 +280,12 @@ class _Made:
 
 def _grouped(model: ModelProfile, settings: Settings) -> list[list[Block]]:
     """The blocks in units, in order; blocks without parameters are in the unit before them, or in the first."""
-    starts = set(settings.unit_starts or ())
-    if unknown := sorted(starts - {block.name for block in model.blocks}):
+    starts, names = set(settings.unit_starts or ()), [block.name for block in model.blocks]
+    if unknown := sorted(starts.difference(names)):
         raise InputError(
             f"model {model.name} has no block {unknown[0]}",
             where="fsdp: unit_starts",
-            hint=f"its blocks are {', '.join(block.name for block in model.blocks[:8])}{', ...' if len(model.blocks) > 8 else ''}",
+            hint=f"its blocks are {', '.join(names[:8])}{', ...' if len(names) > 8 else ''}",
         )
     most = settings.unit_blocks or 1
     runs: list[list[Block]] = [[]]

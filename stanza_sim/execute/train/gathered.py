@@ -1,4 +1,4 @@
-"""When a rank lets go of parameters that were gathered: once the last pass ahead of the next all-gather has read them."""
+"""When a rank lets go of gathered parameters: once the last pass ahead of the next all-gather has read them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,7 @@ class Gathered:
     Legality puts all of them ahead of the next all-gather of the same bundle, in any iteration.
     """
 
-    def __init__(
-        self, schedule: Schedule, model: ModelProfile, rank: int, bundles: Mapping[str, FlatBundle]
-    ) -> None:
+    def __init__(self, schedule: Schedule, model: ModelProfile, rank: int, bundles: Mapping[str, FlatBundle]) -> None:
         self._lock = threading.Lock()
         self._read_by: dict[str, list[int]] = defaultdict(list)  # op -> all-gathers that it reads
         self._readers: list[int] = []  # of each all-gather
