@@ -16,6 +16,7 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule.cuts import Form
 from stanza_sim.schedule.ops import (
     Axis,
+    Bundle,
     Collective,
     CollectiveKind,
     Compute,
@@ -218,7 +219,8 @@ class _DataFlow:
             case Phase.UPDATE:
                 if missing := self._missing(i, at, "sum", op.target):
                     bundle = self.s.bundle(op.target)
-                    if bundle.replicas > 1 or bundle.keep is not Keep.ALL:
+                    missing = self._with_slice(bundle, missing)
+                    if missing and (bundle.replicas > 1 or bundle.keep is not Keep.ALL):
                         message = f"grad({op.target}) has not been summed over all owners before it is used"
                         raise self.fail(i, message, missing, "name what sums it in after=")
                     self._need_gradients(i, at, op.target)
@@ -272,6 +274,14 @@ class _DataFlow:
             for block in self._blocks_of(bundle.name) if bundle.keep is Keep.SLICES else ():
                 found[block].append(bundle.name)
         return found
+
+    def _with_slice(self, bundle: Bundle, at: int) -> int:
+        """Cells of `at` whose ranks have elements of a bundle: of one with fewer than owners, some have none."""
+        if bundle.numel < self.s.pieces(bundle):
+            for rank in self.s.owners(bundle):
+                lo, hi = self.s.slice_of(bundle, rank)
+                at &= -1 if lo < hi else ~(1 << self.cells.of_rank(rank))
+        return at
 
     def _need_whole(self, i: int, at: int, bundle: str) -> None:
         """The last all-gather of `bundle` ahead of pass `i`, in program order, must be complete before it."""

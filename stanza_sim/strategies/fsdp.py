@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
@@ -25,7 +26,7 @@ from stanza_sim.base.units import Size
 from stanza_sim.model.profile import Block, ModelProfile, ParamTensor
 from stanza_sim.schedule import Bundle, CollectiveKind, Keep, Layout, Phase, Schedule, Value, ValueKind
 from stanza_sim.schedule.ops import slice_bounds
-from stanza_sim.strategies._shared.builder import MIB, Builder
+from stanza_sim.strategies._shared.builder import Builder
 
 REDUCED_BEHIND = 2
 """The backward pass of a unit waits for the reduce-scatter of the unit so many before it: as in torch, gradients of one
@@ -92,12 +93,11 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     2(H-1)/H S/local. Where gradients travel in 2 bytes an element, an S of these is half of one.
 
     Bytes of parameters and gradients that each rank holds at once, without what is kept of the own slices, S/N, S/N of
-    optimiser state and its sums 2S/N. U is the most of what any p+1 units in a row, p the prefetch, and the root have,
-    G the most of any two in a row and the root: gradients of one are computed while those of another are reduced.
-
-        stage 1     S + 2S      gradients of two iterations
-        stage 2     S + G
-        stage 3     U + G       S + G if units are kept whole after the forward pass
+    optimiser state and its sums 2S/N: at stage 1 S + 2S, since there are gradients of two iterations; at stage 2 S and
+    the most of any two units in a row, as gradients of one are computed while those of another are reduced; at stage 3,
+    with p units ahead, the most over units u of what u-p to u (all up to u without resharding) and u to u+1 have, since
+    when u goes backward these are whole, parameters and gradients (no gradients of u+1 with p = 0, whose all-gather
+    comes behind their reduce-scatter). The root is whole all the time, and its gradients from its last use on.
     """
     _require_used(settings)
     local = settings.local or world_size
@@ -227,7 +227,8 @@ class _Made:
         if self.across:
             slices = enumerate(self.across)
             having = [(i, group) for i, group in slices if len(range(*slice_bounds(bundle.numel, len(self.across), i)))]
-            self.summed[bundle.name] = [
+            self.summed[bundle.name] = [] if len(having) == len(self.across) else list(names)  # for those without
+            self.summed[bundle.name] += [
                 self._collective("ar", CollectiveKind.ALL_REDUCE, bundle, group, ValueKind.SUM, names, slice_=i)
                 for i, group in having
             ]
@@ -326,8 +327,12 @@ def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_
     At stage 3 also two units ahead, and without resharding. Settings that come to the same units are left out.
     """
     del batch_per_worker  # what fits does not depend on it
-    units: list[dict[str, object]] = [{}]
-    units += [{"unit_size": f"{size}MiB"} for size in UNITS_MIB if 1 < size * MIB < model.nbytes]
+    units: dict[tuple[int, ...], dict[str, object]] = {}  # by where they end
+    given: list[dict[str, object]] = [{}]
+    given += [{"unit_size": f"{size}MiB"} for size in UNITS_MIB]
+    for unit in given:
+        runs = _grouped(model, Settings.model_validate(unit))
+        units.setdefault(tuple(accumulate(len(run) for run in runs)), unit)
     stages: list[dict[str, object]] = [
         {},
         {"prefetch": 2},
@@ -340,5 +345,6 @@ def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_
         places.append({"local": local_size})
     for place in places:
         for stage in stages:
-            for unit in units:
-                yield Settings.model_validate({**stage, **unit, **place})
+            for ends, unit in units.items():
+                if stage != {"prefetch": 2} or len(ends) > 2:  # of two units the second is gathered ahead anyway
+                    yield Settings.model_validate({**stage, **unit, **place})

@@ -8,7 +8,7 @@ for, and for those before it in its group. It is the most that the dependencies 
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
 from stanza_sim.model.profile import ModelProfile
@@ -16,6 +16,7 @@ from stanza_sim.schedule import Bundle, Collective, CollectiveKind, Compute, Kee
 from stanza_sim.schedule.ops import dependency
 
 MAKE_GRADIENTS = (Phase.BACKWARD, Phase.BACKWARD_WEIGHT)
+SCATTERS = CollectiveKind.REDUCE_SCATTER
 
 
 def most_whole(schedule: Schedule, model: ModelProfile, rank: int) -> tuple[int, int]:
@@ -24,7 +25,8 @@ def most_whole(schedule: Schedule, model: ModelProfile, rank: int) -> tuple[int,
     if not kept:
         return 0, 0
     waits = _Waits(schedule, rank)
-    parameters, gradients = defaultdict(int), defaultdict(int)  # pass -> bytes more, or less, than in the one before
+    parameters: Counter[int] = Counter()  # pass -> bytes more, or less, than in the one before
+    gradients: Counter[int] = Counter()
     for bundle in kept:
         users = {b.name for b in model.blocks if not {t.name for t in (*b.tensors, *b.tied)}.isdisjoint(bundle.tensors)}
         nbytes = schedule.pieces(bundle) * -(-bundle.numel // schedule.pieces(bundle)) * schedule.itemsize
@@ -88,10 +90,9 @@ class _Waits:
         for op in self.ops:
             if isinstance(op, Compute) and op.phase in MAKE_GRADIENTS and op.target in users and first < 0:
                 first = self.number[op.name]
-            elif isinstance(op, Collective) and op.kind is CollectiveKind.REDUCE_SCATTER:
-                if op.value.name == bundle.name and first >= 0:
-                    yield first, self.until.get(op.name, self.count)
-                    first = -1
+            elif isinstance(op, Collective) and (op.kind, op.value.name) == (SCATTERS, bundle.name) and first >= 0:
+                yield first, self.until.get(op.name, self.count)
+                first = -1
 
 
 def _is_pass(op: Op) -> bool:
