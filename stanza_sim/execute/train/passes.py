@@ -16,6 +16,7 @@ from stanza_sim.execute.rank.accelerator import Accelerator
 from stanza_sim.execute.rank.job import Training
 from stanza_sim.execute.train.factors import Tap, add_rows, packed, reconstruct
 from stanza_sim.execute.train.flat import FlatBundle
+from stanza_sim.execute.train.gathered import Gathered
 from stanza_sim.execute.train.losses import sliced_loss, summed_loss
 from stanza_sim.execute.train.norms import clip_factor, counted_runs, squared_norm
 from stanza_sim.execute.train.slices import features_of, gradients, gradients_with_tail
@@ -81,14 +82,17 @@ class Passes:
             if v.kind is ValueKind.ACTGRAD
         }
         self._contributors = _contributors(self.schedule, self.rank, ValueKind.GRAD, ValueKind.SUM)
-        self._gathered = _contributors(self.schedule, self.rank, ValueKind.PART)
+        self._parts = _contributors(self.schedule, self.rank, ValueKind.PART)
+        self._gathered = Gathered(self.schedule, values.model, self.rank, values.bundles)
 
     def compute(self, op: Compute, iteration: int) -> tuple[float, float]:
         """Carry out `op` and return, once that is done, when it began and when it ended."""
         spent: list[object] = []  # what is no longer needed is kept until the device is done with it
         began = self.accelerator.begin()
         self._compute(op, iteration, spent)
-        return self.accelerator.finish(began)
+        times = self.accelerator.finish(began)
+        self._gathered.done_with(op)
+        return times
 
     def _compute(self, op: Compute, iteration: int, spent: list[object]) -> None:
         g = iteration % WINDOW
@@ -101,7 +105,7 @@ class Passes:
             case Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT:
                 self._backward(op, g, spent)
             case Phase.PARTIAL:
-                bundles[op.target].add_up(g, self._gathered[op.target], self.rank)
+                bundles[op.target].add_up(g, self._parts[op.target], self.rank)
             case Phase.REDUCE:
                 bundles[op.target].reduce(g, self._contributors[op.target], self.rank)
             case Phase.RECONSTRUCT:
@@ -206,7 +210,8 @@ class Passes:
         """Put the gradients of tensors into their flat vectors; those of later micro-batches and uses are added."""
         for name, gradient in found:
             storage = self._storage_of[name]
-            target = storage.view(storage.gradients[g], name)
+            storage.hold_gradients(g)
+            target = storage.gradient_of[g][name]
             gradient = gradient.to_dense() if gradient.is_sparse else gradient
             if self._first_use[name] == op:
                 target.copy_(gradient)

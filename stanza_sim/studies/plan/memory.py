@@ -5,8 +5,10 @@ counts, as far as a schedule tells it, in the form in which this program's execu
 
     weights        P        parameters of the blocks (or slices of blocks) that the rank computes, and of its own slices
     gradients      2 P      one buffer for each of two generations (iterations overlap)
+                   of bundles that ranks keep in slices the most that is whole at one time (`plan.whole`), and of
+                   parameters the own slice beside that
     optimiser      k O      what the optimiser keeps of what the rank owns, a slice of a bundle that is cut, else the
-                            whole: k = 1 of SGD with momentum (without it 0), 2 of Adam
+                   whole: k = 1 of SGD with momentum (without it 0), 2 of Adam
     sums           2 O'     reduced gradients of what the rank owns and receives contributions to
     backward       of the block of which that is most: gradients of its parameters before they are in their buffer,
                    and those of its input and output
@@ -47,6 +49,7 @@ from stanza_sim.schedule import (
     Collective,
     CollectiveKind,
     Compute,
+    Keep,
     Layout,
     Op,
     Phase,
@@ -54,11 +57,11 @@ from stanza_sim.schedule import (
     Schedule,
     Transfer,
     ValueKind,
-    slice_bounds,
 )
 from stanza_sim.schedule.cuts import slice_block, slice_numel
 from stanza_sim.schedule.progress import WINDOW
 from stanza_sim.schedule.samples import Spot, data_rank_counts
+from stanza_sim.studies.plan.whole import most_whole
 
 SUMMING = (Phase.REDUCE, Phase.RECONSTRUCT)
 """Phases whose results have room of their own, as those of a reduce-scatter have."""
@@ -125,9 +128,11 @@ def memory_of(
         for op in schedule.ops
         if not isinstance(op, Compute)
     }
+    in_slices = {t for b in schedule.bundles if b.keep is Keep.SLICES for t in b.tensors}
+    let_go = {t for b in schedule.bundles if b.keep is not Keep.ALL for t in b.tensors}
     found: dict[int, Memory] = {}
     for rank, by_op in received.items():
-        parameters = backward = 0
+        parameters = gradients = backward = 0
         kept: dict[Spot, float] = {}
         computes: set[str] = set()
         befores = [0, *(b.output_numel for b in model.blocks)]  # the first block's input needs no gradient
@@ -140,7 +145,8 @@ def memory_of(
             if (cut := schedule.cut(block.name)) is not None:
                 lo, hi = schedule.features(cut, rank)
                 held = slice_block(block, cut, hi - lo)
-            parameters += held.numel * schedule.itemsize
+            parameters += (held.numel - _numel(block, in_slices)) * schedule.itemsize
+            gradients += (held.numel - _numel(block, let_go)) * schedule.itemsize
             each = _kept_nbytes(held) * activation_scale
             kept |= {(block.name, m): batch * each for m, batch in batches.items()}
             ends = schedule.itemsize * activation_scale * (held.output_numel + numel_before)
@@ -152,18 +158,20 @@ def memory_of(
                 continue
             numel = bundle.numel
             if bundle.layout is Layout.SHARDED:
-                lo, hi = slice_bounds(bundle.numel, len(owners), owners.index(rank))
+                lo, hi = schedule.slice_of(bundle, rank)
                 numel = hi - lo
             elif bundle.layout is Layout.FEATURES:
                 numel = slice_numel(schedule, model, bundle.name, rank)
             optimiser += schedule.moments * numel * schedule.itemsize
             reduced += numel * schedule.itemsize if bundle.name in sums else 0
-            own += 0 if computes.issuperset(bundle.tensors) else numel * schedule.itemsize
+            whole = computes.issuperset(bundle.tensors) and bundle.keep is not Keep.SLICES
+            own += 0 if whole else numel * schedule.itemsize
+        gathered, added = most_whole(schedule, model, rank)
         shapes = (model.input_shape, *(i.shape for i in model.more_inputs))
         sample = sum(map(prod, shapes)) * schedule.itemsize * activation_scale
         found[rank] = Memory(
-            weights_nbytes=parameters + own,
-            gradients_nbytes=WINDOW * parameters,
+            weights_nbytes=parameters + own + gathered,
+            gradients_nbytes=WINDOW * gradients + added,
             optimiser_nbytes=optimiser,
             sums_nbytes=WINDOW * reduced,
             activations_nbytes=int(_most_kept(schedule, passes, kept, rank)),
@@ -174,6 +182,11 @@ def memory_of(
             page_locked_nbytes=2 * WINDOW * sum(by_op.values()) if rank in staged else 0,
         )
     return found
+
+
+def _numel(block: Block, tensors: Collection[str]) -> int:
+    """Elements of those tensors of a block."""
+    return sum(t.numel for t in block.tensors if t.name in tensors)
 
 
 def _most_kept(schedule: Schedule, passes: Sequence[Compute], kept: Mapping[Spot, float], rank: int) -> float:
