@@ -18,6 +18,8 @@ from stanza_sim.schedule.printing import print_op
 from stanza_sim.schedule.rank_cells import bits
 from stanza_sim.schedule.schedule import Schedule
 
+READING = (Phase.FORWARD, Phase.RECOMPUTE, Phase.BACKWARD, Phase.BACKWARD_INPUT)
+"""Passes that read parameters."""
 _WHOLE = (Form.WHOLE,)
 _SLICED = (Form.WHOLE, Form.SLICE)
 
@@ -74,6 +76,9 @@ class _DataFlow:
                 yield form, Value(ValueKind.ACT, op.target), op.microbatch
                 if form is Form.SLICE:
                     yield form, Value(ValueKind.LOGSUM, op.target), op.microbatch
+            case Compute(phase=Phase.RECOMPUTE):
+                yield Form.WHOLE, Value(ValueKind.ACT, op.target), op.microbatch
+                yield "recomputed", op.target, op.microbatch
             case Compute(phase=Phase.LOSS):
                 form = Form.SLICE if self._axis(op.target) is Axis.COLUMNS else Form.WHOLE
                 yield form, Value(ValueKind.ACTGRAD, op.target), op.microbatch
@@ -170,6 +175,10 @@ class _DataFlow:
                 if k:
                     forms = _SLICED if self._axis(op.target) is Axis.ROWS else _WHOLE
                     self._need(i, at, Value(ValueKind.ACT, self.names[k - 1]), op.microbatch, forms)
+            case Phase.RECOMPUTE:
+                k = self.blocks[op.target]
+                for name in self.names[max(k - 1, 0) : k + 1]:  # its input, and itself: it ran before
+                    self._need(i, at, Value(ValueKind.ACT, name), op.microbatch)
             case Phase.LOSS:
                 if self._axis(op.target) is Axis.COLUMNS:
                     self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch, _SLICED)
@@ -183,6 +192,10 @@ class _DataFlow:
                 forms = _SLICED if self._axis(op.target) is Axis.COLUMNS else _WHOLE
                 self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch, forms)
                 self._need(i, at, Value(ValueKind.ACTGRAD, op.target), op.microbatch, forms)
+                again = at & self._recomputed[op.target, op.microbatch]
+                if missing := self._missing(i, again, "recomputed", op.target, op.microbatch):
+                    what = f"the activations inside {op.target} are there once it is computed again"
+                    raise self.fail(i, what, missing, "name that op in after=")
             case Phase.REDUCE:
                 if missing := self._missing(i, at, "push", op.target):
                     raise self.fail(i, f"no transfer brings grad({op.target}) before it is reduced", missing)
@@ -242,11 +255,20 @@ class _DataFlow:
         return found
 
     @cached_property
+    def _recomputed(self) -> dict[tuple[str, int], int]:
+        """For each block and micro-batch, the cells that run its forward pass again."""
+        found: dict[tuple[str, int], int] = defaultdict(int)
+        for i, op in enumerate(self.s.ops):
+            if isinstance(op, Compute) and op.phase is Phase.RECOMPUTE:
+                found[op.target, op.microbatch] |= self.cells.gated[i]
+        return found
+
+    @cached_property
     def _readers(self) -> dict[str, list[int]]:
         """Passes over each block, but for those that only compute weight gradients and so read no parameters."""
         found: dict[str, list[int]] = defaultdict(list)
         for i, op in enumerate(self.s.ops):
-            if isinstance(op, Compute) and op.phase in (Phase.FORWARD, Phase.BACKWARD, Phase.BACKWARD_INPUT):
+            if isinstance(op, Compute) and op.phase in READING:
                 found[op.target].append(i)
         return found
 

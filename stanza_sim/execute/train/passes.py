@@ -19,7 +19,7 @@ from stanza_sim.execute.train.flat import sgd_step
 from stanza_sim.execute.train.losses import sliced_loss, summed_loss
 from stanza_sim.execute.train.slices import features_of, gradients, gradients_with_tail
 from stanza_sim.execute.train.values import Generation, RankValues, Spot
-from stanza_sim.schedule import Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, ValueKind
+from stanza_sim.schedule import Collective, CollectiveKind, Compute, Op, Phase, Schedule, Transfer, ValueKind
 from stanza_sim.schedule.factors import factor_transfers, require_factors
 from stanza_sim.schedule.progress import WINDOW
 
@@ -61,6 +61,7 @@ class Passes:
             if op.phase in (Phase.BACKWARD, Phase.BACKWARD_WEIGHT):
                 for name, _ in values.blocks[op.target].parameters:
                     self._first_use.setdefault(name, op.name)
+        self._recomputed = _recomputed(mine, values.names)
         self._last_use = {(op.target, op.microbatch): op.name for op in computed if op.phase in BACKWARD}
         self._summed = {op.target for op in computed if op.phase in (Phase.REDUCE, Phase.RECONSTRUCT)} | {
             op.value.name for op in mine if isinstance(op, Collective) and op.kind is CollectiveKind.REDUCE_SCATTER
@@ -89,8 +90,8 @@ class Passes:
         g = iteration % WINDOW
         values, bundles = self.values.generations[g], self.values.bundles
         match op.phase:
-            case Phase.FORWARD:
-                self._forward(op, iteration, values)
+            case Phase.FORWARD | Phase.RECOMPUTE:
+                self._forward(op, iteration, values, spent)
             case Phase.LOSS:
                 self._compute_loss(op, iteration, values)
             case Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT:
@@ -117,7 +118,11 @@ class Passes:
 
     # ---- forward ---------------------------------------------------------------------------------------------------
 
-    def _forward(self, op: Compute, iteration: int, values: Generation) -> None:
+    def _forward(self, op: Compute, iteration: int, values: Generation, spent: list[object]) -> None:
+        """Run a block forward; if it will run again, without a graph the first time and without its state the second.
+
+        The block before is let go of where it is computed again first.
+        """
         held, m = self.values, op.microbatch
         k, block = held.names.index(op.target), held.blocks[op.target]
         if k == 0:
@@ -127,8 +132,17 @@ class Passes:
             inputs = (features_of(x, block.inputs).detach().requires_grad_(),)
         for dropout in block.dropouts:
             dropout.step, dropout.positions = iteration, self._positions[op.target, m]
-        with torch.enable_grad(), held.arithmetic.autocast(self.device):
+        first = op.phase is Phase.FORWARD and (op.target, m) in self._recomputed
+        state = [(b, b.clone()) for b in block.module.buffers()] if op.phase is Phase.RECOMPUTE else []
+        with torch.set_grad_enabled(not first), held.arithmetic.autocast(self.device):
             output = block.module(*inputs)
+        for buffer, before in state:  # running statistics count a batch once
+            buffer.data.copy_(before)  # not `buffer.copy_`: the graph may refer to it, and does not need it
+        if first:
+            values.outputs[op.target, m] = output
+            if self._recomputed[op.target, m]:
+                spent.append(values.outputs.pop((held.names[k - 1], m), None))
+            return
         if op.target in self._taps:
             values.taps[op.target, m] = self._taps[op.target].take()
         values.graphs[op.target, m] = inputs[0], output
@@ -252,6 +266,20 @@ class Passes:
             terms=self._terms[iteration],
             loss_scale=self.values.arithmetic.scale,
         )
+
+
+def _recomputed(ops: Sequence[Op], names: Sequence[str]) -> dict[Spot, bool]:
+    """Passes that run again, and whether what they take is let go of meanwhile.
+
+    It is where a block of this rank makes it again before, and it is for nobody else.
+    """
+    sent = {(v.name, op.microbatch) for op in ops if isinstance(op, Transfer) for v in op.values}
+    found: dict[Spot, bool] = {}
+    for op in ops:
+        if isinstance(op, Compute) and op.phase is Phase.RECOMPUTE:
+            before = names[names.index(op.target) - 1], op.microbatch
+            found[op.target, op.microbatch] = before in found and before not in sent
+    return found
 
 
 def _contributors(schedule: Schedule, rank: int, *kinds: ValueKind) -> dict[str, list[int]]:
