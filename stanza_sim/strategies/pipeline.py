@@ -150,11 +150,10 @@ def _places(model: ModelProfile, world_size: int, settings: Settings) -> list[in
         )
     if settings.cuts is None:
         if stages > most:
-            of = "which tie weights to each other, " if model.users else ""
             raise InputError(
-                f"the {len(model.blocks)} blocks of model {model.name}, {of}make at most {most} stages, not {stages}",
+                f"the {len(model.blocks)} blocks of model {model.name} make at most {most} stages, not {stages}",
                 where=where,
-                hint=f"each stage has parameters of its own: use at most {most}",
+                hint=f"each stage has parameters, and shares none with another: use at most {most}",
             )
         return balanced(model, stages, [_flops(block, settings) for block in model.blocks])
     places = [0, *(place_of_cut(model, cut, where=where, first="block to the first stage") for cut in settings.cuts)]

@@ -42,6 +42,7 @@ SETTINGS: dict[str, dict[str, list[object]]] = {
     },
     "local": {},
     "sharded_head": {"fc_compute": ["turns", "batch"], "overlap": [True, False], "bucket": ["100B", "25MiB"]},
+    "pipeline": {"order": ["1f1b", "gpipe"], "checkpoint": ["none", "stage", "block"], "overlap": [True, False]},
     "sufficient_factors": {
         "fc_exchange": ["auto", "factors", "parameter_server"],
         "conv_exchange": ["parameter_server", "all_reduce"],
@@ -52,6 +53,7 @@ ELSEWHERE = {
     "stanza": set().union(*EXCHANGES, *PIPELINES, *(p for _, p in PLACES), {"cut", "fc_parallel", "on"}),
     "parameter_server": {"bigarray_bound", "partition", "slice", "credit", "share_pulls", "pull", "on"},
     "sharded_head": set().union(*(s for name, _, s in SLICED if name == "sharded_head")),
+    "pipeline": {"stages", "cuts", "microbatches", "activations"},
 }
 """Settings that tests of a strategy's own try."""
 CASES = [
@@ -272,7 +274,7 @@ def test_wrong_settings(name: str, settings: dict[str, object]) -> None:
 def test_no_such_strategy() -> None:
     with pytest.raises(InputError, match="there is no strategy 'builder'") as e:
         strategies.get("builder")
-    assert "all_reduce, local, parameter_server, sharded_head, stanza" in str(e.value)
+    assert "all_reduce, local, parameter_server, pipeline, sharded_head, stanza" in str(e.value)
 
 
 def test_a_file_that_is_dropped_in_is_a_strategy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
