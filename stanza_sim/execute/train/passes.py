@@ -19,9 +19,10 @@ from stanza_sim.execute.train.flat import sgd_step
 from stanza_sim.execute.train.losses import sliced_loss, summed_loss
 from stanza_sim.execute.train.slices import features_of, gradients, gradients_with_tail
 from stanza_sim.execute.train.values import Generation, RankValues, Spot
-from stanza_sim.schedule import Collective, CollectiveKind, Compute, Op, Phase, Schedule, Transfer, ValueKind
+from stanza_sim.schedule import Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, ValueKind
 from stanza_sim.schedule.factors import factor_transfers, require_factors
 from stanza_sim.schedule.progress import WINDOW
+from stanza_sim.schedule.recompute import run_again
 
 BACKWARD = (Phase.BACKWARD, Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
 
@@ -61,7 +62,7 @@ class Passes:
             if op.phase in (Phase.BACKWARD, Phase.BACKWARD_WEIGHT):
                 for name, _ in values.blocks[op.target].parameters:
                     self._first_use.setdefault(name, op.name)
-        self._recomputed = _recomputed(mine, values.names)
+        self._again = run_again(mine, values.model)
         self._last_use = {(op.target, op.microbatch): op.name for op in computed if op.phase in BACKWARD}
         self._summed = {op.target for op in computed if op.phase in (Phase.REDUCE, Phase.RECONSTRUCT)} | {
             op.value.name for op in mine if isinstance(op, Collective) and op.kind is CollectiveKind.REDUCE_SCATTER
@@ -76,6 +77,12 @@ class Passes:
             for v in op.values
             if v.kind is ValueKind.ACTGRAD
         }
+        self._messages: dict[Spot, list[tuple[str, int]]] = {}  # with the output of a block: op and destination
+        for op in (op for op in mine if isinstance(op, Transfer)):
+            for v in op.values:
+                if v.kind is ValueKind.ACT:
+                    sent = [(op.name, d) for d in self.schedule.destinations(op, self.rank)]
+                    self._messages.setdefault((v.name, op.microbatch), []).extend(sent)
         self._contributors = _contributors(self.schedule, self.rank, ValueKind.GRAD, ValueKind.SUM)
         self._gathered = _contributors(self.schedule, self.rank, ValueKind.PART)
 
@@ -132,16 +139,16 @@ class Passes:
             inputs = (features_of(x, block.inputs).detach().requires_grad_(),)
         for dropout in block.dropouts:
             dropout.step, dropout.positions = iteration, self._positions[op.target, m]
-        first = op.phase is Phase.FORWARD and (op.target, m) in self._recomputed
+        first = op.phase is Phase.FORWARD and (op.target, m) in self._again
         state = [(b, b.clone()) for b in block.module.buffers()] if op.phase is Phase.RECOMPUTE else []
         with torch.set_grad_enabled(not first), held.arithmetic.autocast(self.device):
             output = block.module(*inputs)
-        for buffer, before in state:  # running statistics count a batch once
-            buffer.data.copy_(before)  # not `buffer.copy_`: the graph may refer to it, and does not need it
+        for buffer, was in state:  # running statistics count a batch once
+            buffer.data.copy_(was)  # not `buffer.copy_`: the graph may refer to it, and does not need it
         if first:
             values.outputs[op.target, m] = output
-            if self._recomputed[op.target, m]:
-                spent.append(values.outputs.pop((held.names[k - 1], m), None))
+            if (before := self._again[op.target, m]) is not None:
+                spent.append(values.outputs.pop(before, None))
             return
         if op.target in self._taps:
             values.taps[op.target, m] = self._taps[op.target].take()
@@ -194,8 +201,9 @@ class Passes:
                 self._add_gradients(zip(names, found, strict=True), g, op.name)
         if not keep:
             spent += [values.graphs.pop(spot), values.tails.pop(spot, None)]
-            if not self._kept:  # all that others need of the output went out before its gradient could come
+            if not self._kept:  # all that others need of the output has arrived before its gradient could come
                 spent.append(values.outputs.pop(spot, None))
+                spent += [values.sent.pop(message, None) for message in self._messages.get(spot, ())]
                 if spot not in self._sent_on:
                     spent.append(values.gradients.pop(spot, None))
 
@@ -266,20 +274,6 @@ class Passes:
             terms=self._terms[iteration],
             loss_scale=self.values.arithmetic.scale,
         )
-
-
-def _recomputed(ops: Sequence[Op], names: Sequence[str]) -> dict[Spot, bool]:
-    """Passes that run again, and whether what they take is let go of meanwhile.
-
-    It is where a block of this rank makes it again before, and it is for nobody else.
-    """
-    sent = {(v.name, op.microbatch) for op in ops if isinstance(op, Transfer) for v in op.values}
-    found: dict[Spot, bool] = {}
-    for op in ops:
-        if isinstance(op, Compute) and op.phase is Phase.RECOMPUTE:
-            before = names[names.index(op.target) - 1], op.microbatch
-            found[op.target, op.microbatch] = before in found and before not in sent
-    return found
 
 
 def _contributors(schedule: Schedule, rank: int, *kinds: ValueKind) -> dict[str, list[int]]:
