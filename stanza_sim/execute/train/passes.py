@@ -78,11 +78,11 @@ class Passes:
             if v.kind is ValueKind.ACTGRAD
         }
         self._messages: dict[Spot, list[tuple[str, int]]] = {}  # with the output of a block: op and destination
-        for op in (op for op in mine if isinstance(op, Transfer)):
-            for v in op.values:
+        for moved in (op for op in mine if isinstance(op, Transfer)):
+            for v in moved.values:
                 if v.kind is ValueKind.ACT:
-                    sent = [(op.name, d) for d in self.schedule.destinations(op, self.rank)]
-                    self._messages.setdefault((v.name, op.microbatch), []).extend(sent)
+                    sent = [(moved.name, d) for d in self.schedule.destinations(moved, self.rank)]
+                    self._messages.setdefault((v.name, moved.microbatch), []).extend(sent)
         self._contributors = _contributors(self.schedule, self.rank, ValueKind.GRAD, ValueKind.SUM)
         self._gathered = _contributors(self.schedule, self.rank, ValueKind.PART)
 
