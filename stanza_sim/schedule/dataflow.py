@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 
 from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
@@ -139,20 +140,26 @@ class _DataFlow:
     def _need_gradients(self, i: int, at: int, bundle: str) -> None:
         """The gradients of every tensor of `bundle`, for every micro-batch, must be computed at `at`.
 
-        A rank that takes samples as micro-batches of their own has the numbers of which it runs the forward pass.
+        A rank that takes samples as micro-batches of their own has the numbers of which it runs the forward pass. Of
+        blocks that share a tensor it needs those that it computes, one at least.
         """
-        for block in self._blocks_of(bundle):
-            of_number = self._forward.get(block, {})
-            anywhere = 0
-            own = len(self.s.microbatch_ids) == self.s.microbatches
-            for m in self.s.microbatch_ids if own else sorted(of_number):
-                needed = at if own else at & of_number[m]
-                anywhere |= needed
-                if missing := self._missing(i, needed, "weight gradient", block, m):
-                    message = f"grad({bundle}) needs the backward pass of {block}"
-                    raise self.fail(i, message, missing, "name that op in after=")
-            if missing := at & ~anywhere:
-                raise self.fail(i, f"grad({bundle}) needs the backward pass of {block}", missing)
+        own = len(self.s.microbatch_ids) == self.s.microbatches
+        for users in dict.fromkeys(tuple(self.users[t]) for t in self.s.bundle(bundle).tensors):
+            left = at
+            for block in (self.names[k] for k in users):
+                of_number = self._forward.get(block, {})
+                runs = reduce(or_, of_number.values(), 0)
+                here, anywhere = at & runs if len(users) > 1 else at, 0
+                for m in self.s.microbatch_ids if own else sorted(of_number):
+                    needed = here if own else here & of_number[m]
+                    anywhere |= needed
+                    if missing := self._missing(i, needed, "weight gradient", block, m):
+                        message = f"grad({bundle}) needs the backward pass of {block}"
+                        raise self.fail(i, message, missing, "name that op in after=")
+                left &= ~anywhere
+            if left:
+                needed_of = " or ".join(self.names[k] for k in users)
+                raise self.fail(i, f"grad({bundle}) needs the backward pass of {needed_of}", left)
 
     def _need_factors(self, i: int, at: int, bundle: str) -> None:
         """Inputs and output gradients of the linear layer of `bundle`, for every micro-batch, must be at `at`."""

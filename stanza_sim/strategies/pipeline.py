@@ -14,7 +14,10 @@ and replica r is the r-th of each stage (Megatron's order). The ranks of the fir
 
 By default there is one stage a rank, and as many micro-batches as stages: each has the `batch_per_worker` samples of
 one rank. A model of fewer parts than ranks has as many stages as divide the ranks: in all, of 10 ranks 5 stages of 2
-replicas for alexnet's 8 blocks. A part has parameters, and shares none with another part.
+replicas for alexnet's 8 blocks. A part has parameters.
+
+Weights that are tied across stages (a language model's embedding and head) are held by all of these stages, which add
+up their gradients with an all-reduce of their own (Megatron-LM's embedding group).
 
 Batch normalisation has the statistics of each micro-batch. A pass that is computed again draws the same dropout, and
 leaves running statistics as they are.
@@ -22,8 +25,9 @@ leaves running statistics as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import product
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain, product
 from typing import Literal
 
 from pydantic import Field, StrictBool, StrictInt
@@ -35,7 +39,7 @@ from stanza_sim.schedule import Pattern, Phase, Schedule
 from stanza_sim.strategies._shared.builder import MIB, Builder
 from stanza_sim.strategies._shared.collectives import Choice, CollectiveSettings
 from stanza_sim.strategies._shared.crossing import Crossing, check_microbatches
-from stanza_sim.strategies._shared.cutting import balanced, most_parts, parts_of, place_of_cut, require_whole
+from stanza_sim.strategies._shared.cutting import balanced, most_parts, parts_of, place_of_cut, trains
 from stanza_sim.strategies._shared.exchange import exchange_among
 from stanza_sim.strategies._shared.wires import ACTIVATIONS, ActivationType, wire_of
 
@@ -89,7 +93,8 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
       (M + S-1)(f + b) and its updates, in either order; each rank idles for (S-1)/(M + S-1) of it, the bubble. With a
       checkpoint b has a forward pass more.
     - *Bytes* per iteration: a rank of stage s sends S*B*(A_s*w + L) on, but for the last stage, S*B*A_{s-1}*w back, but
-      for the first, and 2(R-1)/R*P_s by a ring.
+      for the first, and 2(R-1)/R*P_s by a ring. Weights that are tied across k stages are apart from P_s: all of their
+      kR ranks send 2(kR-1)/(kR) of them.
     - *Memory*: a rank of stage s holds the activations of at most min(S-s, M) micro-batches under 1f1b (s from 0) and
       of M under gpipe, each of S*B/M samples. With a checkpoint it holds those of one micro-batch or block, and of the
       others the inputs of the stage or of its blocks.
@@ -98,7 +103,9 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     places = _places(model, world_size, settings)
     stages = len(places)
     replicas = world_size // stages
-    if replicas == 1 and settings.algorithm is not Choice.BACKEND:
+    parts = parts_of(model, places)
+    apart = _tied_apart(model, parts)
+    if replicas == 1 and not apart and settings.algorithm is not Choice.BACKEND:
         what = "algorithm is for an all-reduce that does not take place: each stage has one rank"
         raise InputError(what, where="pipeline: algorithm", hint="leave it out, or use fewer stages")
     batch, m = stages * batch_per_worker, settings.microbatches or stages
@@ -106,7 +113,6 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
     b = Builder("pipeline", model, world_size, batch, microbatches=m, numbered=m > 1)
     wire = wire_of(settings.activations)
     ranks = [b.group(f"stage{s}", range(s * replicas, (s + 1) * replicas)) for s in range(stages)]
-    parts = parts_of(model, places)
     cuts = [Crossing(block=part[-1].name, wire=wire, mark=f".{s}") for s, part in enumerate(parts[:-1])]
     grads_ready = _flow(b, parts, ranks, cuts, settings)
     params_ready: dict[str, list[str]] = {}
@@ -115,7 +121,7 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
             grads_ready |= dict.fromkeys((block.name for block in part), grads_ready[part[0].name])
         exchange_among(
             b,
-            part,
+            [replace(block, tensors=tuple(t for t in block.tensors if t.name not in apart)) for block in part],
             group,
             prefix=f"{group}.bucket",
             first_bytes=settings.first_bucket,
@@ -125,6 +131,8 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
             grads_ready=grads_ready,
             params_ready=params_ready,
         )
+    for i, (name, users) in enumerate(apart.items()):
+        _exchange_tied(b, name, [ranks[s] for s in users], f"tied{i}", settings, grads_ready, params_ready)
     b.set_params_ready(params_ready)
     return b.finish()
 
@@ -153,16 +161,15 @@ def _places(model: ModelProfile, world_size: int, settings: Settings) -> list[in
             raise InputError(
                 f"the {len(model.blocks)} blocks of model {model.name} make at most {most} stages, not {stages}",
                 where=where,
-                hint=f"each stage has parameters, and shares none with another: use at most {most}",
+                hint=f"each stage has parameters: use at most {most}",
             )
         return balanced(model, stages, [_flops(block, settings) for block in model.blocks])
     places = [0, *(place_of_cut(model, cut, where=where, first="block to the first stage") for cut in settings.cuts)]
     if places != sorted(set(places)):
         what = f"[{', '.join(settings.cuts)}] are not in the order of the model's blocks, each once"
         raise InputError(what, where=where, hint=", ".join(model.blocks[i].name for i in sorted(set(places[1:]))))
-    require_whole(model, places[1:], where, "cuts")
     for s, part in enumerate(parts_of(model, places)):
-        if not any(block.tensors for block in part):
+        if not any(map(trains, part)):
             what = f"stage {s} would have no parameters: {', '.join(block.name for block in part)}"
             raise InputError(what, where=where, hint="join it to its neighbour: leave one cut out")
     return places
@@ -176,6 +183,32 @@ def _flops(block: Block, settings: Settings) -> float:
     """FLOPs of a block for a sample, in all its passes."""
     forward = 1 if settings.checkpoint == "none" else 2
     return forward * block.forward_flops + block.backward_input_flops + block.backward_weight_flops
+
+
+def _tied_apart(model: ModelProfile, parts: Sequence[Sequence[Block]]) -> dict[str, list[int]]:
+    """The tensors that several stages use, and these stages."""
+    stage_of = {block.name: s for s, part in enumerate(parts) for block in part}
+    found = {name: sorted({stage_of[block] for block in blocks}) for name, blocks in model.users.items()}
+    return {name: stages for name, stages in found.items() if len(stages) > 1}
+
+
+def _exchange_tied(
+    b: Builder,
+    name: str,
+    stages: Sequence[str],
+    known_as: str,
+    settings: Settings,
+    grads_ready: dict[str, str],
+    params_ready: dict[str, list[str]],
+) -> None:
+    """All-reduce the gradients of the tensor `name` over the ranks of all `stages` that use it, and update it there."""
+    group = b.group(known_as, chain.from_iterable(b.groups[stage].ranks for stage in stages))
+    bundle = b.bundle(known_as, [b.model.holder(name)[1]], group)
+    how = settings.how(settings.algorithm, bundle.numel * b.model.itemsize, len(b.groups[group].ranks))
+    reduced = b.all_reduce(bundle, group, how, after=dict.fromkeys(grads_ready[user] for user in b.model.users[name]))
+    update = b.compute(Phase.UPDATE, bundle.name, group, after=[reduced])
+    for user in b.model.users[name]:
+        params_ready.setdefault(user, []).append(update)
 
 
 # ---- passes ----------------------------------------------------------------------------------------------------------

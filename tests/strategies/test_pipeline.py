@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -15,6 +16,7 @@ from stanza_sim.model import zoo
 from stanza_sim.model.profile import Block, BlockKind, ModelProfile, with_boundary
 from stanza_sim.schedule import Compute, Phase, Schedule, Transfer, check, from_json, parse
 from stanza_sim.strategies._shared.cutting import balanced, most_parts, parts_of
+from stanza_sim.studies.plan.memory import memory_of
 from tests.schedule.toys import SOME, Costs, block, build, cluster, predict, toy
 
 NAME = "pipeline"
@@ -147,6 +149,23 @@ def test_layer_separation_is_one_of_two_stages() -> None:
         schedule = build(name, model, 2, batch=batch, **settings)
         moved.append([(op.values, op.nbytes) for op in schedule.ops if isinstance(op, Transfer)])
     assert moved[0] == moved[1]
+
+
+def test_tied_weights_are_held_by_all_stages_that_use_them() -> None:
+    model = zoo.get("gpt2")
+    schedule = build(NAME, model, 8, batch=2, stages=4, microbatches=4)
+    check(schedule, model)
+    (tied,) = [bundle for bundle in schedule.bundles if "wte.weight" in bundle.tensors]
+    assert tied.tensors == ("wte.weight",)
+    assert list(schedule.owners(tied)) == [0, 1, 6, 7]
+    parameters = {rank: need.weights_nbytes for rank, need in memory_of(schedule, model, {0: {}, 6: {}}).items()}
+    assert min(parameters.values()) >= tied.numel * 4
+    op = schedule.op("ar.tied0")
+    for needed in op.after:  # one is at the first stage, one at the last
+        less = replace(op, after=tuple(name for name in op.after if name != needed))
+        without = replace(schedule, ops=tuple(less if o is op else o for o in schedule.ops))
+        with pytest.raises(ScheduleError, match=r"grad\(tied0\) needs the backward pass of"):
+            check(without, model)
 
 
 # ---- what is refused -------------------------------------------------------------------------------------------------

@@ -64,41 +64,43 @@ def require_whole(model: ModelProfile, places: Iterable[int], where: str, key: s
         )
 
 
+def trains(block: Block) -> bool:
+    """Whether a block has parameters, be they of an earlier block too."""
+    return bool(block.tensors or block.tied)
+
+
 def most_parts(model: ModelProfile) -> int:
-    """Into how many parts `model` can be cut, of which each has parameters and shares none with another."""
-    ends = [0, *whole_places(model), len(model.blocks)]
-    return max(1, sum(any(b.tensors for b in model.blocks[lo:hi]) for lo, hi in pairwise(ends)))
+    """Into how many parts `model` can be cut, of which each has parameters."""
+    return max(1, sum(map(trains, model.blocks)))
 
 
 def balanced(model: ModelProfile, parts: int, costs: Sequence[float]) -> list[int]:
     """The places at which `parts` parts of `model` begin, of which the one whose blocks cost most costs least.
 
-    `costs[i]` is what block i costs. Each part has parameters and shares none with another, so there are at most
-    `most_parts`. Of several such the one whose first parts are longest. It is the linear partition problem, solved by
-    dynamic programming (Skiena, The Algorithm Design Manual, section 10.7; so does PipeDream, Narayanan et al., SOSP
-    2019).
+    `costs[i]` is what block i costs. Each part has parameters, so there are at most `most_parts`. It is the linear
+    partition problem, solved by dynamic programming (Skiena, The Algorithm Design Manual, section 10.7; so does
+    PipeDream, Narayanan et al., SOSP 2019).
     """
-    ends = [0, *whole_places(model), len(model.blocks)]
     until = list(accumulate(costs, initial=0.0))
-    trained = list(accumulate((bool(b.tensors) for b in model.blocks), initial=0))
-    n, infinite = len(ends), float("inf")
-    best = [0.0 if i == 0 else infinite for i in range(n)]  # of the blocks before ends[i], in so many parts
+    trained = list(accumulate(map(trains, model.blocks), initial=0))
+    n, infinite = len(until), float("inf")
+    best = [0.0 if i == 0 else infinite for i in range(n)]  # of the blocks before i, in so many parts
     began: list[list[int]] = []
     for _ in range(parts):
         found, came = [infinite] * n, [0] * n
         for i in range(1, n):
             for j in range(i - 1, -1, -1):
-                last = until[ends[i]] - until[ends[j]]
+                last = until[i] - until[j]
                 if last >= found[i]:
                     break  # a longer last part costs no less
-                if trained[ends[i]] > trained[ends[j]] and (worst := max(best[j], last)) < found[i]:
+                if trained[i] > trained[j] and (worst := max(best[j], last)) < found[i]:
                     found[i], came[i] = worst, j
         best = found
         began.append(came)
     at, places = n - 1, []
     for came in reversed(began):
         at = came[at]
-        places.append(ends[at])
+        places.append(at)
     return places[::-1]
 
 

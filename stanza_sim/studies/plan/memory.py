@@ -136,12 +136,13 @@ def memory_of(
             batches = {m: size * int(counts[block.name, m][rank]) for m in of_block.get(block.name, ())}
             if not (largest := max(batches.values(), default=0)):
                 continue
-            computes.update(t.name for t in block.tensors)
             held = block
             if (cut := schedule.cut(block.name)) is not None:
                 lo, hi = schedule.features(cut, rank)
                 held = slice_block(block, cut, hi - lo)
-            parameters += held.numel * schedule.itemsize
+            tensors = (*held.tensors, *(t for t in held.tied if t.name not in computes))  # tied across ranks, too
+            parameters += sum(t.numel for t in tensors) * schedule.itemsize
+            computes.update(t.name for t in tensors)
             each = _kept_nbytes(held) * activation_scale
             output = schedule.itemsize * activation_scale * held.output_numel
             kept |= {(block.name, m): (batch * each, batch * output) for m, batch in batches.items()}
