@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 
 from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
@@ -34,6 +35,8 @@ from stanza_sim.schedule.printing import print_op
 from stanza_sim.schedule.rank_cells import bits
 from stanza_sim.schedule.schedule import Schedule
 
+READING = (Phase.FORWARD, Phase.RECOMPUTE, Phase.BACKWARD, Phase.BACKWARD_INPUT)
+"""Passes that read parameters."""
 _WHOLE = (Form.WHOLE,)
 _SLICED = (Form.WHOLE, Form.SLICE)
 
@@ -91,6 +94,9 @@ class _DataFlow:
                 yield form, Value(ValueKind.ACT, op.target), op.microbatch
                 if form is Form.SLICE:
                     yield form, Value(ValueKind.LOGSUM, op.target), op.microbatch
+            case Compute(phase=Phase.RECOMPUTE):
+                yield Form.WHOLE, Value(ValueKind.ACT, op.target), op.microbatch
+                yield "recomputed", op.target, op.microbatch
             case Compute(phase=Phase.LOSS):
                 form = Form.SLICE if self._axis(op.target) is Axis.COLUMNS else Form.WHOLE
                 yield form, Value(ValueKind.ACTGRAD, op.target), op.microbatch
@@ -161,20 +167,26 @@ class _DataFlow:
     def _need_gradients(self, i: int, at: int, bundle: str) -> None:
         """The gradients of every tensor of `bundle`, for every micro-batch, must be computed at `at`.
 
-        A rank that takes samples as micro-batches of their own has the numbers of which it runs the forward pass.
+        A rank that takes samples as micro-batches of their own has the numbers of which it runs the forward pass. Of
+        blocks that share a tensor it needs those that it computes, one at least.
         """
-        for block in self._blocks_of(bundle):
-            of_number = self._forward.get(block, {})
-            anywhere = 0
-            own = len(self.s.microbatch_ids) == self.s.microbatches
-            for m in self.s.microbatch_ids if own else sorted(of_number):
-                needed = at if own else at & of_number[m]
-                anywhere |= needed
-                if missing := self._missing(i, needed, "weight gradient", block, m):
-                    message = f"grad({bundle}) needs the backward pass of {block}"
-                    raise self.fail(i, message, missing, "name that op in after=")
-            if missing := at & ~anywhere:
-                raise self.fail(i, f"grad({bundle}) needs the backward pass of {block}", missing)
+        own = len(self.s.microbatch_ids) == self.s.microbatches
+        for users in dict.fromkeys(tuple(self.users[t]) for t in self.s.bundle(bundle).tensors):
+            left = at
+            for block in (self.names[k] for k in users):
+                of_number = self._forward.get(block, {})
+                runs = reduce(or_, of_number.values(), 0)
+                here, anywhere = at & runs if len(users) > 1 else at, 0
+                for m in self.s.microbatch_ids if own else sorted(of_number):
+                    needed = here if own else here & of_number[m]
+                    anywhere |= needed
+                    if missing := self._missing(i, needed, "weight gradient", block, m):
+                        message = f"grad({bundle}) needs the backward pass of {block}"
+                        raise self.fail(i, message, missing, "name that op in after=")
+                left &= ~anywhere
+            if left:
+                needed_of = " or ".join(self.names[k] for k in users)
+                raise self.fail(i, f"grad({bundle}) needs the backward pass of {needed_of}", left)
 
     def _need_sum(self, i: int, at: int, bundle: str) -> None:
         """The sum of all ranks' gradients of `bundle`, or where nothing sums them the own ones, must be at `at`."""
@@ -220,6 +232,10 @@ class _DataFlow:
                 if k:
                     forms = _SLICED if self._axis(op.target) is Axis.ROWS else _WHOLE
                     self._need(i, at, Value(ValueKind.ACT, self.names[k - 1]), op.microbatch, forms)
+            case Phase.RECOMPUTE:
+                k = self.blocks[op.target]
+                for name in self.names[max(k - 1, 0) : k + 1]:  # its input, and itself: it ran before
+                    self._need(i, at, Value(ValueKind.ACT, name), op.microbatch)
             case Phase.LOSS:
                 if self._axis(op.target) is Axis.COLUMNS:
                     self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch, _SLICED)
@@ -233,6 +249,10 @@ class _DataFlow:
                 forms = _SLICED if self._axis(op.target) is Axis.COLUMNS else _WHOLE
                 self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch, forms)
                 self._need(i, at, Value(ValueKind.ACTGRAD, op.target), op.microbatch, forms)
+                again = at & self._recomputed[op.target, op.microbatch]
+                if missing := self._missing(i, again, "recomputed", op.target, op.microbatch):
+                    what = f"the activations inside {op.target} are there once it is computed again"
+                    raise self.fail(i, what, missing, "name that op in after=")
             case Phase.REDUCE:
                 if missing := self._missing(i, at, "push", op.target):
                     raise self.fail(i, f"no transfer brings grad({op.target}) before it is reduced", missing)
@@ -370,11 +390,20 @@ class _DataFlow:
         return found
 
     @cached_property
+    def _recomputed(self) -> dict[tuple[str, int], int]:
+        """For each block and micro-batch, the cells that run its forward pass again."""
+        found: dict[tuple[str, int], int] = defaultdict(int)
+        for i, op in enumerate(self.s.ops):
+            if isinstance(op, Compute) and op.phase is Phase.RECOMPUTE:
+                found[op.target, op.microbatch] |= self.cells.gated[i]
+        return found
+
+    @cached_property
     def _readers(self) -> dict[str, list[int]]:
         """Passes over each block, but for those that only compute weight gradients and so read no parameters."""
         found: dict[str, list[int]] = defaultdict(list)
         for i, op in enumerate(self.s.ops):
-            if isinstance(op, Compute) and op.phase in (Phase.FORWARD, Phase.BACKWARD, Phase.BACKWARD_INPUT):
+            if isinstance(op, Compute) and op.phase in READING:
                 found[op.target].append(i)
         return found
 

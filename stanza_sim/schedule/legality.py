@@ -100,7 +100,7 @@ class _Form:
         self.resolved: set[tuple[str, str, tuple[str, ...]]] = set()  # dependencies of earlier ops, with what they gate
         self.credits: dict[str, int] = {}  # of each channel
         self.runs: dict[str, set[Ranks]] = {}  # of a bundle in slices: the groups that have all of it
-        self.forward: dict[tuple[str, int], Mask] = {}  # (block, micro-batch): ranks that run it forward
+        self.ran: dict[tuple[Phase, str, int], Mask] = {}  # (phase, block, micro-batch): ranks that run it
         self.arrived: dict[tuple[str, int], Mask] = {}  # (value, micro-batch of its own): ranks to which it is brought
 
     def fail(self, op: Op, message: str, hint: str | None = None) -> ScheduleError:
@@ -186,13 +186,13 @@ class _Form:
             raise self.fail(op, f"model {self.model.name} has no block {op.target}")
         elif op.phase is Phase.LOSS and self.blocks[op.target] != len(self.blocks) - 1:
             raise self.fail(op, "the loss is computed from the last block's output")
-        elif op.phase is Phase.FORWARD:
-            key, at = (op.target, op.microbatch), self.mask(op.ranks)
-            done = self.forward.setdefault(key, np.zeros_like(at))
+        elif op.phase in (Phase.FORWARD, Phase.RECOMPUTE):
+            key, at = (op.phase, op.target, op.microbatch), self.mask(op.ranks)
+            done = self.ran.setdefault(key, np.zeros_like(at))
             if (done & at).any():
                 # Nothing could say which of the two results the later ops use, or whose samples count.
                 raise self.fail(op, f"rank {int((done & at).argmax())} has run this forward pass already")
-            self.forward[key] = done | at
+            self.ran[key] = done | at
 
     def _transfer(self, op: Transfer) -> None:
         n, k = len(self.s.group(op.src)), len(self.s.group(op.dst))
@@ -364,4 +364,6 @@ class _Form:
                     raise self.fail(op, f"model {self.model.name} has no block {value.name}")
             case ValueKind.LABELS | ValueKind.NORM:
                 if value.name:
-                    raise self.fail(op, f"{value.kind} has no name")
+                    raise self.fail(
+                        op, "labels have no name" if value.kind is ValueKind.LABELS else f"{value.kind} has no name"
+                    )

@@ -21,10 +21,13 @@ class Phase(StrEnum):
 
     `PARTIAL` adds up gradients of some ranks where they are gathered, `REDUCE` those of all ranks at an owner;
     `RECONSTRUCT` makes the sum of all ranks' gradients from their factors. `NORM` adds up the squares of an owner's
-    part of that sum, for `stanza_sim.schedule.clipping`.
+    part of that sum, for `stanza_sim.schedule.clipping`. `RECOMPUTE` runs a forward pass again, whose activations were
+    not kept, for the backward pass behind it (Chen et al., "Training deep nets with sublinear memory cost", arXiv
+    1604.06174).
     """
 
     FORWARD = "forward"
+    RECOMPUTE = "recompute"
     LOSS = "loss"
     BACKWARD = "backward"
     BACKWARD_INPUT = "backward_input"

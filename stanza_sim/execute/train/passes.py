@@ -26,6 +26,7 @@ from stanza_sim.model.decay import without_decay
 from stanza_sim.schedule import Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, ValueKind
 from stanza_sim.schedule.factors import factor_transfers, require_factors
 from stanza_sim.schedule.progress import WINDOW
+from stanza_sim.schedule.recompute import run_again
 
 BACKWARD = (Phase.BACKWARD, Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
 
@@ -65,6 +66,7 @@ class Passes:
             if op.phase in (Phase.BACKWARD, Phase.BACKWARD_WEIGHT):
                 for name, _ in values.blocks[op.target].parameters:
                     self._first_use.setdefault(name, op.name)
+        self._again = run_again(mine, values.model)
         self._last_use = {(op.target, op.microbatch): op.name for op in computed if op.phase in BACKWARD}
         self._summed = {op.target for op in computed if op.phase in (Phase.REDUCE, Phase.RECONSTRUCT)} | {
             op.value.name for op in mine if isinstance(op, Collective) and op.kind is CollectiveKind.REDUCE_SCATTER
@@ -81,6 +83,12 @@ class Passes:
             for v in op.values
             if v.kind is ValueKind.ACTGRAD
         }
+        self._messages: dict[Spot, list[tuple[str, int]]] = {}  # with the output of a block: op and destination
+        for moved in (op for op in mine if isinstance(op, Transfer)):
+            for v in moved.values:
+                if v.kind is ValueKind.ACT:
+                    sent = [(moved.name, d) for d in self.schedule.destinations(moved, self.rank)]
+                    self._messages.setdefault((v.name, moved.microbatch), []).extend(sent)
         self._contributors = _contributors(self.schedule, self.rank, ValueKind.GRAD, ValueKind.SUM)
         self._parts = _contributors(self.schedule, self.rank, ValueKind.PART)
         self._gathered = Gathered(self.schedule, values.model, self.rank, values.bundles)
@@ -98,8 +106,8 @@ class Passes:
         g = iteration % WINDOW
         values, bundles = self.values.generations[g], self.values.bundles
         match op.phase:
-            case Phase.FORWARD:
-                self._forward(op, iteration, values)
+            case Phase.FORWARD | Phase.RECOMPUTE:
+                self._forward(op, iteration, values, spent)
             case Phase.LOSS:
                 self._compute_loss(op, iteration, values)
             case Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT:
@@ -128,7 +136,11 @@ class Passes:
 
     # ---- forward ---------------------------------------------------------------------------------------------------
 
-    def _forward(self, op: Compute, iteration: int, values: Generation) -> None:
+    def _forward(self, op: Compute, iteration: int, values: Generation, spent: list[object]) -> None:
+        """Run a block forward; if it will run again, without a graph the first time and without its state the second.
+
+        The block before is let go of where it is computed again first.
+        """
         held, m = self.values, op.microbatch
         k, block = held.names.index(op.target), held.blocks[op.target]
         if k == 0:
@@ -138,8 +150,17 @@ class Passes:
             inputs = (features_of(x, block.inputs).detach().requires_grad_(),)
         for dropout in block.dropouts:
             dropout.step, dropout.positions = iteration, self._positions[op.target, m]
-        with torch.enable_grad(), held.arithmetic.autocast(self.device):
+        first = op.phase is Phase.FORWARD and (op.target, m) in self._again
+        state = [(b, b.clone()) for b in block.module.buffers()] if op.phase is Phase.RECOMPUTE else []
+        with torch.set_grad_enabled(not first), held.arithmetic.autocast(self.device):
             output = block.module(*inputs)
+        for buffer, was in state:  # running statistics count a batch once
+            buffer.data.copy_(was)  # not `buffer.copy_`: the graph may refer to it, and does not need it
+        if first:
+            values.outputs[op.target, m] = output
+            if (before := self._again[op.target, m]) is not None:
+                spent.append(values.outputs.pop(before, None))
+            return
         if op.target in self._taps:
             values.taps[op.target, m] = self._taps[op.target].take()
         values.graphs[op.target, m] = inputs[0], output
@@ -191,8 +212,9 @@ class Passes:
                 self._add_gradients(zip(names, found, strict=True), g, op.name)
         if not keep:
             spent += [values.graphs.pop(spot), values.tails.pop(spot, None)]
-            if not self._kept:  # all that others need of the output went out before its gradient could come
+            if not self._kept:  # all that others need of the output has arrived before its gradient could come
                 spent.append(values.outputs.pop(spot, None))
+                spent += [values.sent.pop(message, None) for message in self._messages.get(spot, ())]
                 if spot not in self._sent_on:
                     spent.append(values.gradients.pop(spot, None))
 

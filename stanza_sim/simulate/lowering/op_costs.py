@@ -51,7 +51,7 @@ class OpCosts:
     @staticmethod
     def _pass_s(costs: CostModel, phase: Phase, block: Block, samples: int) -> float:
         match phase:
-            case Phase.FORWARD:
+            case Phase.FORWARD | Phase.RECOMPUTE:
                 return costs.forward_s(block, samples)
             case Phase.BACKWARD:
                 return costs.backward_s(block, samples)

@@ -16,7 +16,8 @@ counts, as far as a schedule tells it, in the form in which this program's execu
                    last backward pass, of samples x bytes that the block's operations put out and that are kept. Of an
                    elementwise operation's input and output one is: it computes in place, or only its result is needed.
                    It reads at most twice as much as it writes (an addition), so what it writes is at least a third of
-                   what it touches, and so much is not counted
+                   what it touches, and so much is not counted. Of a pass that runs again it is the output alone, until
+                   it does, and nothing where the block behind runs again later
     received       2 R      gradients and activations that arrive in an iteration, in two generations; parameters that
                             are pulled land in place
     input          samples x bytes of a sample, in two generations
@@ -60,12 +61,13 @@ from stanza_sim.schedule import (
 )
 from stanza_sim.schedule.cuts import slice_block, slice_numel
 from stanza_sim.schedule.progress import WINDOW
+from stanza_sim.schedule.recompute import run_again
 from stanza_sim.schedule.samples import Spot, data_rank_counts
 from stanza_sim.studies.plan.whole import most_whole
 
 SUMMING = (Phase.REDUCE, Phase.RECONSTRUCT)
 """Phases whose results have room of their own, as those of a reduce-scatter have."""
-PASSES = (Phase.FORWARD, Phase.BACKWARD, Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
+PASSES = (Phase.FORWARD, Phase.RECOMPUTE, Phase.BACKWARD, Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
 """From the first of them on a block keeps activations of a micro-batch, to the last of those that follow."""
 
 
@@ -133,22 +135,24 @@ def memory_of(
     found: dict[int, Memory] = {}
     for rank, by_op in received.items():
         parameters = gradients = backward = 0
-        kept: dict[Spot, float] = {}
+        kept: dict[Spot, tuple[float, float]] = {}  # all of it, and the output alone
         computes: set[str] = set()
         befores = [0, *(b.output_numel for b in model.blocks)]  # the first block's input needs no gradient
         for block, numel_before in zip(model.blocks, befores, strict=False):
             batches = {m: size * int(counts[block.name, m][rank]) for m in of_block.get(block.name, ())}
             if not (largest := max(batches.values(), default=0)):
                 continue
-            computes.update(t.name for t in block.tensors)
             held = block
             if (cut := schedule.cut(block.name)) is not None:
                 lo, hi = schedule.features(cut, rank)
                 held = slice_block(block, cut, hi - lo)
-            parameters += (held.numel - _numel(block, in_slices)) * schedule.itemsize
-            gradients += (held.numel - _numel(block, let_go)) * schedule.itemsize
+            tensors = [*held.tensors, *(t for t in held.tied if t.name not in computes)]  # tied across ranks, too
+            parameters += sum(t.numel for t in tensors if t.name not in in_slices) * schedule.itemsize
+            gradients += sum(t.numel for t in tensors if t.name not in let_go) * schedule.itemsize
+            computes.update(t.name for t in tensors)
             each = _kept_nbytes(held) * activation_scale
-            kept |= {(block.name, m): batch * each for m, batch in batches.items()}
+            output = schedule.itemsize * activation_scale * held.output_numel
+            kept |= {(block.name, m): (batch * each, batch * output) for m, batch in batches.items()}
             ends = schedule.itemsize * activation_scale * (held.output_numel + numel_before)
             backward = max(backward, held.numel * schedule.itemsize + int(largest * ends))
         own = optimiser = reduced = 0
@@ -174,7 +178,7 @@ def memory_of(
             gradients_nbytes=WINDOW * gradients + added,
             optimiser_nbytes=optimiser,
             sums_nbytes=WINDOW * reduced,
-            activations_nbytes=int(_most_kept(schedule, passes, kept, rank)),
+            activations_nbytes=int(_most_kept(schedule, model, passes, kept, rank)),
             backward_nbytes=backward,
             received_nbytes=WINDOW * sum(n for name, n in by_op.items() if name not in lands),
             input_nbytes=WINDOW * int(schedule.batch_per_worker * sample) if rank in data else 0,
@@ -184,26 +188,36 @@ def memory_of(
     return found
 
 
-def _numel(block: Block, tensors: Collection[str]) -> int:
-    """Elements of those tensors of a block."""
-    return sum(t.numel for t in block.tensors if t.name in tensors)
-
-
-def _most_kept(schedule: Schedule, passes: Sequence[Compute], kept: Mapping[Spot, float], rank: int) -> float:
+def _most_kept(
+    schedule: Schedule,
+    model: ModelProfile,
+    passes: Sequence[Compute],
+    kept: Mapping[Spot, tuple[float, float]],
+    rank: int,
+) -> float:
     """The most bytes of activations at one time, in each lane of `rank`, of what each block keeps of a micro-batch."""
     member = {name: rank in schedule.group(name) for name in {op.ranks for op in passes}}
     mine = [op for op in passes if member[op.ranks]]
+    again = run_again(schedule.for_rank(rank), model) if any(op.phase is Phase.RECOMPUTE for op in mine) else {}
     forward = {(op.target, op.microbatch): op.lane for op in mine if op.phase is Phase.FORWARD}
     last_use = {(op.target, op.microbatch): op.name for op in mine}
+    held: dict[Spot, float] = {}
     now: dict[str, float] = {}
     most: dict[str, float] = {}
+
+    def hold(spot: Spot, nbytes: float) -> None:
+        lane = forward[spot]
+        now[lane] = now.get(lane, 0.0) + nbytes - held.get(spot, 0.0)
+        held[spot], most[lane] = nbytes, max(most.get(lane, 0.0), now[lane])
+
     for op in mine:
-        spot, lane = (op.target, op.microbatch), op.lane
-        if op.phase is Phase.FORWARD:
-            now[lane] = now.get(lane, 0.0) + kept[spot]
-            most[lane] = max(most.get(lane, 0.0), now[lane])
-        if last_use[spot] == op.name and forward[spot] == lane:  # what another lane lets go, it may let go late
-            now[lane] -= kept[spot]
+        spot = op.target, op.microbatch
+        if op.phase in (Phase.FORWARD, Phase.RECOMPUTE):
+            hold(spot, kept[spot][op.phase is Phase.FORWARD and spot in again])
+            if op.phase is Phase.FORWARD and (before := again.get(spot)) is not None:
+                hold(before, 0.0)
+        if last_use[spot] == op.name and forward[spot] == op.lane:  # what another lane lets go, it may let go late
+            hold(spot, 0.0)
     return sum(most.values())
 
 
