@@ -95,6 +95,8 @@ class ExperimentResult(Tabular):
             *("bottleneck", "cost_source", "basis"),
         ):
             columns[key] = [getattr(row.prediction, key) for row in rows]
+        for key in ("tokens_per_s", "mfu"):
+            columns[key] = [getattr(row, key) for row in rows]
         columns["tied_with"] = ["; ".join(tied) for tied in self.result.tied_with()]
         if any(row.measurement is not None for row in rows):
             for key in ("iteration_s", "samples_per_s"):

@@ -140,6 +140,7 @@ def build_schedule(
             cluster=cluster,
             accumulation=accumulation,
             moments=types.optimizer.moments,
+            clipped=types.optimizer.clip_norm is not None,
         )
         return ModelSchedule.of(made, model, entry, types.precision, accumulation, types.optimizer)
 

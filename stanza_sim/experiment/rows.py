@@ -143,6 +143,9 @@ def model_of(loaded: Loaded[Experiment], index: int) -> ModelProfile:
             input_shape=entry.input_shape,
             factory_kwargs=entry.factory_kwargs,
             boundary=entry.boundary,
+            sequence=entry.sequence,
+            vocabulary=entry.vocabulary,
+            tied=entry.tied,
         )
         given = (Throughput(device=name, **dict(known)) for name, known in entry.throughput.items())
         profile = replace(profile, throughput=tuple(given))
@@ -173,6 +176,7 @@ def plan_for(
         cluster=cluster,
         accumulation=loaded.value.training.accumulation,
         moments=optimizer.moments,
+        clipped=optimizer.clip_norm is not None,
     )
     return Plan(entry=entry, strategy=row, model=model, batch_per_worker=batch, schedule=schedule)
 

@@ -27,6 +27,7 @@ from stanza_sim.execute.start.protocol import Moving, RankInfo, Workers
 from stanza_sim.execute.start.tasks import DescribeTask, RunTask
 from stanza_sim.execute.train.samples import follow
 from stanza_sim.schedule import check
+from stanza_sim.schedule.clipping import is_clipped
 
 
 def require_torch() -> None:
@@ -240,10 +241,18 @@ def execute(
 
 
 def check_optimizer(job: RunJob) -> None:
-    """Raise `InputError` for an optimiser whose state is not that for which the schedule was built."""
+    """Raise `InputError` for an optimiser whose state, or clipping, is not that for which the schedule was built."""
     built, o = job.schedule.moments, job.training.optimizer
-    if job.emulation is None and o.moments != built:
-        keeps = "{} of state for each parameter"
+    if job.emulation is not None:
+        return
+    if (clips := o.clip_norm is not None) != is_clipped(job.schedule):
+        raise InputError(
+            f"schedule {job.schedule.name} was built {'without' if clips else 'for'} clipped gradients",
+            where="training.optimizer.clip_norm",
+            hint=f"{'leave it out' if clips else 'give it'}, or build the schedule for this optimiser",
+        )
+    if o.moments != built:
+        keeps = "{} vectors of state as long as the parameters"
         raise InputError(
             f"schedule {job.schedule.name} was built for an optimiser with {keeps.format(built)}, "
             f"{o.kind} has {o.moments}",
