@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from stanza_sim.cluster import Cluster
@@ -9,7 +10,7 @@ from stanza_sim.experiment.file import Experiment
 from stanza_sim.experiment.rows import LeftOutRow, Plan
 from stanza_sim.experiment.slow_places import slow_places
 from stanza_sim.experiment.worth import flops_utilisation, price_per_hour, unpriced
-from stanza_sim.report.result import Drift, Infeasible, Row
+from stanza_sim.report.result import Drift, Infeasible, Result, Row
 from stanza_sim.simulate import Prediction
 
 if TYPE_CHECKING:  # imported where something is executed
@@ -45,6 +46,18 @@ def row_of(
         mfu=flops_utilisation(plan.schedule, plan.model, cluster, experiment.precision, prediction.samples_per_s),
         price_per_hour=price_per_hour(plan.schedule, cluster),
         training_samples=experiment.training.all_samples,
+        hardware=cluster,
+        profile=plan.model,
+    )
+
+
+def result_of(experiment: Experiment, rows: Iterable[Row], left_out: Iterable[LeftOutRow] = ()) -> Result:
+    """The result of an experiment with these rows."""
+    return Result(
+        experiment=experiment.name,
+        rows=tuple(rows),
+        infeasible=tuple(map(infeasible_of, left_out)),
+        settings=experiment.model_dump(mode="json"),
     )
 
 

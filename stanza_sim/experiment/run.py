@@ -22,7 +22,7 @@ from stanza_sim.execute.rank.steal import MOST_STOLEN
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.fitted import fitted
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
-from stanza_sim.experiment.result_rows import infeasible_of, row_of
+from stanza_sim.experiment.result_rows import infeasible_of, result_of, row_of
 from stanza_sim.experiment.rows import (
     LeftOutRow,
     Plan,
@@ -196,8 +196,7 @@ def run_loaded(
     rows = [row_of(loaded.value, cluster, plan, one) for plan, one in found if isinstance(one, Prediction)]
     late = [LeftOutRow(entry=p.entry, strategy=p.strategy, error=e) for p, e in found if isinstance(e, InputError)]
     require_possible(rows, [*impossible, *late])
-    infeasible = tuple(map(infeasible_of, (*impossible, *late)))
-    return Result(experiment=loaded.value.name, rows=tuple(rows), infeasible=infeasible)
+    return result_of(loaded.value, rows, (*impossible, *late))
 
 
 def _executed(
@@ -372,4 +371,4 @@ def _result(
     undilated: Sequence[Prediction | None],
 ) -> Result:
     rows = zip(plans, predictions, measurements, drifts, undilated, strict=True)
-    return Result(experiment=experiment.name, rows=tuple(row_of(experiment, cluster, *one) for one in rows))
+    return result_of(experiment, [row_of(experiment, cluster, *one) for one in rows])

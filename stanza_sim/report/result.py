@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from stanza_sim.base.tables import shortened
+from stanza_sim.cluster import Cluster
+from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
 from stanza_sim.simulate.residual import ties
 
@@ -40,7 +42,8 @@ class Row:
 
     `drift` is there where blocks were timed before and after it was measured. Where a dilated run was measured,
     `prediction` is of that, and `undilated` of the cluster as its topology states it. `notes` say what is odd about it,
-    such as a slow host that serves. `mfu` is the share of the devices' peak that the model's FLOPs are,
+    such as a slow host that serves. `hardware` is the cluster and `profile` the model, of which the folder of a result
+    says more. `mfu` is the share of the devices' peak that the model's FLOPs are,
     `price_per_hour` what the hosts cost in dollars, `training_samples` those of the whole training; None: not known.
     """
 
@@ -62,6 +65,8 @@ class Row:
     mfu: float | None = None
     price_per_hour: float | None = None
     training_samples: float | None = None
+    hardware: Cluster | None = None
+    profile: ModelProfile | None = None
 
     def __repr__(self) -> str:
         where = f"{shortened(self.model, 30)} on {self.nodes:,} nodes of {shortened(self.cluster, 30)}"
@@ -114,12 +119,14 @@ class Infeasible:
 class Result:
     """Everything that one `stanza-sim run` found out, rows in the order of the experiment file.
 
-    `infeasible` are the rows that are not possible; they are not among `rows`.
+    `infeasible` are the rows that are not possible; they are not among `rows`. `settings` are the keys of the
+    experiment as it was read, defaults included; None where that is not known.
     """
 
     experiment: str
     rows: tuple[Row, ...]
     infeasible: tuple[Infeasible, ...] = ()
+    settings: Mapping[str, Json] | None = None
 
     def by_model(self) -> dict[str, list[Row]]:
         """The rows of each model, in order."""
