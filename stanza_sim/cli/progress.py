@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,3 +40,10 @@ def bars(*columns: ProgressColumn) -> Iterator[Tell]:
             bar.update(tasks[what], completed=done, total=total)
 
         yield tell
+
+
+def progress() -> AbstractContextManager[Tell]:
+    """Show what is done, of how much, and the time left."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+    return bars(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -27,7 +27,7 @@ from stanza_sim.report.details import details_json
 from stanza_sim.report.result import Result, result_json
 from stanza_sim.timeline.spans import Timeline
 
-_RESULT = "result.json"
+RESULT = "result.json"
 DETAILS = "details.json"
 PAGE = "report.html"
 PICTURES = "pictures"
@@ -54,7 +54,7 @@ def spans_csv(timeline: Timeline) -> str:
 
 def files(result: Result) -> Iterator[tuple[str, str]]:
     """Yield the path within the folder and the contents of every file."""
-    yield _RESULT, result_json(result)
+    yield RESULT, result_json(result)
     stems = _stems(result)
     yield DETAILS, details_json(result, stems)
     for stem, row in zip(stems, result.rows, strict=True):
@@ -133,7 +133,7 @@ def write_result(result: Result, target: Path, text: str | None = None) -> None:
             for name, contents in files(result):
                 path = scratch / name
                 path.parent.mkdir(exist_ok=True)
-                path.write_text(text if text is not None and name == _RESULT else contents, encoding="utf-8")
+                path.write_text(text if text is not None and name == RESULT else contents, encoding="utf-8")
             scratch.chmod(0o755)
             _put(scratch, target)
         except OSError as error:
