@@ -124,11 +124,12 @@ def entry_of(model: ModelProfile, batch_per_worker: int) -> ModelEntry:
 
 def plan_of(schedule: ModelSchedule) -> Plan:
     """The row of an experiment that a schedule would be. Ranks are sent no more than the schedule alone."""
+    batch = schedule.batch_per_worker // schedule.accumulation
     return Plan(
-        entry=entry_of(schedule.profile, schedule.batch_per_worker),
+        entry=entry_of(schedule.profile, batch),
         strategy=schedule.entry,
         model=schedule.profile,
-        batch_per_worker=schedule.batch_per_worker,
+        batch_per_worker=batch,
         schedule=schedule.bare(),
     )
 
