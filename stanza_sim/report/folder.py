@@ -75,7 +75,8 @@ def files(result: Result) -> Iterator[tuple[str, str]]:
             yield f"spans/{stem}.measured.csv", spans_csv(row.measurement.timeline)
         if row.details is not None and row.prediction.timeline.spans:
             yield f"paths/{stem}.csv", path_csv(row.details.critical_path)
-        yield f"traces/{stem}.json", trace_json(row)
+        if row.prediction.timeline.spans or row.measurement is not None:
+            yield f"traces/{stem}.json", trace_json(row)
 
 
 def _refused(target: Path, message: str) -> InputError:
