@@ -85,7 +85,7 @@ def run(
     as_json: AsJson = False,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Write result, schedules and spans.", show_default=False),
+        typer.Option("-o", "--output", metavar="DIR", help="Write result, spans and traces.", show_default=False),
     ] = None,
     compute: Annotated[
         str | None,

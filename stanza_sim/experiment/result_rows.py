@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from stanza_sim.cluster import Cluster
+from stanza_sim.experiment.details import Details
 from stanza_sim.experiment.file import Experiment
 from stanza_sim.experiment.rows import LeftOutRow, Plan
+from stanza_sim.experiment.scenario import Scenario
 from stanza_sim.experiment.slow_places import slow_places
 from stanza_sim.experiment.worth import flops_utilisation, price_per_hour, unpriced
 from stanza_sim.report.result import Drift, Infeasible, Result, Row
@@ -25,8 +27,9 @@ def row_of(
     measurement: Measurement | None = None,
     drift: Drift | None = None,
     undilated: Prediction | None = None,
+    scenario: Scenario | None = None,
 ) -> Row:
-    """The row of a report for one plan."""
+    """The row of a report for one plan; `scenario` is what `prediction` was made of."""
     return Row(
         label=plan.strategy.title,
         model=plan.entry.title,
@@ -47,6 +50,7 @@ def row_of(
         mfu=flops_utilisation(plan.schedule, plan.model, cluster, experiment.precision, prediction.samples_per_s),
         price_per_hour=price_per_hour(plan.schedule, cluster),
         training_samples=experiment.training.all_samples,
+        details=None if scenario is None else Details(scenario=scenario, prediction=prediction),
         hardware=cluster,
         profile=plan.model,
     )

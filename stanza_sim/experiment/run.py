@@ -32,7 +32,7 @@ from stanza_sim.experiment.rows import (
     possible_plans_of,
     require_possible,
 )
-from stanza_sim.experiment.scenario import Conditions
+from stanza_sim.experiment.scenario import Conditions, Scenario
 from stanza_sim.experiment.side_by_side import predictions_of
 from stanza_sim.profiles.blocks import (
     Profile,
@@ -54,19 +54,21 @@ ITERATIONS_S = 5.0
 """Seconds between two lines on how far one prediction is."""
 
 
+def _scenarios(conditions: Conditions, plans: Sequence[Plan], known: Mapping[str, Profile]) -> list[Scenario]:
+    return [conditions.scenario(plan, known.get(plan.entry.title)) for plan in plans]
+
+
 def _predicted(
-    conditions: Conditions,
+    scenarios: Sequence[Scenario],
     plans: Sequence[Plan],
-    known: Mapping[str, Profile],
     say: Say = lambda text: None,
     *,
     jobs: int = 1,
 ) -> list[Prediction | InputError]:
-    """Predict all `plans`, with up to `jobs` processes; where that takes long, say how far it is.
+    """Predict the scenarios of all `plans`, with up to `jobs` processes; where that takes long, say how far it is.
 
     A row that turns out to be impossible has the error that says why.
     """
-    scenarios = [conditions.scenario(plan, known.get(plan.entry.title)) for plan in plans]
     found: list[Prediction | InputError] = []
     told_s = monotonic()
 
@@ -207,9 +209,10 @@ def run_loaded(
             say(f"warning: {difference}")
         cluster = with_network(cluster, network)
     conditions = Conditions(loaded=loaded, cluster=cluster, network=network)
-    found = list(zip(plans, _predicted(conditions, plans, known, say, jobs=jobs), strict=True))
-    rows = [row_of(loaded.value, cluster, plan, one) for plan, one in found if isinstance(one, Prediction)]
-    late = [LeftOutRow(entry=p.entry, strategy=p.strategy, error=e) for p, e in found if isinstance(e, InputError)]
+    scenarios = _scenarios(conditions, plans, known)
+    found = list(zip(plans, scenarios, _predicted(scenarios, plans, say, jobs=jobs), strict=True))
+    rows = [row_of(loaded.value, cluster, plan, p, scenario=s) for plan, s, p in found if isinstance(p, Prediction)]
+    late = [LeftOutRow(entry=p.entry, strategy=p.strategy, error=e) for p, _, e in found if isinstance(e, InputError)]
     require_possible(rows, [*impossible, *late])
     return result_of(loaded.value, rows, (*impossible, *late))
 
@@ -254,12 +257,14 @@ def _executed(
             cluster = _with_measured_loopback(cluster, known, plans, workers, say)
         cluster = perceived(cluster, dilation)
         conditions = Conditions(loaded=loaded, cluster=cluster, network=network, executed=True)
+        scenarios = _scenarios(conditions, plans, known)
         predictions: list[Prediction] = []
         undilated: Sequence[Prediction | None] = [None] * len(plans)
         if retimer is None and workers.is_main:
-            predictions = _all_of(_predicted(conditions, plans, known))
+            predictions = _all_of(_predicted(scenarios, plans))
             if dilation != 1:
-                undilated = _all_of(_predicted(Conditions(loaded=loaded, cluster=stated), plans, known))
+                as_stated = _scenarios(Conditions(loaded=loaded, cluster=stated), plans, known)
+                undilated = _all_of(_predicted(as_stated, plans))
                 for note in dilated_run_notes(stated, cluster, jobs, predictions):
                     say(f"note: {note}")
         measurements = run_jobs(
@@ -282,11 +287,9 @@ def _executed(
                 known[plan.entry.title] if plan.entry.title in given else t.profile
                 for plan, t in zip(plans, timed, strict=True)
             ]
-            predictions = [
-                conditions.scenario(plan, profile).predict_with_spread()
-                for plan, profile in zip(plans, times, strict=True)
-            ]
-        return _result(experiment, cluster, plans, predictions, measurements, drifts, undilated)
+            scenarios = [conditions.scenario(plan, profile) for plan, profile in zip(plans, times, strict=True)]
+            predictions = [scenario.predict_with_spread() for scenario in scenarios]
+        return _result(experiment, cluster, plans, predictions, measurements, drifts, undilated, scenarios)
 
 
 def _with_measured_loopback(
@@ -384,6 +387,7 @@ def _result(
     measurements: Sequence[Measurement | None],
     drifts: Sequence[Drift | None],
     undilated: Sequence[Prediction | None],
+    scenarios: Sequence[Scenario],
 ) -> Result:
-    rows = zip(plans, predictions, measurements, drifts, undilated, strict=True)
+    rows = zip(plans, predictions, measurements, drifts, undilated, scenarios, strict=True)
     return result_of(experiment, [row_of(experiment, cluster, *one) for one in rows])

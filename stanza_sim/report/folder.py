@@ -4,6 +4,8 @@
     details.json                what a page and pictures need beside it, see `details`
     schedules/01-LABEL.txt      the printed form of each schedule
     spans/01-LABEL.predicted.csv, spans/01-LABEL.measured.csv
+    paths/01-LABEL.csv          the critical path of the prediction, a step on each line
+    traces/01-LABEL.json        both timelines and the path, for ui.perfetto.dev
 
 The files are written into a new folder beside the target, which is renamed when it is complete. A folder that
 already holds such a result, the page and pictures made of it, and nothing else, is replaced as a whole.
@@ -25,6 +27,8 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.tables import csv_cell, shortened
 from stanza_sim.report.details import details_json
 from stanza_sim.report.result import Result, result_json
+from stanza_sim.report.trace import trace_json
+from stanza_sim.timeline.critical_path import CriticalPath
 from stanza_sim.timeline.spans import Timeline
 
 RESULT = "result.json"
@@ -34,6 +38,7 @@ PICTURES = "pictures"
 _OURS = re.compile(
     r"result\.json|details\.json|report\.html|pictures(/[a-z0-9-]+\.(png|svg))?"
     r"|schedules(/\d+-[^/]+\.txt)?|spans(/\d+-[^/]+\.(predicted|measured)\.csv)?"
+    r"|paths(/\d+-[^/]+\.csv)?|traces(/\d+-[^/]+\.json)?"
 )
 
 
@@ -52,6 +57,16 @@ def spans_csv(timeline: Timeline) -> str:
     return out.getvalue()
 
 
+def path_csv(path: CriticalPath) -> str:
+    """The steps of a critical path as CSV, in the order of time; the columns are those of its frame."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["kind", "op", "rank", "iteration", "start_s", "end_s"])
+    for s in path:
+        writer.writerow([s.kind, csv_cell(s.op), s.rank, s.iteration, f"{s.start_s:.9f}", f"{s.end_s:.9f}"])
+    return out.getvalue()
+
+
 def files(result: Result) -> Iterator[tuple[str, str]]:
     """Yield the path within the folder and the contents of every file."""
     yield RESULT, result_json(result)
@@ -63,6 +78,10 @@ def files(result: Result) -> Iterator[tuple[str, str]]:
             yield f"spans/{stem}.predicted.csv", spans_csv(row.prediction.timeline)
         if row.measurement is not None:
             yield f"spans/{stem}.measured.csv", spans_csv(row.measurement.timeline)
+        if row.details is not None and row.prediction.timeline.spans:
+            yield f"paths/{stem}.csv", path_csv(row.details.critical_path)
+        if row.prediction.timeline.spans or row.measurement is not None:
+            yield f"traces/{stem}.json", trace_json(row)
 
 
 def _stems(result: Result) -> list[str]:

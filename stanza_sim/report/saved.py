@@ -164,7 +164,7 @@ class ClusterDetails(_Part):
     links: tuple[Link, ...]
 
 
-class RowDetails(_Part):
+class DetailsRow(_Part):
     """What `details.json` says of a row."""
 
     files: str = Field(pattern=r"^[0-9]+-[a-z0-9-]+$")
@@ -184,7 +184,7 @@ class _Details(_Part):
     settings: dict[str, JsonValue] | None
     versions: dict[str, str]
     cluster: ClusterDetails | None
-    rows: tuple[RowDetails, ...]
+    rows: tuple[DetailsRow, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,7 +193,7 @@ class SavedRow:
 
     folder: Path
     run: Run
-    details: RowDetails
+    details: DetailsRow
     schedule: Schedule
     schedule_text: str
 
@@ -284,7 +284,7 @@ def _checked(kind: type[_Kind], path: Path, data: object = None) -> _Kind:
         raise InputError(f"{key}: {first['msg']}", where=str(path), hint=HINT) from None
 
 
-def _row(folder: Path, run: Run, details: RowDetails) -> SavedRow:
+def _row(folder: Path, run: Run, details: DetailsRow) -> SavedRow:
     path = folder / "schedules" / f"{details.files}.txt"
     text = read_text(path, at_most=LARGEST_JSON, expected="a schedule")
     with at(str(path), outer=True):

@@ -30,6 +30,8 @@ FILES = [
     "spans/01-net-all-reduce.measured.csv",
     "spans/01-net-all-reduce.predicted.csv",
     "spans/02-net-stanza-conv-by-ps.predicted.csv",
+    "traces/01-net-all-reduce.json",
+    "traces/02-net-stanza-conv-by-ps.json",
 ]
 
 
@@ -58,7 +60,7 @@ def test_replaces_what_an_earlier_run_wrote(result, make_row, tmp_path):
     write_result(result, target)
     write_result(Result(experiment="second", rows=(make_row(),)), target)
     assert json.loads((target / "result.json").read_text())["experiment"] == "second"
-    assert tree(tmp_path) == ["out/details.json", "out/result.json", "out/" + FILES[2], "out/" + FILES[5]]
+    assert tree(tmp_path) == [f"out/{FILES[i]}" for i in (0, 1, 2, 5, 7)]
 
 
 def test_an_empty_folder_is_filled(result, tmp_path):
