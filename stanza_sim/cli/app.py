@@ -15,6 +15,7 @@ from stanza_sim.cli.import_ import import_commands
 from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Jobs, Profiles
 from stanza_sim.cli.plan import PLAN_EXAMPLES, plan
 from stanza_sim.cli.plot import PLOT_EXAMPLES, plot
+from stanza_sim.cli.report import REPORT_EXAMPLES, report
 from stanza_sim.cli.selftest import SELFTEST_EXAMPLES, selftest
 from stanza_sim.cli.show import show
 from stanza_sim.cli.sweep import SWEEP_EXAMPLES, sweep
@@ -38,6 +39,7 @@ app.add_typer(import_commands, name="import")
 app.command(epilog=PLAN_EXAMPLES)(plan)
 app.command(epilog=SWEEP_EXAMPLES)(sweep)
 app.command(epilog=PLOT_EXAMPLES)(plot)
+app.command(epilog=REPORT_EXAMPLES)(report)
 app.command(epilog=CALIBRATE_EXAMPLES)(calibrate)
 app.command(epilog=EXAMPLES)(validate)
 app.command(epilog=SELFTEST_EXAMPLES)(selftest)
