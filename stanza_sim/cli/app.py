@@ -15,6 +15,7 @@ from stanza_sim.cli.import_ import import_commands
 from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Jobs, Profiles
 from stanza_sim.cli.plan import PLAN_EXAMPLES, plan
 from stanza_sim.cli.plot import PLOT_EXAMPLES, plot
+from stanza_sim.cli.progress import progress_if_seen
 from stanza_sim.cli.report import REPORT_EXAMPLES, report
 from stanza_sim.cli.selftest import SELFTEST_EXAMPLES, selftest
 from stanza_sim.cli.show import show
@@ -145,21 +146,23 @@ def run(
 
         if output is not None and speaks():
             check_writable(output)
-        result = run_experiment(
-            experiment,
-            overrides=[
-                *(settings or []),
-                *([f"execute.compute={compute}"] if compute is not None else []),
-                *([f"execute.dilate={dilate}"] if dilate is not None else []),
-                *([f"network.nccl={nccl}"] if nccl is not None else []),
-            ],
-            execute=execute,
-            profiles=profile or [],
-            save_profile=save_profile,
-            testbed=testbed,
-            jobs=jobs or (1 if execute else cores()),
-            say=say,
-        )
+        with progress_if_seen() as tell:
+            result = run_experiment(
+                experiment,
+                overrides=[
+                    *(settings or []),
+                    *([f"execute.compute={compute}"] if compute is not None else []),
+                    *([f"execute.dilate={dilate}"] if dilate is not None else []),
+                    *([f"network.nccl={nccl}"] if nccl is not None else []),
+                ],
+                execute=execute,
+                profiles=profile or [],
+                save_profile=save_profile,
+                testbed=testbed,
+                jobs=jobs or (1 if execute else cores()),
+                say=say,
+                tell=tell,
+            )
         if result is None or not speaks():
             return
         if output is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +19,7 @@ def report(
     folder: Annotated[
         Path, typer.Argument(metavar="DIR", help="Folder that run -o or plan -o wrote.", show_default=False)
     ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the file's name as a JSON array.")] = False,
 ) -> None:
     """Write report.html into a folder: tables, timelines and charts in one file, from which no request leaves.
 
@@ -29,4 +32,7 @@ def report(
         with progress() as tell:
             path = write_page(folder, tell)
         with printing():
-            stdout().print(str(path), soft_wrap=True)
+            if as_json:
+                sys.stdout.write(json.dumps([str(path)]) + "\n")
+            else:
+                stdout().print(str(path), soft_wrap=True)

@@ -99,7 +99,9 @@ class StrategyEntry(Section):
     strategy: str = Field(description="Name of the strategy: a file in `strategies/`.")
     label: str | None = Field(None, min_length=1, max_length=60, description="Name of the row; default: the name.")
     settings: SerializeAsAny[BaseModel] = Field(
-        default_factory=Section, validate_default=True, description="Settings of the strategy."
+        default_factory=Section,
+        validate_default=True,
+        description="Settings of the strategy: see `stanza-sim show strategy NAME`.",
     )
 
     @field_validator("strategy")
@@ -142,7 +144,7 @@ class StrategyEntry(Section):
 class LearningRate(Section):
     """How the learning rate changes: a linear warm-up, then constant, in steps, or along a half cosine to zero."""
 
-    kind: Literal["constant", "step", "cosine"] = "constant"
+    kind: Literal["constant", "step", "cosine"] = Field("constant", description="How it changes after the warm-up.")
     warmup: int = Field(0, ge=0, description="Iterations of linear warm-up from lr/warmup to lr.")
     every: Count | None = Field(None, description="step: iterations between two steps.")
     factor: float | None = Field(None, gt=0, lt=1, description="step: the factor of one step.")
@@ -161,8 +163,10 @@ class Optimizer(Section):
     """SGD with momentum."""
 
     lr: Factor = Field(0.05, description="Learning rate for the mean loss of a global batch.")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    momentum: float = Field(0.9, ge=0, lt=1, description="Share of the last step that is added to the next.")
+    weight_decay: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="Share of a parameter added to its gradient."
+    )
     schedule: LearningRate = LearningRate()
 
 
@@ -292,13 +296,13 @@ class Uncertainty(Section):
 class Experiment(Section):
     """One experiment file."""
 
-    name: Name
-    description: str = ""
+    name: Name = Field(description="Name in results: letters, digits, _, . and -.")
+    description: str = Field("", description="What it is for.")
     cluster: str = Field(min_length=1, description="Name of a topology, or path of its file.")
     nodes: Count | None = Field(None, description="How many nodes; default: the topology's.")
     network: Network = Network()
     batch_per_worker: Batch = Field(32, description="Samples per worker and iteration, for models that do not say.")
-    seed: int = Field(1, ge=0, lt=2**63, strict=True)
+    seed: int = Field(1, ge=0, lt=2**63, strict=True, description="Of parameters, data and what varies by chance.")
     precision: Precision = Field(
         Precision.FP32, description="What is computed in: fp32 (no TF32), tf32, bf16 or fp16 (autocast)."
     )

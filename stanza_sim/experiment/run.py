@@ -6,21 +6,19 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
-from stanza_sim.base.telling import Say
-from stanza_sim.base.units import format_time
+from stanza_sim.base.telling import Say, Tell
 from stanza_sim.base.version import __version__
 from stanza_sim.cluster import Cluster, with_loopback
 from stanza_sim.cluster.dilation import dilated, perceived
-from stanza_sim.execute.rank.steal import MOST_STOLEN
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.fitted import fitted
+from stanza_sim.experiment.how_far import ran_line, running_line
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
 from stanza_sim.experiment.result_rows import infeasible_of, result_of, row_of
 from stanza_sim.experiment.rows import (
@@ -34,24 +32,17 @@ from stanza_sim.experiment.rows import (
 )
 from stanza_sim.experiment.scenario import Conditions, Scenario
 from stanza_sim.experiment.side_by_side import predictions_of
-from stanza_sim.profiles.blocks import (
-    Profile,
-    loopback_of,
-    mismatches,
-    write_profile,
-)
+from stanza_sim.profiles.blocks import Profile, loopback_of, mismatches, write_profile
 from stanza_sim.profiles.network import NetworkProfile, with_network
 from stanza_sim.profiles.network import mismatches as network_mismatches
 from stanza_sim.report.result import Drift, Result
 from stanza_sim.simulate import Prediction
 
 if TYPE_CHECKING:  # imported where something is executed
-    from stanza_sim.execute import Measurement, RunJob, Workers
+    from stanza_sim.execute import Measurement, Workers
 
 PROGRESS_S = 5.0
-"""Seconds between two lines on how far predictions are."""
-ITERATIONS_S = 5.0
-"""Seconds between two lines on how far one prediction is."""
+"""Seconds between two lines on how far predictions are, or one of them."""
 
 
 def _scenarios(conditions: Conditions, plans: Sequence[Plan], known: Mapping[str, Profile]) -> list[Scenario]:
@@ -64,27 +55,31 @@ def _predicted(
     say: Say = lambda text: None,
     *,
     jobs: int = 1,
+    tell: Tell | None = None,
 ) -> list[Prediction | InputError]:
     """Predict the scenarios of all `plans`, with up to `jobs` processes; where that takes long, say how far it is.
 
-    A row that turns out to be impossible has the error that says why.
+    A row that turns out to be impossible has the error that says why. `tell` hears of every row.
     """
+    if tell is not None:
+        tell("rows predicted", 0, len(plans))
     found: list[Prediction | InputError] = []
     told_s = monotonic()
 
-    def tell(index: int, iteration: int) -> None:
+    def moved(index: int, iteration: int) -> None:
         nonlocal told_s
-        if monotonic() - told_s > ITERATIONS_S:
+        if (tell is None or len(plans) == 1) and monotonic() - told_s > PROGRESS_S:
             told_s = monotonic()
             say(f"simulated iteration {iteration} of {_row(plans[index])}")
 
-    with predictions_of(scenarios, jobs, tell, say) as predictions:
+    with predictions_of(scenarios, jobs, moved, say) as predictions:
         for prediction in predictions:
             found.append(prediction)
-            if len(found) < len(plans) and monotonic() - told_s > PROGRESS_S:
+            if tell is not None:
+                tell("rows predicted", len(found), len(plans))
+            elif len(found) < len(plans) and monotonic() - told_s > PROGRESS_S:
                 told_s = monotonic()
-                hint = "" if find_spec("numba") else "; with numba (pip install numba) it would be faster"
-                say(f"simulated {len(found)} of {len(plans)}: {_row(plans[len(found) - 1])}{hint}")
+                say(f"simulated {len(found)} of {len(plans)}: {_row(plans[len(found) - 1])}")
     return found
 
 
@@ -148,6 +143,7 @@ def run_experiment(
     testbed: bool = False,
     jobs: int = 1,
     say: Say = lambda text: None,
+    tell: Tell | None = None,
 ) -> Result | None:
     """Predict every row of an experiment and, if `execute`, run it; see `run_loaded`."""
     return run_loaded(
@@ -158,6 +154,7 @@ def run_experiment(
         testbed=testbed,
         jobs=jobs,
         say=say,
+        tell=tell,
     )
 
 
@@ -170,6 +167,7 @@ def run_loaded(
     testbed: bool = False,
     jobs: int = 1,
     say: Say = lambda text: None,
+    tell: Tell | None = None,
 ) -> Result | None:
     """Predict every row of an experiment and, if `execute`, run it; the result has one row for each that is possible.
 
@@ -180,8 +178,8 @@ def run_loaded(
     row sends. With `testbed` the ranks run in an emulated network, which is there as long as the run, and which is
     calibrated unless that was done before. Returns None in a process that a launcher made a rank other than the first.
     Rows are predicted by up to `jobs` processes, copies of this one, where that pays; not if they are executed, too.
-    Rows that are not possible are the result's `infeasible`. Raises `InputError`, also where no row is possible, and
-    `RunError`.
+    Rows that are not possible are the result's `infeasible`. `tell` hears of every row. Raises `InputError`, also
+    where no row is possible, and `RunError`.
     """
     if execute:
         from stanza_sim.execute import require_torch
@@ -202,7 +200,9 @@ def run_loaded(
         plans = _preparable(conditions, fitted(loaded, plans, say, left_out=unfit), known, left_out=unfit)
         impossible = (*impossible, *unfit)
         require_possible(plans, impossible)
-        done = _executed(loaded, cluster, plans, known, network, save_profile=save_profile, testbed=testbed, say=say)
+        done = _executed(
+            loaded, cluster, plans, known, network, save_profile=save_profile, testbed=testbed, say=say, tell=tell
+        )
         return None if done is None else replace(done, infeasible=tuple(map(infeasible_of, impossible)))
     if network is not None:
         for difference in network_mismatches(network, cluster):
@@ -210,7 +210,7 @@ def run_loaded(
         cluster = with_network(cluster, network)
     conditions = Conditions(loaded=loaded, cluster=cluster, network=network)
     scenarios = _scenarios(conditions, plans, known)
-    found = list(zip(plans, scenarios, _predicted(scenarios, plans, say, jobs=jobs), strict=True))
+    found = list(zip(plans, scenarios, _predicted(scenarios, plans, say, jobs=jobs, tell=tell), strict=True))
     rows = [row_of(loaded.value, cluster, plan, p, scenario=s) for plan, s, p in found if isinstance(p, Prediction)]
     late = [LeftOutRow(entry=p.entry, strategy=p.strategy, error=e) for p, _, e in found if isinstance(e, InputError)]
     require_possible(rows, [*impossible, *late])
@@ -227,6 +227,7 @@ def _executed(
     save_profile: Path | None,
     testbed: bool,
     say: Say,
+    tell: Tell | None,
 ) -> Result | None:
     """Calibrate what is not known, predict every row, then run it; see `run_loaded`."""
     from stanza_sim.execute import Backend
@@ -267,11 +268,17 @@ def _executed(
                 undilated = _all_of(_predicted(as_stated, plans))
                 for note in dilated_run_notes(stated, cluster, jobs, predictions):
                     say(f"note: {note}")
+
+        def done(i: int, measurement: Measurement) -> None:
+            say(ran_line(i, plans, measurement))
+            if tell is not None:
+                tell("rows run", i + 1, len(plans))
+
         measurements = run_jobs(
             jobs,
             workers,
-            done=lambda i, m: say(_progress(i, plans, m)),
-            moving=lambda i, ended: say(_on_its_way(i, ended, plans[i], jobs[i])),
+            done=done,
+            moving=lambda i, ended: say(running_line(i, ended, plans[i], jobs[i])),
             between=(lambda i: None) if retimer is None else retimer.between,
         )
         wanted = [job.emulation is not None and job.emulation.realtime for job in jobs]
@@ -361,22 +368,6 @@ def _complete(
         )
         if save_profile is not None and workers.is_main:
             write_profile(known[title], Path(str(save_profile).replace("{model}", title)))
-
-
-def _on_its_way(index: int, ended: int, plan: Plan, job: RunJob) -> str:
-    """How far a run is that takes long."""
-    what = f"{plan.entry.title}, {plan.strategy.title}"
-    return f"running {index + 1}: {what}: {ended} of {job.training.iterations} iterations done"
-
-
-def _progress(index: int, plans: Sequence[Plan], measurement: Measurement) -> str:
-    plan = plans[index]
-    took = format_time(measurement.iteration_s)
-    line = f"ran {index + 1} of {len(plans)}: {plan.entry.title}, {plan.strategy.title}: {took} an iteration"
-    if measurement.stolen > MOST_STOLEN or measurement.tries > 1:
-        line += f" ({measurement.stolen:.1%} of the cores were taken away by the virtual machine's host"
-        line += f" in the best of {measurement.tries} tries)" if measurement.tries > 1 else ")"
-    return line
 
 
 def _result(
