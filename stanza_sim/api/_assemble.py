@@ -6,7 +6,7 @@ checked as a file is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,6 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.profiles.blocks import Profile
 from stanza_sim.profiles.network import mismatches, with_network
 from stanza_sim.simulate.costs import RankCosts
-from stanza_sim.simulate.lowering.fold import fold
 
 if TYPE_CHECKING:
     from stanza_sim.execute import Measurement
@@ -144,9 +143,3 @@ def measured(schedule: ModelSchedule, made: Setup, *, testbed: bool, say: Say) -
     jobs = jobs_of(made.conditions.loaded, [plan], made.cluster, known, testbed=testbed)
     with open_ranks(made.conditions.loaded, made.cluster, testbed=testbed, say=say) as workers:
         return execute(jobs, workers)[0]
-
-
-def representative(schedule: ModelSchedule, made: Setup) -> Callable[[int], int]:
-    """The rank whose spans stand for those of each rank in a folded prediction."""
-    folding = fold(schedule, made.scenario(schedule).cluster)
-    return lambda rank: folding.classes[folding.class_of[rank]][0]

@@ -18,14 +18,14 @@ from stanza_sim.base.tables import shortened
 from stanza_sim.base.units import format_time
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.faster import with_faster_links, with_faster_network
+from stanza_sim.experiment.details import path_of
 from stanza_sim.experiment.worth import flops_utilisation, price_per_hour
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
 from stanza_sim.simulate.costs import CostModel
 from stanza_sim.simulate.prediction import Prediction as Simulated
 from stanza_sim.simulate.slower_costs import SlowerCosts
-from stanza_sim.simulate.steady import steady_window
-from stanza_sim.timeline.critical_path import CriticalPath, critical_path
+from stanza_sim.timeline.critical_path import CriticalPath
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -150,18 +150,13 @@ class Prediction(Simulated):
         >>> len(path), path.iterations, abs(path.iteration_s / b.iteration_s - 1) < 1e-6
         (49, 1, True)
         """
-        ends = list(self.timeline.iteration_end_s.values())
-        window = steady_window(ends)
-        if window is None:
-            last = min(map(len, ends)) - 1
-            window = last - 1, last
-        return critical_path(self.schedule, self.timeline, window, representative=self._representative())
+        return path_of(self.schedule, self, self._representative())
 
     def _representative(self) -> Callable[[int], int]:
         """Which rank's spans stand for those of each, where identical ranks were folded."""
         if all(size == 1 for size in self.timeline.multiplicity.values()):
             return lambda rank: rank
-        return _assemble.representative(self.schedule, self._setup("critical_path"))
+        return self._setup("critical_path").scenario(self.schedule).representative()
 
     def what_if(
         self,

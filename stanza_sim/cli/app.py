@@ -14,6 +14,9 @@ from stanza_sim.cli.console import errors_for_people, printing, say, speaks, std
 from stanza_sim.cli.import_ import import_commands
 from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Jobs, Profiles
 from stanza_sim.cli.plan import PLAN_EXAMPLES, plan
+from stanza_sim.cli.plot import PLOT_EXAMPLES, plot
+from stanza_sim.cli.progress import progress_if_seen
+from stanza_sim.cli.report import REPORT_EXAMPLES, report
 from stanza_sim.cli.selftest import SELFTEST_EXAMPLES, selftest
 from stanza_sim.cli.show import show
 from stanza_sim.cli.sweep import SWEEP_EXAMPLES, sweep
@@ -36,6 +39,8 @@ app.add_typer(testbed_commands, name="testbed")
 app.add_typer(import_commands, name="import")
 app.command(epilog=PLAN_EXAMPLES)(plan)
 app.command(epilog=SWEEP_EXAMPLES)(sweep)
+app.command(epilog=PLOT_EXAMPLES)(plot)
+app.command(epilog=REPORT_EXAMPLES)(report)
 app.command(epilog=CALIBRATE_EXAMPLES)(calibrate)
 app.command(epilog=EXAMPLES)(validate)
 app.command(epilog=SELFTEST_EXAMPLES)(selftest)
@@ -83,7 +88,7 @@ def run(
     as_json: AsJson = False,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Write result, schedules and spans.", show_default=False),
+        typer.Option("-o", "--output", metavar="DIR", help="Write result, spans and traces.", show_default=False),
     ] = None,
     compute: Annotated[
         str | None,
@@ -141,21 +146,23 @@ def run(
 
         if output is not None and speaks():
             check_writable(output)
-        result = run_experiment(
-            experiment,
-            overrides=[
-                *(settings or []),
-                *([f"execute.compute={compute}"] if compute is not None else []),
-                *([f"execute.dilate={dilate}"] if dilate is not None else []),
-                *([f"network.nccl={nccl}"] if nccl is not None else []),
-            ],
-            execute=execute,
-            profiles=profile or [],
-            save_profile=save_profile,
-            testbed=testbed,
-            jobs=jobs or (1 if execute else cores()),
-            say=say,
-        )
+        with progress_if_seen() as tell:
+            result = run_experiment(
+                experiment,
+                overrides=[
+                    *(settings or []),
+                    *([f"execute.compute={compute}"] if compute is not None else []),
+                    *([f"execute.dilate={dilate}"] if dilate is not None else []),
+                    *([f"network.nccl={nccl}"] if nccl is not None else []),
+                ],
+                execute=execute,
+                profiles=profile or [],
+                save_profile=save_profile,
+                testbed=testbed,
+                jobs=jobs or (1 if execute else cores()),
+                say=say,
+                tell=tell,
+            )
         if result is None or not speaks():
             return
         if output is not None:

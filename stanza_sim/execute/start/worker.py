@@ -16,6 +16,7 @@ from stanza_sim.execute.rank.engine import Engine
 from stanza_sim.execute.rank.exchange import gather_all, meet
 from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Backend, RankReport, RunJob
+from stanza_sim.execute.rank.marks import Marked
 from stanza_sim.execute.rank.offset import estimate_offset
 from stanza_sim.execute.rank.role import Role
 from stanza_sim.execute.rank.steal import CoreUse
@@ -52,10 +53,11 @@ def _run(job: RunJob, context: Context, beat: Beat) -> RankReport | None:
         role = Trained(job, context, transport, beat)
     else:
         role = Emulated(job, job.emulation, context, transport, boots)
+    program = project(schedule, rank)
     engine = Engine(
-        project(schedule, rank),
+        program,
         job.training.iterations,
-        role.work,
+        Marked(role.work, program),
         transport,
         tagged=transport,
         announced=announced(transport),
