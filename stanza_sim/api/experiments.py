@@ -137,9 +137,8 @@ class LoadedExperiment:
         """
         with placed("schedules"):
             plans = plans_of(self.loaded, self.cluster(), model=model, strategy=row)
-        return [
-            ModelSchedule.of(plan.schedule, plan.model, plan.strategy, self.loaded.value.precision) for plan in plans
-        ]
+        precision, steps = self.loaded.value.precision, self.loaded.value.training.accumulation
+        return [ModelSchedule.of(plan.schedule, plan.model, plan.strategy, precision, steps) for plan in plans]
 
     def run(
         self,
@@ -191,7 +190,9 @@ class LoadedExperiment:
         rows = []
         for row in result.rows:
             entry = next(s for s in self.loaded.value.strategies if s.title == row.label)
-            schedule = ModelSchedule.of(row.schedule, models[row.model], entry, Precision(row.precision))
+            schedule = ModelSchedule.of(
+                row.schedule, models[row.model], entry, Precision(row.precision), row.accumulation
+            )
             rows.append(replace(row, schedule=schedule, prediction=knowing(row.prediction, schedule, made[row.model])))
         return replace(result, rows=tuple(rows))
 

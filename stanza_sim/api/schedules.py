@@ -23,7 +23,7 @@ USE_CLUSTER = "use load_cluster"
 class ModelSchedule(Schedule):
     """A schedule with the `profile` of its model, the strategy that built it (`entry`) and a `title` for tables.
 
-    `precision` is that for which it was built, if that is known.
+    `precision` is that for which it was built, if that is known. An iteration has `accumulation` steps.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("alexnet")
@@ -35,6 +35,7 @@ class ModelSchedule(Schedule):
     profile: ModelProfile
     entry: StrategyEntry
     precision: Precision | None = None
+    accumulation: int = 1
 
     @property
     def title(self) -> str:
@@ -49,11 +50,16 @@ class ModelSchedule(Schedule):
 
     @classmethod
     def of(
-        cls, schedule: Schedule, profile: ModelProfile, entry: StrategyEntry, precision: Precision | None = None
+        cls,
+        schedule: Schedule,
+        profile: ModelProfile,
+        entry: StrategyEntry,
+        precision: Precision | None = None,
+        accumulation: int = 1,
     ) -> ModelSchedule:
-        """`schedule` with its model, with the strategy that built it, and the precision for which it did."""
+        """`schedule` with its model, with the strategy that built it, for which precision, and of how many steps."""
         parts = {field.name: getattr(schedule, field.name) for field in fields(Schedule)}
-        return cls(**parts, profile=profile, entry=entry, precision=precision)
+        return cls(**parts, profile=profile, entry=entry, precision=precision, accumulation=accumulation)
 
 
 class _Types(Section):
@@ -70,11 +76,13 @@ def build_schedule(
     label: str | None = None,
     precision: str = "fp32",
     gradients: Literal["parameter", "bf16", "fp16"] = "parameter",
+    accumulation: int = 1,
     **settings: object,
 ) -> ModelSchedule:
     """Return what every rank of `cluster` does in one iteration: `strategy`, with these settings, for `model`.
 
-    `batch_per_worker` is in samples. `label` is its name in tables. Settings are those of an experiment's `settings:`;
+    `batch_per_worker` is in samples; with `accumulation` n an iteration has n steps of so many, and one exchange of
+    their gradients. `label` is its name in tables. Settings are those of an experiment's `settings:`;
     `describe(strategy)` lists them; `on` (["node-3"], or "fastest") is where servers or FC workers are. In `precision`
     bf16 or fp16 activations and their gradients travel in 2 bytes an element, unless a setting `activations` says
     otherwise; `gradients` is the type of those of parameters. Raises `InputError` for a strategy or a setting that is
@@ -99,6 +107,7 @@ def build_schedule(
         expect(model, ModelProfile, name, "model", USE_MODEL)
         expect(cluster, Cluster, name, "cluster", USE_CLUSTER)
         count(batch_per_worker, name, "batch_per_worker")
+        count(accumulation, name, "accumulation")
         expect(strategy, str, name, "strategy", f"should be one of {', '.join(strategies.names())}")
         place = Arguments(file=name, lines={}, within=("settings",))
         data = {"strategy": strategy, "settings": settings} | ({} if label is None else {"label": label})
@@ -113,8 +122,9 @@ def build_schedule(
             precision=types.precision,
             gradients=Wire.NATIVE if types.gradients == "parameter" else Wire(types.gradients),
             cluster=cluster,
+            accumulation=accumulation,
         )
-        return ModelSchedule.of(made, model, entry, types.precision)
+        return ModelSchedule.of(made, model, entry, types.precision, accumulation)
 
 
 def agreed_precision(schedule: ModelSchedule, given: str | None) -> str:

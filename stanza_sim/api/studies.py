@@ -102,15 +102,15 @@ class PlanResult(Tabular):
 
 
 def _best(answer: Answer) -> Prediction:
-    problem, winner = answer.problem, answer.found.best
-    if answer.best is None or winner is None:
+    problem, winner, best = answer.problem, answer.found.best, answer.best
+    if best is None or winner is None:
         raise InputError("no plan could be made", where="plan", hint="see what was left out: print the result")
     conditions = Conditions(loaded=problem.loaded, cluster=problem.cluster, network=problem.network)
-    made = _assemble.Setup(conditions=conditions, profile=problem.profile)
+    made, said = _assemble.Setup(conditions=conditions, profile=problem.profile), problem.loaded.value
     again = problem.predict(problem.plan(winner.choice))  # a search keeps no timelines
     return knowing(
         replace(again, spread=winner.prediction.spread),
-        ModelSchedule.of(answer.best.schedule, problem.model, winner.choice.entry, problem.loaded.value.precision),
+        ModelSchedule.of(best.schedule, problem.model, winner.choice.entry, said.precision, said.training.accumulation),
         made,
     )
 
@@ -126,13 +126,14 @@ def plan(
     profiles: str | Path | Sequence[str | Path] = (),
     precision: str = "fp32",
     gradients: Literal["parameter", "bf16", "fp16"] = "parameter",
+    accumulation: int = 1,
     jobs: int = 1,
     scheduler: str | None = None,
     say: Say = lambda text: None,
 ) -> PlanResult:
     """Search all strategies and their settings for the most samples/s of `model` on `cluster`.
 
-    Values travel as `precision` and `gradients` say: see `build_schedule`. In the place of both an experiment may
+    For `precision`, `gradients` and `accumulation` see `build_schedule`. In the place of both an experiment may
     stand: then its models, its rows first. `budget` (100 s unless `max_evaluations` is given; seconds, or as "30s") is
     for all of it; with a number of evaluations for each model the answer is reproducible. With several `jobs`,
     processes that import the caller's script simulate; with a `scheduler`, a Dask cluster. No process takes more than
@@ -164,11 +165,11 @@ def plan(
             from stanza_sim.api._problems import ObjectProblem
 
             expect(model, ModelProfile, name, "model", USE_MODEL)
-            expect(cluster, Cluster, name, "cluster", USE_CLUSTER)
+            cluster = expect(cluster, Cluster, name, "cluster", USE_CLUSTER)
             count(batch_per_worker, name, "batch_per_worker")
-            assert cluster is not None
-            keys = {"precision": precision, "gradients": gradients, "batch_per_worker": batch_per_worker}
-            loaded = _assemble.experiment_of(name, keys)
+            count(accumulation, name, "accumulation")
+            keys = {"precision": precision, "gradients": gradients, "training": {"accumulation": accumulation}}
+            loaded = _assemble.experiment_of(name, {**keys, "batch_per_worker": batch_per_worker})
             made = _assemble.setup(name, cluster, model, loaded, profiles=given, say=say)
             problem = ObjectProblem(
                 loaded=loaded,

@@ -186,6 +186,11 @@ class Training(Section):
         None,
         description="Default: cross_entropy for whole numbers; mse, or bce of booleans, where labels are like outputs.",
     )
+    accumulation: Annotated[Count, Field(le=10_000)] = Field(
+        1,
+        description="Steps of an iteration: each worker computes so many batches of batch_per_worker samples, adds up "
+        "their gradients, and then exchanges these and updates parameters once.",
+    )
     loss_scale: Factor = Field(
         LOSS_SCALE, le=2**24, description="fp16: what the mean loss of a worker's batch is multiplied by."
     )

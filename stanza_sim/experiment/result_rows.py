@@ -37,6 +37,7 @@ def row_of(
         cluster=cluster.name,
         nodes=cluster.nodes,
         batch_per_worker=plan.batch_per_worker,
+        accumulation=experiment.training.accumulation,
         precision=experiment.precision,
         seed=experiment.seed,
         schedule=plan.schedule,

@@ -163,6 +163,7 @@ def plan_for(
         precision=loaded.value.precision,
         gradients=loaded.value.gradient_wire,
         cluster=cluster,
+        accumulation=loaded.value.training.accumulation,
     )
     return Plan(entry=entry, strategy=row, model=model, batch_per_worker=batch, schedule=schedule)
 

@@ -88,6 +88,20 @@ def _predicted(
     return found
 
 
+def _preparable(
+    conditions: Conditions, plans: Sequence[Plan], known: Mapping[str, Profile], *, left_out: list[LeftOutRow]
+) -> tuple[Plan, ...]:
+    """Those of `plans` that can be predicted; the others go to `left_out`. Every process of a run finds the same."""
+    found: list[Plan] = []
+    for plan in plans:
+        try:
+            conditions.scenario(plan, known.get(plan.entry.title)).prepare()
+            found.append(plan)
+        except InputError as error:
+            left_out.append(LeftOutRow(entry=plan.entry, strategy=plan.strategy, error=error))
+    return tuple(found)
+
+
 def _all_of(found: Sequence[Prediction | InputError]) -> list[Prediction]:
     """What was predicted; raises the first `InputError` among it."""
     for one in found:
@@ -184,7 +198,8 @@ def run_loaded(
     known, network = known_profiles(loaded, profiles, {p.entry.title: p.model for p in plans})
     if execute:
         unfit: list[LeftOutRow] = []
-        plans = fitted(loaded, plans, say, left_out=unfit)
+        conditions = Conditions(loaded=loaded, cluster=cluster, network=network)
+        plans = _preparable(conditions, fitted(loaded, plans, say, left_out=unfit), known, left_out=unfit)
         impossible = (*impossible, *unfit)
         require_possible(plans, impossible)
         done = _executed(loaded, cluster, plans, known, network, save_profile=save_profile, testbed=testbed, say=say)

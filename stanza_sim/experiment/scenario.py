@@ -81,8 +81,12 @@ class Scenario:
         """Check, fold and lower the schedule: what it takes and what bounds it, before anything is simulated.
 
         With `by_chance` it is what one of the repeats simulates. `admit` is as in `SimulationCase`. What takes long
-        because nothing can be folded is said, with the reason. Raises `ScheduleError` and `InputError`.
+        because nothing can be folded is said, with the reason. Raises `ScheduleError` and `InputError`, the latter also
+        where repeats are asked for and nothing varies.
         """
+        if self.repeats is not None and not self.by_chance:
+            hint = "add jitter, stragglers or background traffic that comes and goes, or leave repeats out"
+            raise InputError("every repeat would be the same", where=self.repeats_at, hint=hint)
         return SimulationCase(
             self.schedule,
             self.model,
@@ -112,8 +116,7 @@ class Scenario:
     ) -> Prediction:
         """Simulate, with what was `prepared` if that is there already.
 
-        `moved` is called after each iteration, but not of random repeats. Raises `InputError` where repeats are asked
-        for and nothing varies.
+        `moved` is called after each iteration, but not of random repeats. Raises as `prepare` does.
         """
         if self.by_chance:
             from stanza_sim.simulate.repeats import simulate_repeats
@@ -130,9 +133,6 @@ class Scenario:
                 issue=self.issue,
                 say=say,
             )
-        elif self.repeats is not None:
-            hint = "add jitter, stragglers or background traffic that comes and goes, or leave repeats out"
-            raise InputError("every repeat would be the same", where=self.repeats_at, hint=hint)
         else:
             case = prepared or self.prepare(say=say)
             prediction = case.predict(case.run(moved=moved))
@@ -222,7 +222,7 @@ class Scenario:
         self, *, moved: Callable[[], None] = lambda: None, say: Say = lambda text: None
     ) -> Prediction:
         """Simulate, and again at the corners of what the costs rest on. Raises as `predict`."""
-        case = None if self.by_chance or self.repeats is not None else self.prepare(say=say)
+        case = None if self.by_chance else self.prepare(say=say)
         prediction = self.predict(case, moved=moved, say=say)
         return replace(prediction, spread=self.spread(prediction, prepared=case, moved=moved))
 

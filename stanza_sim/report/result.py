@@ -63,10 +63,11 @@ class Row:
     """One strategy on one model: the schedule, the prediction and the measurement (None if it was not executed).
 
     `drift` is there where blocks were timed before and after it was measured. Where a dilated run was measured,
-    `prediction` is of that, and `undilated` of the cluster as its topology states it. `notes` say what is odd about it,
-    such as a slow host that serves. `mfu` is the share of the devices' peak that the model's FLOPs are,
-    `price_per_hour` what the hosts cost in dollars, `training_samples` those of the whole training; None: not known.
-    `details` is there where the prediction can be looked into.
+    `prediction` is of that, and `undilated` of the cluster as its topology states it. An iteration has `accumulation`
+    steps of `batch_per_worker` samples. `notes` say what is odd about it, such as a slow host that serves. `mfu` is the
+    share of the devices' peak that the model's FLOPs are, `price_per_hour` what the hosts cost in dollars,
+    `training_samples` those of the whole training; None: not known. `details` is there where the prediction can be
+    looked into.
     """
 
     label: str
@@ -83,6 +84,7 @@ class Row:
     measurement: Measurement | None = None
     drift: Drift | None = None
     undilated: Prediction | None = None
+    accumulation: int = 1
     notes: tuple[str, ...] = ()
     mfu: float | None = None
     price_per_hour: float | None = None
@@ -240,6 +242,7 @@ def run_object(row: Row, tied_with: Sequence[str] = ()) -> dict[str, Json]:
         "cluster": row.cluster,
         "nodes": row.nodes,
         "batch_per_worker": row.batch_per_worker,
+        "accumulation": row.accumulation,
         "precision": row.precision,
         "seed": row.seed,
         "schedule_hash": row.schedule.digest(),

@@ -150,6 +150,11 @@ def _low_high(row: Ranged | None) -> str:
     return f"{low:>+3.0f} {high:>+4.0f}"
 
 
+def per_worker(batch: int, steps: int) -> str:
+    """What a worker consumes in an iteration of so many steps."""
+    return f"{batch} samples per worker" + (f", {steps} steps an iteration" if steps > 1 else "")
+
+
 def tied_note(labels: Sequence[str]) -> list[str]:
     """The note of a row that cannot be told apart from others; of many, some are named."""
     if not labels:
@@ -314,7 +319,7 @@ def print_result(result: Result, console: Console) -> None:
     tied = {(row.model, row.label): others for row, others in zip(result.rows, result.tied_with(), strict=True)}
     for model, rows in result.by_model().items():
         write_line(console, "")
-        write_line(console, f"{model}, {rows[0].batch_per_worker} samples per worker", "bold cyan")
+        write_line(console, f"{model}, {per_worker(rows[0].batch_per_worker, rows[0].accumulation)}", "bold cyan")
         _predictions(console, rows, [tied[model, row.label] for row in rows])
         _money(console, rows)
         _measurements(console, rows)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.experiment.rows import Plan
 from stanza_sim.experiment.run import run_experiment
 from stanza_sim.experiment.scenario import Scenario
 from stanza_sim.report.folder import files
@@ -68,6 +70,37 @@ def test_what_is_found_when_it_is_simulated(monkeypatch: pytest.MonkeyPatch) -> 
         ("found late", "here: does not fit; make it smaller")
     ]
     assert [row.label for row in result.rows] == ["fine"]
+
+
+MIXED = """\
+name: mixed
+hosts: [{name: n, count: 2, cores: 8, devices: [V100], nic: {rate: 10Gbps}, reduce_rate: 5GB/s}]
+switches: [{name: s}]
+cpu_ranks_per_host: 1
+"""
+
+
+def test_what_cannot_be_predicted_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That only a simulation of it would find out is known before ranks start, and the other rows are run."""
+    (tmp_path / "t.yaml").write_text(MIXED)
+    serving = {"strategy": "parameter_server", "label": "fine", "settings": {"servers": 2}}
+    rows = [{"strategy": "all_reduce", "label": "computes on cores"}, serving]
+    changes = [f"cluster={tmp_path / 't.yaml'}", f"strategies={json.dumps(rows)}", "models=[alexnet]"]
+    changes += ["execute.compute=emulated", "batch_per_worker=8"]
+    plain = run_experiment("ec2_v100", overrides=changes)
+    started: list[str] = []
+
+    def executed(loaded: Any, cluster: Any, plans: Sequence[Plan], *_: Any, **how: Any) -> Result:
+        started.extend(plan.strategy.title for plan in plans)
+        return Result(experiment="", rows=())
+
+    monkeypatch.setattr("stanza_sim.experiment.run._executed", executed)
+    result = run_experiment("ec2_v100", overrides=changes, execute=True)
+    assert plain is not None and result is not None
+    assert started == ["fine"] and result.infeasible == plain.infeasible
+    assert "would be computed on the cores of n-0" in result.infeasible[0].reason
+    with pytest.raises(InputError, match="every repeat would be the same"):  # before anything runs
+        run_experiment("ec2_v100", overrides=[*changes, "simulation.repeats=3"], execute=True)
 
 
 def test_none_is_possible() -> None:

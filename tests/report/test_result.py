@@ -16,6 +16,7 @@ RUN_KEYS = [
     "cluster",
     "nodes",
     "batch_per_worker",
+    "accumulation",
     "precision",
     "seed",
     "schedule_hash",

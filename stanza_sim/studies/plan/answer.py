@@ -16,6 +16,7 @@ from stanza_sim.report.table import (
     Column,
     fixed,
     low_high,
+    per_worker,
     print_basis,
     print_grid,
     print_result,
@@ -65,7 +66,8 @@ def print_plan(plan_result: PlanAnswers, console: Console, *, top: int) -> None:
 
 def _print_answer(answer: Answer, console: Console, top: int) -> None:
     problem, found = answer.problem, answer.found
-    write_line(console, f"{problem.entry.title}, {problem.batch_per_worker} samples per worker", "bold cyan")
+    steps = problem.loaded.value.training.accumulation
+    write_line(console, f"{problem.entry.title}, {per_worker(problem.batch_per_worker, steps)}", "bold cyan")
     shown = found.ranked[:top]
     if not shown:
         _paragraph(console, "no plan was simulated")

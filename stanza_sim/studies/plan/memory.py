@@ -9,10 +9,11 @@ counts, as far as a schedule tells it, in the form in which this program's execu
     sums           2 O'     reduced gradients of what the rank owns and receives contributions to
     backward       of the block of which that is most: gradients of its parameters before they are in their buffer,
                    and those of its input and output
-    activations    sum over blocks of samples x bytes that the block's operations put out and that are kept for its
-                   backward pass. Of an elementwise operation's input and output one is: it computes in place, or only
-                   its result is needed. It reads at most twice as much as it writes (an addition), so what it writes is
-                   at least a third of what it touches, and so much is not counted
+    activations    at the most at one time, in each lane: sum over blocks and micro-batches, from the forward to the
+                   last backward pass, of samples x bytes that the block's operations put out and that are kept. Of an
+                   elementwise operation's input and output one is: it computes in place, or only its result is needed.
+                   It reads at most twice as much as it writes (an addition), so what it writes is at least a third of
+                   what it touches, and so much is not counted
     received       2 R      gradients and activations that arrive in an iteration, in two generations; parameters that
                             are pulled land in place
     input          samples x bytes of a sample, in two generations
@@ -28,8 +29,6 @@ and in the host's memory, which topologies do not state and nothing is judged by
 
 Not counted: activations that a collective gathers, samples that are loaded ahead, workspace of convolutions and of
 cuBLAS, the framework's own context (0.3 to 1 GB on a GPU), and fragmentation.
-Activations are those of the whole batch of a rank, also where it comes in micro-batches: forward passes may all precede
-the first backward pass.
 """
 
 from __future__ import annotations
@@ -58,10 +57,12 @@ from stanza_sim.schedule import (
 )
 from stanza_sim.schedule.cuts import slice_block, slice_numel
 from stanza_sim.schedule.progress import WINDOW
-from stanza_sim.schedule.samples import Counts, data_rank_counts
+from stanza_sim.schedule.samples import Spot, data_rank_counts
 
 SUMMING = (Phase.REDUCE, Phase.RECONSTRUCT)
 """Phases whose results have room of their own, as those of a reduce-scatter have."""
+PASSES = (Phase.FORWARD, Phase.BACKWARD, Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
+"""From the first of them on a block keeps activations of a micro-batch, to the last of those that follow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,9 +106,12 @@ def memory_of(
     `activation_scale` is that of the size of an element of an activation (0.5 for half precision). NCCL moves what the
     ranks of `nccl` send and receive, gloo what those of `staged` do, from and to the host.
     """
-    samples: dict[str, Counts] = {}  # by block, over all micro-batches
-    for (name, _), counts in data_rank_counts(schedule).items():
-        samples[name] = samples[name] + counts if name in samples else counts
+    counts = data_rank_counts(schedule)
+    of_block: dict[str, list[int]] = {}  # its micro-batches
+    for name, m in counts:
+        of_block.setdefault(name, []).append(m)
+    passes = [op for op in schedule.ops if isinstance(op, Compute) and op.phase in PASSES]
+    size = schedule.batch_per_worker // schedule.microbatches
     sums = {op.target for op in schedule.ops if isinstance(op, Compute) and op.phase in SUMMING} | {
         op.value.name for op in schedule.ops if isinstance(op, Collective) and op.kind is CollectiveKind.REDUCE_SCATTER
     }
@@ -122,11 +126,13 @@ def memory_of(
     }
     found: dict[int, Memory] = {}
     for rank, by_op in received.items():
-        parameters = activations = backward = 0
+        parameters = backward = 0
+        kept: dict[Spot, float] = {}
         computes: set[str] = set()
         befores = [0, *(b.output_numel for b in model.blocks)]  # the first block's input needs no gradient
         for block, numel_before in zip(model.blocks, befores, strict=False):
-            if block.name not in samples or not (count := int(samples[block.name][rank])):
+            batches = {m: size * int(counts[block.name, m][rank]) for m in of_block.get(block.name, ())}
+            if not (largest := max(batches.values(), default=0)):
                 continue
             computes.update(t.name for t in block.tensors)
             held = block
@@ -134,10 +140,10 @@ def memory_of(
                 lo, hi = schedule.features(cut, rank)
                 held = slice_block(block, cut, hi - lo)
             parameters += held.numel * schedule.itemsize
-            batch = count * schedule.batch_per_worker // schedule.microbatches
-            activations += int(batch * _kept_nbytes(held) * activation_scale)
+            each = _kept_nbytes(held) * activation_scale
+            kept |= {(block.name, m): batch * each for m, batch in batches.items()}
             ends = schedule.itemsize * activation_scale * (held.output_numel + numel_before)
-            backward = max(backward, held.numel * schedule.itemsize + int(batch * ends))
+            backward = max(backward, held.numel * schedule.itemsize + int(largest * ends))
         own = optimiser = reduced = 0
         for bundle in schedule.bundles:
             owners = schedule.owners(bundle)
@@ -153,20 +159,38 @@ def memory_of(
             reduced += numel * schedule.itemsize if bundle.name in sums else 0
             own += 0 if computes.issuperset(bundle.tensors) else numel * schedule.itemsize
         shapes = (model.input_shape, *(i.shape for i in model.more_inputs))
-        each = sum(map(prod, shapes)) * schedule.itemsize * activation_scale
+        sample = sum(map(prod, shapes)) * schedule.itemsize * activation_scale
         found[rank] = Memory(
             weights_nbytes=parameters + own,
             gradients_nbytes=WINDOW * parameters,
             optimiser_nbytes=optimiser,
             sums_nbytes=WINDOW * reduced,
-            activations_nbytes=activations,
+            activations_nbytes=int(_most_kept(schedule, passes, kept, rank)),
             backward_nbytes=backward,
             received_nbytes=WINDOW * sum(n for name, n in by_op.items() if name not in lands),
-            input_nbytes=WINDOW * int(schedule.batch_per_worker * each) if rank in data else 0,
+            input_nbytes=WINDOW * int(schedule.batch_per_worker * sample) if rank in data else 0,
             communicators_nbytes=_communicators_nbytes(schedule, alike.values(), rank) if rank in nccl else 0,
             page_locked_nbytes=2 * WINDOW * sum(by_op.values()) if rank in staged else 0,
         )
     return found
+
+
+def _most_kept(schedule: Schedule, passes: Sequence[Compute], kept: Mapping[Spot, float], rank: int) -> float:
+    """The most bytes of activations at one time, in each lane of `rank`, of what each block keeps of a micro-batch."""
+    member = {name: rank in schedule.group(name) for name in {op.ranks for op in passes}}
+    mine = [op for op in passes if member[op.ranks]]
+    forward = {(op.target, op.microbatch): op.lane for op in mine if op.phase is Phase.FORWARD}
+    last_use = {(op.target, op.microbatch): op.name for op in mine}
+    now: dict[str, float] = {}
+    most: dict[str, float] = {}
+    for op in mine:
+        spot, lane = (op.target, op.microbatch), op.lane
+        if op.phase is Phase.FORWARD:
+            now[lane] = now.get(lane, 0.0) + kept[spot]
+            most[lane] = max(most.get(lane, 0.0), now[lane])
+        if last_use[spot] == op.name and forward[spot] == lane:  # what another lane lets go, it may let go late
+            now[lane] -= kept[spot]
+    return sum(most.values())
 
 
 BUFFER_BYTES, MOST_CHANNELS, MULTIPROCESSORS = 4 * 1024 * 1024, 32, 132

@@ -83,17 +83,19 @@ def most_held(schedule: Schedule, model: ModelProfile, rank: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "strategy"),
+    ("name", "strategy", "steps"),
     [
-        ("tiny", "local"),
-        ("tiny", "all_reduce"),
-        ("resnet50", "all_reduce"),
-        pytest.param("resnet50", "local", marks=pytest.mark.nightly),
+        ("tiny", "local", 1),
+        ("tiny", "all_reduce", 1),
+        ("tiny", "all_reduce", 3),
+        ("resnet50", "all_reduce", 1),
+        pytest.param("resnet50", "local", 1, marks=pytest.mark.nightly),
+        pytest.param("resnet50", "local", 2, marks=pytest.mark.nightly),
     ],
 )
-def test_a_rank_holds_what_is_counted(tiny: ModelProfile, name: str, strategy: str) -> None:
+def test_a_rank_holds_what_is_counted(tiny: ModelProfile, name: str, strategy: str, steps: int) -> None:
     model = tiny if name == "tiny" else zoo.get(name)
-    schedule = schedule_of(model, strategy, 1, {})
+    schedule = schedule_of(model, strategy, 1, {}, accumulation=steps)
     counted = memory_of(schedule, model, {0: {}})[0].nbytes
     held = most_held(schedule, model, 0)
     assert -0.1 <= counted / held - 1 <= 0.3
