@@ -19,8 +19,10 @@ from stanza_sim.base.units import format_time
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.experiment.details import path_of
 from stanza_sim.experiment.what_if import Change
+from stanza_sim.experiment.why import explain
 from stanza_sim.experiment.worth import flops_utilisation, price_per_hour
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.report.explanation import Explanation
 from stanza_sim.schedule import Schedule
 from stanza_sim.simulate.costs import CostModel
 from stanza_sim.simulate.prediction import Prediction as Simulated
@@ -191,6 +193,21 @@ class Prediction(Simulated):
                 told += [f"{key} x{times:g}" for key, times in (given or {}).items()]
             words = ", ".join([*([self.change] if self.change else []), *told])
             return replace(_predicted(self.schedule, replace(made, changes=(*made.changes, change))), change=words)
+
+    def explain(self) -> Explanation:
+        """Return what sets the time of an iteration and what would shorten it, by some dozen what-ifs.
+
+        Printed, it is a few sentences; `cause`, `place` and `effects` are for programs.
+
+        >>> import stanza_sim as ss
+        >>> cluster, model = ss.load_cluster("star", nodes=5), ss.load_model("vgg16")
+        >>> b = ss.predict(ss.build_schedule("parameter_server", model, cluster, batch_per_worker=32), cluster)
+        >>> why = b.explain()
+        >>> str(why.cause), why.place
+        ('link', "node-4's NIC (server)")
+        """
+        scenario = self._setup("explain").scenario(self.schedule)
+        return explain(scenario, self, self.critical_path())
 
     def _setup(self, what: str) -> Setup:
         if self.setup is None:
