@@ -9,8 +9,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from stanza_sim.base.tables import shortened
+<<<<<<< HEAD
 from stanza_sim.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
+=======
+from stanza_sim.report.explanation import Explanation
+>>>>>>> trace
 from stanza_sim.schedule import Schedule
 from stanza_sim.simulate.lowering.link_seconds import LinkSeconds
 from stanza_sim.simulate.residual import ties
@@ -47,6 +51,11 @@ class RowDetails(Protocol):
         ...
 
     @property
+    def explanation(self) -> Explanation:
+        """Why it takes so long, which is simulated."""
+        ...
+
+    @property
     def representative(self) -> Callable[[int], int]:
         """Which rank's spans stand for those of each, where identical ranks were folded."""
         ...
@@ -68,9 +77,14 @@ class Row:
     `prediction` is of that, and `undilated` of the cluster as its topology states it. An iteration has `accumulation`
     steps of `batch_per_worker` samples. `notes` say what is odd about it, such as a slow host that serves. `mfu` is the
     share of the devices' peak that the model's FLOPs are, `price_per_hour` what the hosts cost in dollars,
+<<<<<<< HEAD
     `training_samples` those of the whole training; None: not known. Of `hardware`, the cluster, and `profile`, the
     model, the folder of a result says more; `details` is there where the prediction can be looked into.
     `sample_tokens` are the tokens of a sample, of a model of tokens.
+=======
+    `training_samples` those of the whole training; None: not known. `details` is there where the prediction can be
+    looked into.
+>>>>>>> trace
     """
 
     label: str
@@ -230,6 +244,18 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def _explanation(row: Row) -> dict[str, Json]:
+    """Why a row takes as long as it does, if that can be looked into; `times` is null for what takes no time."""
+    if row.details is None:
+        return {}
+    one = row.details.explanation
+    effects: list[Json] = [
+        {"what": e.what, "times": _finite(e.times), "place": e.place, "iteration_s": e.iteration_s} for e in one.effects
+    ]
+    found = {"cause": one.cause, "place": one.place, "path_s": one.path, "effects": effects, "text": str(one)}
+    return {"explanation": found}
+
+
 def _repeats(row: Row) -> dict[str, Json]:
     """What repeats of a random simulation add to a prediction; nothing where there was one only."""
     repeats = row.prediction.repeats
@@ -243,10 +269,11 @@ def _repeats(row: Row) -> dict[str, Json]:
     }
 
 
-def run_object(row: Row, tied_with: Sequence[str] = ()) -> dict[str, Json]:
+def run_object(row: Row, tied_with: Sequence[str] = (), *, explained: bool = False) -> dict[str, Json]:
     """One row as plain JSON values; times in seconds, `error_pct` as `Row.error_pct`.
 
-    `tied_with` are the labels of rows beside it from which it cannot be told apart.
+    `tied_with` are the labels of rows beside it from which it cannot be told apart. Where it is to be `explained`, that
+    is simulated.
     """
     return {
         "label": row.label,
@@ -283,18 +310,20 @@ def run_object(row: Row, tied_with: Sequence[str] = ()) -> dict[str, Json]:
         "error_pct": row.error_pct,
         "machine": _machine(row),
         **_undilated(row),
+        **(_explanation(row) if explained else {}),
     }
 
 
-def result_object(result: Result) -> dict[str, Json]:
+def result_object(result: Result, *, explained: bool = False) -> dict[str, Json]:
     """The result as plain JSON values; see `run_object`."""
+    tied = zip(result.rows, result.tied_with(), strict=True)
     return {
         "experiment": result.experiment,
-        "runs": list(map(run_object, result.rows, result.tied_with())),
+        "runs": [run_object(row, others, explained=explained) for row, others in tied],
         "infeasible": [{"label": i.label, "model": i.model, "reason": i.reason} for i in result.infeasible],
     }
 
 
-def result_json(result: Result) -> str:
+def result_json(result: Result, *, explained: bool = False) -> str:
     """The result as one JSON object, equal bytes for equal results."""
-    return json.dumps(result_object(result), indent=1, allow_nan=False) + "\n"
+    return json.dumps(result_object(result, explained=explained), indent=1, allow_nan=False) + "\n"
