@@ -92,6 +92,11 @@ def paths(given: str | Path | Sequence[str | Path] | None, function: str, argume
     return [Path(one) for one in several]
 
 
+def one_path(given: str | Path | None, function: str, argument: str) -> Path | None:
+    """One path, or none. Raises `InputError`."""
+    return None if given is None else paths([given], function, argument)[0]
+
+
 def as_text(value: object) -> str:
     """A value as `--set` takes it: a text as it stands, or in quotes where it would be read as something else."""
     if isinstance(value, str):

@@ -18,7 +18,9 @@ from stanza_sim.base.telling import Say
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.experiment.file import Execute, Experiment, ModelEntry, Scale
 from stanza_sim.experiment.fitted import fitted
+from stanza_sim.experiment.how_far import running_line
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
+from stanza_sim.experiment.loops import NO_FILES, Files
 from stanza_sim.experiment.rows import Plan, known_profiles, model_of
 from stanza_sim.experiment.scenario import Conditions, Scenario
 from stanza_sim.experiment.what_if import Change
@@ -139,13 +141,13 @@ def plan_of(schedule: ModelSchedule) -> Plan:
     )
 
 
-def measured(schedule: ModelSchedule, made: Setup, *, testbed: bool, say: Say) -> Measurement:
+def measured(schedule: ModelSchedule, made: Setup, *, testbed: bool, files: Files = NO_FILES, say: Say) -> Measurement:
     """Execute a schedule on the ranks of this machine, or of a launcher. Raises `InputError` and `RunError`."""
     from stanza_sim.execute import execute, require_torch
 
     require_torch()
     (plan,) = fitted(made.conditions.loaded, [plan_of(schedule)], say)
     known = {} if made.profile is None else {plan.entry.title: made.profile}
-    jobs = jobs_of(made.conditions.loaded, [plan], made.cluster, known, testbed=testbed)
+    jobs = jobs_of(made.conditions.loaded, [plan], made.cluster, known, testbed=testbed, files=files)
     with open_ranks(made.conditions.loaded, made.cluster, testbed=testbed, say=say) as workers:
-        return execute(jobs, workers)[0]
+        return execute(jobs, workers, moving=lambda i, ended: say(running_line(i, ended, plan, jobs[i])))[0]

@@ -131,6 +131,25 @@ def run(
             "--explain", help="Say what sets the time of each row and what would help, by some simulations more."
         ),
     ] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save",
+            metavar="FILE",
+            help="With --execute: keep the trained parameters, a state_dict (.safetensors, else torch.save), and "
+            "beside it what resuming takes; {model} and {row} in the name are replaced.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="FILE",
+            help="With --execute: go on with a training that --save kept, up to training.iterations in all.",
+            show_default=False,
+        ),
+    ] = None,
     jobs: Jobs = None,
 ) -> None:
     """Predict every model and strategy of an experiment and, with [bold]--execute[/], run them too.
@@ -140,6 +159,7 @@ def run(
     with errors_for_people():
         from stanza_sim.base.errors import InputError
         from stanza_sim.base.processes import cores
+        from stanza_sim.experiment.loops import Files
         from stanza_sim.experiment.run import run_experiment
         from stanza_sim.report.folder import check_writable, write_result
 
@@ -167,6 +187,7 @@ def run(
                 save_profile=save_profile,
                 testbed=testbed,
                 jobs=jobs or (1 if execute else cores()),
+                files=Files(save=save, resume=resume),
                 say=say,
                 tell=tell,
             )

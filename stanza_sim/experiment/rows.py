@@ -28,13 +28,17 @@ from stanza_sim.simulate.throughput import check_throughput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One row to be: a strategy of the experiment for one of its models, and the schedule that it builds."""
+    """One row to be: a strategy of the experiment for one of its models, and the schedule that it builds.
+
+    `train_samples` are those that an epoch has, where the data is known.
+    """
 
     entry: ModelEntry
     strategy: StrategyEntry
     model: ModelProfile
     batch_per_worker: int
     schedule: Schedule
+    train_samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

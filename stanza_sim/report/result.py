@@ -9,12 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from stanza_sim.base.tables import shortened
-<<<<<<< HEAD
 from stanza_sim.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
-=======
 from stanza_sim.report.explanation import Explanation
->>>>>>> trace
 from stanza_sim.schedule import Schedule
 from stanza_sim.simulate.lowering.link_seconds import LinkSeconds
 from stanza_sim.simulate.residual import ties
@@ -77,14 +74,9 @@ class Row:
     `prediction` is of that, and `undilated` of the cluster as its topology states it. An iteration has `accumulation`
     steps of `batch_per_worker` samples. `notes` say what is odd about it, such as a slow host that serves. `mfu` is the
     share of the devices' peak that the model's FLOPs are, `price_per_hour` what the hosts cost in dollars,
-<<<<<<< HEAD
     `training_samples` those of the whole training; None: not known. Of `hardware`, the cluster, and `profile`, the
     model, the folder of a result says more; `details` is there where the prediction can be looked into.
     `sample_tokens` are the tokens of a sample, of a model of tokens.
-=======
-    `training_samples` those of the whole training; None: not known. `details` is there where the prediction can be
-    looked into.
->>>>>>> trace
     """
 
     label: str
@@ -216,6 +208,18 @@ def _measured(row: Row) -> dict[str, Json] | None:
         "tokens_per_s": None if row.sample_tokens is None else m.samples_per_s * row.sample_tokens,
         "loss_first": _finite(first),
         "loss_last": _finite(last),
+        "iterations": len(m.losses) or None,
+        "accuracy": m.accuracy,
+        "perplexity": _finite(m.perplexity),
+        "evaluations": [
+            {
+                "iteration": s.iteration,
+                "loss": _finite(s.loss),
+                "accuracy": s.accuracy,
+                "perplexity": _finite(s.perplexity),
+            }
+            for s in m.scores
+        ],
     }
 
 

@@ -261,8 +261,10 @@ def _measured_notes(row: Row) -> list[str]:
         notes.append(f"undilated, as the topology states it: {took} ms predicted, {error:+.1f}%")
     if m.losses:
         first, last = loss_ends(m.losses)
+        perplexity = "" if m.perplexity is None else f", perplexity {m.perplexity:#.4g}"
         accuracy = "" if m.accuracy is None else f", accuracy {m.accuracy:.1%}"
-        notes.append(f"loss {first:#.3g} -> {last:#.3g}{accuracy}")
+        when = f" after {m.scores[-1].iteration} iterations" if len(m.scores) > 1 else ""
+        notes.append(f"loss {first:#.3g} -> {last:#.3g}{perplexity}{accuracy}{when}")
     return notes
 
 

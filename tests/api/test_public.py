@@ -39,7 +39,7 @@ def measurement() -> ss.Measurement:
         iteration_s_max=0.9,
         samples_per_s=0.9 * PREDICTION.samples_per_s,
         losses=(2.3, 2.2),
-        accuracy=None,
+        scores=(),
         sent_bytes=(1,) * 4,
         received_bytes=(1,) * 4,
         hosts=("here",) * 4,
