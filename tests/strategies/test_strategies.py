@@ -53,7 +53,7 @@ ELSEWHERE = {
     "stanza": set().union(*EXCHANGES, *PIPELINES, *(p for _, p in PLACES), {"cut", "fc_parallel", "on"}),
     "parameter_server": {"bigarray_bound", "partition", "slice", "credit", "share_pulls", "pull", "on"},
     "sharded_head": set().union(*(s for name, _, s in SLICED if name == "sharded_head")),
-    "pipeline": {"stages", "cuts", "microbatches", "activations"},
+    "pipeline": {"stages", "cuts", "microbatches", "activations", "balance"},
 }
 """Settings that tests of a strategy's own try."""
 CASES = [
