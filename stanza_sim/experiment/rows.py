@@ -17,6 +17,7 @@ from stanza_sim.cluster import Cluster, load_cluster
 from stanza_sim.cluster.hosts import with_nccl
 from stanza_sim.cluster.load import NoNetworkError
 from stanza_sim.experiment.file import Experiment, ModelEntry, StrategyEntry
+from stanza_sim.model.decay import without_decay
 from stanza_sim.model.labels import Loss, usual_labels
 from stanza_sim.model.profile import ModelProfile, Throughput, scaled
 from stanza_sim.model.zoo import load_model
@@ -140,6 +141,9 @@ def model_of(loaded: Loaded[Experiment], index: int) -> ModelProfile:
             input_shape=entry.input_shape,
             factory_kwargs=entry.factory_kwargs,
             boundary=entry.boundary,
+            sequence=entry.sequence,
+            vocabulary=entry.vocabulary,
+            tied=entry.tied,
         )
         given = (Throughput(device=name, **dict(known)) for name, known in entry.throughput.items())
         profile = replace(profile, throughput=tuple(given))
@@ -157,6 +161,9 @@ def plan_for(
     """
     batch = loaded.value.batch_of(entry)
     profile = partial(_own_profile, loaded, entry, model)
+    optimizer = loaded.value.training.optimizer
+    with _placed(loaded.source.where("training", "optimizer", "no_decay")):
+        without_decay(model, optimizer.no_decay)
     schedule = strategies.build(
         row.strategy,
         model,
@@ -168,6 +175,8 @@ def plan_for(
         cluster=cluster,
         times=pass_times(cluster, model, loaded.value.precision, profile, launch=loaded.value.launch),
         accumulation=loaded.value.training.accumulation,
+        moments=optimizer.moments,
+        clipped=optimizer.clip_norm is not None,
     )
     return Plan(entry=entry, strategy=row, model=model, batch_per_worker=batch, schedule=schedule)
 

@@ -232,6 +232,8 @@ def _op(schedule: Schedule, op: Op, model: ModelProfile, previous: Mapping[str, 
             return _exchange(schedule, [v.name for v in op.values if v.kind.on_bundle])
         case Collective() if op.value.kind.on_bundle:
             return _exchange(schedule, [op.value.name])
+        case Collective() if op.value.kind is ValueKind.NORM:
+            return None
         case Collective():
             return _collective(schedule, op, model)
 

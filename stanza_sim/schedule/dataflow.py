@@ -1,5 +1,7 @@
 """The rules of data flow: a value is there before it is used, and is not overwritten while it may still be read.
 
+Parameters of a bundle of which ranks keep slices are there from an all-gather to the last pass before the next one.
+
 They must hold at every rank. `stanza_sim.schedule.order` says how finely ranks are told apart.
 """
 
@@ -12,8 +14,22 @@ from operator import or_
 
 from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule.clipping import clipping_op
 from stanza_sim.schedule.cuts import Form
-from stanza_sim.schedule.ops import Axis, Collective, CollectiveKind, Compute, Op, Phase, Transfer, Value, ValueKind
+from stanza_sim.schedule.ops import (
+    Axis,
+    Bundle,
+    Collective,
+    CollectiveKind,
+    Compute,
+    Keep,
+    Op,
+    Phase,
+    Transfer,
+    Value,
+    ValueKind,
+    dependency,
+)
 from stanza_sim.schedule.order import order_of
 from stanza_sim.schedule.printing import print_op
 from stanza_sim.schedule.rank_cells import bits
@@ -48,6 +64,7 @@ class _DataFlow:
                 self.users[t.name].append(i)
         self.order = order_of(schedule)
         self.cells = self.order.cells
+        self._clipped: set[tuple[str, int]] = set()  # lanes, and cells, where an update comes behind all norms
         self.under: dict[tuple[object, ...], list[int]] = defaultdict(list)  # ops found under that heading
 
     def run(self) -> None:
@@ -96,6 +113,10 @@ class _DataFlow:
                 yield "sum", op.target
             case Compute(phase=Phase.PARTIAL):
                 yield "partial sum", op.target
+            case Compute(phase=Phase.NORM):
+                yield "norm", op.target
+            case Compute(phase=Phase.UPDATE):
+                yield "update", op.target
             case Transfer():
                 for value in op.values:
                     yield Form.SLICE if _arrives_sliced(op, value) else Form.WHOLE, value, op.landing
@@ -106,8 +127,14 @@ class _DataFlow:
                     elif value.kind is ValueKind.PARAM:
                         yield "pull", value.name
             case Collective() if op.value.kind is ValueKind.GRAD:
+                yield "sum" if self.s.bundle(op.value.name).replicas == 1 else "sum of a replica", op.value.name
+            case Collective() if op.value.kind is ValueKind.SUM:
                 yield "sum", op.value.name
-            case Collective() if op.value.kind is not ValueKind.PARAM:
+            case Collective() if op.value.kind is ValueKind.NORM:
+                yield ("norm of all gradients",)
+            case Collective() if op.value.kind is ValueKind.PARAM:
+                yield "gather", op.value.name
+            case Collective():
                 yield Form.WHOLE, op.value, op.microbatch
 
     def _axis(self, block: str) -> Axis | None:
@@ -161,6 +188,27 @@ class _DataFlow:
                 needed_of = " or ".join(self.names[k] for k in users)
                 raise self.fail(i, f"grad({bundle}) needs the backward pass of {needed_of}", left)
 
+    def _need_sum(self, i: int, at: int, bundle: str) -> None:
+        """The sum of all ranks' gradients of `bundle`, or where nothing sums them the own ones, must be at `at`."""
+        if missing := self._missing(i, at, "sum", bundle):
+            made = self.s.bundle(bundle)
+            if self._with_slice(made, missing) and (made.replicas > 1 or made.keep is not Keep.ALL):
+                message = f"grad({bundle}) has not been summed over all owners before it is used"
+                raise self.fail(i, message, self._with_slice(made, missing), "name what sums it in after=")
+            self._need_gradients(i, at, bundle)
+
+    def _need_norms(self, i: int, at: int) -> None:
+        """Where gradients are clipped, an update needs the norm of all, and what adds it up needs all of its parts."""
+        if self._normed and isinstance(self.s.ops[i], Compute) and clipping_op(self.s) is not None:
+            parts: list[tuple[tuple[str, ...], int]] = [(("norm of all gradients",), at)]
+        else:
+            parts = [(("norm", bundle), at & owners) for bundle, owners in self._normed.items()]
+        for heading, owners in parts:
+            if missing := self._missing(i, owners, *heading):
+                raise self.fail(
+                    i, f"the {' of '.join(heading)} must be there before this", missing, "name what makes it in after="
+                )
+
     def _need_factors(self, i: int, at: int, bundle: str) -> None:
         """Inputs and output gradients of the linear layer of `bundle`, for every micro-batch, must be at `at`."""
         for block in self._blocks_of(bundle):
@@ -176,6 +224,8 @@ class _DataFlow:
 
     def _compute(self, i: int, op: Compute) -> None:
         at = self.cells.gated[i]
+        for name in () if op.phase.on_bundle else self._gathered.get(op.target, ()):
+            self._need_whole(i, at, name)
         match op.phase:
             case Phase.FORWARD:
                 k = self.blocks[op.target]
@@ -213,9 +263,13 @@ class _DataFlow:
                 if missing := self._missing(i, at, "push", op.target):
                     message = f"no transfer brings factors({op.target}) before they are used"
                     raise self.fail(i, message, missing, "name what brings them in after=")
+            case Phase.NORM:
+                self._need_sum(i, at, op.target)
             case Phase.UPDATE:
-                if self._missing(i, at, "sum", op.target):
-                    self._need_gradients(i, at, op.target)
+                self._need_sum(i, at, op.target)
+                if (lane := (op.lane, at)) not in self._clipped:  # others of it come behind
+                    self._need_norms(i, at)
+                    self._clipped.add(lane)
                 self._after_readers(i, at, op.target, writing=False)
 
     def _transfer(self, i: int, op: Transfer) -> None:
@@ -243,12 +297,86 @@ class _DataFlow:
         at = self.cells.gated[i]
         if op.value.kind is ValueKind.GRAD:
             self._need_gradients(i, at, op.value.name)
+        elif op.value.kind is ValueKind.NORM:
+            self._need_norms(i, at)
+        elif op.value.kind is ValueKind.SUM:
+            if missing := self._missing(i, at, "sum of a replica", op.value.name):
+                message = f"{op.value} is not there before it is used"
+                raise self.fail(i, message, missing, "name a reduce-scatter in after=")
+        elif op.value.kind is ValueKind.PARAM and self.s.bundle(op.value.name).keep is Keep.SLICES:
+            self._gather(i, at, op)
         elif op.value.kind is not ValueKind.PARAM:
             form = Form.PARTIAL if op.kind is CollectiveKind.ALL_REDUCE else Form.SLICE
             self._need(i, at, op.value, op.microbatch, (form,))
         else:
             root = 0 if op.root is None else 1 << self.cells.of_rank(op.root)
             self._in_place(i, at & ~root, op.value.name)
+
+    @cached_property
+    def _normed(self) -> dict[str, int]:
+        """The cells that take the norm of each bundle's gradients."""
+        found: dict[str, int] = defaultdict(int)
+        for i, op in enumerate(self.s.ops):
+            if isinstance(op, Compute) and op.phase is Phase.NORM:
+                found[op.target] |= self.cells.gated[i]
+        return found
+
+    # ---- parameters that are whole for a while ---------------------------------------------------------------------
+
+    @cached_property
+    def _gathered(self) -> dict[str, list[str]]:
+        """For each block, the bundles with its tensors that are whole only behind an all-gather."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for bundle in self.s.bundles:
+            for block in self._blocks_of(bundle.name) if bundle.keep is Keep.SLICES else ():
+                found[block].append(bundle.name)
+        return found
+
+    def _with_slice(self, bundle: Bundle, at: int) -> int:
+        """Cells of `at` whose ranks have elements of a bundle: of one with fewer than owners, some have none."""
+        if bundle.numel < self.s.pieces(bundle):
+            for rank in self.s.owners(bundle):
+                lo, hi = self.s.slice_of(bundle, rank)
+                at &= -1 if lo < hi else ~(1 << self.cells.of_rank(rank))
+        return at
+
+    def _need_whole(self, i: int, at: int, bundle: str) -> None:
+        """The last all-gather of `bundle` ahead of pass `i`, in program order, must be complete before it."""
+        for j in reversed(self.under.get(("gather", bundle), ())):
+            here = at & self.cells.completes[j]
+            if missing := here & ~self.order.before(i, j, here):
+                message = f"param({bundle}) may not be whole before it is used"
+                raise self.fail(i, message, missing, f"name {self.s.ops[j].name} in after=")
+            at &= ~here
+        if at:
+            hint = "gather it first: a rank keeps its slice only"
+            raise self.fail(i, f"param({bundle}) is not whole before it is used", at, hint)
+
+    def _gather(self, i: int, at: int, op: Collective) -> None:
+        """An all-gather of what is whole for a while comes after every pass that read what was gathered before it.
+
+        The first of an iteration therefore waits for the update of the one before, which comes after all its passes.
+        """
+        bundle = op.value.name
+        for block in self._blocks_of(bundle):
+            for j in (j for j in self._readers.get(block, ()) if j < i):
+                reads = self.cells.gated[j] & at
+                if early := reads & ~self.order.before(i, j, reads):
+                    message = f"param({bundle}) would be gathered anew while {self.s.ops[j].name} may still read it"
+                    raise self.fail(i, message, early)
+        if self.under.get(("update", bundle)):
+            hint = "begin the next iteration with it"
+            raise self.fail(i, f"param({bundle}) is gathered behind its update", at, hint)
+        earlier = renewed = 0
+        for j in self.under.get(("gather", bundle), ()):
+            earlier |= self.cells.completes[j]
+        for name, _ in map(dependency, op.after_previous):
+            before = self.s.op(name)
+            if isinstance(before, Compute) and (before.phase, before.target) == (Phase.UPDATE, bundle):
+                renewed |= self.cells.group(before.ranks)
+        if stale := at & ~earlier & ~renewed:
+            message = f"param({bundle}) would be gathered while the iteration before may still use it"
+            raise self.fail(i, message, stale, "name its update in after_previous=")
 
     # ---- parameters are written behind their readers ----------------------------------------------------------------
 
@@ -302,6 +430,11 @@ class _DataFlow:
         `writing`: it brings them, so what counts is what is complete where they come from.
         """
         before = self.order.before_writing if writing else self.order.before
+        for j in () if writing else self.under.get(("gather", bundle), ()):
+            sends = self.cells.completes[j] & at
+            if early := sends & ~before(i, j, sends):
+                name = self.s.ops[j].name
+                raise self.fail(i, f"param({bundle}) would be overwritten while {name} may still send it", early)
         for block in self._blocks_of(bundle):
             for j in self._readers.get(block, ()):
                 reads = self.cells.gated[j] & at

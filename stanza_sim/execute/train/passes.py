@@ -15,10 +15,14 @@ from torch import Tensor
 from stanza_sim.execute.rank.accelerator import Accelerator
 from stanza_sim.execute.rank.job import Training
 from stanza_sim.execute.train.factors import Tap, add_rows, packed, reconstruct
-from stanza_sim.execute.train.flat import sgd_step
+from stanza_sim.execute.train.flat import FlatBundle
+from stanza_sim.execute.train.gathered import Gathered
 from stanza_sim.execute.train.losses import sliced_loss, summed_loss
+from stanza_sim.execute.train.norms import clip_factor, counted_runs, squared_norm
 from stanza_sim.execute.train.slices import features_of, gradients, gradients_with_tail
+from stanza_sim.execute.train.updates import Updates
 from stanza_sim.execute.train.values import Generation, RankValues, Spot
+from stanza_sim.model.decay import without_decay
 from stanza_sim.schedule import Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, ValueKind
 from stanza_sim.schedule.factors import factor_transfers, require_factors
 from stanza_sim.schedule.progress import WINDOW
@@ -69,6 +73,8 @@ class Passes:
         }
         self._factors = {b: require_factors(self.schedule, values.model, b) for b in factor_transfers(self.schedule)}
         self._factored = {block.name: b for b, (block, _) in self._factors.items() if block.name in values.blocks}
+        o = training.optimizer
+        self._updates = Updates(o, without_decay(values.model, o.no_decay))
         self._taps = {block: Tap(values.blocks[block]) for block in self._factored}
         self._sent_on = {  # gradients of outputs that others computed too
             (v.name, op.microbatch)
@@ -84,14 +90,17 @@ class Passes:
                     sent = [(moved.name, d) for d in self.schedule.destinations(moved, self.rank)]
                     self._messages.setdefault((v.name, moved.microbatch), []).extend(sent)
         self._contributors = _contributors(self.schedule, self.rank, ValueKind.GRAD, ValueKind.SUM)
-        self._gathered = _contributors(self.schedule, self.rank, ValueKind.PART)
+        self._parts = _contributors(self.schedule, self.rank, ValueKind.PART)
+        self._gathered = Gathered(self.schedule, values.model, self.rank, values.bundles)
 
     def compute(self, op: Compute, iteration: int) -> tuple[float, float]:
         """Carry out `op` and return, once that is done, when it began and when it ended."""
         spent: list[object] = []  # what is no longer needed is kept until the device is done with it
         began = self.accelerator.begin()
         self._compute(op, iteration, spent)
-        return self.accelerator.finish(began)
+        times = self.accelerator.finish(began)
+        self._gathered.done_with(op)
+        return times
 
     def _compute(self, op: Compute, iteration: int, spent: list[object]) -> None:
         g = iteration % WINDOW
@@ -104,11 +113,13 @@ class Passes:
             case Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT:
                 self._backward(op, g, spent)
             case Phase.PARTIAL:
-                bundles[op.target].add_up(g, self._gathered[op.target], self.rank)
+                bundles[op.target].add_up(g, self._parts[op.target], self.rank)
             case Phase.REDUCE:
                 bundles[op.target].reduce(g, self._contributors[op.target], self.rank)
             case Phase.RECONSTRUCT:
                 self._reconstruct(op, g)
+            case Phase.NORM:
+                self._norm(op, iteration)
             case Phase.UPDATE:
                 self._update(op, iteration)
 
@@ -221,7 +232,8 @@ class Passes:
         """Put the gradients of tensors into their flat vectors; those of later micro-batches and uses are added."""
         for name, gradient in found:
             storage = self._storage_of[name]
-            target = storage.view(storage.gradients[g], name)
+            storage.hold_gradients(g)
+            target = storage.gradient_of[g][name]
             gradient = gradient.to_dense() if gradient.is_sparse else gradient
             if self._first_use[name] == op:
                 target.copy_(gradient)
@@ -258,22 +270,40 @@ class Passes:
             return
         reconstruct([m.to(self.values.dtype) for m in messages], factors, views[2], views.get(1))
 
-    def _update(self, op: Compute, iteration: int) -> None:
-        flat, g, o = self.values.bundles[op.target], iteration % WINDOW, self.training.optimizer
-        if flat.own is None or flat.velocity is None:
-            raise RuntimeError(f"rank {self.rank} does not own {op.target}")
-        gradient = flat.sums[g][: flat.hi - flat.lo] if op.target in self._summed else flat.gradient(g)
+    def _norm(self, op: Compute, iteration: int) -> None:
+        """Find the squared norm of what counts at this rank of a bundle's gradient, as that of the mean loss."""
+        flat, values = self.values.bundles[op.target], self.values.generations[iteration % WINDOW]
+        gradient = self._summed_gradient(flat, iteration)
         self.values.arithmetic.check(gradient, op.target)
-        sgd_step(
-            flat.own,
+        counted = counted_runs(self.schedule, self.values.model, flat, self.rank)
+        values.norms[op.target] = squared_norm(gradient, counted) / self._divisor(iteration) ** 2
+
+    def _update(self, op: Compute, iteration: int) -> None:
+        flat, o = self.values.bundles[op.target], self.training.optimizer
+        gradient, divisor = self._summed_gradient(flat, iteration), self._divisor(iteration)
+        if o.clip_norm is None:
+            self.values.arithmetic.check(gradient, op.target)
+            scaled = torch.full((), divisor, device=self.device)
+        else:
+            values = self.values.generations[iteration % WINDOW]
+            squared = self.values.squared_norm(values) if values.norm is None else values.norm[0]
+            scaled = (divisor / clip_factor(squared, o.clip_norm)).float()
+        self._updates.update(
+            flat,
             gradient,
-            flat.velocity,
             lr=o.schedule.at(o.lr, iteration, self.training.iterations),
-            momentum=o.momentum,
-            weight_decay=o.weight_decay,
-            terms=self._terms[iteration],
-            loss_scale=self.values.arithmetic.scale,
+            step=iteration + 1,
+            divisor=scaled,
         )
+
+    def _summed_gradient(self, flat: FlatBundle, iteration: int) -> Tensor:
+        """The gradient of what the rank owns, summed over all ranks."""
+        g = iteration % WINDOW
+        return flat.sums[g][: flat.hi - flat.lo] if flat.bundle.name in self._summed else flat.gradient(g)
+
+    def _divisor(self, iteration: int) -> float:
+        """What gradients are divided by to be those of the mean loss."""
+        return self._terms[iteration] * self.values.arithmetic.scale
 
 
 def _contributors(schedule: Schedule, rank: int, *kinds: ValueKind) -> dict[str, list[int]]:

@@ -61,6 +61,7 @@ class RankWork:
         """Carry out a collective, and what is made of its result."""
         self.messages.collective(op, iteration, self.transport)
         self.passes.accelerator.synchronize()
+        self.messages.done_with(op, iteration)
 
     def outgoing(self, op: Transfer, iteration: int, dst: int) -> Tensor:
         """The message to `dst`."""
