@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stanza_sim.cli.console import errors_for_people, printing, say, stdout
+from stanza_sim.cli.console import errors_for_people, printing, say, saying, stdout
+from stanza_sim.cli.options import Verbose
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,6 +45,7 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
+    verbose: Verbose = False,
 ) -> None:
     """Measure single messages between ranks, the sharing of cores and, with [bold]--model[/], the blocks of a model.
 
@@ -65,7 +67,7 @@ def calibrate(
         known = load_cluster(cluster, nodes=nodes, rate_Bps=rate_Bps)
         timed = [(load_model(name), batch) for name in models or ()]
         found, is_main = calibrate_cluster(
-            known, timed, testbed=testbed, realtime=testbed if realtime is None else realtime, say=say
+            known, timed, testbed=testbed, realtime=testbed if realtime is None else realtime, say=saying(verbose)
         )
         if not is_main:
             return
