@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,8 +51,8 @@ def expect(value: object, wanted: type[_T], function: str, argument: str, hint: 
 
 
 def factor(value: object, function: str, argument: str) -> float:
-    """A factor: a finite number above zero. Raises `InputError`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    """How many times as fast: a number above zero, infinity too. Raises `InputError`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         hint = "should be a positive number, such as 2.0 for twice as fast"
         raise InputError(f"is {value!r:.60}", where=f"{function}: {argument}", hint=hint)
     return float(value)

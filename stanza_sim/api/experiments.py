@@ -80,7 +80,7 @@ class ExperimentResult(Tabular):
         return result_json(self.result)
 
     def save(self, folder: str | Path) -> None:
-        """Write what `stanza-sim run -o` writes: the result, schedules, and spans as CSV. Raises `InputError`."""
+        """Write what `stanza-sim run -o` writes: the result, schedules, spans and traces. Raises `InputError`."""
         with placed("save"):
             write_result(self.result, Path(folder))
 

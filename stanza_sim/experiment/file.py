@@ -57,7 +57,9 @@ class StrategyEntry(Section):
     strategy: str = Field(description="Name of the strategy: a file in `strategies/`.")
     label: str | None = Field(None, min_length=1, max_length=60, description="Name of the row; default: the name.")
     settings: SerializeAsAny[BaseModel] = Field(
-        default_factory=Section, validate_default=True, description="Settings of the strategy."
+        default_factory=Section,
+        validate_default=True,
+        description="Settings of the strategy: see `stanza-sim show strategy NAME`.",
     )
 
     @field_validator("strategy")
@@ -244,15 +246,15 @@ class Uncertainty(Section):
 class Experiment(Section):
     """One experiment file."""
 
-    name: Name
-    description: str = ""
+    name: Name = Field(description="Name in results: letters, digits, _, . and -.")
+    description: str = Field("", description="What it is for.")
     cluster: str = Field(min_length=1, description="Name of a topology, or path of its file.")
     nodes: Count | None = Field(None, description="How many nodes; default: the topology's.")
     network: Network = Network()
     batch_per_worker: Batch = Field(
         32, description="Samples per worker and iteration, for models that do not say; of language models sequences."
     )
-    seed: int = Field(1, ge=0, lt=2**63, strict=True)
+    seed: int = Field(1, ge=0, lt=2**63, strict=True, description="Of parameters, data and what varies by chance.")
     precision: Precision = Field(
         Precision.FP32, description="What is computed in: fp32 (no TF32), tf32, bf16 or fp16 (autocast)."
     )

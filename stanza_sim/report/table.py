@@ -318,6 +318,16 @@ def _infeasible(console: Console, result: Result) -> None:
         print_wrapped(console, f"{label}{of}: {reason}", "")
 
 
+def print_explanations(result: Result, console: Console) -> None:
+    """Print why each row takes as long as it does, in a few sentences."""
+    for model, rows in result.by_model().items():
+        for row in rows:
+            if row.details is not None:
+                write_line(console, "")
+                write_line(console, f"{model}, {row.label}", "bold")
+                print_paragraph(console, str(row.details.explanation))
+
+
 def print_result(result: Result, console: Console) -> None:
     """Print the whole result on `console`; lines are at most 80 characters wide unless a number needs more."""
     shared = result.rows[0]

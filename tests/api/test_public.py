@@ -82,6 +82,7 @@ def things() -> dict[str, object]:
         PREDICTION.timeline.spans[0],
         path,
         path.steps[0],
+        PREDICTION.explain(),
         ss.compare(PREDICTION, measurement()),
         measurement(),
         ss.load_device("V100"),

@@ -1,4 +1,4 @@
-"""Every strategy with SGD and AdamW, in fp32 and bf16, with one step and two: legal, in both engines, and as one process.
+"""Every strategy with SGD and AdamW, in fp32 and bf16, with one step and two: legal, in both engines, as one process.
 
 Of all combinations, so many run always that each pair of choices is there; a nightly profile runs all of them.
 """

@@ -17,6 +17,7 @@ from stanza_sim.execute.rank.engine import Engine
 from stanza_sim.execute.rank.exchange import gather_all, meet, share
 from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Backend, RankReport, RunJob, Score
+from stanza_sim.execute.rank.marks import Marked
 from stanza_sim.execute.rank.offset import estimate_offset
 from stanza_sim.execute.rank.role import Role
 from stanza_sim.execute.rank.segments import From, Record
@@ -55,6 +56,7 @@ def _run(job: RunJob, context: Context, beat: Beat) -> RankReport | None:
     else:
         role = Emulated(job, job.emulation, context, transport, boots)
     program, record, done = project(schedule, rank), Record(), job.training.begin
+    work = Marked(role.work, program)
     context.accelerator.synchronize()
     before = estimate_offset(rank, ranks, boot, boots[0])
     use = CoreUse()
@@ -63,7 +65,7 @@ def _run(job: RunJob, context: Context, beat: Beat) -> RankReport | None:
             engine = Engine(
                 program,
                 stop - done,
-                From(role.work, done),
+                From(work, done),
                 transport,
                 tagged=transport,
                 announced=announced(transport),

@@ -1,4 +1,4 @@
-"""What is said of rows while they run."""
+"""How far a run is, in lines."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # imported where something is executed
     from stanza_sim.execute import Measurement, RunJob, Score
 
 
-def on_its_way(index: int, ended: int | Score, plan: Plan, job: RunJob) -> str:
+def running_line(index: int, ended: int | Score, plan: Plan, job: RunJob) -> str:
     """How far a run is that takes long, and what its held-out samples say."""
     what, score = f"{plan.entry.title}, {plan.strategy.title}", ""
     if not isinstance(ended, int):
@@ -21,8 +21,8 @@ def on_its_way(index: int, ended: int | Score, plan: Plan, job: RunJob) -> str:
     return f"running {index + 1}: {what}: {ended} of {job.training.iterations} iterations done{score}"
 
 
-def progress(index: int, plans: Sequence[Plan], measurement: Measurement) -> str:
-    """What is said of a run that is done."""
+def ran_line(index: int, plans: Sequence[Plan], measurement: Measurement) -> str:
+    """What came out of a run."""
     plan = plans[index]
     took = format_time(measurement.iteration_s)
     line = f"ran {index + 1} of {len(plans)}: {plan.entry.title}, {plan.strategy.title}: {took} an iteration"
