@@ -332,4 +332,6 @@ class _Form:
                     raise self.fail(op, f"model {self.model.name} has no block {value.name}")
             case ValueKind.LABELS | ValueKind.NORM:
                 if value.name:
-                    raise self.fail(op, f"{value.kind} has no name")
+                    raise self.fail(
+                        op, "labels have no name" if value.kind is ValueKind.LABELS else "the norm has no name"
+                    )

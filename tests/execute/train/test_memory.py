@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stanza_sim.execute.calibrate.sections import timed_optimizer
 from stanza_sim.execute.rank.accelerator import Cpu
 from stanza_sim.execute.rank.job import Training
 from stanza_sim.execute.train.build import build
@@ -74,7 +76,8 @@ def most_held(schedule: Schedule, model: ModelProfile, rank: int) -> int:
             batch=batch,
             device=device,
         )
-        passes = Passes(values, Training(iterations=4, warmup=0), Cpu())
+        training = Training(iterations=4, warmup=0, optimizer=timed_optimizer(schedule.moments))
+        passes = Passes(values, training, Cpu())
         for iteration in range(4):
             for op in schedule.for_rank(rank):
                 if isinstance(op, Compute):
@@ -83,19 +86,20 @@ def most_held(schedule: Schedule, model: ModelProfile, rank: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("name", "strategy", "steps"),
+    ("name", "strategy", "steps", "moments"),
     [
-        ("tiny", "local", 1),
-        ("tiny", "all_reduce", 1),
-        ("tiny", "all_reduce", 3),
-        ("resnet50", "all_reduce", 1),
-        pytest.param("resnet50", "local", 1, marks=pytest.mark.nightly),
-        pytest.param("resnet50", "local", 2, marks=pytest.mark.nightly),
+        ("tiny", "local", 1, 1),
+        ("tiny", "local", 1, 2),
+        ("tiny", "all_reduce", 1, 0),
+        ("tiny", "all_reduce", 3, 2),
+        ("resnet50", "all_reduce", 1, 2),
+        pytest.param("resnet50", "local", 1, 1, marks=pytest.mark.nightly),
+        pytest.param("resnet50", "local", 2, 2, marks=pytest.mark.nightly),
     ],
 )
-def test_a_rank_holds_what_is_counted(tiny: ModelProfile, name: str, strategy: str, steps: int) -> None:
+def test_a_rank_holds_what_is_counted(tiny: ModelProfile, name: str, strategy: str, steps: int, moments: int) -> None:
     model = tiny if name == "tiny" else zoo.get(name)
-    schedule = schedule_of(model, strategy, 1, {}, accumulation=steps)
+    schedule = replace(schedule_of(model, strategy, 1, {}, accumulation=steps), moments=moments)
     counted = memory_of(schedule, model, {0: {}})[0].nbytes
     held = most_held(schedule, model, 0)
     assert -0.1 <= counted / held - 1 <= 0.3
