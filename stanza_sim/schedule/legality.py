@@ -332,6 +332,5 @@ class _Form:
                     raise self.fail(op, f"model {self.model.name} has no block {value.name}")
             case ValueKind.LABELS | ValueKind.NORM:
                 if value.name:
-                    raise self.fail(
-                        op, "labels have no name" if value.kind is ValueKind.LABELS else "the norm has no name"
-                    )
+                    what = "labels have" if value.kind is ValueKind.LABELS else "the norm has"
+                    raise self.fail(op, f"{what} no name")
