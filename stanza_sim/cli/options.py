@@ -10,6 +10,7 @@ import typer
 ExperimentArgument = Annotated[str, typer.Argument(help="Name in experiments/, or path of a file.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")]
 AsJsonOfTables = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+AsPlainJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Profiles = Annotated[
     list[Path] | None,
     typer.Option(

@@ -28,13 +28,17 @@ from stanza_sim.simulate.throughput import check_throughput
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One row to be: a strategy of the experiment for one of its models, and the schedule that it builds."""
+    """One row to be: a strategy of the experiment for one of its models, and the schedule that it builds.
+
+    `train_samples` are those that an epoch has, where the data is known.
+    """
 
     entry: ModelEntry
     strategy: StrategyEntry
     model: ModelProfile
     batch_per_worker: int
     schedule: Schedule
+    train_samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +145,9 @@ def model_of(loaded: Loaded[Experiment], index: int) -> ModelProfile:
             input_shape=entry.input_shape,
             factory_kwargs=entry.factory_kwargs,
             boundary=entry.boundary,
+            sequence=entry.sequence,
+            vocabulary=entry.vocabulary,
+            tied=entry.tied,
         )
         given = (Throughput(device=name, **dict(known)) for name, known in entry.throughput.items())
         profile = replace(profile, throughput=tuple(given))

@@ -3,16 +3,19 @@
 An iteration of n steps consumes n times the samples. Each step is what the schedule does with the samples of a batch:
 passes, and what moves activations, their gradients, labels and logsums, under micro-batch numbers of its own. What
 works on a bundle (gradients that are pushed and reduced, updates, parameters that are pulled) happens once, behind the
-last step. Factors of a gradient are those of all steps, and travel at the end.
+last step. Factors of a gradient are those of all steps, and travel at the end. Parameters that are whole for a while
+are gathered in every step, behind the last pass of the step before that reads them; gradients that are stay whole until
+the last step.
 
-So bytes of gradients and parameters stay, those of activations, labels and factors are n times as many.
+So bytes of gradients and parameters stay, but for what is gathered; those of activations, labels and factors are n
+times as many.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from stanza_sim.schedule.ops import Collective, Compute, Op, Transfer, ValueKind, dependency
+from stanza_sim.schedule.ops import Collective, CollectiveKind, Compute, Keep, Op, Transfer, ValueKind, dependency
 from stanza_sim.schedule.schedule import Schedule
 
 
@@ -31,11 +34,24 @@ class _Steps:
     def __init__(self, schedule: Schedule, steps: int) -> None:
         self.s, self.steps, self.last = schedule, steps, steps - 1
         self.own, self.others = schedule.microbatches, len(schedule.microbatch_ids) - schedule.microbatches
-        self.repeated = {op.name: op for op in schedule.ops if _of_samples(op)}
+        self.repeated = {op.name: op for op in schedule.ops if _of_samples(op) or self._gathers(op)}
+        self.adding = {  # bundle -> the passes after which its gradients are there
+            op.value.name: op.after
+            for op in schedule.ops
+            if isinstance(op, Collective) and op.kind is CollectiveKind.REDUCE_SCATTER
+        }
         self.behind: set[str] = set()  # ops that depend on a pass, by name
         for op in schedule.ops:
             if op.name in self.repeated or any(dependency(name)[0] in self.behind for name in op.after):
                 self.behind.add(op.name)
+
+    def _gathers(self, op: Op) -> bool:
+        """Whether `op` makes parameters whole for a while."""
+        return (
+            isinstance(op, Collective)
+            and op.value.kind is ValueKind.PARAM
+            and self.s.bundle(op.value.name).keep is Keep.SLICES
+        )
 
     def schedule(self) -> Schedule:
         ops: list[Op] = []
@@ -80,6 +96,10 @@ class _Steps:
     def _in_step(self, op: Op, step: int) -> Op:
         name, number = self._name(op, step), self._number(op.microbatch, step)
         after, before = self._names(op.after, step), self._names(op.after_previous, self.last)
+        if isinstance(op, Collective) and self._gathers(op):
+            if step and before:
+                after, before = (*after, *self._names(self.adding[op.value.name], step - 1)), ()
+            return replace(op, name=name, after=after, after_previous=before)
         if isinstance(op, Transfer) and op.arrives_as is not None:
             landing = self._number(op.arrives_as, step)
             return replace(op, name=name, microbatch=number, arrives_as=landing, after=after, after_previous=before)

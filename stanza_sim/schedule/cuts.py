@@ -25,6 +25,7 @@ from stanza_sim.schedule.ops import (
     Layout,
     Op,
     Pattern,
+    Phase,
     Transfer,
     ValueKind,
 )
@@ -242,6 +243,8 @@ def _compute(schedule: Schedule, op: Compute) -> str | None:
     cut = None if op.phase.on_bundle else schedule.cut(op.target)
     if cut is not None and schedule.group(op.ranks) != schedule.group(cut.ranks):
         return f"block {op.target} is cut over {cut.ranks}: all of it computes, and nobody else"
+    if cut is not None and op.phase is Phase.RECOMPUTE:
+        return f"block {op.target} is cut over {cut.ranks}: its forward pass is not run again"
     return None
 
 

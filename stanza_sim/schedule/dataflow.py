@@ -1,5 +1,7 @@
 """The rules of data flow: a value is there before it is used, and is not overwritten while it may still be read.
 
+Parameters of a bundle of which ranks keep slices are there from an all-gather to the last pass before the next one.
+
 They must hold at every rank. `stanza_sim.schedule.order` says how finely ranks are told apart.
 """
 
@@ -7,18 +9,34 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 
 from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule.clipping import clipping_op
 from stanza_sim.schedule.cuts import Form
-from stanza_sim.schedule.ops import Axis, Collective, CollectiveKind, Compute, Op, Phase, Transfer, Value, ValueKind
+from stanza_sim.schedule.ops import (
+    Axis,
+    Bundle,
+    Collective,
+    CollectiveKind,
+    Compute,
+    Keep,
+    Op,
+    Phase,
+    Transfer,
+    Value,
+    ValueKind,
+    dependency,
+)
 from stanza_sim.schedule.order import order_of
 from stanza_sim.schedule.printing import print_op
 from stanza_sim.schedule.rank_cells import bits
 from stanza_sim.schedule.schedule import Schedule
 
+READING = (Phase.FORWARD, Phase.RECOMPUTE, Phase.BACKWARD, Phase.BACKWARD_INPUT)
+"""Passes that read parameters."""
 _WHOLE = (Form.WHOLE,)
 _SLICED = (Form.WHOLE, Form.SLICE)
 
@@ -76,6 +94,9 @@ class _DataFlow:
                 yield form, Value(ValueKind.ACT, op.target), op.microbatch
                 if form is Form.SLICE:
                     yield form, Value(ValueKind.LOGSUM, op.target), op.microbatch
+            case Compute(phase=Phase.RECOMPUTE):
+                yield Form.WHOLE, Value(ValueKind.ACT, op.target), op.microbatch
+                yield "recomputed", op.target, op.microbatch
             case Compute(phase=Phase.LOSS):
                 form = Form.SLICE if self._axis(op.target) is Axis.COLUMNS else Form.WHOLE
                 yield form, Value(ValueKind.ACTGRAD, op.target), op.microbatch
@@ -94,6 +115,8 @@ class _DataFlow:
                 yield "partial sum", op.target
             case Compute(phase=Phase.NORM):
                 yield "norm", op.target
+            case Compute(phase=Phase.UPDATE):
+                yield "update", op.target
             case Transfer():
                 for value in op.values:
                     yield Form.SLICE if _arrives_sliced(op, value) else Form.WHOLE, value, op.landing
@@ -104,10 +127,14 @@ class _DataFlow:
                     elif value.kind is ValueKind.PARAM:
                         yield "pull", value.name
             case Collective() if op.value.kind is ValueKind.GRAD:
+                yield "sum" if self.s.bundle(op.value.name).replicas == 1 else "sum of a replica", op.value.name
+            case Collective() if op.value.kind is ValueKind.SUM:
                 yield "sum", op.value.name
             case Collective() if op.value.kind is ValueKind.NORM:
                 yield ("norm of all gradients",)
-            case Collective() if op.value.kind is not ValueKind.PARAM:
+            case Collective() if op.value.kind is ValueKind.PARAM:
+                yield "gather", op.value.name
+            case Collective():
                 yield Form.WHOLE, op.value, op.microbatch
 
     def _axis(self, block: str) -> Axis | None:
@@ -140,24 +167,34 @@ class _DataFlow:
     def _need_gradients(self, i: int, at: int, bundle: str) -> None:
         """The gradients of every tensor of `bundle`, for every micro-batch, must be computed at `at`.
 
-        A rank that takes samples as micro-batches of their own has the numbers of which it runs the forward pass.
+        A rank that takes samples as micro-batches of their own has the numbers of which it runs the forward pass. Of
+        blocks that share a tensor it needs those that it computes, one at least.
         """
-        for block in self._blocks_of(bundle):
-            of_number = self._forward.get(block, {})
-            anywhere = 0
-            own = len(self.s.microbatch_ids) == self.s.microbatches
-            for m in self.s.microbatch_ids if own else sorted(of_number):
-                needed = at if own else at & of_number[m]
-                anywhere |= needed
-                if missing := self._missing(i, needed, "weight gradient", block, m):
-                    message = f"grad({bundle}) needs the backward pass of {block}"
-                    raise self.fail(i, message, missing, "name that op in after=")
-            if missing := at & ~anywhere:
-                raise self.fail(i, f"grad({bundle}) needs the backward pass of {block}", missing)
+        own = len(self.s.microbatch_ids) == self.s.microbatches
+        for users in dict.fromkeys(tuple(self.users[t]) for t in self.s.bundle(bundle).tensors):
+            left = at
+            for block in (self.names[k] for k in users):
+                of_number = self._forward.get(block, {})
+                runs = reduce(or_, of_number.values(), 0)
+                here, anywhere = at & runs if len(users) > 1 else at, 0
+                for m in self.s.microbatch_ids if own else sorted(of_number):
+                    needed = here if own else here & of_number[m]
+                    anywhere |= needed
+                    if missing := self._missing(i, needed, "weight gradient", block, m):
+                        message = f"grad({bundle}) needs the backward pass of {block}"
+                        raise self.fail(i, message, missing, "name that op in after=")
+                left &= ~anywhere
+            if left:
+                needed_of = " or ".join(self.names[k] for k in users)
+                raise self.fail(i, f"grad({bundle}) needs the backward pass of {needed_of}", left)
 
     def _need_sum(self, i: int, at: int, bundle: str) -> None:
         """The sum of all ranks' gradients of `bundle`, or where nothing sums them the own ones, must be at `at`."""
-        if self._missing(i, at, "sum", bundle):
+        if missing := self._missing(i, at, "sum", bundle):
+            made = self.s.bundle(bundle)
+            if self._with_slice(made, missing) and (made.replicas > 1 or made.keep is not Keep.ALL):
+                message = f"grad({bundle}) has not been summed over all owners before it is used"
+                raise self.fail(i, message, self._with_slice(made, missing), "name what sums it in after=")
             self._need_gradients(i, at, bundle)
 
     def _need_norms(self, i: int, at: int) -> None:
@@ -187,12 +224,18 @@ class _DataFlow:
 
     def _compute(self, i: int, op: Compute) -> None:
         at = self.cells.gated[i]
+        for name in () if op.phase.on_bundle else self._gathered.get(op.target, ()):
+            self._need_whole(i, at, name)
         match op.phase:
             case Phase.FORWARD:
                 k = self.blocks[op.target]
                 if k:
                     forms = _SLICED if self._axis(op.target) is Axis.ROWS else _WHOLE
                     self._need(i, at, Value(ValueKind.ACT, self.names[k - 1]), op.microbatch, forms)
+            case Phase.RECOMPUTE:
+                k = self.blocks[op.target]
+                for name in self.names[max(k - 1, 0) : k + 1]:  # its input, and itself: it ran before
+                    self._need(i, at, Value(ValueKind.ACT, name), op.microbatch)
             case Phase.LOSS:
                 if self._axis(op.target) is Axis.COLUMNS:
                     self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch, _SLICED)
@@ -206,6 +249,10 @@ class _DataFlow:
                 forms = _SLICED if self._axis(op.target) is Axis.COLUMNS else _WHOLE
                 self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch, forms)
                 self._need(i, at, Value(ValueKind.ACTGRAD, op.target), op.microbatch, forms)
+                again = at & self._recomputed[op.target, op.microbatch]
+                if missing := self._missing(i, again, "recomputed", op.target, op.microbatch):
+                    what = f"the activations inside {op.target} are there once it is computed again"
+                    raise self.fail(i, what, missing, "name that op in after=")
             case Phase.REDUCE:
                 if missing := self._missing(i, at, "push", op.target):
                     raise self.fail(i, f"no transfer brings grad({op.target}) before it is reduced", missing)
@@ -252,6 +299,12 @@ class _DataFlow:
             self._need_gradients(i, at, op.value.name)
         elif op.value.kind is ValueKind.NORM:
             self._need_norms(i, at)
+        elif op.value.kind is ValueKind.SUM:
+            if missing := self._missing(i, at, "sum of a replica", op.value.name):
+                message = f"{op.value} is not there before it is used"
+                raise self.fail(i, message, missing, "name a reduce-scatter in after=")
+        elif op.value.kind is ValueKind.PARAM and self.s.bundle(op.value.name).keep is Keep.SLICES:
+            self._gather(i, at, op)
         elif op.value.kind is not ValueKind.PARAM:
             form = Form.PARTIAL if op.kind is CollectiveKind.ALL_REDUCE else Form.SLICE
             self._need(i, at, op.value, op.microbatch, (form,))
@@ -268,6 +321,63 @@ class _DataFlow:
                 found[op.target] |= self.cells.gated[i]
         return found
 
+    # ---- parameters that are whole for a while ---------------------------------------------------------------------
+
+    @cached_property
+    def _gathered(self) -> dict[str, list[str]]:
+        """For each block, the bundles with its tensors that are whole only behind an all-gather."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for bundle in self.s.bundles:
+            for block in self._blocks_of(bundle.name) if bundle.keep is Keep.SLICES else ():
+                found[block].append(bundle.name)
+        return found
+
+    def _with_slice(self, bundle: Bundle, at: int) -> int:
+        """Cells of `at` whose ranks have elements of a bundle: of one with fewer than owners, some have none."""
+        if bundle.numel < self.s.pieces(bundle):
+            for rank in self.s.owners(bundle):
+                lo, hi = self.s.slice_of(bundle, rank)
+                at &= -1 if lo < hi else ~(1 << self.cells.of_rank(rank))
+        return at
+
+    def _need_whole(self, i: int, at: int, bundle: str) -> None:
+        """The last all-gather of `bundle` ahead of pass `i`, in program order, must be complete before it."""
+        for j in reversed(self.under.get(("gather", bundle), ())):
+            here = at & self.cells.completes[j]
+            if missing := here & ~self.order.before(i, j, here):
+                message = f"param({bundle}) may not be whole before it is used"
+                raise self.fail(i, message, missing, f"name {self.s.ops[j].name} in after=")
+            at &= ~here
+        if at:
+            hint = "gather it first: a rank keeps its slice only"
+            raise self.fail(i, f"param({bundle}) is not whole before it is used", at, hint)
+
+    def _gather(self, i: int, at: int, op: Collective) -> None:
+        """An all-gather of what is whole for a while comes after every pass that read what was gathered before it.
+
+        The first of an iteration therefore waits for the update of the one before, which comes after all its passes.
+        """
+        bundle = op.value.name
+        for block in self._blocks_of(bundle):
+            for j in (j for j in self._readers.get(block, ()) if j < i):
+                reads = self.cells.gated[j] & at
+                if early := reads & ~self.order.before(i, j, reads):
+                    message = f"param({bundle}) would be gathered anew while {self.s.ops[j].name} may still read it"
+                    raise self.fail(i, message, early)
+        if self.under.get(("update", bundle)):
+            hint = "begin the next iteration with it"
+            raise self.fail(i, f"param({bundle}) is gathered behind its update", at, hint)
+        earlier = renewed = 0
+        for j in self.under.get(("gather", bundle), ()):
+            earlier |= self.cells.completes[j]
+        for name, _ in map(dependency, op.after_previous):
+            before = self.s.op(name)
+            if isinstance(before, Compute) and (before.phase, before.target) == (Phase.UPDATE, bundle):
+                renewed |= self.cells.group(before.ranks)
+        if stale := at & ~earlier & ~renewed:
+            message = f"param({bundle}) would be gathered while the iteration before may still use it"
+            raise self.fail(i, message, stale, "name its update in after_previous=")
+
     # ---- parameters are written behind their readers ----------------------------------------------------------------
 
     @cached_property
@@ -280,11 +390,20 @@ class _DataFlow:
         return found
 
     @cached_property
+    def _recomputed(self) -> dict[tuple[str, int], int]:
+        """For each block and micro-batch, the cells that run its forward pass again."""
+        found: dict[tuple[str, int], int] = defaultdict(int)
+        for i, op in enumerate(self.s.ops):
+            if isinstance(op, Compute) and op.phase is Phase.RECOMPUTE:
+                found[op.target, op.microbatch] |= self.cells.gated[i]
+        return found
+
+    @cached_property
     def _readers(self) -> dict[str, list[int]]:
         """Passes over each block, but for those that only compute weight gradients and so read no parameters."""
         found: dict[str, list[int]] = defaultdict(list)
         for i, op in enumerate(self.s.ops):
-            if isinstance(op, Compute) and op.phase in (Phase.FORWARD, Phase.BACKWARD, Phase.BACKWARD_INPUT):
+            if isinstance(op, Compute) and op.phase in READING:
                 found[op.target].append(i)
         return found
 
@@ -311,6 +430,11 @@ class _DataFlow:
         `writing`: it brings them, so what counts is what is complete where they come from.
         """
         before = self.order.before_writing if writing else self.order.before
+        for j in () if writing else self.under.get(("gather", bundle), ()):
+            sends = self.cells.completes[j] & at
+            if early := sends & ~before(i, j, sends):
+                name = self.s.ops[j].name
+                raise self.fail(i, f"param({bundle}) would be overwritten while {name} may still send it", early)
         for block in self._blocks_of(bundle):
             for j in self._readers.get(block, ()):
                 reads = self.cells.gated[j] & at

@@ -27,10 +27,12 @@ from stanza_sim.schedule.header import check_header
 from stanza_sim.schedule.ops import (
     NAME,
     Algorithm,
+    Bundle,
     Carrier,
     Collective,
     CollectiveKind,
     Compute,
+    Keep,
     Layout,
     Op,
     Pattern,
@@ -42,6 +44,7 @@ from stanza_sim.schedule.ops import (
     dependency,
 )
 from stanza_sim.schedule.partial import check_partial_sums
+from stanza_sim.schedule.ranks import Ranks
 from stanza_sim.schedule.schedule import Schedule
 
 Mask = npt.NDArray[np.bool_]
@@ -96,7 +99,8 @@ class _Form:
         self.meet: dict[tuple[str, ...], bool] = {}  # groups -> whether the first has a rank in common with the others
         self.resolved: set[tuple[str, str, tuple[str, ...]]] = set()  # dependencies of earlier ops, with what they gate
         self.credits: dict[str, int] = {}  # of each channel
-        self.forward: dict[tuple[str, int], Mask] = {}  # (block, micro-batch): ranks that run it forward
+        self.runs: dict[str, set[Ranks]] = {}  # of a bundle in slices: the groups that have all of it
+        self.ran: dict[tuple[Phase, str, int], Mask] = {}  # (phase, block, micro-batch): ranks that run it
         self.arrived: dict[tuple[str, int], Mask] = {}  # (value, micro-batch of its own): ranks to which it is brought
 
     def fail(self, op: Op, message: str, hint: str | None = None) -> ScheduleError:
@@ -182,13 +186,13 @@ class _Form:
             raise self.fail(op, f"model {self.model.name} has no block {op.target}")
         elif op.phase is Phase.LOSS and self.blocks[op.target] != len(self.blocks) - 1:
             raise self.fail(op, "the loss is computed from the last block's output")
-        elif op.phase is Phase.FORWARD:
-            key, at = (op.target, op.microbatch), self.mask(op.ranks)
-            done = self.forward.setdefault(key, np.zeros_like(at))
+        elif op.phase in (Phase.FORWARD, Phase.RECOMPUTE):
+            key, at = (op.phase, op.target, op.microbatch), self.mask(op.ranks)
+            done = self.ran.setdefault(key, np.zeros_like(at))
             if (done & at).any():
                 # Nothing could say which of the two results the later ops use, or whose samples count.
                 raise self.fail(op, f"rank {int((done & at).argmax())} has run this forward pass already")
-            self.forward[key] = done | at
+            self.ran[key] = done | at
 
     def _transfer(self, op: Transfer) -> None:
         n, k = len(self.s.group(op.src)), len(self.s.group(op.dst))
@@ -229,6 +233,9 @@ class _Form:
                 if len(op.values) > 1:
                     raise self.fail(op, f"{value} travels in a message of its own")
                 bundle = self.s.bundle(value.name)
+                if bundle.replicas > 1 or bundle.keep is not Keep.ALL:
+                    hint = "use a reduce-scatter and all-gathers"
+                    raise self.fail(op, f"bundle {bundle.name} is moved by collectives only", hint=hint)
                 owner_sends = value.kind.owner_sends
                 end, who = (op.src, "comes from") if owner_sends else (op.dst, "goes to")
                 if owner_sends is not None and (self.mask(end) & ~self.mask(bundle.owners)).any():
@@ -275,6 +282,9 @@ class _Form:
             return  # see `stanza_sim.schedule.cuts`
         if op.value.kind is ValueKind.NORM and op.kind is not CollectiveKind.ALL_REDUCE:
             raise self.fail(op, "the norm is added up by an all-reduce")
+        if op.value.kind is ValueKind.SUM:
+            self._sum_of_slice(op)
+            return
         if op.value.kind not in (ValueKind.GRAD, ValueKind.PARAM, ValueKind.NORM):
             raise self.fail(op, "a collective moves gradients or parameters of a bundle, or activations of a cut block")
         if op.microbatch:
@@ -291,10 +301,12 @@ class _Form:
         grads = op.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER)
         if grads != (op.value.kind is ValueKind.GRAD):
             raise self.fail(op, f"{op.kind} moves {'gradients' if grads else 'parameters'}")
-        if op.kind in (CollectiveKind.REDUCE_SCATTER, CollectiveKind.ALL_GATHER) and (
-            bundle.layout is not Layout.SHARDED or bundle.owners != op.ranks
-        ):
-            raise self.fail(op, f"{op.kind} needs a bundle that is cut over its own group")
+        if op.kind in (CollectiveKind.REDUCE_SCATTER, CollectiveKind.ALL_GATHER):
+            if bundle.layout is not Layout.SHARDED or self.s.group(op.ranks) not in self._runs(bundle):
+                raise self.fail(op, f"{op.kind} needs a bundle that is cut over its own group")
+        elif bundle.replicas > 1 or bundle.keep is not Keep.ALL:
+            hint = "use a reduce-scatter and all-gathers"
+            raise self.fail(op, f"{op.kind} needs bundle {bundle.name} whole, and ranks keep it in slices", hint=hint)
         if op.kind is CollectiveKind.BROADCAST:
             if op.root is None or op.root not in self.s.group(op.ranks):
                 raise self.fail(op, "a broadcast needs a root in its group")
@@ -302,6 +314,26 @@ class _Form:
                 raise self.fail(op, "a broadcast's root must own the whole bundle")
         elif op.root is not None:
             raise self.fail(op, f"{op.kind} has no root")
+        self._algorithm(op)
+
+    def _runs(self, bundle: Bundle) -> set[Ranks]:
+        """The groups that have all slices of a bundle."""
+        if bundle.name not in self.runs:
+            owners, pieces = list(self.s.owners(bundle)), self.s.pieces(bundle)
+            self.runs[bundle.name] = {Ranks.of(owners[k : k + pieces]) for k in range(0, len(owners), pieces)}
+        return self.runs[bundle.name]
+
+    def _sum_of_slice(self, op: Collective) -> None:
+        """What each run of a bundle with replicas has summed is summed by those that have the same slice."""
+        bundle, ranks = self.s.bundle(op.value.name), list(self.s.group(op.ranks))
+        if op.kind is not CollectiveKind.ALL_REDUCE or bundle.replicas == 1 or op.microbatch or op.root is not None:
+            raise self.fail(op, "only an all_reduce sums over replicas, of a bundle that has some")
+        owners, pieces = list(self.s.owners(bundle)), self.s.pieces(bundle)
+        if ranks[0] not in owners or ranks != owners[owners.index(ranks[0]) % pieces :: pieces]:
+            raise self.fail(op, f"the sum of a slice of {bundle.name} is over all owners that have it, and no others")
+        lo, hi = self.s.slice_of(bundle, ranks[0])
+        if op.nbytes != (expected := (hi - lo) * self.s.itemsize_of(op)):
+            raise self.fail(op, f"nbytes={op.nbytes}, but the slice has {expected} bytes")
         self._algorithm(op)
 
     def _algorithm(self, op: Collective) -> None:
@@ -332,5 +364,6 @@ class _Form:
                     raise self.fail(op, f"model {self.model.name} has no block {value.name}")
             case ValueKind.LABELS | ValueKind.NORM:
                 if value.name:
-                    what = "labels have" if value.kind is ValueKind.LABELS else "the norm has"
-                    raise self.fail(op, f"{what} no name")
+                    raise self.fail(
+                        op, "labels have no name" if value.kind is ValueKind.LABELS else f"{value.kind} has no name"
+                    )

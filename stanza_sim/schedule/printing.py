@@ -9,7 +9,19 @@ import json
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from stanza_sim.schedule.ops import CHUNK_BYTES, Bundle, Carrier, Collective, Compute, Cut, Group, Op, Transfer, Wire
+from stanza_sim.schedule.ops import (
+    CHUNK_BYTES,
+    Bundle,
+    Carrier,
+    Collective,
+    Compute,
+    Cut,
+    Group,
+    Keep,
+    Op,
+    Transfer,
+    Wire,
+)
 
 KINDS: dict[str, type[Compute] | type[Transfer] | type[Collective]] = {
     "compute": Compute,
@@ -17,8 +29,8 @@ KINDS: dict[str, type[Compute] | type[Transfer] | type[Collective]] = {
     "collective": Collective,
 }
 
-_RARE = ("start", "credit", "slices")
-"""Fields that are 0 or empty in most schedules, and are then left out."""
+_RARE: dict[str, object] = {"start": 0, "credit": 0, "slices": "", "replicas": 1, "keep": Keep.ALL}
+"""Fields that have these values in most schedules, and are then left out."""
 
 
 class Facts(Protocol):
@@ -131,7 +143,8 @@ def print_schedule(schedule: Facts) -> str:
     ]
     lines += [
         f"bundle {b.name} numel={b.numel} owners={b.owners} layout={b.layout} "
-        f"{f'start={b.start} ' if b.start else ''}tensors={','.join(b.tensors)}"
+        f"{f'start={b.start} ' if b.start else ''}{f'replicas={b.replicas} ' if b.replicas != 1 else ''}"
+        f"{f'keep={b.keep} ' if b.keep is not Keep.ALL else ''}tensors={','.join(b.tensors)}"
         for b in s.bundles
     ]
     lines += [print_op(op) for op in s.ops]
@@ -166,5 +179,5 @@ def to_json(schedule: Facts) -> str:
 
 
 def _plain(what: Bundle | Op) -> dict[str, Any]:
-    """The fields of `what`, but for those of `_RARE` that have their defaults."""
-    return {key: value for key, value in asdict(what).items() if value or key not in _RARE}
+    """The fields of `what`, but for those of `_RARE` that have their usual values."""
+    return {key: value for key, value in asdict(what).items() if key not in _RARE or value != _RARE[key]}

@@ -105,6 +105,15 @@ class Schedule:
         """Ranks that hold optimiser state of `bundle`."""
         return self.group(bundle.owners)
 
+    def pieces(self, bundle: Bundle) -> int:
+        """In how many slices the owners have `bundle`: 1 if it is not in slices."""
+        return len(self.owners(bundle)) // bundle.replicas if bundle.layout is Layout.SHARDED else 1
+
+    def slice_of(self, bundle: Bundle, owner: int) -> tuple[int, int]:
+        """Elements [lo, hi) of `bundle`, which is in slices, that the rank `owner` has."""
+        pieces = self.pieces(bundle)
+        return slice_bounds(bundle.numel, pieces, self.owners(bundle).index(owner) % pieces)
+
     def cut(self, block: str) -> Cut | None:
         """How `block` is cut over a group, or None if it is not."""
         return self._cuts.get(block)
@@ -174,9 +183,7 @@ class Schedule:
         bundle = self.bundle(value.name)
         if bundle.layout is not Layout.SHARDED:
             return None
-        owners = self.owners(bundle)
-        owner = src if owner_sends else dst
-        return slice_bounds(bundle.numel, len(owners), owners.index(owner))
+        return self.slice_of(bundle, src if owner_sends else dst)
 
     def itemsize_of(self, op: Transfer | Collective) -> int:
         """Bytes of an element of what travels in `op`, but for labels, which are int64."""

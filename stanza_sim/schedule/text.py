@@ -36,6 +36,7 @@ from stanza_sim.schedule.ops import (
     Compute,
     Cut,
     Group,
+    Keep,
     Layout,
     Op,
     Pattern,
@@ -244,6 +245,8 @@ def parse(text: str) -> Schedule:
                         owners=line.option("owners"),
                         layout=line.choice(Layout, line.option("layout", "replicated")),
                         start=line.number("start", 0),
+                        replicas=line.number("replicas", 1),
+                        keep=line.choice(Keep, line.option("keep", "all")),
                         tensors=line.names("tensors"),
                     )
                 )

@@ -33,6 +33,7 @@ BYTES_AND_SPANS = (
     "stanza-3-sliced-uneven",
     "head",
     "all-reduce-by-uneven-hierarchy",
+    "fsdp-by-host",
 )
 EVERY_KIND = """
 schedule every-kind model=tiny world=3 batch=6 microbatches=2
@@ -145,6 +146,7 @@ def test_issuing_in_order_equals_sgd_and_moves_the_same_bytes(pool: Pool, tiny: 
         "all-reduce-by-tree",
         "all-reduce-by-uneven-hierarchy",
         "factors-auto",
+        "fsdp-by-host",
     ],
 )
 def test_two_runs_are_bitwise_equal(pool: Pool, tiny: ModelProfile, name: str) -> None:

@@ -143,8 +143,12 @@ def targets(folder: Path) -> Mapping[str, Target]:
         "sweep": (
             "points.csv",
             _sweep(folder),
-            (("sweep", "experiment.yaml", "--vary", "batch_per_worker=4", "-o", "points.csv", "--jobs", "1"),),
+            (
+                ("sweep", "experiment.yaml", "--vary", "batch_per_worker=4", "-o", "points.csv", "--jobs", "1"),
+                ("plot", "points.csv"),
+            ),
         ),
+        **_result(folder),
         "nccl-topo": (
             "topo.xml",
             system(cpu(0, gpu("0000:07:00.0", 0) + nic("0000:08:00.0", "mlx5_0"))),
@@ -261,6 +265,25 @@ def _network() -> str:
         },
         indent=1,
     )
+
+
+def _result(folder: Path) -> dict[str, tuple[str, bytes, tuple[tuple[str, ...], ...]]]:
+    """The files of a result's folder that a page is made of."""
+    from stanza_sim.experiment.run import run_experiment
+    from stanza_sim.report.folder import write_result
+
+    result = run_experiment(str(folder / "experiment.yaml"), overrides=["simulation.repeats=1"])
+    assert result is not None
+    write_result(result, folder / "out")
+    stem = min(path.stem for path in (folder / "out" / "schedules").iterdir())
+    files = {
+        "result": "out/result.json",
+        "details": "out/details.json",
+        "spans": f"out/spans/{stem}.predicted.csv",
+        "path": f"out/paths/{stem}.csv",
+        "schedule of a result": f"out/schedules/{stem}.txt",
+    }
+    return {name: (file, (folder / file).read_bytes(), (("report", "out"),)) for name, file in files.items()}
 
 
 def _sweep(folder: Path) -> bytes:

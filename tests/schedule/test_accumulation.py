@@ -8,7 +8,19 @@ from itertools import islice
 import pytest
 
 from stanza_sim import strategies
-from stanza_sim.schedule import Collective, Compute, Op, Phase, Schedule, Transfer, ValueKind, check, from_json, parse
+from stanza_sim.schedule import (
+    Collective,
+    Compute,
+    Keep,
+    Op,
+    Phase,
+    Schedule,
+    Transfer,
+    ValueKind,
+    check,
+    from_json,
+    parse,
+)
 from stanza_sim.schedule.accumulation import accumulated
 from stanza_sim.studies.plan.memory import memory_of
 from tests.execute.execute_variants import expected_bytes
@@ -17,20 +29,21 @@ from tests.schedule.toys import build, cluster, predict, toy
 PASSES = (Phase.FORWARD, Phase.LOSS, Phase.BACKWARD, Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
 
 
-def of_samples(op: Op) -> bool:
-    """Whether what an op does or moves grows with the number of samples."""
+def of_samples(op: Op, schedule: Schedule) -> bool:
+    """Whether what an op does or moves grows with the number of steps: it is of samples, or gathers for passes."""
     match op:
         case Compute():
             return op.phase in PASSES
         case Transfer():
             return not any(v.kind.on_bundle for v in op.values)
         case Collective():
-            return not op.value.kind.on_bundle
+            gathers = op.value.kind is ValueKind.PARAM and schedule.bundle(op.value.name).keep is Keep.SLICES
+            return gathers or not op.value.kind.on_bundle
 
 
 def moved(schedule: Schedule, *, samples: bool) -> list[tuple[int, int]]:
     """Bytes that each rank sends and receives in an iteration of what is of samples, or of what is not."""
-    ops = tuple(op for op in schedule.ops if not isinstance(op, Compute) and of_samples(op) is samples)
+    ops = tuple(op for op in schedule.ops if not isinstance(op, Compute) and of_samples(op, schedule) is samples)
     return list(zip(*expected_bytes(replace(schedule, ops=ops), 1), strict=True))
 
 
@@ -49,8 +62,8 @@ def test_every_strategy_accumulates(name: str) -> None:
             assert moved(made, samples=False) == moved(once, samples=False)
             many = [(steps * out, steps * back) for out, back in moved(once, samples=True)]
             assert moved(made, samples=True) == many
-            assert sum(map(of_samples, made.ops)) == sum(
-                steps if of_samples(op) and not _factors(op) else of_samples(op) for op in once.ops
+            assert sum(of_samples(op, made) for op in made.ops) == sum(
+                steps if of_samples(op, once) and not _factors(op) else of_samples(op, once) for op in once.ops
             )
         if number < 3:
             plain, fast = (

@@ -187,6 +187,11 @@ def _initialise(place: _Place, bundle: Bundle, flat: FlatBundle | None, initial:
     else:
         values = torch.empty(flat.numel, dtype=flat.dtype)
         dist.recv(values, root)
+    put_whole(flat, values)
+
+
+def put_whole(flat: FlatBundle, values: Tensor) -> None:
+    """Put parameters where a rank holds them: `values` are all elements of its vector."""
     if flat.whole is not None:
         flat.whole[: flat.numel].copy_(values)
     elif flat.own is not None:
@@ -237,7 +242,7 @@ def _parameters(
         if storage.whole is None:
             raise RuntimeError(f"{name} is not whole at rank {place.rank}")
         if name not in made:
-            made[name] = nn.Parameter(storage.view(storage.whole, name))
+            made[name] = nn.Parameter(storage.parameter_of[name])
         parameter = made[name]
         piece.rebind(name, parameter)
         found.append((name, parameter))

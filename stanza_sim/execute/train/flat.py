@@ -12,7 +12,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.optimizers import STATE
 from stanza_sim.execute.train.slices import local_shape
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Bundle, Layout, Schedule, Wire, slice_bounds
+from stanza_sim.schedule import Bundle, Keep, Layout, Schedule, Wire, slice_bounds
 from stanza_sim.schedule.progress import WINDOW
 
 DTYPES = {4: torch.float32, 8: torch.float64}
@@ -36,6 +36,7 @@ class Storage:
 
     The module's parameters are views of it. `gradients` has a vector for each generation, as long as `padded` elements.
     Bundles of parts of the same tensors share one storage. `shapes` are those of slices of tensors, if they are that.
+    Views are made at once, so that the memory behind them may come and go (`make_room`, `let_go`).
     """
 
     def __init__(
@@ -59,15 +60,42 @@ class Storage:
             numel = prod(shapes[name])
             self.extents[name] = position, position + numel
             position += numel
+        self.numel = position
         numel = max(position, padded)
         self.whole = torch.zeros(numel, dtype=dtype, device=device) if whole else None
         generations = range(WINDOW if gradients else 0)
         self.gradients = tuple(torch.zeros(numel, dtype=dtype, device=device) for _ in generations)
+        self.parameter_of = {} if self.whole is None else {name: self._view(self.whole, name) for name in tensors}
+        """Each tensor's parameters, as a view of `whole`."""
+        self.gradient_of = tuple({name: self._view(flat, name) for name in tensors} for flat in self.gradients)
+        """By generation, each tensor's gradient, as a view of those of that generation."""
 
-    def view(self, flat: Tensor, name: str) -> Tensor:
-        """The tensor `name` as a view of `flat`, which is `whole` or one of `gradients`."""
+    def _view(self, flat: Tensor, name: str) -> Tensor:
         lo, hi = self.extents[name]
         return flat[lo:hi].view(self.shapes[name])
+
+    def hold_gradients(self, generation: int) -> None:
+        """Make room for gradients that had been let go; what pads them is zero."""
+        flat = self.gradients[generation]
+        if make_room(flat):
+            flat[self.numel :].zero_()
+
+
+def make_room(tensor: Tensor) -> bool:
+    """Give all views of what `tensor` is a view of memory, if it was let go; whether it was."""
+    storage = tensor.untyped_storage()
+    if storage.nbytes():
+        return False
+    storage.resize_(tensor.nbytes)
+    return True
+
+
+def let_go(tensor: Tensor) -> None:
+    """Free the memory behind `tensor`, and all views of it: nothing may read or write them until there is room again.
+
+    Saved for a backward pass, they are there again once parameters have been gathered again.
+    """
+    tensor.untyped_storage().resize_(0)
 
 
 class FlatBundle:
@@ -81,6 +109,9 @@ class FlatBundle:
     what rank r sent and `parts[g][r]` what it sent to be added up to `partial(g)`, a sum of some ranks' gradients.
 
     Under `Layout.FEATURES` the vector is that of the rank's own slices of the tensors, and whole in itself.
+
+    What the bundle's `keep` says is whole for a while has no memory until `whole` is gathered, or `gradients` are
+    computed; `own` is then no part of `whole`.
     """
 
     def __init__(
@@ -102,8 +133,8 @@ class FlatBundle:
         self.dtype, self.device = dtype_of(schedule.itemsize), device
         cut = bundle.layout is Layout.SHARDED
         self._replicated = bundle.layout is Layout.REPLICATED and len(owners) > 1
-        parts = len(owners) if cut else 1
-        index = owners.index(rank) if cut and self.owner else 0
+        parts = schedule.pieces(bundle)
+        index = owners.index(rank) % parts if cut and self.owner else 0
         local: dict[str, tuple[int, ...]] | None = None
         self.numel = bundle.numel
         if bundle.layout is Layout.FEATURES:
@@ -134,7 +165,7 @@ class FlatBundle:
         if self.owner:
             self.own_padded = (
                 self.whole[index * self.part : (index + 1) * self.part]
-                if self.whole is not None
+                if self.whole is not None and bundle.keep is not Keep.SLICES
                 else self.zeros(self.part)
             )
             self.own = self.own_padded[: self.hi - self.lo]
@@ -147,6 +178,16 @@ class FlatBundle:
         self._partial: dict[int, Tensor] = {}
         self.echo: Tensor | None = None
         """Room for a copy of the whole that comes from another rank to an owner of a slice."""
+        if bundle.keep is Keep.SLICES:
+            self.let_parameters_go()
+        if bundle.keep is not Keep.ALL:
+            for gradient in self.gradients:
+                let_go(gradient)
+
+    def let_parameters_go(self) -> None:
+        """Keep the own slice only, until the whole is gathered."""
+        if self.whole is not None:
+            let_go(self.whole)
 
     def zeros(self, numel: int, dtype: torch.dtype | None = None) -> Tensor:
         """A vector of the bundle's type, or of another, on its device."""

@@ -29,8 +29,9 @@ def counted_runs(schedule: Schedule, model: ModelProfile, flat: FlatBundle, rank
     match flat.bundle.layout:
         case Layout.REPLICATED:
             return []
-        case Layout.SHARDED:
-            return [slice(0, flat.hi - flat.lo)]
+        case Layout.SHARDED:  # replicas of slices come behind the first ones
+            first = schedule.owners(flat.bundle).index(rank) < schedule.pieces(flat.bundle)
+            return [slice(0, flat.hi - flat.lo)] if first else []
         case Layout.FEATURES:
             shapes = {t.name: t.shape for block in model.blocks for t in block.tensors}
             sliced = {name for name, shape in flat.storage.shapes.items() if shape != shapes[name]}

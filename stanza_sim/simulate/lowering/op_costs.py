@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from stanza_sim.base.optimizers import update_passes
 from stanza_sim.model.profile import Block, ModelProfile
-from stanza_sim.schedule import Axis, Compute, Layout, Phase, Schedule, Transfer, ValueKind, slice_bounds
+from stanza_sim.schedule import Axis, Compute, Layout, Phase, Schedule, Transfer, ValueKind
 from stanza_sim.schedule.cuts import slice_block, slice_numel
 from stanza_sim.schedule.factors import factor_transfers, joined_samples, require_factors
 from stanza_sim.schedule.samples import Counts, Spot, data_rank_counts
@@ -51,7 +51,7 @@ class OpCosts:
     @staticmethod
     def _pass_s(costs: CostModel, phase: Phase, block: Block, samples: int) -> float:
         match phase:
-            case Phase.FORWARD:
+            case Phase.FORWARD | Phase.RECOMPUTE:
                 return costs.forward_s(block, samples)
             case Phase.BACKWARD:
                 return costs.backward_s(block, samples)
@@ -104,8 +104,7 @@ class OpCosts:
         bundle = self.schedule.bundle(name)
         match bundle.layout:
             case Layout.SHARDED:
-                owners = self.schedule.owners(bundle)
-                lo, hi = slice_bounds(bundle.numel, len(owners), owners.index(rank))
+                lo, hi = self.schedule.slice_of(bundle, rank)
                 return hi - lo
             case Layout.FEATURES:
                 return slice_numel(self.schedule, self.model, name, rank)

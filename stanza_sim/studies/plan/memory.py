@@ -5,8 +5,10 @@ counts, as far as a schedule tells it, in the form in which this program's execu
 
     weights        P        parameters of the blocks (or slices of blocks) that the rank computes, and of its own slices
     gradients      2 P      one buffer for each of two generations (iterations overlap)
+                   of bundles that ranks keep in slices the most that is whole at one time (`plan.whole`), and of
+                   parameters the own slice beside that
     optimiser      k O      what the optimiser keeps of what the rank owns, a slice of a bundle that is cut, else the
-                            whole: k = 1 of SGD with momentum (without it 0), 2 of Adam
+                   whole: k = 1 of SGD with momentum (without it 0), 2 of Adam
     sums           2 O'     reduced gradients of what the rank owns and receives contributions to
     backward       of the block of which that is most: gradients of its parameters before they are in their buffer,
                    and those of its input and output
@@ -14,7 +16,8 @@ counts, as far as a schedule tells it, in the form in which this program's execu
                    last backward pass, of samples x bytes that the block's operations put out and that are kept. Of an
                    elementwise operation's input and output one is: it computes in place, or only its result is needed.
                    It reads at most twice as much as it writes (an addition), so what it writes is at least a third of
-                   what it touches, and so much is not counted
+                   what it touches, and so much is not counted. Of a pass that runs again it is the output alone, until
+                   it does, and nothing where the block behind runs again later
     received       2 R      gradients and activations that arrive in an iteration, in two generations; parameters that
                             are pulled land in place
     input          samples x bytes of a sample, in two generations
@@ -47,6 +50,7 @@ from stanza_sim.schedule import (
     Collective,
     CollectiveKind,
     Compute,
+    Keep,
     Layout,
     Op,
     Phase,
@@ -54,15 +58,16 @@ from stanza_sim.schedule import (
     Schedule,
     Transfer,
     ValueKind,
-    slice_bounds,
 )
 from stanza_sim.schedule.cuts import slice_block, slice_numel
 from stanza_sim.schedule.progress import WINDOW
+from stanza_sim.schedule.recompute import run_again
 from stanza_sim.schedule.samples import Spot, data_rank_counts
+from stanza_sim.studies.plan.whole import most_whole
 
 SUMMING = (Phase.REDUCE, Phase.RECONSTRUCT)
 """Phases whose results have room of their own, as those of a reduce-scatter have."""
-PASSES = (Phase.FORWARD, Phase.BACKWARD, Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
+PASSES = (Phase.FORWARD, Phase.RECOMPUTE, Phase.BACKWARD, Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
 """From the first of them on a block keeps activations of a micro-batch, to the last of those that follow."""
 
 
@@ -125,24 +130,29 @@ def memory_of(
         for op in schedule.ops
         if not isinstance(op, Compute)
     }
+    in_slices = {t for b in schedule.bundles if b.keep is Keep.SLICES for t in b.tensors}
+    let_go = {t for b in schedule.bundles if b.keep is not Keep.ALL for t in b.tensors}
     found: dict[int, Memory] = {}
     for rank, by_op in received.items():
-        parameters = backward = 0
-        kept: dict[Spot, float] = {}
+        parameters = gradients = backward = 0
+        kept: dict[Spot, tuple[float, float]] = {}  # all of it, and the output alone
         computes: set[str] = set()
         befores = [0, *(b.output_numel for b in model.blocks)]  # the first block's input needs no gradient
         for block, numel_before in zip(model.blocks, befores, strict=False):
             batches = {m: size * int(counts[block.name, m][rank]) for m in of_block.get(block.name, ())}
             if not (largest := max(batches.values(), default=0)):
                 continue
-            computes.update(t.name for t in block.tensors)
             held = block
             if (cut := schedule.cut(block.name)) is not None:
                 lo, hi = schedule.features(cut, rank)
                 held = slice_block(block, cut, hi - lo)
-            parameters += held.numel * schedule.itemsize
+            tensors = [*held.tensors, *(t for t in held.tied if t.name not in computes)]  # tied across ranks, too
+            parameters += sum(t.numel for t in tensors if t.name not in in_slices) * schedule.itemsize
+            gradients += sum(t.numel for t in tensors if t.name not in let_go) * schedule.itemsize
+            computes.update(t.name for t in tensors)
             each = _kept_nbytes(held) * activation_scale
-            kept |= {(block.name, m): batch * each for m, batch in batches.items()}
+            output = schedule.itemsize * activation_scale * held.output_numel
+            kept |= {(block.name, m): (batch * each, batch * output) for m, batch in batches.items()}
             ends = schedule.itemsize * activation_scale * (held.output_numel + numel_before)
             backward = max(backward, held.numel * schedule.itemsize + int(largest * ends))
         own = optimiser = reduced = 0
@@ -152,21 +162,23 @@ def memory_of(
                 continue
             numel = bundle.numel
             if bundle.layout is Layout.SHARDED:
-                lo, hi = slice_bounds(bundle.numel, len(owners), owners.index(rank))
+                lo, hi = schedule.slice_of(bundle, rank)
                 numel = hi - lo
             elif bundle.layout is Layout.FEATURES:
                 numel = slice_numel(schedule, model, bundle.name, rank)
             optimiser += schedule.moments * numel * schedule.itemsize
             reduced += numel * schedule.itemsize if bundle.name in sums else 0
-            own += 0 if computes.issuperset(bundle.tensors) else numel * schedule.itemsize
+            whole = computes.issuperset(bundle.tensors) and bundle.keep is not Keep.SLICES
+            own += 0 if whole else numel * schedule.itemsize
+        gathered, added = most_whole(schedule, model, rank)
         shapes = (model.input_shape, *(i.shape for i in model.more_inputs))
         sample = sum(map(prod, shapes)) * schedule.itemsize * activation_scale
         found[rank] = Memory(
-            weights_nbytes=parameters + own,
-            gradients_nbytes=WINDOW * parameters,
+            weights_nbytes=parameters + own + gathered,
+            gradients_nbytes=WINDOW * gradients + added,
             optimiser_nbytes=optimiser,
             sums_nbytes=WINDOW * reduced,
-            activations_nbytes=int(_most_kept(schedule, passes, kept, rank)),
+            activations_nbytes=int(_most_kept(schedule, model, passes, kept, rank)),
             backward_nbytes=backward,
             received_nbytes=WINDOW * sum(n for name, n in by_op.items() if name not in lands),
             input_nbytes=WINDOW * int(schedule.batch_per_worker * sample) if rank in data else 0,
@@ -176,21 +188,36 @@ def memory_of(
     return found
 
 
-def _most_kept(schedule: Schedule, passes: Sequence[Compute], kept: Mapping[Spot, float], rank: int) -> float:
+def _most_kept(
+    schedule: Schedule,
+    model: ModelProfile,
+    passes: Sequence[Compute],
+    kept: Mapping[Spot, tuple[float, float]],
+    rank: int,
+) -> float:
     """The most bytes of activations at one time, in each lane of `rank`, of what each block keeps of a micro-batch."""
     member = {name: rank in schedule.group(name) for name in {op.ranks for op in passes}}
     mine = [op for op in passes if member[op.ranks]]
+    again = run_again(schedule.for_rank(rank), model) if any(op.phase is Phase.RECOMPUTE for op in mine) else {}
     forward = {(op.target, op.microbatch): op.lane for op in mine if op.phase is Phase.FORWARD}
     last_use = {(op.target, op.microbatch): op.name for op in mine}
+    held: dict[Spot, float] = {}
     now: dict[str, float] = {}
     most: dict[str, float] = {}
+
+    def hold(spot: Spot, nbytes: float) -> None:
+        lane = forward[spot]
+        now[lane] = now.get(lane, 0.0) + nbytes - held.get(spot, 0.0)
+        held[spot], most[lane] = nbytes, max(most.get(lane, 0.0), now[lane])
+
     for op in mine:
-        spot, lane = (op.target, op.microbatch), op.lane
-        if op.phase is Phase.FORWARD:
-            now[lane] = now.get(lane, 0.0) + kept[spot]
-            most[lane] = max(most.get(lane, 0.0), now[lane])
-        if last_use[spot] == op.name and forward[spot] == lane:  # what another lane lets go, it may let go late
-            now[lane] -= kept[spot]
+        spot = op.target, op.microbatch
+        if op.phase in (Phase.FORWARD, Phase.RECOMPUTE):
+            hold(spot, kept[spot][op.phase is Phase.FORWARD and spot in again])
+            if op.phase is Phase.FORWARD and (before := again.get(spot)) is not None:
+                hold(before, 0.0)
+        if last_use[spot] == op.name and forward[spot] == op.lane:  # what another lane lets go, it may let go late
+            hold(spot, 0.0)
     return sum(most.values())
 
 
@@ -226,14 +253,22 @@ def _kept_nbytes(block: Block) -> float:
 
 def too_much(cluster: Cluster, needs: Mapping[int, Memory]) -> str | None:
     """Why a plan does not fit the devices of `cluster`; None if it does, as far as their memory is known."""
-    for rank, need in needs.items():
-        if (has := capacity(cluster, rank)) is not None and need.nbytes > has:
-            of = f" for each of {ranks} ranks" if (ranks := sharing(cluster, rank)) > 1 else ""
-            return (
-                f"rank {rank} needs {format_bytes(need.nbytes)}, most of it for {need.largest}, "
-                f"{cluster.device_of(rank)} has {format_bytes(has)}{of}"
-            )
-    return None
+    found = least_left(cluster, needs)
+    if found is None or found[0] >= 0:
+        return None
+    rank = found[1]
+    need, has = needs[rank], needs[rank].nbytes + found[0]
+    of = f" for each of {ranks} ranks" if (ranks := sharing(cluster, rank)) > 1 else ""
+    return (
+        f"rank {rank} needs {format_bytes(need.nbytes)}, most of it for {need.largest}, "
+        f"{cluster.device_of(rank)} has {format_bytes(has)}{of}"
+    )
+
+
+def least_left(cluster: Cluster, needs: Mapping[int, Memory]) -> tuple[int, int] | None:
+    """Bytes that are left of the device on which that is least (below 0: missing), and its rank; None: not known."""
+    left = [(has - need.nbytes, rank) for rank, need in needs.items() if (has := capacity(cluster, rank)) is not None]
+    return min(left, default=None)
 
 
 def capacity(cluster: Cluster, rank: int) -> int | None:

@@ -12,7 +12,14 @@ from stanza_sim.model.profile import ModelProfile
 from tests.execute.execute_variants import VARIANTS, expected_bytes, job_of, run, schedule_of
 
 TOLERANCE = 1e-4
-CHOSEN = ("colocated-sliced", "all-reduce", "stanza-arrival-2-uneven", "stanza-2-sliced-microbatches", "factors")
+CHOSEN = (
+    "colocated-sliced",
+    "all-reduce",
+    "stanza-arrival-2-uneven",
+    "stanza-2-sliced-microbatches",
+    "factors",
+    "fsdp-by-host",
+)
 
 
 @pytest.mark.parametrize(
