@@ -134,6 +134,13 @@ class Device(_Part):
     memory_Bps: float = Field(gt=0)
 
 
+class Inside(_Part):
+    """What joins the devices of a host; `busy` as of a link."""
+
+    about: str
+    busy: tuple[tuple[float, float], ...]
+
+
 class Node(_Part):
     """Hosts or switches that are alike."""
 
@@ -142,6 +149,7 @@ class Node(_Part):
     count: int
     level: int
     about: str
+    inside: Inside | None = None
 
 
 class Link(_Part):

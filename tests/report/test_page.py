@@ -200,6 +200,10 @@ def test_ten_thousand_bars_zoom_smoothly(crowded, browser, record_property):
     begin = time.monotonic()
     browser.open(path)
     took_s = time.monotonic() - begin
+    heights = (
+        "[...document.querySelectorAll('.chart canvas')].map((one) => one.height - one.closest('.chart').clientHeight)"
+    )
+    assert set(browser.value(heights)) == {0}
     assert 9_900 <= browser.value("timeline.data.op.length") <= MOST_SPANS
     times_ms = browser.value(ZOOM)
     told = {"load_s": took_s, "median_ms": times_ms[30], "p90_ms": times_ms[54], "most_ms": times_ms[-1]}
