@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from stanza_sim.cluster.device import DeviceSpec
     from stanza_sim.model.profile import ModelProfile
     from stanza_sim.profiles.network import NetworkProfile
+    from stanza_sim.report.explanation import Explanation
     from stanza_sim.report.result import Row
     from stanza_sim.schedule.schedule import Schedule
     from stanza_sim.simulate.flows import simulate_flows
@@ -51,6 +52,7 @@ _HOMES = {
     "cluster.device": ("DeviceSpec",),
     "model.profile": ("ModelProfile",),
     "profiles.network": ("NetworkProfile",),
+    "report.explanation": ("Explanation",),
     "report.result": ("Row",),
     "schedule.schedule": ("Schedule",),
     "simulate.flows": ("simulate_flows",),
@@ -66,6 +68,7 @@ __all__ = [
     "CriticalPath",
     "DeviceSpec",
     "ExperimentResult",
+    "Explanation",
     "FlowResult",
     "InputError",
     "LoadedExperiment",

@@ -64,6 +64,7 @@ def _root(
 _RUN_EXAMPLES = """Examples:\n
 [bold]stanza-sim run ec2_v100[/]\n
 [bold]stanza-sim run ec2_v100 --set nodes=16 --set network.rate=25Gbps[/]\n
+[bold]stanza-sim run ec2_v100 --explain[/]\n
 [bold]stanza-sim run ec2_v100 --set strategies.5.settings.fc_workers=2 --json[/]\n
 [bold]stanza-sim run laptop --execute -o results[/]\n
 [bold]sudo stanza-sim run ec2_v100 --set nodes=4 --set network.rate=500Mbps --execute --testbed --compute emulated[/]\n
@@ -124,6 +125,31 @@ def run(
             show_default=False,
         ),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Say what sets the time of each row and what would help, by some simulations more."
+        ),
+    ] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save",
+            metavar="FILE",
+            help="With --execute: keep the trained parameters, a state_dict (.safetensors, else torch.save), and "
+            "beside it what resuming takes; {model} and {row} in the name are replaced.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="FILE",
+            help="With --execute: go on with a training that --save kept, up to training.iterations in all.",
+            show_default=False,
+        ),
+    ] = None,
     jobs: Jobs = None,
 ) -> None:
     """Predict every model and strategy of an experiment and, with [bold]--execute[/], run them too.
@@ -133,6 +159,7 @@ def run(
     with errors_for_people():
         from stanza_sim.base.errors import InputError
         from stanza_sim.base.processes import cores
+        from stanza_sim.experiment.loops import Files
         from stanza_sim.experiment.run import run_experiment
         from stanza_sim.report.folder import check_writable, write_result
 
@@ -160,21 +187,25 @@ def run(
                 save_profile=save_profile,
                 testbed=testbed,
                 jobs=jobs or (1 if execute else cores()),
+                files=Files(save=save, resume=resume),
                 say=say,
                 tell=tell,
             )
         if result is None or not speaks():
             return
-        if output is not None:
-            write_result(result, output)
         from stanza_sim.report.result import result_json
-        from stanza_sim.report.table import print_result
+        from stanza_sim.report.table import print_explanations, print_result
 
+        text = result_json(result, explained=explain)
+        if output is not None:
+            write_result(result, output, text)
         with printing():
             if as_json:
-                sys.stdout.write(result_json(result))
+                sys.stdout.write(text)
             else:
                 print_result(result, stdout())
+                if explain:
+                    print_explanations(result, stdout())
 
 
 @app.command(epilog="Example:  [bold]stanza-sim flows case.json --json[/]")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from stanza_sim.experiment.scenario import Scenario
+from stanza_sim.experiment.why import explain
+from stanza_sim.report.explanation import Explanation
 from stanza_sim.schedule import Schedule
 from stanza_sim.simulate import Prediction
 from stanza_sim.simulate.lowering.link_seconds import LinkSeconds, link_seconds
@@ -32,6 +34,11 @@ class Details:
     def critical_path(self) -> CriticalPath:
         """What sets the time of an iteration."""
         return path_of(self.scenario.schedule, self.prediction, self.representative)
+
+    @cached_property
+    def explanation(self) -> Explanation:
+        """Why it is so, by some dozen simulations more."""
+        return explain(self.scenario, self.prediction, self.critical_path)
 
     def place_of(self, rank: int) -> str:
         """The host of a rank, and its device where there are several."""

@@ -10,13 +10,15 @@ from stanza_sim.execute.rank.steal import MOST_STOLEN
 from stanza_sim.experiment.rows import Plan
 
 if TYPE_CHECKING:  # imported where something is executed
-    from stanza_sim.execute import Measurement, RunJob
+    from stanza_sim.execute import Measurement, RunJob, Score
 
 
-def running_line(index: int, ended: int, plan: Plan, job: RunJob) -> str:
-    """How far a run is that takes long."""
-    what = f"{plan.entry.title}, {plan.strategy.title}"
-    return f"running {index + 1}: {what}: {ended} of {job.training.iterations} iterations done"
+def running_line(index: int, ended: int | Score, plan: Plan, job: RunJob) -> str:
+    """How far a run is that takes long, and what its held-out samples say."""
+    what, score = f"{plan.entry.title}, {plan.strategy.title}", ""
+    if not isinstance(ended, int):
+        ended, score = ended.iteration, f": {ended}"
+    return f"running {index + 1}: {what}: {ended} of {job.training.iterations} iterations done{score}"
 
 
 def ran_line(index: int, plans: Sequence[Plan], measurement: Measurement) -> str:

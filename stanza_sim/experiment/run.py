@@ -20,6 +20,7 @@ from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.fitted import fitted
 from stanza_sim.experiment.how_far import ran_line, running_line
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
+from stanza_sim.experiment.loops import NO_FILES, Files
 from stanza_sim.experiment.result_rows import infeasible_of, result_of, row_of
 from stanza_sim.experiment.rows import (
     LeftOutRow,
@@ -142,6 +143,7 @@ def run_experiment(
     save_profile: Path | None = None,
     testbed: bool = False,
     jobs: int = 1,
+    files: Files = NO_FILES,
     say: Say = lambda text: None,
     tell: Tell | None = None,
 ) -> Result | None:
@@ -153,6 +155,7 @@ def run_experiment(
         save_profile=save_profile,
         testbed=testbed,
         jobs=jobs,
+        files=files,
         say=say,
         tell=tell,
     )
@@ -166,6 +169,7 @@ def run_loaded(
     save_profile: Path | None = None,
     testbed: bool = False,
     jobs: int = 1,
+    files: Files = NO_FILES,
     say: Say = lambda text: None,
     tell: Tell | None = None,
 ) -> Result | None:
@@ -178,8 +182,8 @@ def run_loaded(
     row sends. With `testbed` the ranks run in an emulated network, which is there as long as the run, and which is
     calibrated unless that was done before. Returns None in a process that a launcher made a rank other than the first.
     Rows are predicted by up to `jobs` processes, copies of this one, where that pays; not if they are executed, too.
-    Rows that are not possible are the result's `infeasible`. `tell` hears of every row. Raises `InputError`, also
-    where no row is possible, and `RunError`.
+    Impossible rows are the result's `infeasible`. `files` are where training is saved, and what it goes on from. `tell`
+    hears of every row. Raises `InputError`, also where no row is possible, and `RunError`.
     """
     if execute:
         from stanza_sim.execute import require_torch
@@ -188,6 +192,9 @@ def run_loaded(
     elif save_profile is not None or testbed:
         what, where = ("measured", "--save-profile") if save_profile is not None else ("run", "--testbed")
         raise InputError(f"nothing is {what} without --execute", where=where, hint="add --execute")
+    elif files != NO_FILES:
+        where = "--resume" if files.save is None else "--save"
+        raise InputError("nothing is trained without --execute", where=where, hint="add --execute")
     cluster = cluster_of(loaded, say)
     plans, impossible = possible_plans_of(loaded, cluster)
     require_possible(plans, impossible)
@@ -201,7 +208,16 @@ def run_loaded(
         impossible = (*impossible, *unfit)
         require_possible(plans, impossible)
         done = _executed(
-            loaded, cluster, plans, known, network, save_profile=save_profile, testbed=testbed, say=say, tell=tell
+            loaded,
+            cluster,
+            plans,
+            known,
+            network,
+            save_profile=save_profile,
+            testbed=testbed,
+            files=files,
+            say=say,
+            tell=tell,
         )
         return None if done is None else replace(done, infeasible=tuple(map(infeasible_of, impossible)))
     if network is not None:
@@ -226,6 +242,7 @@ def _executed(
     *,
     save_profile: Path | None,
     testbed: bool,
+    files: Files,
     say: Say,
     tell: Tell | None,
 ) -> Result | None:
@@ -236,7 +253,7 @@ def _executed(
     from stanza_sim.experiment.network_cache import network_for
 
     experiment = loaded.value
-    jobs = jobs_of(loaded, plans, cluster, known, testbed=testbed)
+    jobs = jobs_of(loaded, plans, cluster, known, testbed=testbed, files=files)
     in_realtime = any(job.emulation is not None and job.emulation.realtime for job in jobs)
     backend = Backend(experiment.execute.backend)
     with open_ranks(loaded, cluster, testbed=testbed, say=say) as workers:
@@ -290,10 +307,8 @@ def _executed(
         if retimer is not None:
             timed = [retimer.timed(i, given=plan.entry.title in given) for i, plan in enumerate(plans)]
             drifts = [t.drift for t in timed]
-            times = [
-                known[plan.entry.title] if plan.entry.title in given else t.profile
-                for plan, t in zip(plans, timed, strict=True)
-            ]
+            models = [plan.entry.title for plan in plans]
+            times = [known[m] if m in given else t.profile for m, t in zip(models, timed, strict=True)]
             scenarios = [conditions.scenario(plan, profile) for plan, profile in zip(plans, times, strict=True)]
             predictions = [scenario.predict_with_spread() for scenario in scenarios]
         return _result(experiment, cluster, plans, predictions, measurements, drifts, undilated, scenarios)
@@ -304,7 +319,7 @@ def _with_measured_loopback(
 ) -> Cluster:
     """The cluster with the loopback of this machine, where ranks share a host and no profile brings it along."""
     profiles = [known.get(p.entry.title) for p in plans]
-    if workers.world_size < 2 or not cluster.same_host(0, 1) or all(p is not None and p.loopback for p in profiles):
+    if workers.world_size < 2 or not cluster.same_host(0, 1) or all(p and p.loopback for p in profiles):
         return cluster
     from stanza_sim.execute import measure_loopback
 

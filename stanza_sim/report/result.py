@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 from stanza_sim.base.tables import shortened
 from stanza_sim.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.report.explanation import Explanation
 from stanza_sim.schedule import Schedule
 from stanza_sim.simulate.lowering.link_seconds import LinkSeconds
 from stanza_sim.simulate.residual import ties
@@ -44,6 +45,11 @@ class RowDetails(Protocol):
     @property
     def critical_path(self) -> CriticalPath:
         """What sets the time of an iteration."""
+        ...
+
+    @property
+    def explanation(self) -> Explanation:
+        """Why it takes so long, which is simulated."""
         ...
 
     @property
@@ -202,6 +208,18 @@ def _measured(row: Row) -> dict[str, Json] | None:
         "tokens_per_s": None if row.sample_tokens is None else m.samples_per_s * row.sample_tokens,
         "loss_first": _finite(first),
         "loss_last": _finite(last),
+        "iterations": len(m.losses) or None,
+        "accuracy": m.accuracy,
+        "perplexity": _finite(m.perplexity),
+        "evaluations": [
+            {
+                "iteration": s.iteration,
+                "loss": _finite(s.loss),
+                "accuracy": s.accuracy,
+                "perplexity": _finite(s.perplexity),
+            }
+            for s in m.scores
+        ],
     }
 
 
@@ -230,6 +248,18 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def _explanation(row: Row) -> dict[str, Json]:
+    """Why a row takes as long as it does, if that can be looked into; `times` is null for what takes no time."""
+    if row.details is None:
+        return {}
+    one = row.details.explanation
+    effects: list[Json] = [
+        {"what": e.what, "times": _finite(e.times), "place": e.place, "iteration_s": e.iteration_s} for e in one.effects
+    ]
+    found = {"cause": one.cause, "place": one.place, "path_s": one.path, "effects": effects, "text": str(one)}
+    return {"explanation": found}
+
+
 def _repeats(row: Row) -> dict[str, Json]:
     """What repeats of a random simulation add to a prediction; nothing where there was one only."""
     repeats = row.prediction.repeats
@@ -243,10 +273,11 @@ def _repeats(row: Row) -> dict[str, Json]:
     }
 
 
-def run_object(row: Row, tied_with: Sequence[str] = ()) -> dict[str, Json]:
+def run_object(row: Row, tied_with: Sequence[str] = (), *, explained: bool = False) -> dict[str, Json]:
     """One row as plain JSON values; times in seconds, `error_pct` as `Row.error_pct`.
 
-    `tied_with` are the labels of rows beside it from which it cannot be told apart.
+    `tied_with` are the labels of rows beside it from which it cannot be told apart. Where it is to be `explained`, that
+    is simulated.
     """
     return {
         "label": row.label,
@@ -283,18 +314,20 @@ def run_object(row: Row, tied_with: Sequence[str] = ()) -> dict[str, Json]:
         "error_pct": row.error_pct,
         "machine": _machine(row),
         **_undilated(row),
+        **(_explanation(row) if explained else {}),
     }
 
 
-def result_object(result: Result) -> dict[str, Json]:
+def result_object(result: Result, *, explained: bool = False) -> dict[str, Json]:
     """The result as plain JSON values; see `run_object`."""
+    tied = zip(result.rows, result.tied_with(), strict=True)
     return {
         "experiment": result.experiment,
-        "runs": list(map(run_object, result.rows, result.tied_with())),
+        "runs": [run_object(row, others, explained=explained) for row, others in tied],
         "infeasible": [{"label": i.label, "model": i.model, "reason": i.reason} for i in result.infeasible],
     }
 
 
-def result_json(result: Result) -> str:
+def result_json(result: Result, *, explained: bool = False) -> str:
     """The result as one JSON object, equal bytes for equal results."""
-    return json.dumps(result_object(result), indent=1, allow_nan=False) + "\n"
+    return json.dumps(result_object(result, explained=explained), indent=1, allow_nan=False) + "\n"

@@ -16,7 +16,7 @@ from stanza_sim.base.telling import Say
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.execute.rank.decision import Seat
 from stanza_sim.execute.rank.devices import GpuInfo, on_machine
-from stanza_sim.execute.rank.job import Backend, ComputeMode, Measurement, RunJob
+from stanza_sim.execute.rank.job import Backend, ComputeMode, Measurement, RunJob, Score
 from stanza_sim.execute.rank.steal import MOST_STOLEN, SHORT_S, TRIES
 from stanza_sim.execute.rank.supported import supported, unsupported
 from stanza_sim.execute.start.environment import Place, place
@@ -199,13 +199,13 @@ def execute(
     workers: Workers,
     *,
     done: Callable[[int, Measurement], None] = lambda i, m: None,
-    moving: Callable[[int, int], None] = lambda i, ended: None,
+    moving: Callable[[int, int | Score], None] = lambda i, ended: None,
     between: Callable[[int], None] = lambda i: None,
 ) -> list[Measurement]:
     """Run `jobs` one after another on `workers` and return their measurements; `done` is called after each.
 
-    While one takes long, `moving` is told how many of its iterations have ended. `between(i)` is called right before
-    job i, and with the number of jobs once all are done; it may use the workers.
+    While one takes long, `moving` is told how many of its iterations have ended, and scores at once. `between(i)` is
+    called right before job i, and with the number of jobs once all are done; it may use the workers.
 
     A short run during which a virtual machine's host took its cores away is done again (`steal`), in all processes
     alike, since all know of all ranks.
@@ -227,10 +227,8 @@ def execute(
             raise InputError(
                 f"schedule {job.schedule.name} has {job.schedule.world_size} ranks, only {workers.world_size} run"
             )
-        if job.training.iterations < job.training.warmup + 2:
-            raise InputError(
-                f"{job.training.iterations} iterations with {job.training.warmup} of warm-up leave fewer than two"
-            )
+        if (count := job.training.iterations - job.training.begin) < job.training.warmup + 2:
+            raise InputError(f"{count} iterations with {job.training.warmup} of warm-up leave fewer than two")
     for precision in dict.fromkeys(job.precision for job in jobs if job.emulation is None):
         check_precision(precision, workers)
     found: list[Measurement] = []
