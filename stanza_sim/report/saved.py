@@ -56,6 +56,22 @@ class Measured(_Part):
     loss_last: float | None = None
 
 
+class Effect(_Part):
+    """What an iteration takes with something faster; see `explanation`."""
+
+    what: str
+    times: float | None
+    place: str = ""
+    iteration_s: float = Field(gt=0)
+
+
+class Explained(_Part):
+    """Why an iteration takes as long as it does."""
+
+    text: str
+    effects: tuple[Effect, ...]
+
+
 class Run(_Part):
     """A row of `result.json`."""
 
@@ -74,6 +90,7 @@ class Run(_Part):
     notes: tuple[str, ...] = ()
     measured: Measured | None = None
     error_pct: float | None = None
+    explanation: Explained | None = None
 
 
 class Infeasible(_Part):

@@ -7,7 +7,8 @@ let colours, timeline;
 function look() {
   const style = getComputedStyle(document.documentElement), of = (name) => style.getPropertyValue("--" + name).trim();
   colours = { text: of("text"), soft: of("soft"), line: of("line"), page: of("page"), raised: of("raised"), critical: data.critical,
-    activities: data.activities.map((one) => one.colour), names: data.activities.map((one) => one.name) };
+    activities: data.activities.map((one) => one.colour), names: data.activities.map((one) => one.name),
+    series: data.series.map((colour) => (colour === "#000000" ? of("text") : colour)) };
 }
 
 /* Set a chart's options, with what all have in common. `said` is what a screen reader says of it. */
@@ -38,7 +39,7 @@ const room = () => ({ left: narrow() ? 120 : 240, right: 70, top: 10, bottom: 44
 function speed(rows) {
   const base = data.runs[rows[0]], apart = new Set(data.apart.filter(([model]) => model === base.model).map(([, label]) => label));
   let place = 0;
-  const colour = rows.map((i) => (apart.has(data.runs[i].label) ? data.series[place++ % data.series.length] : colours.line));
+  const colour = rows.map((i) => (apart.has(data.runs[i].label) ? colours.series[place++ % colours.series.length] : colours.line));
   const label = { show: true, position: "right", color: colours.text, formatter: ({ value }) => value.toFixed(2) + "×" };
   const series = [{ name: "predicted", type: "bar", data: rows.map((i, k) => ({ value: data.runs[i].predicted.samples_per_s / base.predicted.samples_per_s, itemStyle: { color: colour[k] } })), label }];
   if (base.measured) series.push({ name: "measured", type: "bar", label,
@@ -62,16 +63,32 @@ function goes(rows) {
     "What an iteration goes to: " + bars.map((bar) => label(bar).trim() + " " + data.activities.map((one, a) => one.name + " " + milliseconds(data.rows[bar[0]][bar[1]].activities[a] * 1e3)).join(", ")).join("; "), 90 + 26 * bars.length);
 }
 
+/* What an iteration would take with something faster, as `run --explain` found. */
+function why(i) {
+  const run = data.runs[i], found = run.explanation;
+  byId("why-text").textContent = found ? found.text : "Not looked at: add --explain to stanza-sim run.";
+  if (!found || !found.effects.length) return draw("chart-why", null);
+  const words = (one) => one.what + (one.place && one.place !== one.what ? " (" + one.place + ")" : "") + (one.times === null ? ": no time" : ": " + one.times + "×");
+  const bars = [["as it is", run.predicted.iteration_s], ...found.effects.map((one) => [words(one), one.iteration_s])];
+  const { left } = room();
+  draw("chart-why", { grid: { ...room(), left: narrow() ? left + 20 : 340 }, xAxis: axis("iteration with this faster, ms", { type: "value" }),
+    yAxis: { ...names(bars.map(([name]) => name)), axisLabel: { color: colours.text, interval: 0, width: narrow() ? 130 : 330, overflow: "truncate" } },
+    series: [{ type: "bar", data: bars.map(([, s], k) => ({ value: s * 1e3, itemStyle: { color: k ? colours.series[2] : colours.soft } })), label: { show: true, position: "right", color: colours.text, formatter: ({ value }) => milliseconds(value) } }],
+    tooltip: { formatter: ({ dataIndex }) => bars[dataIndex][0] + "\n" + milliseconds(bars[dataIndex][1] * 1e3) + " instead of " + milliseconds(bars[0][1] * 1e3) } },
+    "What would help: " + bars.map(([name, s]) => name + " " + milliseconds(s * 1e3)).join("; "), 60 + 26 * bars.length);
+}
+
 function measured() {
   const done = data.runs.map((run, i) => i).filter((i) => data.runs[i].measured);
   byId("measured-hint").textContent = done.length ? "Measured: the median of all iterations; the line is where both agree." : "No row was run: add --execute to stanza-sim run.";
   if (!done.length) return draw("chart-measured", null);
   const models = [...new Set(done.map((i) => data.runs[i].model))], signs = ["circle", "rect", "triangle", "diamond", "pin", "arrow"];
-  const series = models.map((model, m) => ({ name: model, type: "scatter", symbol: signs[m % signs.length], symbolSize: 11, itemStyle: { color: data.series[m % data.series.length] },
+  const series = models.map((model, m) => ({ name: model, type: "scatter", symbol: signs[m % signs.length], symbolSize: 11, itemStyle: { color: colours.series[m % colours.series.length] },
     data: done.filter((i) => data.runs[i].model === model).map((i) => [data.runs[i].measured.iteration_s * 1e3, data.runs[i].predicted.iteration_s * 1e3, i]) }));
   const every = series.flatMap((one) => one.data.flatMap(([x, y]) => [x, y])), low = Math.min(...every) / 1.3, high = Math.max(...every) * 1.3;
   series.push({ type: "line", data: [[low, low], [high, high]], showSymbol: false, silent: true, lineStyle: { color: colours.soft, width: 1 } });
   const scale = { type: high > 10 * low ? "log" : "value", min: low, max: high, axisLabel: { color: colours.soft, formatter: (v) => Number(v.toPrecision(2)) }, minorSplitLine: { show: false } };
+  Object.assign(scale.axisLabel, { showMinLabel: false, showMaxLabel: false });
   draw("chart-measured", { grid: { left: 70, right: 20, top: 34, bottom: 50 }, legend: { top: 0, type: "scroll", data: models, textStyle: { color: colours.text } },
     xAxis: axis("measured iteration, ms", scale), yAxis: axis("predicted iteration, ms", { ...scale, nameGap: 46 }), series,
     tooltip: { formatter: ({ value }) => { const run = data.runs[value[2]]; return run.model + ", " + run.label + "\npredicted " + milliseconds(value[1]) + "\nmeasured " + milliseconds(value[0]) + "\nerror " + run.error_pct.toFixed(1) + "%"; } } },
@@ -163,6 +180,7 @@ function showRow() {
   const i = Number(byId("row").value), all = data.rows[i].timelines, before = byId("which").value;
   fill(byId("which"), all.map((one) => [one.which, one.which]));
   if (all.some((one) => one.which === before)) byId("which").value = before;
+  why(i);
   showTimeline();
   traffic(i);
   cluster(i);
