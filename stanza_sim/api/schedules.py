@@ -118,6 +118,7 @@ def build_schedule(
       did you mean fc_workers or fc_compute or fc_parallel?
     """
     from stanza_sim import strategies
+    from stanza_sim.simulate.costs import pass_times
 
     name = "build_schedule"
     with placed(name):
@@ -141,6 +142,7 @@ def build_schedule(
             precision=types.precision,
             gradients=Wire.NATIVE if types.gradients == "parameter" else Wire(types.gradients),
             cluster=cluster,
+            times=pass_times(cluster, model, types.precision),
             accumulation=accumulation,
             moments=types.optimizer.moments,
             clipped=types.optimizer.clip_norm is not None,
