@@ -60,10 +60,13 @@ from stanza_sim.schedule import (
 from stanza_sim.schedule.cuts import slice_block, slice_numel
 from stanza_sim.schedule.progress import WINDOW
 from stanza_sim.schedule.samples import Spot, data_rank_counts
+from stanza_sim.studies.plan.buffers import joined_nbytes, joins_gradients, sent_nbytes, summed_nbytes
 from stanza_sim.studies.plan.whole import most_whole
 
 SUMMING = (Phase.REDUCE, Phase.RECONSTRUCT)
 """Phases whose results have room of their own, as those of a reduce-scatter have."""
+LANDING = {ValueKind.PARAM, ValueKind.COPY}
+"""What lands in place."""
 PASSES = (Phase.FORWARD, Phase.BACKWARD, Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
 """From the first of them on a block keeps activations of a micro-batch, to the last of those that follow."""
 
@@ -79,6 +82,7 @@ class Memory:
     activations_nbytes: int
     backward_nbytes: int
     received_nbytes: int
+    sent_nbytes: int
     input_nbytes: int
     communicators_nbytes: int = 0
     page_locked_nbytes: int = 0
@@ -119,7 +123,7 @@ def memory_of(
         op.value.name for op in schedule.ops if isinstance(op, Collective) and op.kind is CollectiveKind.REDUCE_SCATTER
     }
     lands = {
-        op.name for op in schedule.ops if isinstance(op, Transfer) and all(v.kind is ValueKind.PARAM for v in op.values)
+        op.name for op in schedule.ops if isinstance(op, Transfer) and {v.kind for v in op.values} <= LANDING
     }
     data = schedule.data_ranks
     alike = {
@@ -131,7 +135,9 @@ def memory_of(
     let_go = {t for b in schedule.bundles if b.keep is not Keep.ALL for t in b.tensors}
     found: dict[int, Memory] = {}
     for rank, by_op in received.items():
-        parameters = gradients = backward = 0
+        parameters = gradients = 0
+        backward: dict[str, int] = {}
+        joins = joins_gradients(schedule, rank)
         kept: dict[Spot, float] = {}
         computes: set[str] = set()
         befores = [0, *(b.output_numel for b in model.blocks)]  # the first block's input needs no gradient
@@ -148,8 +154,9 @@ def memory_of(
             gradients += (held.numel - _numel(block, let_go)) * schedule.itemsize
             each = _kept_nbytes(held) * activation_scale
             kept |= {(block.name, m): batch * each for m, batch in batches.items()}
-            ends = schedule.itemsize * activation_scale * (held.output_numel + numel_before)
-            backward = max(backward, held.numel * schedule.itemsize + int(largest * ends))
+            ends = max(schedule.itemsize * (held.output_numel + numel_before), _widest_nbytes(held))
+            ends += schedule.itemsize * held.output_numel if block.name in joins else 0
+            backward[block.name] = held.numel * schedule.itemsize + int(largest * ends * activation_scale)
         own = optimiser = reduced = 0
         for bundle in schedule.bundles:
             owners = schedule.owners(bundle)
@@ -166,16 +173,21 @@ def memory_of(
             whole = computes.issuperset(bundle.tensors) and bundle.keep is not Keep.SLICES
             own += 0 if whole else numel * schedule.itemsize
         gathered, added = most_whole(schedule, model, rank)
+        for spot, nbytes in joined_nbytes(schedule, model, rank).items():
+            if spot in kept:
+                kept[spot] += nbytes
+        activations, beside = _most_kept(schedule, passes, kept, backward, rank)
         shapes = (model.input_shape, *(i.shape for i in model.more_inputs))
         sample = sum(map(prod, shapes)) * schedule.itemsize * activation_scale
         found[rank] = Memory(
             weights_nbytes=parameters + own + gathered,
             gradients_nbytes=WINDOW * gradients + added,
             optimiser_nbytes=optimiser,
-            sums_nbytes=WINDOW * reduced,
-            activations_nbytes=int(_most_kept(schedule, passes, kept, rank)),
-            backward_nbytes=backward,
+            sums_nbytes=WINDOW * reduced + summed_nbytes(schedule, rank),
+            activations_nbytes=int(activations),
+            backward_nbytes=int(beside),
             received_nbytes=WINDOW * sum(n for name, n in by_op.items() if name not in lands),
+            sent_nbytes=sent_nbytes(schedule, model, rank, counts),
             input_nbytes=WINDOW * int(schedule.batch_per_worker * sample) if rank in data else 0,
             communicators_nbytes=_communicators_nbytes(schedule, alike.values(), rank) if rank in nccl else 0,
             page_locked_nbytes=2 * WINDOW * sum(by_op.values()) if rank in staged else 0,
@@ -188,22 +200,26 @@ def _numel(block: Block, tensors: Collection[str]) -> int:
     return sum(t.numel for t in block.tensors if t.name in tensors)
 
 
-def _most_kept(schedule: Schedule, passes: Sequence[Compute], kept: Mapping[Spot, float], rank: int) -> float:
-    """The most bytes of activations at one time, in each lane of `rank`, of what each block keeps of a micro-batch."""
+def _most_kept(
+    schedule: Schedule, passes: Sequence[Compute], kept: Mapping[Spot, float], backward: Mapping[str, int], rank: int
+) -> tuple[float, float]:
+    """The most bytes of activations, of what each block keeps of a micro-batch, and of what its backward pass takes
+    beside them, where together they are most: at one time, in each lane of `rank`."""
     member = {name: rank in schedule.group(name) for name in {op.ranks for op in passes}}
     mine = [op for op in passes if member[op.ranks]]
     forward = {(op.target, op.microbatch): op.lane for op in mine if op.phase is Phase.FORWARD}
     last_use = {(op.target, op.microbatch): op.name for op in mine}
     now: dict[str, float] = {}
-    most: dict[str, float] = {}
+    most: dict[str, tuple[float, float]] = {}
     for op in mine:
         spot, lane = (op.target, op.microbatch), op.lane
         if op.phase is Phase.FORWARD:
             now[lane] = now.get(lane, 0.0) + kept[spot]
-            most[lane] = max(most.get(lane, 0.0), now[lane])
+        beside = 0 if op.phase is Phase.FORWARD else backward[op.target]
+        most[lane] = max(most.get(lane, (0.0, 0.0)), (now.get(lane, 0.0), beside), key=sum)
         if last_use[spot] == op.name and forward[spot] == lane:  # what another lane lets go, it may let go late
             now[lane] -= kept[spot]
-    return sum(most.values())
+    return sum(a for a, _ in most.values()), sum(b for _, b in most.values())
 
 
 BUFFER_BYTES, MOST_CHANNELS, MULTIPROCESSORS = 4 * 1024 * 1024, 32, 132
@@ -234,6 +250,13 @@ def _kept_nbytes(block: Block) -> float:
     """Bytes of a sample that a block's operations put out and that are kept for the backward pass."""
     elementwise = sum(w.forward.sample_nbytes for w in block.work if w.kind is OpKind.ELEMENTWISE)
     return max(block.bytes_touched - elementwise / 3, 0.0)
+
+
+def _widest_nbytes(block: Block) -> float:
+    """Bytes of a sample that an operation of a block reads and writes, of the kind of which that is most: as many have
+    the gradients of its input and output."""
+    each = (w.forward.sample_nbytes / w.forward.kernels for w in block.work if w.forward.kernels)
+    return max(each, default=0.0)
 
 
 def too_much(cluster: Cluster, needs: Mapping[int, Memory]) -> str | None:

@@ -137,7 +137,9 @@ class Alone:
             for u in self.units:
                 if u.kind is UnitKind.RECV and isinstance(u.op, Transfer):
                     for src, _ in self.peers[u.index]:
-                        self.work.incoming(u.op, iteration, src).zero_()
+                        into = self.work.incoming(u.op, iteration, src)
+                        if not u.op.values[0].kind.on_bundle:
+                            into.zero_()
                         self.late.append((iteration, u.index))
         for key in what.start:
             op = self.units[key[1]].op
