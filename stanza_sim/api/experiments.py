@@ -94,6 +94,8 @@ class ExperimentResult(Tabular):
             *("bottleneck", "cost_source", "basis"),
         ):
             columns[key] = [getattr(row.prediction, key) for row in rows]
+        for key in ("tokens_per_s", "mfu"):
+            columns[key] = [getattr(row, key) for row in rows]
         columns["tied_with"] = ["; ".join(tied) for tied in self.result.tied_with()]
         if any(row.measurement is not None for row in rows):
             for key in ("iteration_s", "samples_per_s"):
@@ -137,8 +139,14 @@ class LoadedExperiment:
         """
         with placed("schedules"):
             plans = plans_of(self.loaded, self.cluster(), model=model, strategy=row)
-        precision, steps = self.loaded.value.precision, self.loaded.value.training.accumulation
-        return [ModelSchedule.of(plan.schedule, plan.model, plan.strategy, precision, steps) for plan in plans]
+        given = self.loaded.value
+        training = given.training
+        return [
+            ModelSchedule.of(
+                plan.schedule, plan.model, plan.strategy, given.precision, training.accumulation, training.optimizer
+            )
+            for plan in plans
+        ]
 
     def run(
         self,
@@ -191,7 +199,12 @@ class LoadedExperiment:
         for row in result.rows:
             entry = next(s for s in self.loaded.value.strategies if s.title == row.label)
             schedule = ModelSchedule.of(
-                row.schedule, models[row.model], entry, Precision(row.precision), row.accumulation
+                row.schedule,
+                models[row.model],
+                entry,
+                Precision(row.precision),
+                row.accumulation,
+                self.loaded.value.training.optimizer,
             )
             rows.append(replace(row, schedule=schedule, prediction=knowing(row.prediction, schedule, made[row.model])))
         return replace(result, rows=tuple(rows))

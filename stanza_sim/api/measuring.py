@@ -55,7 +55,7 @@ def measure(
     model: ModelProfile | None = None,
     iterations: int = 60,
     warmup: int = 10,
-    optimizer: Mapping[str, object] | None = None,
+    optimizer: str | Mapping[str, object] | None = None,
     precision: str | None = None,
     loss_scale: float | None = None,
     seed: int = 1,
@@ -77,9 +77,9 @@ def measure(
     path of a Dataset); with `compute="emulated"` each computation is a wait of its predicted time instead.
     `iterations` include `warmup`, which is not timed. The `loss` is what the labels ask for unless it is given.
     With `dilate`, for emulated computations in a testbed, links are so many times slower, computations as much
-    longer, and measured times divided by it. `optimizer` is as in a file, such as {"lr": 0.02}. It trains in
-    `precision`, default that for which the schedule was built; where anything is in fp16 the loss is multiplied by
-    `loss_scale`. With `deterministic` repeats are bitwise equal on GPUs too. `timeout` is how long a rank may stay
+    longer, and measured times divided by it. `optimizer`, as in a file, such as {"lr": 0.02}, and
+    `precision` are by default those for which the schedule was built; where anything is in fp16 the loss is multiplied
+    by `loss_scale`. With `deterministic` repeats are bitwise equal on GPUs too. `timeout` is how long a rank may stay
     silent, in seconds or as "60s"; it is dilated too. Raises `InputError` for what does not fit this machine, and
     `RunError` if a rank fails.
 
@@ -100,7 +100,9 @@ def measure(
             "warmup": warmup,
             "data": data,
             "loss": loss,
-            "optimizer": optimizer,
+            "optimizer": known.optimizer.model_dump(exclude_unset=True)
+            if optimizer is None and known.optimizer
+            else optimizer,
             "loss_scale": loss_scale,
         }
         execute = {

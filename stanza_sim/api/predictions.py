@@ -71,6 +71,19 @@ class Prediction(Simulated):
         return f"<Prediction of {shortened(self.label, 50)}: {speed}, limited by {shortened(self.bottleneck, 70)}>"
 
     @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens per second of the whole cluster; None of a model whose samples are no tokens.
+
+        >>> import stanza_sim as ss
+        >>> cluster, model = ss.load_cluster("ec2-p3-10", nodes=4), ss.load_model("gpt2", sequence=512)
+        >>> b = ss.predict(ss.build_schedule("all_reduce", model, cluster, batch_per_worker=8), cluster)
+        >>> b.tokens_per_s == 512 * b.samples_per_s
+        True
+        """
+        tokens = self.model.sample_tokens
+        return None if tokens is None else self.samples_per_s * tokens
+
+    @property
     def mfu(self) -> float | None:
         """The model's FLOPs as a share of the peak of the devices at work; None where no peak is known.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
@@ -11,6 +12,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.precision import Precision
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.experiment.file import StrategyEntry
+from stanza_sim.experiment.optimizer import NamedOptimizer, Optimizer
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Compute, Schedule, Transfer, Wire
 from stanza_sim.schedule.wires import computed_in
@@ -23,7 +25,8 @@ USE_CLUSTER = "use load_cluster"
 class ModelSchedule(Schedule):
     """A schedule with the `profile` of its model, the strategy that built it (`entry`) and a `title` for tables.
 
-    `precision` is that for which it was built, if that is known. An iteration has `accumulation` steps.
+    `precision` and `optimizer` are those for which it was built, if they are known. An iteration has `accumulation`
+    steps.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("alexnet")
@@ -36,6 +39,7 @@ class ModelSchedule(Schedule):
     entry: StrategyEntry
     precision: Precision | None = None
     accumulation: int = 1
+    optimizer: Optimizer | None = None
 
     @property
     def title(self) -> str:
@@ -56,15 +60,24 @@ class ModelSchedule(Schedule):
         entry: StrategyEntry,
         precision: Precision | None = None,
         accumulation: int = 1,
+        optimizer: Optimizer | None = None,
     ) -> ModelSchedule:
-        """`schedule` with its model, with the strategy that built it, for which precision, and of how many steps."""
+        """`schedule` with its model, the strategy that built it, and for which precision, steps and optimiser."""
         parts = {field.name: getattr(schedule, field.name) for field in fields(Schedule)}
-        return cls(**parts, profile=profile, entry=entry, precision=precision, accumulation=accumulation)
+        return cls(
+            **parts,
+            profile=profile,
+            entry=entry,
+            precision=precision,
+            accumulation=accumulation,
+            optimizer=optimizer,
+        )
 
 
 class _Types(Section):
     precision: Precision = Precision.FP32
     gradients: Literal["parameter", "bf16", "fp16"] = "parameter"
+    optimizer: NamedOptimizer = Optimizer()
 
 
 def build_schedule(
@@ -77,6 +90,7 @@ def build_schedule(
     precision: str = "fp32",
     gradients: Literal["parameter", "bf16", "fp16"] = "parameter",
     accumulation: int = 1,
+    optimizer: str | Mapping[str, object] = "sgd",
     **settings: object,
 ) -> ModelSchedule:
     """Return what every rank of `cluster` does in one iteration: `strategy`, with these settings, for `model`.
@@ -85,8 +99,10 @@ def build_schedule(
     their gradients. `label` is its name in tables. Settings are those of an experiment's `settings:`;
     `describe(strategy)` lists them; `on` (["node-3"], or "fastest") is where servers or FC workers are. In `precision`
     bf16 or fp16 activations and their gradients travel in 2 bytes an element, unless a setting `activations` says
-    otherwise; `gradients` is the type of those of parameters. Raises `InputError` for a strategy or a setting that is
-    not there, and for settings that do not fit the model, the cluster or the number of ranks.
+    otherwise; `gradients` is the type of those of parameters. `optimizer` is as in a file,
+    such as "adamw" or {"kind": "adamw", "lr": 1e-3}: what it keeps is updated too, and `measure` trains with it. Raises
+    `InputError` for a strategy or a setting that is not there, and for settings that do not fit the model, the cluster
+    or the number of ranks.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
@@ -112,7 +128,7 @@ def build_schedule(
         place = Arguments(file=name, lines={}, within=("settings",))
         data = {"strategy": strategy, "settings": settings} | ({} if label is None else {"label": label})
         entry = validate(data, StrategyEntry, place)
-        types = checked(name, _Types, {"precision": precision, "gradients": gradients})
+        types = checked(name, _Types, {"precision": precision, "gradients": gradients, "optimizer": optimizer})
         made = strategies.build(
             strategy,
             model,
@@ -123,8 +139,10 @@ def build_schedule(
             gradients=Wire.NATIVE if types.gradients == "parameter" else Wire(types.gradients),
             cluster=cluster,
             accumulation=accumulation,
+            moments=types.optimizer.moments,
+            clipped=types.optimizer.clip_norm is not None,
         )
-        return ModelSchedule.of(made, model, entry, types.precision, accumulation)
+        return ModelSchedule.of(made, model, entry, types.precision, accumulation, types.optimizer)
 
 
 def agreed_precision(schedule: ModelSchedule, given: str | None) -> str:

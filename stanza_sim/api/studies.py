@@ -110,7 +110,14 @@ def _best(answer: Answer) -> Prediction:
     again = problem.predict(problem.plan(winner.choice))  # a search keeps no timelines
     return knowing(
         replace(again, spread=winner.prediction.spread),
-        ModelSchedule.of(best.schedule, problem.model, winner.choice.entry, said.precision, said.training.accumulation),
+        ModelSchedule.of(
+            best.schedule,
+            problem.model,
+            winner.choice.entry,
+            said.precision,
+            said.training.accumulation,
+            said.training.optimizer,
+        ),
         made,
     )
 

@@ -50,6 +50,8 @@ def model(
     input_shape: Annotated[
         str | None, typer.Option("--input-shape", metavar="C,H,W", help="Shape of one sample, for a factory.")
     ] = None,
+    sequence: Annotated[int | None, typer.Option(help="Tokens of a sample, of a language model.")] = None,
+    vocabulary: Annotated[int | None, typer.Option(help="Words of a language model.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the blocks of a model; without a name, the shipped models."""
@@ -57,9 +59,9 @@ def model(
         from stanza_sim.model import zoo
 
         if name is None:
-            _print(zoo.names())
+            _print(zoo.available())
             return
-        profile = zoo.load_model(name, input_shape=_shape(input_shape))
+        profile = zoo.load_model(name, input_shape=_shape(input_shape), sequence=sequence, vocabulary=vocabulary)
         if as_json:
             from stanza_sim.model.profile_json import to_json
 

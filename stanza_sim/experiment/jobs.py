@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.optimizers import OptimizerKind
 from stanza_sim.base.precision import FLOAT_BYTES, Precision
 from stanza_sim.base.telling import Say
 from stanza_sim.cluster import Cluster
@@ -123,7 +124,12 @@ def jobs_of(
         realtime = how.realtime if "realtime" in how.model_fields_set else testbed
         for i, plan in enumerate(plans):
             costs = costs_for(
-                cluster, plan.model, experiment.precision, known.get(plan.entry.title), launch=experiment.launch
+                cluster,
+                plan.model,
+                experiment.precision,
+                known.get(plan.entry.title),
+                launch=experiment.launch,
+                moments=plan.schedule.moments,
             )
             emulations[i] = emulation_of(plan, cluster, costs, realtime=realtime, dilation=how.dilate)
     else:
@@ -137,9 +143,10 @@ def jobs_of(
                 iterations=training.iterations,
                 warmup=training.warmup,
                 optimizer=Optimizer(
-                    lr=optimizer.lr,
-                    momentum=optimizer.momentum,
-                    weight_decay=optimizer.weight_decay,
+                    kind=OptimizerKind(optimizer.kind),
+                    **optimizer.settings,
+                    no_decay=optimizer.no_decay,
+                    clip_norm=optimizer.clip_norm,
                     schedule=LearningRate(**optimizer.schedule.model_dump()),
                 ),
                 data=training.data,

@@ -46,6 +46,7 @@ def row_of(
         mfu=flops_utilisation(plan.schedule, plan.model, cluster, experiment.precision, prediction.samples_per_s),
         price_per_hour=price_per_hour(plan.schedule, cluster),
         training_samples=experiment.training.all_samples,
+        sample_tokens=plan.model.sample_tokens,
     )
 
 

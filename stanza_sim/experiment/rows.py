@@ -16,6 +16,7 @@ from stanza_sim.cluster import Cluster, load_cluster
 from stanza_sim.cluster.hosts import with_nccl
 from stanza_sim.cluster.load import NoNetworkError
 from stanza_sim.experiment.file import Experiment, ModelEntry, StrategyEntry
+from stanza_sim.model.decay import without_decay
 from stanza_sim.model.labels import Loss, usual_labels
 from stanza_sim.model.profile import ModelProfile, Throughput, scaled
 from stanza_sim.model.zoo import load_model
@@ -138,6 +139,9 @@ def model_of(loaded: Loaded[Experiment], index: int) -> ModelProfile:
             input_shape=entry.input_shape,
             factory_kwargs=entry.factory_kwargs,
             boundary=entry.boundary,
+            sequence=entry.sequence,
+            vocabulary=entry.vocabulary,
+            tied=entry.tied,
         )
         given = (Throughput(device=name, **dict(known)) for name, known in entry.throughput.items())
         profile = replace(profile, throughput=tuple(given))
@@ -154,6 +158,9 @@ def plan_for(
     Raises `InputError` for settings that do not fit the model or the number of ranks.
     """
     batch = loaded.value.batch_of(entry)
+    optimizer = loaded.value.training.optimizer
+    with _placed(loaded.source.where("training", "optimizer", "no_decay")):
+        without_decay(model, optimizer.no_decay)
     schedule = strategies.build(
         row.strategy,
         model,
@@ -164,6 +171,8 @@ def plan_for(
         gradients=loaded.value.gradient_wire,
         cluster=cluster,
         accumulation=loaded.value.training.accumulation,
+        moments=optimizer.moments,
+        clipped=optimizer.clip_norm is not None,
     )
     return Plan(entry=entry, strategy=row, model=model, batch_per_worker=batch, schedule=schedule)
 

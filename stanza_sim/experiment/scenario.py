@@ -240,7 +240,7 @@ class Conditions:
         """The scenario of one row, with measured block times where there is a profile."""
         experiment = self.loaded.value
         simulation = experiment.simulation
-        cluster, costs = self.seen(row.model, profile)
+        cluster, costs = self.seen(row.model, profile, moments=row.schedule.moments)
         variation = None
         if simulation.varies or cluster.varies:
             variation = Variation(
@@ -265,7 +265,7 @@ class Conditions:
             uncertainty=self.uncertainty,
         )
 
-    def seen(self, model: ModelProfile, profile: Profile | None = None) -> tuple[Cluster, Costs]:
+    def seen(self, model: ModelProfile, profile: Profile | None = None, *, moments: int = 1) -> tuple[Cluster, Costs]:
         """The cluster as predictions see it, with what a profile of block times knows, and what computing costs there.
 
         Emulated computations begin, nominally, when what they wait for is there: no lane has to wake up. Collectives of
@@ -279,7 +279,9 @@ class Conditions:
         on_cpu = profile is not None and profile.device.startswith("cpu")
         if experiment.execute.compute == "emulated" or experiment.execute.backend == "gloo" or on_cpu:
             cluster = replace(cluster, uses_nccl=False)
-        return cluster, costs_for(cluster, model, experiment.precision, profile, launch=experiment.launch)
+        return cluster, costs_for(
+            cluster, model, experiment.precision, profile, launch=experiment.launch, moments=moments
+        )
 
     @property
     def uncertainty(self) -> Uncertainty:

@@ -233,6 +233,11 @@ class ModelProfile:
         """Bytes of all trainable parameters."""
         return self.numel * self.itemsize
 
+    @property
+    def sample_tokens(self) -> int | None:
+        """Tokens of a sample; None if samples are no tokens."""
+        return None if self.vocabulary is None else prod(self.input_shape)
+
     @cached_property
     def labels(self) -> Labels:
         """What a sample's label is: as stated, or as usual for outputs of the last block's shape."""

@@ -43,6 +43,7 @@ class Row:
     steps of `batch_per_worker` samples. `notes` say what is odd about it, such as a slow host that serves. `mfu` is the
     share of the devices' peak that the model's FLOPs are, `price_per_hour` what the hosts cost in dollars,
     `training_samples` those of the whole training; None: not known.
+    `sample_tokens` are the tokens of a sample, of a model of tokens.
     """
 
     label: str
@@ -64,10 +65,16 @@ class Row:
     mfu: float | None = None
     price_per_hour: float | None = None
     training_samples: float | None = None
+    sample_tokens: int | None = None
 
     def __repr__(self) -> str:
         where = f"{shortened(self.model, 30)} on {self.nodes:,} nodes of {shortened(self.cluster, 30)}"
         return f"<Row {shortened(self.label)}: {where}, {self.prediction.samples_per_s:,.4g} samples/s>"
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens per second, as predicted; None where samples are no tokens."""
+        return None if self.sample_tokens is None else self.prediction.samples_per_s * self.sample_tokens
 
     @property
     def samples_per_dollar(self) -> float | None:
@@ -160,6 +167,7 @@ def _measured(row: Row) -> dict[str, Json] | None:
         "iteration_s_min": m.iteration_s_min,
         "iteration_s_max": m.iteration_s_max,
         "samples_per_s": m.samples_per_s,
+        "tokens_per_s": None if row.sample_tokens is None else m.samples_per_s * row.sample_tokens,
         "loss_first": _finite(first),
         "loss_last": _finite(last),
     }
@@ -225,6 +233,7 @@ def run_object(row: Row, tied_with: Sequence[str] = ()) -> dict[str, Json]:
             "samples_per_s": row.prediction.samples_per_s,
             "samples_per_s_low": _finite(row.prediction.samples_per_s_low),
             "samples_per_s_high": _finite(row.prediction.samples_per_s_high),
+            "tokens_per_s": _finite(row.tokens_per_s),
             "mfu": row.mfu,
             "samples_per_dollar": _finite(row.samples_per_dollar),
             "time_to_train_s": _finite(row.time_to_train_s),

@@ -25,6 +25,7 @@ from stanza_sim.schedule.ops import (
     Layout,
     Op,
     Pattern,
+    Phase,
     Transfer,
     ValueKind,
 )
@@ -231,6 +232,8 @@ def _op(schedule: Schedule, op: Op, model: ModelProfile, previous: Mapping[str, 
             return _exchange(schedule, [v.name for v in op.values if v.kind.on_bundle])
         case Collective() if op.value.kind.on_bundle:
             return _exchange(schedule, [op.value.name])
+        case Collective() if op.value.kind is ValueKind.NORM:
+            return None
         case Collective():
             return _collective(schedule, op, model)
 
@@ -240,6 +243,8 @@ def _compute(schedule: Schedule, op: Compute) -> str | None:
     cut = None if op.phase.on_bundle else schedule.cut(op.target)
     if cut is not None and schedule.group(op.ranks) != schedule.group(cut.ranks):
         return f"block {op.target} is cut over {cut.ranks}: all of it computes, and nobody else"
+    if cut is not None and op.phase is Phase.RECOMPUTE:
+        return f"block {op.target} is cut over {cut.ranks}: its forward pass is not run again"
     return None
 
 

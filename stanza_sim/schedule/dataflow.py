@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cached_property, reduce
+from operator import or_
 
 from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule.clipping import clipping_op
 from stanza_sim.schedule.cuts import Form
 from stanza_sim.schedule.ops import (
     Axis,
@@ -33,6 +35,8 @@ from stanza_sim.schedule.printing import print_op
 from stanza_sim.schedule.rank_cells import bits
 from stanza_sim.schedule.schedule import Schedule
 
+READING = (Phase.FORWARD, Phase.RECOMPUTE, Phase.BACKWARD, Phase.BACKWARD_INPUT)
+"""Passes that read parameters."""
 _WHOLE = (Form.WHOLE,)
 _SLICED = (Form.WHOLE, Form.SLICE)
 
@@ -60,6 +64,7 @@ class _DataFlow:
                 self.users[t.name].append(i)
         self.order = order_of(schedule)
         self.cells = self.order.cells
+        self._clipped: set[tuple[str, int]] = set()  # lanes, and cells, where an update comes behind all norms
         self.under: dict[tuple[object, ...], list[int]] = defaultdict(list)  # ops found under that heading
 
     def run(self) -> None:
@@ -89,6 +94,9 @@ class _DataFlow:
                 yield form, Value(ValueKind.ACT, op.target), op.microbatch
                 if form is Form.SLICE:
                     yield form, Value(ValueKind.LOGSUM, op.target), op.microbatch
+            case Compute(phase=Phase.RECOMPUTE):
+                yield Form.WHOLE, Value(ValueKind.ACT, op.target), op.microbatch
+                yield "recomputed", op.target, op.microbatch
             case Compute(phase=Phase.LOSS):
                 form = Form.SLICE if self._axis(op.target) is Axis.COLUMNS else Form.WHOLE
                 yield form, Value(ValueKind.ACTGRAD, op.target), op.microbatch
@@ -105,6 +113,8 @@ class _DataFlow:
                 yield "sum", op.target
             case Compute(phase=Phase.PARTIAL):
                 yield "partial sum", op.target
+            case Compute(phase=Phase.NORM):
+                yield "norm", op.target
             case Compute(phase=Phase.UPDATE):
                 yield "update", op.target
             case Transfer():
@@ -120,6 +130,8 @@ class _DataFlow:
                 yield "sum" if self.s.bundle(op.value.name).replicas == 1 else "sum of a replica", op.value.name
             case Collective() if op.value.kind is ValueKind.SUM:
                 yield "sum", op.value.name
+            case Collective() if op.value.kind is ValueKind.NORM:
+                yield ("norm of all gradients",)
             case Collective() if op.value.kind is ValueKind.PARAM:
                 yield "gather", op.value.name
             case Collective():
@@ -155,20 +167,47 @@ class _DataFlow:
     def _need_gradients(self, i: int, at: int, bundle: str) -> None:
         """The gradients of every tensor of `bundle`, for every micro-batch, must be computed at `at`.
 
-        A rank that takes samples as micro-batches of their own has the numbers of which it runs the forward pass.
+        A rank that takes samples as micro-batches of their own has the numbers of which it runs the forward pass. Of
+        blocks that share a tensor it needs those that it computes, one at least.
         """
-        for block in self._blocks_of(bundle):
-            of_number = self._forward.get(block, {})
-            anywhere = 0
-            own = len(self.s.microbatch_ids) == self.s.microbatches
-            for m in self.s.microbatch_ids if own else sorted(of_number):
-                needed = at if own else at & of_number[m]
-                anywhere |= needed
-                if missing := self._missing(i, needed, "weight gradient", block, m):
-                    message = f"grad({bundle}) needs the backward pass of {block}"
-                    raise self.fail(i, message, missing, "name that op in after=")
-            if missing := at & ~anywhere:
-                raise self.fail(i, f"grad({bundle}) needs the backward pass of {block}", missing)
+        own = len(self.s.microbatch_ids) == self.s.microbatches
+        for users in dict.fromkeys(tuple(self.users[t]) for t in self.s.bundle(bundle).tensors):
+            left = at
+            for block in (self.names[k] for k in users):
+                of_number = self._forward.get(block, {})
+                runs = reduce(or_, of_number.values(), 0)
+                here, anywhere = at & runs if len(users) > 1 else at, 0
+                for m in self.s.microbatch_ids if own else sorted(of_number):
+                    needed = here if own else here & of_number[m]
+                    anywhere |= needed
+                    if missing := self._missing(i, needed, "weight gradient", block, m):
+                        message = f"grad({bundle}) needs the backward pass of {block}"
+                        raise self.fail(i, message, missing, "name that op in after=")
+                left &= ~anywhere
+            if left:
+                needed_of = " or ".join(self.names[k] for k in users)
+                raise self.fail(i, f"grad({bundle}) needs the backward pass of {needed_of}", left)
+
+    def _need_sum(self, i: int, at: int, bundle: str) -> None:
+        """The sum of all ranks' gradients of `bundle`, or where nothing sums them the own ones, must be at `at`."""
+        if missing := self._missing(i, at, "sum", bundle):
+            made = self.s.bundle(bundle)
+            if self._with_slice(made, missing) and (made.replicas > 1 or made.keep is not Keep.ALL):
+                message = f"grad({bundle}) has not been summed over all owners before it is used"
+                raise self.fail(i, message, self._with_slice(made, missing), "name what sums it in after=")
+            self._need_gradients(i, at, bundle)
+
+    def _need_norms(self, i: int, at: int) -> None:
+        """Where gradients are clipped, an update needs the norm of all, and what adds it up needs all of its parts."""
+        if self._normed and isinstance(self.s.ops[i], Compute) and clipping_op(self.s) is not None:
+            parts: list[tuple[tuple[str, ...], int]] = [(("norm of all gradients",), at)]
+        else:
+            parts = [(("norm", bundle), at & owners) for bundle, owners in self._normed.items()]
+        for heading, owners in parts:
+            if missing := self._missing(i, owners, *heading):
+                raise self.fail(
+                    i, f"the {' of '.join(heading)} must be there before this", missing, "name what makes it in after="
+                )
 
     def _need_factors(self, i: int, at: int, bundle: str) -> None:
         """Inputs and output gradients of the linear layer of `bundle`, for every micro-batch, must be at `at`."""
@@ -193,6 +232,10 @@ class _DataFlow:
                 if k:
                     forms = _SLICED if self._axis(op.target) is Axis.ROWS else _WHOLE
                     self._need(i, at, Value(ValueKind.ACT, self.names[k - 1]), op.microbatch, forms)
+            case Phase.RECOMPUTE:
+                k = self.blocks[op.target]
+                for name in self.names[max(k - 1, 0) : k + 1]:  # its input, and itself: it ran before
+                    self._need(i, at, Value(ValueKind.ACT, name), op.microbatch)
             case Phase.LOSS:
                 if self._axis(op.target) is Axis.COLUMNS:
                     self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch, _SLICED)
@@ -206,6 +249,10 @@ class _DataFlow:
                 forms = _SLICED if self._axis(op.target) is Axis.COLUMNS else _WHOLE
                 self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch, forms)
                 self._need(i, at, Value(ValueKind.ACTGRAD, op.target), op.microbatch, forms)
+                again = at & self._recomputed[op.target, op.microbatch]
+                if missing := self._missing(i, again, "recomputed", op.target, op.microbatch):
+                    what = f"the activations inside {op.target} are there once it is computed again"
+                    raise self.fail(i, what, missing, "name that op in after=")
             case Phase.REDUCE:
                 if missing := self._missing(i, at, "push", op.target):
                     raise self.fail(i, f"no transfer brings grad({op.target}) before it is reduced", missing)
@@ -216,14 +263,13 @@ class _DataFlow:
                 if missing := self._missing(i, at, "push", op.target):
                     message = f"no transfer brings factors({op.target}) before they are used"
                     raise self.fail(i, message, missing, "name what brings them in after=")
+            case Phase.NORM:
+                self._need_sum(i, at, op.target)
             case Phase.UPDATE:
-                if missing := self._missing(i, at, "sum", op.target):
-                    bundle = self.s.bundle(op.target)
-                    missing = self._with_slice(bundle, missing)
-                    if missing and (bundle.replicas > 1 or bundle.keep is not Keep.ALL):
-                        message = f"grad({op.target}) has not been summed over all owners before it is used"
-                        raise self.fail(i, message, missing, "name what sums it in after=")
-                    self._need_gradients(i, at, op.target)
+                self._need_sum(i, at, op.target)
+                if (lane := (op.lane, at)) not in self._clipped:  # others of it come behind
+                    self._need_norms(i, at)
+                    self._clipped.add(lane)
                 self._after_readers(i, at, op.target, writing=False)
 
     def _transfer(self, i: int, op: Transfer) -> None:
@@ -251,6 +297,8 @@ class _DataFlow:
         at = self.cells.gated[i]
         if op.value.kind is ValueKind.GRAD:
             self._need_gradients(i, at, op.value.name)
+        elif op.value.kind is ValueKind.NORM:
+            self._need_norms(i, at)
         elif op.value.kind is ValueKind.SUM:
             if missing := self._missing(i, at, "sum of a replica", op.value.name):
                 message = f"{op.value} is not there before it is used"
@@ -263,6 +311,15 @@ class _DataFlow:
         else:
             root = 0 if op.root is None else 1 << self.cells.of_rank(op.root)
             self._in_place(i, at & ~root, op.value.name)
+
+    @cached_property
+    def _normed(self) -> dict[str, int]:
+        """The cells that take the norm of each bundle's gradients."""
+        found: dict[str, int] = defaultdict(int)
+        for i, op in enumerate(self.s.ops):
+            if isinstance(op, Compute) and op.phase is Phase.NORM:
+                found[op.target] |= self.cells.gated[i]
+        return found
 
     # ---- parameters that are whole for a while ---------------------------------------------------------------------
 
@@ -333,11 +390,20 @@ class _DataFlow:
         return found
 
     @cached_property
+    def _recomputed(self) -> dict[tuple[str, int], int]:
+        """For each block and micro-batch, the cells that run its forward pass again."""
+        found: dict[tuple[str, int], int] = defaultdict(int)
+        for i, op in enumerate(self.s.ops):
+            if isinstance(op, Compute) and op.phase is Phase.RECOMPUTE:
+                found[op.target, op.microbatch] |= self.cells.gated[i]
+        return found
+
+    @cached_property
     def _readers(self) -> dict[str, list[int]]:
         """Passes over each block, but for those that only compute weight gradients and so read no parameters."""
         found: dict[str, list[int]] = defaultdict(list)
         for i, op in enumerate(self.s.ops):
-            if isinstance(op, Compute) and op.phase in (Phase.FORWARD, Phase.BACKWARD, Phase.BACKWARD_INPUT):
+            if isinstance(op, Compute) and op.phase in READING:
                 found[op.target].append(i)
         return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 
 from stanza_sim.base.errors import ScheduleError
+from stanza_sim.base.optimizers import STATE
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule.ops import NAME, Bundle, Keep, Layout
 from stanza_sim.schedule.schedule import Schedule
@@ -41,6 +42,8 @@ def _sizes(s: Schedule) -> None:
     ):
         if value < 1:
             raise _wrong(s, f"{what}={value} must be at least 1")
+    if not 0 <= s.moments < len(STATE):
+        raise _wrong(s, f"moments={s.moments} must be 0, 1 or 2", "0: SGD without momentum, 1: with it, 2: Adam")
     if s.batch_per_worker % s.microbatches:
         raise _wrong(s, f"a batch of {s.batch_per_worker} cannot be cut in {s.microbatches} equal micro-batches")
 

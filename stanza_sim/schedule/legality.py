@@ -6,7 +6,7 @@ rank runs a forward pass once. In `stanza_sim.schedule.header` are the rules of 
 `stanza_sim.schedule.cuts` are those of blocks that are cut over a group. In `stanza_sim.schedule.factors` are those of
 sufficient factors. In `stanza_sim.schedule.dataflow` are those of data flow: a value is there before it is used; a pull
 writes parameters in place only behind a reduction that needed the rank's own push. In `stanza_sim.schedule.partial`:
-gradients that are added up on the way count once.
+gradients that are added up on the way count once. In `stanza_sim.schedule.clipping`: a norm is of all gradients, once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule.clipping import check_clipping
 from stanza_sim.schedule.cuts import check_cuts, check_sizes
 from stanza_sim.schedule.dataflow import check_data_flow, violation
 from stanza_sim.schedule.factors import bundle_factors, check_factors, require_factors
@@ -66,6 +67,8 @@ def value_bytes(
             return samples * model.block(value.name).output_numel * itemsize
         case ValueKind.LABELS:
             return samples * model.labels.nbytes(schedule.itemsize)
+        case ValueKind.NORM:
+            return schedule.itemsize
         case ValueKind.LOGSUM:
             return samples * prod(model.block(value.name).output_shape[:-1]) * schedule.itemsize
 
@@ -79,6 +82,7 @@ def check(schedule: Schedule, model: ModelProfile) -> None:
     check_header(schedule, model)
     _Form(schedule, model).run()
     check_cuts(schedule, model)
+    check_clipping(schedule)
     check_data_flow(schedule, model)
     check_partial_sums(schedule, model)
     check_sizes(schedule, model)
@@ -96,7 +100,7 @@ class _Form:
         self.resolved: set[tuple[str, str, tuple[str, ...]]] = set()  # dependencies of earlier ops, with what they gate
         self.credits: dict[str, int] = {}  # of each channel
         self.runs: dict[str, set[Ranks]] = {}  # of a bundle in slices: the groups that have all of it
-        self.forward: dict[tuple[str, int], Mask] = {}  # (block, micro-batch): ranks that run it forward
+        self.ran: dict[tuple[Phase, str, int], Mask] = {}  # (phase, block, micro-batch): ranks that run it
         self.arrived: dict[tuple[str, int], Mask] = {}  # (value, micro-batch of its own): ranks to which it is brought
 
     def fail(self, op: Op, message: str, hint: str | None = None) -> ScheduleError:
@@ -182,13 +186,13 @@ class _Form:
             raise self.fail(op, f"model {self.model.name} has no block {op.target}")
         elif op.phase is Phase.LOSS and self.blocks[op.target] != len(self.blocks) - 1:
             raise self.fail(op, "the loss is computed from the last block's output")
-        elif op.phase is Phase.FORWARD:
-            key, at = (op.target, op.microbatch), self.mask(op.ranks)
-            done = self.forward.setdefault(key, np.zeros_like(at))
+        elif op.phase in (Phase.FORWARD, Phase.RECOMPUTE):
+            key, at = (op.phase, op.target, op.microbatch), self.mask(op.ranks)
+            done = self.ran.setdefault(key, np.zeros_like(at))
             if (done & at).any():
                 # Nothing could say which of the two results the later ops use, or whose samples count.
                 raise self.fail(op, f"rank {int((done & at).argmax())} has run this forward pass already")
-            self.forward[key] = done | at
+            self.ran[key] = done | at
 
     def _transfer(self, op: Transfer) -> None:
         n, k = len(self.s.group(op.src)), len(self.s.group(op.dst))
@@ -217,6 +221,8 @@ class _Form:
             self._value_exists(op, value)
             if value.kind is ValueKind.LOGSUM:
                 raise self.fail(op, "logsums are gathered over the group of a cut, not sent")
+            if value.kind is ValueKind.NORM:
+                raise self.fail(op, "the norm is added up by an all-reduce, not sent")
         self._arrival(op)
         self._wire(op, *op.values)
         expected = sum(value_bytes(self.s, self.model, v, self.s.microbatches, op.wire) for v in op.values)
@@ -274,16 +280,23 @@ class _Form:
                 raise self.fail(op, f"{op.kind} has no root")
             self._algorithm(op)
             return  # see `stanza_sim.schedule.cuts`
+        if op.value.kind is ValueKind.NORM and op.kind is not CollectiveKind.ALL_REDUCE:
+            raise self.fail(op, "the norm is added up by an all-reduce")
         if op.value.kind is ValueKind.SUM:
             self._sum_of_slice(op)
             return
-        if op.value.kind not in (ValueKind.GRAD, ValueKind.PARAM):
+        if op.value.kind not in (ValueKind.GRAD, ValueKind.PARAM, ValueKind.NORM):
             raise self.fail(op, "a collective moves gradients or parameters of a bundle, or activations of a cut block")
         if op.microbatch:
             raise self.fail(op, "gradients and parameters of a bundle are of the whole batch, not of a micro-batch")
         expected = value_bytes(self.s, self.model, op.value, 1, op.wire)
         if op.nbytes != expected:
             raise self.fail(op, f"nbytes={op.nbytes}, but the value has {expected} bytes")
+        if op.value.kind is ValueKind.NORM:
+            if op.root is not None:
+                raise self.fail(op, f"{op.kind} has no root")
+            self._algorithm(op)
+            return  # see `stanza_sim.schedule.clipping`
         bundle = self.s.bundle(op.value.name)
         grads = op.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER)
         if grads != (op.value.kind is ValueKind.GRAD):
@@ -349,6 +362,8 @@ class _Form:
             case ValueKind.ACT | ValueKind.ACTGRAD | ValueKind.LOGSUM:
                 if value.name not in self.blocks:
                     raise self.fail(op, f"model {self.model.name} has no block {value.name}")
-            case ValueKind.LABELS:
+            case ValueKind.LABELS | ValueKind.NORM:
                 if value.name:
-                    raise self.fail(op, "labels have no name")
+                    raise self.fail(
+                        op, "labels have no name" if value.kind is ValueKind.LABELS else f"{value.kind} has no name"
+                    )

@@ -67,6 +67,11 @@ class Facts(Protocol):
         ...
 
     @property
+    def moments(self) -> int:
+        """Vectors of optimiser state for each parameter."""
+        ...
+
+    @property
     def groups(self) -> tuple[Group, ...]:
         """In the order in which they are printed."""
         ...
@@ -128,7 +133,7 @@ def print_schedule(schedule: Facts) -> str:
     s = schedule
     lines = [
         f"schedule {s.name} model={s.model} world={s.world_size} batch={s.batch_per_worker} "
-        f"microbatches={s.microbatches} itemsize={s.itemsize}"
+        f"microbatches={s.microbatches} itemsize={s.itemsize}{f' moments={s.moments}' if s.moments != 1 else ''}"
     ]
     lines += [f"group {g.name} {g.ranks}" for g in s.groups]
     lines += [
@@ -163,6 +168,7 @@ def to_json(schedule: Facts) -> str:
             "batch_per_worker": s.batch_per_worker,
             "microbatches": s.microbatches,
             "itemsize": s.itemsize,
+            **({"moments": s.moments} if s.moments != 1 else {}),
             "groups": {g.name: str(g.ranks) for g in s.groups},
             **({"cuts": [_without_one(asdict(c)) for c in s.cuts]} if s.cuts else {}),
             "bundles": [_plain(b) for b in s.bundles],

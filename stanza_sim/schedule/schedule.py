@@ -34,7 +34,9 @@ class Schedule:
 
     Program order is a topological order: an op names only earlier ops in `after`, and ops of the iteration
     before in `after_previous`. Each rank that computes the first block's forward pass draws `batch_per_worker`
-    samples per iteration, in `microbatches` equal parts. Schedules are immutable, compare and hash by content.
+    samples per iteration, in `microbatches` equal parts. Beside the parameters of a bundle its owners keep `moments`
+    vectors of optimiser state, which an update reads and writes: none of SGD without momentum, one with it, two of
+    Adam. Schedules are immutable, compare and hash by content.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Schedule:
     microbatches: int = 1
     itemsize: int = 4
     cuts: tuple[Cut, ...] = ()
+    moments: int = 1
 
     def __repr__(self) -> str:
         what = f"{shortened(self.name)} of {shortened(self.model)}"

@@ -1,6 +1,6 @@
 """Background traffic that comes and goes: when each of its flows is there.
 
-The traffic on a link is one more flow in the solver, of weight 1 and with a cap; see `stanza_sim.cluster.Traffic`. What
+The traffic on a link is one more flow in the solver, with a cap; see `stanza_sim.cluster.Traffic`. What
 is constant needs nothing from here.
 
 Domain of validity: it is elastic, as TCP is, and yields to the job's flows on a full link; traffic that does not yield
@@ -22,11 +22,15 @@ from stanza_sim.cluster.routing import mix
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackgroundFlow:
-    """The background traffic of a link: the index of its resource, and the link's name, which is part of the draws."""
+    """The background traffic of a link: the index of its resource, and the link's name, which is part of the draws.
+
+    `weight` is that of every flow that uses links only.
+    """
 
     resource: int
     name: str
     traffic: Traffic
+    weight: float
 
 
 class WakingClock(Protocol):

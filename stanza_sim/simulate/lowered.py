@@ -10,9 +10,6 @@ from stanza_sim.cluster.hardware import TokenBucket
 from stanza_sim.schedule import RankProgram
 from stanza_sim.simulate.background import BackgroundFlow
 
-LINK_WEIGHT = 1e9
-"""Weight of a flow that uses links only: that of a flow which costs a core one nanosecond per byte."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resource:

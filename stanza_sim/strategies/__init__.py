@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from inspect import signature
 from typing import Protocol, cast
 
@@ -19,6 +20,7 @@ from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule, Wire
 from stanza_sim.schedule.accumulation import accumulated
+from stanza_sim.schedule.clipping import with_clipping
 from stanza_sim.schedule.wires import Wires, computed_in, with_wires
 from stanza_sim.strategies._shared.tables import with_tables, without_tables
 
@@ -64,11 +66,14 @@ def build(
     gradients: Wire = Wire.NATIVE,
     cluster: Cluster | None = None,
     accumulation: int = 1,
+    moments: int = 1,
+    clipped: bool = False,
 ) -> Schedule:
     """The schedule of the strategy called `name`, with the types in which values travel.
 
     `cluster` has the places that a setting `on` names. With `accumulation` n an iteration is n steps of
-    `batch_per_worker` samples each, and one exchange of their gradients (`schedule.accumulation`).
+    `batch_per_worker` samples each, and one exchange of their gradients (`schedule.accumulation`). The optimiser keeps
+    `moments` vectors, and where gradients are `clipped` it waits for the norm of all of them (`schedule.clipping`).
 
     Activations and their gradients travel as the `precision` computes them, unless a setting `activations` says
     otherwise; gradients of parameters as `gradients` says, and those of sparse tables as the rows that were looked up.
@@ -82,4 +87,5 @@ def build(
     stated = getattr(settings, "activations", None)
     activations = Wire.NATIVE if stated == "fp32" else computed_in(precision)
     wired = with_wires(made, dense, Wires(activations=activations, gradients=gradients))
-    return with_tables(accumulated(wired, accumulation), model)
+    made = replace(with_tables(accumulated(wired, accumulation), model), moments=moments)
+    return with_clipping(made) if clipped else made

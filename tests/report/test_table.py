@@ -93,6 +93,13 @@ LABELS = st.text(alphabet="abcdefg ,-", min_size=1, max_size=60).filter(str.stri
 SECONDS = st.floats(min_value=1e-6, max_value=5e3)
 
 
+def test_models_of_tokens_have_tokens_per_second(make_row):
+    text = printed(make_row(measured=True, sample_tokens=1024))
+    assert "sequences of 1,024 tokens per worker" in text
+    assert text.count("tokens/s") == 2
+    assert f"{8 / 7.6e-3 * 1024:,.0f}" in text
+
+
 def test_any_row_keeps_to_80_columns(make_row):
     base = make_row(measured=True)
 

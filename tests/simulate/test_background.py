@@ -140,7 +140,7 @@ def test_repeats_draw_anew() -> None:
 
 def flow(on_s: float, off_s: float, seed: int) -> BackgroundFlow:
     traffic = Traffic(bandwidth_Bps=1.0, on_s=on_s, off_s=off_s, seed=seed)
-    return BackgroundFlow(resource=0, name="link", traffic=traffic)
+    return BackgroundFlow(resource=0, name="link", traffic=traffic, weight=1.0)
 
 
 def test_phases_have_the_means_that_are_asked_for() -> None:

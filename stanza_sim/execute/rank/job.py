@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.optimizers import OptimizerKind, moments_of
 from stanza_sim.base.precision import LOSS_SCALE, Precision
 from stanza_sim.base.units import format_time
 from stanza_sim.execute.rank.clock import ClockOffset
@@ -69,16 +70,27 @@ class LearningRate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimizer:
-    """SGD with momentum. `lr` is the rate for the *mean* loss of a global batch.
+    """An optimiser, with the step of `torch.optim`'s. `lr` is the rate for the *mean* loss of a global batch.
 
-    With G the gradient of the summed loss and B the global batch: v = momentum v + G / B + weight_decay p,
-    p = p - lr v, as in `torch.optim.SGD`.
+    With G the gradient of the summed loss and B the global batch the gradient of a step is G / B; where `clip_norm` is
+    given it is scaled so that the norm of all parameters' together is that at most. Only SGD uses `momentum`, only Adam
+    and AdamW use `betas` and `eps`. What `no_decay` names has no weight decay: see `model.decay.without_decay`.
     """
 
+    kind: OptimizerKind = OptimizerKind.SGD
     lr: float = 0.05
     momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
     weight_decay: float = 0.0
+    no_decay: tuple[str, ...] = ()
+    clip_norm: float | None = None
     schedule: LearningRate = LearningRate()
+
+    @property
+    def moments(self) -> int:
+        """How many vectors as long as the parameters it keeps."""
+        return moments_of(self.kind, self.momentum)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

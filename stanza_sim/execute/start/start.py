@@ -27,6 +27,7 @@ from stanza_sim.execute.start.protocol import Moving, RankInfo, Workers
 from stanza_sim.execute.start.tasks import DescribeTask, RunTask
 from stanza_sim.execute.train.samples import follow
 from stanza_sim.schedule import check
+from stanza_sim.schedule.clipping import is_clipped
 
 
 def require_torch() -> None:
@@ -221,6 +222,7 @@ def execute(
                 f"model {job.model.name} is a table of numbers without a factory: it cannot be trained",
                 hint="emulate its computations with --compute emulated, or name a factory",
             )
+        check_optimizer(job)
         if job.schedule.world_size > workers.world_size:
             raise InputError(
                 f"schedule {job.schedule.name} has {job.schedule.world_size} ranks, only {workers.world_size} run"
@@ -238,6 +240,27 @@ def execute(
         done(i, found[-1])
     between(len(jobs))
     return found
+
+
+def check_optimizer(job: RunJob) -> None:
+    """Raise `InputError` for an optimiser whose state, or clipping, is not that for which the schedule was built."""
+    built, o = job.schedule.moments, job.training.optimizer
+    if job.emulation is not None:
+        return
+    if (clips := o.clip_norm is not None) != is_clipped(job.schedule):
+        raise InputError(
+            f"schedule {job.schedule.name} was built {'without' if clips else 'for'} clipped gradients",
+            where="training.optimizer.clip_norm",
+            hint=f"{'leave it out' if clips else 'give it'}, or build the schedule for this optimiser",
+        )
+    if o.moments != built:
+        keeps = "{} vectors of state as long as the parameters"
+        raise InputError(
+            f"schedule {job.schedule.name} was built for an optimiser with {keeps.format(built)}, "
+            f"{o.kind} has {o.moments}",
+            where="training.optimizer",
+            hint="build the schedule for the optimiser that is to train it",
+        )
 
 
 def check_precision(precision: Precision, workers: Workers) -> None:

@@ -48,7 +48,7 @@ def holdings(schedule: Schedule, model: ModelProfile) -> Holdings:
             bundles_of.setdefault(name, []).append(b)
     for op in schedule.ops:
         match op:
-            case Compute(phase=Phase.PARTIAL | Phase.REDUCE | Phase.RECONSTRUCT | Phase.UPDATE):
+            case Compute(phase=phase) if phase.on_bundle:
                 pass
             case Compute():
                 computes[op.target].update(schedule.group(op.ranks))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.optimizers import STATE
 from stanza_sim.execute.train.slices import local_shape
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Bundle, Keep, Layout, Schedule, Wire, slice_bounds
@@ -168,7 +169,8 @@ class FlatBundle:
                 else self.zeros(self.part)
             )
             self.own = self.own_padded[: self.hi - self.lo]
-        self.velocity = self.zeros(self.hi - self.lo) if self.owner else None
+        self.state = {name: self.zeros(self.hi - self.lo) for name in STATE[schedule.moments] if self.owner}
+        """What the optimiser keeps of the elements [lo, hi), as `torch.optim` calls it."""
         self.gradients = tuple(g[mine] for g in storage.gradients)
         self.sums = tuple(self.zeros(self.part) for _ in range(WINDOW)) if self.owner and summed else ()
         self.contributions: tuple[dict[int, Tensor], ...] = tuple({} for _ in range(WINDOW))
@@ -194,6 +196,12 @@ class FlatBundle:
     def gradient(self, generation: int) -> Tensor:
         """The own gradient of the elements [lo, hi)."""
         return self.gradients[generation][self.lo : self.hi]
+
+    def own_extents(self) -> dict[str, tuple[int, int]]:
+        """The elements of each tensor that the rank owns, [lo, hi) of its own slice."""
+        begin, end = self.bundle.start + self.lo, self.bundle.start + self.hi
+        held = {name: (max(lo, begin), min(hi, end)) for name, (lo, hi) in self.storage.extents.items()}
+        return {name: (lo - begin, hi - begin) for name, (lo, hi) in held.items() if lo < hi}
 
     def reduce(self, generation: int, sources: list[int], rank: int) -> None:
         """Sum the contributions of `sources` in the order given; `rank`'s own is its gradient, or its partial sum.
@@ -236,31 +244,3 @@ def add_in_order(parts: Sequence[Tensor], total: Tensor) -> None:
         rest = parts[2:]
     for part in rest:
         total.add_(part)
-
-
-def sgd_step(
-    parameters: Tensor,
-    gradient: Tensor,
-    velocity: Tensor,
-    *,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    terms: int,
-    loss_scale: float = 1.0,
-) -> None:
-    """One step of SGD in place, elementwise, so that it may be applied to any slice of a bundle.
-
-    `gradient` is that of the summed loss, times `loss_scale`; it is divided by that and by the number of `terms` that
-    the mean loss of the global batch is over (its samples, if a sample has one position) before weight decay is added,
-    so that `lr` and `weight_decay` mean what they mean with the mean loss. As `torch.optim.SGD`, with B the terms:
-    v = momentum v + g / B + weight_decay p; p = p - lr v.
-    """
-    share = 1 / (terms * loss_scale)
-    if momentum:
-        velocity.mul_(momentum).add_(gradient, alpha=share)
-    else:
-        torch.mul(gradient, share, out=velocity)
-    if weight_decay:
-        velocity.add_(parameters, alpha=weight_decay)
-    parameters.add_(velocity, alpha=-lr)

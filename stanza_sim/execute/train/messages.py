@@ -130,6 +130,11 @@ class Messages:
     def collective(self, op: Collective, iteration: int, reducer: Reducer) -> None:
         """Carry out the collective `op` through `reducer`."""
         g = iteration % WINDOW
+        if op.value.kind is ValueKind.NORM:
+            values = self._values.generations[g]
+            values.norm = self._values.squared_norm(values).to(self._values.dtype).view(1)
+            reducer.collective(op, values.norm, values.norm)
+            return
         if not op.value.kind.on_bundle:
             self._exchange_features(op, self._values.generations[g], reducer)
             return

@@ -15,14 +15,18 @@ from torch import Tensor
 from stanza_sim.execute.rank.accelerator import Accelerator
 from stanza_sim.execute.rank.job import Training
 from stanza_sim.execute.train.factors import Tap, add_rows, packed, reconstruct
-from stanza_sim.execute.train.flat import sgd_step
+from stanza_sim.execute.train.flat import FlatBundle
 from stanza_sim.execute.train.gathered import Gathered
 from stanza_sim.execute.train.losses import sliced_loss, summed_loss
+from stanza_sim.execute.train.norms import clip_factor, counted_runs, squared_norm
 from stanza_sim.execute.train.slices import features_of, gradients, gradients_with_tail
+from stanza_sim.execute.train.updates import Updates
 from stanza_sim.execute.train.values import Generation, RankValues, Spot
+from stanza_sim.model.decay import without_decay
 from stanza_sim.schedule import Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, ValueKind
 from stanza_sim.schedule.factors import factor_transfers, require_factors
 from stanza_sim.schedule.progress import WINDOW
+from stanza_sim.schedule.recompute import run_again
 
 BACKWARD = (Phase.BACKWARD, Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
 
@@ -62,12 +66,15 @@ class Passes:
             if op.phase in (Phase.BACKWARD, Phase.BACKWARD_WEIGHT):
                 for name, _ in values.blocks[op.target].parameters:
                     self._first_use.setdefault(name, op.name)
+        self._again = run_again(mine, values.model)
         self._last_use = {(op.target, op.microbatch): op.name for op in computed if op.phase in BACKWARD}
         self._summed = {op.target for op in computed if op.phase in (Phase.REDUCE, Phase.RECONSTRUCT)} | {
             op.value.name for op in mine if isinstance(op, Collective) and op.kind is CollectiveKind.REDUCE_SCATTER
         }
         self._factors = {b: require_factors(self.schedule, values.model, b) for b in factor_transfers(self.schedule)}
         self._factored = {block.name: b for b, (block, _) in self._factors.items() if block.name in values.blocks}
+        o = training.optimizer
+        self._updates = Updates(o, without_decay(values.model, o.no_decay))
         self._taps = {block: Tap(values.blocks[block]) for block in self._factored}
         self._sent_on = {  # gradients of outputs that others computed too
             (v.name, op.microbatch)
@@ -76,6 +83,12 @@ class Passes:
             for v in op.values
             if v.kind is ValueKind.ACTGRAD
         }
+        self._messages: dict[Spot, list[tuple[str, int]]] = {}  # with the output of a block: op and destination
+        for moved in (op for op in mine if isinstance(op, Transfer)):
+            for v in moved.values:
+                if v.kind is ValueKind.ACT:
+                    sent = [(moved.name, d) for d in self.schedule.destinations(moved, self.rank)]
+                    self._messages.setdefault((v.name, moved.microbatch), []).extend(sent)
         self._contributors = _contributors(self.schedule, self.rank, ValueKind.GRAD, ValueKind.SUM)
         self._parts = _contributors(self.schedule, self.rank, ValueKind.PART)
         self._gathered = Gathered(self.schedule, values.model, self.rank, values.bundles)
@@ -93,8 +106,8 @@ class Passes:
         g = iteration % WINDOW
         values, bundles = self.values.generations[g], self.values.bundles
         match op.phase:
-            case Phase.FORWARD:
-                self._forward(op, iteration, values)
+            case Phase.FORWARD | Phase.RECOMPUTE:
+                self._forward(op, iteration, values, spent)
             case Phase.LOSS:
                 self._compute_loss(op, iteration, values)
             case Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT:
@@ -105,6 +118,8 @@ class Passes:
                 bundles[op.target].reduce(g, self._contributors[op.target], self.rank)
             case Phase.RECONSTRUCT:
                 self._reconstruct(op, g)
+            case Phase.NORM:
+                self._norm(op, iteration)
             case Phase.UPDATE:
                 self._update(op, iteration)
 
@@ -121,7 +136,11 @@ class Passes:
 
     # ---- forward ---------------------------------------------------------------------------------------------------
 
-    def _forward(self, op: Compute, iteration: int, values: Generation) -> None:
+    def _forward(self, op: Compute, iteration: int, values: Generation, spent: list[object]) -> None:
+        """Run a block forward; if it will run again, without a graph the first time and without its state the second.
+
+        The block before is let go of where it is computed again first.
+        """
         held, m = self.values, op.microbatch
         k, block = held.names.index(op.target), held.blocks[op.target]
         if k == 0:
@@ -131,8 +150,17 @@ class Passes:
             inputs = (features_of(x, block.inputs).detach().requires_grad_(),)
         for dropout in block.dropouts:
             dropout.step, dropout.positions = iteration, self._positions[op.target, m]
-        with torch.enable_grad(), held.arithmetic.autocast(self.device):
+        first = op.phase is Phase.FORWARD and (op.target, m) in self._again
+        state = [(b, b.clone()) for b in block.module.buffers()] if op.phase is Phase.RECOMPUTE else []
+        with torch.set_grad_enabled(not first), held.arithmetic.autocast(self.device):
             output = block.module(*inputs)
+        for buffer, was in state:  # running statistics count a batch once
+            buffer.data.copy_(was)  # not `buffer.copy_`: the graph may refer to it, and does not need it
+        if first:
+            values.outputs[op.target, m] = output
+            if (before := self._again[op.target, m]) is not None:
+                spent.append(values.outputs.pop(before, None))
+            return
         if op.target in self._taps:
             values.taps[op.target, m] = self._taps[op.target].take()
         values.graphs[op.target, m] = inputs[0], output
@@ -184,8 +212,9 @@ class Passes:
                 self._add_gradients(zip(names, found, strict=True), g, op.name)
         if not keep:
             spent += [values.graphs.pop(spot), values.tails.pop(spot, None)]
-            if not self._kept:  # all that others need of the output went out before its gradient could come
+            if not self._kept:  # all that others need of the output has arrived before its gradient could come
                 spent.append(values.outputs.pop(spot, None))
+                spent += [values.sent.pop(message, None) for message in self._messages.get(spot, ())]
                 if spot not in self._sent_on:
                     spent.append(values.gradients.pop(spot, None))
 
@@ -241,22 +270,40 @@ class Passes:
             return
         reconstruct([m.to(self.values.dtype) for m in messages], factors, views[2], views.get(1))
 
-    def _update(self, op: Compute, iteration: int) -> None:
-        flat, g, o = self.values.bundles[op.target], iteration % WINDOW, self.training.optimizer
-        if flat.own is None or flat.velocity is None:
-            raise RuntimeError(f"rank {self.rank} does not own {op.target}")
-        gradient = flat.sums[g][: flat.hi - flat.lo] if op.target in self._summed else flat.gradient(g)
+    def _norm(self, op: Compute, iteration: int) -> None:
+        """Find the squared norm of what counts at this rank of a bundle's gradient, as that of the mean loss."""
+        flat, values = self.values.bundles[op.target], self.values.generations[iteration % WINDOW]
+        gradient = self._summed_gradient(flat, iteration)
         self.values.arithmetic.check(gradient, op.target)
-        sgd_step(
-            flat.own,
+        counted = counted_runs(self.schedule, self.values.model, flat, self.rank)
+        values.norms[op.target] = squared_norm(gradient, counted) / self._divisor(iteration) ** 2
+
+    def _update(self, op: Compute, iteration: int) -> None:
+        flat, o = self.values.bundles[op.target], self.training.optimizer
+        gradient, divisor = self._summed_gradient(flat, iteration), self._divisor(iteration)
+        if o.clip_norm is None:
+            self.values.arithmetic.check(gradient, op.target)
+            scaled = torch.full((), divisor, device=self.device)
+        else:
+            values = self.values.generations[iteration % WINDOW]
+            squared = self.values.squared_norm(values) if values.norm is None else values.norm[0]
+            scaled = (divisor / clip_factor(squared, o.clip_norm)).float()
+        self._updates.update(
+            flat,
             gradient,
-            flat.velocity,
             lr=o.schedule.at(o.lr, iteration, self.training.iterations),
-            momentum=o.momentum,
-            weight_decay=o.weight_decay,
-            terms=self._terms[iteration],
-            loss_scale=self.values.arithmetic.scale,
+            step=iteration + 1,
+            divisor=scaled,
         )
+
+    def _summed_gradient(self, flat: FlatBundle, iteration: int) -> Tensor:
+        """The gradient of what the rank owns, summed over all ranks."""
+        g = iteration % WINDOW
+        return flat.sums[g][: flat.hi - flat.lo] if flat.bundle.name in self._summed else flat.gradient(g)
+
+    def _divisor(self, iteration: int) -> float:
+        """What gradients are divided by to be those of the mean loss."""
+        return self._terms[iteration] * self.values.arithmetic.scale
 
 
 def _contributors(schedule: Schedule, rank: int, *kinds: ValueKind) -> dict[str, list[int]]:

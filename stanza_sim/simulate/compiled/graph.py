@@ -35,7 +35,7 @@ from stanza_sim.simulate.compiled.advance import Kind
 from stanza_sim.simulate.compiled.arrays import F64, I8, I32, I64, Net, Nodes, thinned
 from stanza_sim.simulate.compiled.builder import Builder, Computations, Ending, Posts
 from stanza_sim.simulate.compiled.rows import Arrows, in_order
-from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity
+from stanza_sim.simulate.lowered import Activity
 from stanza_sim.simulate.lowering.arrays import ArrayLowered, Messages
 
 _MOST_QUEUES = 10_000_000
@@ -101,7 +101,7 @@ def _background(work: Builder) -> tuple[int, ...]:
     for flow in work.lowered.background:
         nodes.append(work.node())
         usage = ((flow.resource, 1.0),)
-        work.flows[nodes[-1]] = Activity(work=np.inf, usage=usage, weight=LINK_WEIGHT, cap=flow.traffic.bandwidth_Bps)
+        work.flows[nodes[-1]] = Activity(work=np.inf, usage=usage, weight=flow.weight, cap=flow.traffic.bandwidth_Bps)
     return tuple(nodes)
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Layout, Schedule, Transfer, UnitKind
-from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity, Lowered, RankClass
+from stanza_sim.simulate.lowered import Activity, Lowered, RankClass
 from stanza_sim.simulate.lowering.endpoints import Ends
 from stanza_sim.simulate.lowering.fold import COMPLETE, Folding
 from stanza_sim.simulate.lowering.lower import Lowering
@@ -228,9 +228,8 @@ def _of_path(activities: MessageActivities, path: Path, links: dict[int, int]) -
     for q, _ in usage:
         if q not in links:
             links[q] = activities.resources.link(q)
-    return Activity(
-        work=0.0, usage=tuple(sorted((links[q], s) for q, s in usage)), weight=LINK_WEIGHT, delay_s=latency_s
-    )
+    usage = tuple(sorted((links[q], s) for q, s in usage))
+    return Activity(work=0.0, usage=usage, weight=activities.resources.link_weight, delay_s=latency_s)
 
 
 def _over_loopbacks(activities: MessageActivities, host: I64, nbytes: I64, made: list[Activity]) -> I64:

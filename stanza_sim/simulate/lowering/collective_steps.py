@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.schedule import Collective, CollectiveKind, Ranks, Schedule
 from stanza_sim.schedule.collectives import Step, steps_of
-from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity, StepProgram, Turn
+from stanza_sim.simulate.lowered import Activity, StepProgram, Turn
 from stanza_sim.simulate.lowering.endpoints import Ends
 from stanza_sim.simulate.lowering.messages import MessageActivities, Path
 from stanza_sim.simulate.lowering.resources import Resources
@@ -117,12 +117,9 @@ class Steps:
         core_s = self._adding_core_s(s)
         if core_s <= 0:
             return activity
-        usage = usage_of([*activity.usage, (self.inputs.resources.cores(s.dst), core_s)])
-        return replace(
-            activity,
-            usage=usage,
-            weight=1.0 / (core_s + (1.0 / activity.weight if activity.weight < LINK_WEIGHT else 0.0)),
-        )
+        cores = self.inputs.resources.cores(s.dst)
+        usage = usage_of([*activity.usage, (cores, core_s)])
+        return replace(activity, usage=usage, weight=min(activity.weight, 1.0 / dict(usage)[cores]))
 
     def _way(self, s: Step) -> Path | None:
         """The links of a message and its latency; None over the loopback."""
@@ -191,7 +188,7 @@ class Steps:
         amount = float(max(total.values(), default=0) or self.op.nbytes)  # one flow on its busiest link
         usage = [(resources.link(q), b / amount) for q, b in total.items()]
         usage += [(q, b / amount) for q, b in processes.items()]
-        weight = LINK_WEIGHT
+        weight = resources.link_weight
         for host, core_s in cores.items():
             mine = [r for r in resources.on_host[host] if r in self.inputs.group(self.op)]
             if core_s > 0:

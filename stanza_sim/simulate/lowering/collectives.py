@@ -21,7 +21,7 @@ from math import inf
 from stanza_sim.cluster.cluster import Usage
 from stanza_sim.schedule import Carrier, Collective, CollectiveKind
 from stanza_sim.schedule.collectives import collective_bytes, has_closed_form, traffic
-from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity, CollectiveActivity, Copies
+from stanza_sim.simulate.lowered import Activity, CollectiveActivity, Copies
 from stanza_sim.simulate.lowering.collective_cost import StepCosts, taking
 from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs
 from stanza_sim.simulate.lowering.endpoints import Ends
@@ -177,7 +177,7 @@ class Collectives:
         activity = Activity(
             work=data.edge_bytes,
             usage=usage_of(demands),
-            weight=min([LINK_WEIGHT, *(c.ranks / c.byte_s for c in cores.values())]),
+            weight=min([resources.link_weight, *(c.ranks / c.byte_s for c in cores.values())]),
             cap=min(e.cap_Bps for e in edges.kinds),
             delay_s=data.steps * max(e.latency_s for e in edges.kinds)
             + (data.steps - 1) * max(e.overhead_s for e in edges.kinds),

@@ -14,7 +14,7 @@ from collections import Counter
 from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.cluster import RoutingKind, Usage, flow_key
 from stanza_sim.schedule import Ranks, Schedule, Transfer
-from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity, Message
+from stanza_sim.simulate.lowered import Activity, Message
 from stanza_sim.simulate.lowering.endpoints import Endpoints, Ends
 from stanza_sim.simulate.lowering.fold import COMPLETE
 from stanza_sim.simulate.lowering.resources import Resources
@@ -61,7 +61,7 @@ class MessageActivities:
         return Activity(
             work=work,
             usage=usage_of((self.resources.link(q), w) for (q, _), w in zip(links, weights, strict=True)),
-            weight=LINK_WEIGHT,
+            weight=self.resources.link_weight,
             delay_s=latency_s,
         )
 
@@ -72,7 +72,7 @@ class MessageActivities:
         return Activity(
             work=float(nbytes),
             usage=((self.resources.cores(rank), flows * core_s),) if core_s > 0 else (),
-            weight=1.0 / core_s if core_s > 0 else LINK_WEIGHT,
+            weight=1.0 / core_s if core_s > 0 else self.resources.link_weight,
             cap=loop.bandwidth_Bps,
             delay_s=loop.latency_s,
         )
@@ -95,7 +95,7 @@ class MessageActivities:
         rate_Bps, latency_s = staging.way(side)
         copier = self.resources.resource(("staging", device, side), label, rate_Bps, "staging")
         usage = ((copier, sharing * alike),)
-        return Activity(work=float(nbytes), usage=usage, weight=LINK_WEIGHT, delay_s=latency_s)
+        return Activity(work=float(nbytes), usage=usage, weight=self.resources.link_weight, delay_s=latency_s)
 
 
 class MessageClasses:

@@ -22,7 +22,7 @@ from stanza_sim.cluster.device import load_device
 from stanza_sim.cluster.hardware import kinds_of
 from stanza_sim.cluster.nccl import NcclPlatform, platform_on
 from stanza_sim.schedule import Carrier, Collective, CollectiveKind
-from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity
+from stanza_sim.simulate.lowered import Activity
 from stanza_sim.simulate.lowering.collective_cost import taking
 from stanza_sim.simulate.lowering.collective_steps import CollectiveInputs
 from stanza_sim.simulate.lowering.endpoints import Ends
@@ -156,7 +156,7 @@ class NcclRings:
         return Rings(
             usage=usage,
             cap_Bps=filled.cap_Bps,
-            weight=min(LINK_WEIGHT, 1.0 / max(on_cores)) if on_cores else LINK_WEIGHT,
+            weight=min([resources.link_weight, *(1.0 / s for s in on_cores)]),
             layout=layout,
             platforms=platforms,
         )

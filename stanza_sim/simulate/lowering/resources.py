@@ -12,12 +12,30 @@ from pathlib import Path
 
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.hardware import TokenBucket
+from stanza_sim.schedule.ops import CHUNK_BYTES
 from stanza_sim.simulate.background import BackgroundFlow
 from stanza_sim.simulate.lowered import Activity, Resource
 from stanza_sim.simulate.lowering.fold import Folding
 
 Key = tuple[object, ...]
 """What tells resources apart."""
+
+
+def link_weight(cluster: Cluster) -> float:
+    """Weight of a flow that uses links only, in bytes per core-second: that of a message of `CHUNK_BYTES` on `cluster`.
+
+    Of loopbacks and transports the one counts that costs cores most. Where none costs any, it is a message whose bytes
+    take as long on a core as on the fastest link. So it has the scale of the cluster's own times.
+    """
+    loopbacks = {id(host.loopback): host.loopback for host in cluster.hosts}.values()
+    transports = {id(nic.transport): nic.transport for host in cluster.hosts for nic in host.nics}.values()
+    costs = [
+        *(one.byte_core_s + one.message_core_s / CHUNK_BYTES for one in loopbacks),
+        *(one.byte_core_s + one.message_core_s / CHUNK_BYTES for one in transports),
+    ]
+    if (core_s := max(costs)) > 0:
+        return 1.0 / core_s
+    return max((link.bandwidth_Bps for link in cluster.links), default=max(one.bandwidth_Bps for one in loopbacks))
 
 
 class Resources:
@@ -30,6 +48,8 @@ class Resources:
         self._processors: dict[int, tuple[int, float]] = {}
         self._device_mixes: dict[int, dict[int | None, tuple[int, ...]]] = {}
         self._one_switch = cluster.hosts_on_one_switch
+        self.link_weight = cluster.remember("link weight", lambda: link_weight(cluster))
+        """Weight of a flow that uses links only."""
         self.on_host: dict[int, list[int]] = {}
         """The ranks of each host that has any, ascending."""
         for r, p in enumerate(cluster.placement):
@@ -90,7 +110,9 @@ class Resources:
             if link.background is None or (resource := self.known_link(q)) is None:
                 continue
             if resource not in found:
-                found[resource] = BackgroundFlow(resource=resource, name=link.name, traffic=link.background)
+                found[resource] = BackgroundFlow(
+                    resource=resource, name=link.name, traffic=link.background, weight=self.link_weight
+                )
         return tuple(found.values())
 
     def token_buckets(self) -> tuple[tuple[int, TokenBucket], ...]:

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from stanza_sim.schedule import Transfer, UnitKind
 from stanza_sim.simulate.background import OnOff
-from stanza_sim.simulate.lowered import LINK_WEIGHT, Activity, Lowered, Message
+from stanza_sim.simulate.lowered import Activity, Lowered, Message
 from stanza_sim.simulate.plain.clock import SimClock
 from stanza_sim.simulate.plain.fluid import TIE, FluidShare, RunningActivity
 from stanza_sim.simulate.plain.token_bucket import TokenBuckets
@@ -82,7 +82,7 @@ class SmallFabric:
         self._solving = False
         self._wake_s = inf  # when the next alarm is due
         self._traffic = [
-            RunningActivity(work=inf, usage=((f.resource, 1.0),), weight=LINK_WEIGHT, cap=f.traffic.bandwidth_Bps)
+            RunningActivity(work=inf, usage=((f.resource, 1.0),), weight=f.weight, cap=f.traffic.bandwidth_Bps)
             for f in lowered.background
         ]
         self._token_buckets = TokenBuckets(lowered.token_buckets, self.share, clock)

@@ -124,6 +124,7 @@ class Builder:
         """Add a computation and return its op name."""
         short = {
             Phase.FORWARD: "fwd",
+            Phase.RECOMPUTE: "again",
             Phase.BACKWARD: "bwd",
             Phase.BACKWARD_INPUT: "bwdi",
             Phase.BACKWARD_WEIGHT: "bwdw",

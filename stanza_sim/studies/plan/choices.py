@@ -47,11 +47,13 @@ class LeftOut:
     """What could not be tried, and why.
 
     `kind` is `infeasible`, `memory` (of a device), or, of what could not be simulated here, `time` or `host_memory`.
+    `left_nbytes` is below 0 by what a device lacks, if it is that.
     """
 
     choice: Choice
     kind: str
     reason: str
+    left_nbytes: int | None = None
 
 
 def local_size(cluster: Cluster) -> int:

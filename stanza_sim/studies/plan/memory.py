@@ -5,17 +5,19 @@ counts, as far as a schedule tells it, in the form in which this program's execu
 
     weights        P        parameters of the blocks (or slices of blocks) that the rank computes, and of its own slices
     gradients      2 P      one buffer for each of two generations (iterations overlap)
-                            of bundles that ranks keep in slices the most that is whole at one time (`plan.whole`), and
-                            of parameters the own slice beside that
-    optimiser      O        momentum of what the rank owns: a slice of a bundle that is cut, else the whole
+    whole          of bundles that ranks keep in slices, what of parameters and gradients may be whole (`plan.whole`);
+                   it is told with the weights and the gradients
+    optimiser      k O      what the optimiser keeps of what the rank owns, a slice of a bundle that is cut, else the
+                   whole: k = 1 of SGD with momentum (without it 0), 2 of Adam
     sums           2 O'     reduced gradients of what the rank owns and receives contributions to
-    backward       of the block of which that is most: gradients of its parameters before they are in their buffer,
-                   and those of its input and output
+    backward       of a block in its backward pass: gradients of its parameters before they are in their buffer, and
+                   those of its input and output, or of what one operation in it reads and writes, if that is more
     activations    at the most at one time, in each lane: sum over blocks and micro-batches, from the forward to the
                    last backward pass, of samples x bytes that the block's operations put out and that are kept. Of an
                    elementwise operation's input and output one is: it computes in place, or only its result is needed.
                    It reads at most twice as much as it writes (an addition), so what it writes is at least a third of
-                   what it touches, and so much is not counted
+                   what it touches, and so much is not counted. Of a pass that runs again it is the output alone, until
+                   it does, and nothing where the block behind runs again later
     received       2 R      gradients and activations that arrive in an iteration, in two generations; parameters that
                             are pulled land in place
     input          samples x bytes of a sample, in two generations
@@ -59,15 +61,16 @@ from stanza_sim.schedule import (
 )
 from stanza_sim.schedule.cuts import slice_block, slice_numel
 from stanza_sim.schedule.progress import WINDOW
+from stanza_sim.schedule.recompute import run_again
 from stanza_sim.schedule.samples import Spot, data_rank_counts
 from stanza_sim.studies.plan.buffers import joined_nbytes, joins_gradients, sent_nbytes, summed_nbytes
-from stanza_sim.studies.plan.whole import most_whole
+from stanza_sim.studies.plan.whole import whole_at
 
 SUMMING = (Phase.REDUCE, Phase.RECONSTRUCT)
 """Phases whose results have room of their own, as those of a reduce-scatter have."""
 LANDING = {ValueKind.PARAM, ValueKind.COPY}
 """What lands in place."""
-PASSES = (Phase.FORWARD, Phase.BACKWARD, Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
+PASSES = (Phase.FORWARD, Phase.RECOMPUTE, Phase.BACKWARD, Phase.BACKWARD_INPUT, Phase.BACKWARD_WEIGHT)
 """From the first of them on a block keeps activations of a micro-batch, to the last of those that follow."""
 
 
@@ -122,9 +125,7 @@ def memory_of(
     sums = {op.target for op in schedule.ops if isinstance(op, Compute) and op.phase in SUMMING} | {
         op.value.name for op in schedule.ops if isinstance(op, Collective) and op.kind is CollectiveKind.REDUCE_SCATTER
     }
-    lands = {
-        op.name for op in schedule.ops if isinstance(op, Transfer) and {v.kind for v in op.values} <= LANDING
-    }
+    lands = {op.name for op in schedule.ops if isinstance(op, Transfer) and {v.kind for v in op.values} <= LANDING}
     data = schedule.data_ranks
     alike = {
         (op.pattern, op.src, op.dst, op.pairs) if isinstance(op, Transfer) else op.ranks: op
@@ -138,22 +139,24 @@ def memory_of(
         parameters = gradients = 0
         backward: dict[str, int] = {}
         joins = joins_gradients(schedule, rank)
-        kept: dict[Spot, float] = {}
+        kept: dict[Spot, tuple[float, float]] = {}  # all of it, and the output alone
         computes: set[str] = set()
         befores = [0, *(b.output_numel for b in model.blocks)]  # the first block's input needs no gradient
         for block, numel_before in zip(model.blocks, befores, strict=False):
             batches = {m: size * int(counts[block.name, m][rank]) for m in of_block.get(block.name, ())}
             if not (largest := max(batches.values(), default=0)):
                 continue
-            computes.update(t.name for t in block.tensors)
             held = block
             if (cut := schedule.cut(block.name)) is not None:
                 lo, hi = schedule.features(cut, rank)
                 held = slice_block(block, cut, hi - lo)
-            parameters += (held.numel - _numel(block, in_slices)) * schedule.itemsize
-            gradients += (held.numel - _numel(block, let_go)) * schedule.itemsize
+            tensors = [*held.tensors, *(t for t in held.tied if t.name not in computes)]  # tied across ranks, too
+            parameters += sum(t.numel for t in tensors if t.name not in in_slices) * schedule.itemsize
+            gradients += sum(t.numel for t in tensors if t.name not in let_go) * schedule.itemsize
+            computes.update(t.name for t in tensors)
             each = _kept_nbytes(held) * activation_scale
-            kept |= {(block.name, m): batch * each for m, batch in batches.items()}
+            output = schedule.itemsize * activation_scale * held.output_numel
+            kept |= {(block.name, m): (batch * each, batch * output) for m, batch in batches.items()}
             ends = max(schedule.itemsize * (held.output_numel + numel_before), _widest_nbytes(held))
             ends += schedule.itemsize * held.output_numel if block.name in joins else 0
             backward[block.name] = held.numel * schedule.itemsize + int(largest * ends * activation_scale)
@@ -168,24 +171,23 @@ def memory_of(
                 numel = hi - lo
             elif bundle.layout is Layout.FEATURES:
                 numel = slice_numel(schedule, model, bundle.name, rank)
-            optimiser += numel * schedule.itemsize
+            optimiser += schedule.moments * numel * schedule.itemsize
             reduced += numel * schedule.itemsize if bundle.name in sums else 0
             whole = computes.issuperset(bundle.tensors) and bundle.keep is not Keep.SLICES
             own += 0 if whole else numel * schedule.itemsize
-        gathered, added = most_whole(schedule, model, rank)
         for spot, nbytes in joined_nbytes(schedule, model, rank).items():
             if spot in kept:
-                kept[spot] += nbytes
-        activations, beside = _most_kept(schedule, passes, kept, backward, rank)
+                kept[spot] = kept[spot][0] + nbytes, kept[spot][1]
+        peak = _peak(schedule, model, passes, kept, backward, rank)
         shapes = (model.input_shape, *(i.shape for i in model.more_inputs))
         sample = sum(map(prod, shapes)) * schedule.itemsize * activation_scale
         found[rank] = Memory(
-            weights_nbytes=parameters + own + gathered,
-            gradients_nbytes=WINDOW * gradients + added,
+            weights_nbytes=parameters + own + peak.parameters,
+            gradients_nbytes=WINDOW * gradients + peak.gradients,
             optimiser_nbytes=optimiser,
             sums_nbytes=WINDOW * reduced + summed_nbytes(schedule, rank),
-            activations_nbytes=int(activations),
-            backward_nbytes=int(beside),
+            activations_nbytes=int(peak.activations),
+            backward_nbytes=peak.backward,
             received_nbytes=WINDOW * sum(n for name, n in by_op.items() if name not in lands),
             sent_nbytes=sent_nbytes(schedule, model, rank, counts),
             input_nbytes=WINDOW * int(schedule.batch_per_worker * sample) if rank in data else 0,
@@ -195,31 +197,60 @@ def memory_of(
     return found
 
 
-def _numel(block: Block, tensors: Collection[str]) -> int:
-    """Elements of those tensors of a block."""
-    return sum(t.numel for t in block.tensors if t.name in tensors)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Moment:
+    """What a rank holds in one pass of what comes and goes, in bytes."""
+
+    activations: float = 0.0
+    backward: int = 0
+    parameters: int = 0
+    gradients: int = 0
+
+    @property
+    def nbytes(self) -> float:
+        """All of it."""
+        return self.activations + self.backward + self.parameters + self.gradients
 
 
-def _most_kept(
-    schedule: Schedule, passes: Sequence[Compute], kept: Mapping[Spot, float], backward: Mapping[str, int], rank: int
-) -> tuple[float, float]:
-    """The most bytes of activations, of what each block keeps of a micro-batch, and of what its backward pass takes
-    beside them, where together they are most: at one time, in each lane of `rank`."""
+def _peak(
+    schedule: Schedule,
+    model: ModelProfile,
+    passes: Sequence[Compute],
+    kept: Mapping[Spot, tuple[float, float]],
+    backward: Mapping[str, int],
+    rank: int,
+) -> _Moment:
+    """The pass of `rank`, in program order, in which most is held: activations, of what each block keeps of a
+    micro-batch, what its backward pass takes beside them, and what is whole for a while."""
     member = {name: rank in schedule.group(name) for name in {op.ranks for op in passes}}
     mine = [op for op in passes if member[op.ranks]]
+    again = run_again(schedule.for_rank(rank), model) if any(op.phase is Phase.RECOMPUTE for op in mine) else {}
     forward = {(op.target, op.microbatch): op.lane for op in mine if op.phase is Phase.FORWARD}
     last_use = {(op.target, op.microbatch): op.name for op in mine}
-    now: dict[str, float] = {}
-    most: dict[str, tuple[float, float]] = {}
+    held: dict[Spot, float] = {}
+    whole = whole_at(schedule, model, rank)
+    now = 0.0
+    most = _Moment()
+
+    def hold(spot: Spot, nbytes: float) -> None:
+        nonlocal now
+        now += nbytes - held.get(spot, 0.0)
+        held[spot] = nbytes
+
     for op in mine:
-        spot, lane = (op.target, op.microbatch), op.lane
-        if op.phase is Phase.FORWARD:
-            now[lane] = now.get(lane, 0.0) + kept[spot]
-        beside = 0 if op.phase is Phase.FORWARD else backward[op.target]
-        most[lane] = max(most.get(lane, (0.0, 0.0)), (now.get(lane, 0.0), beside), key=sum)
-        if last_use[spot] == op.name and forward[spot] == lane:  # what another lane lets go, it may let go late
-            now[lane] -= kept[spot]
-    return sum(a for a, _ in most.values()), sum(b for _, b in most.values())
+        spot = op.target, op.microbatch
+        ahead = op.phase in (Phase.FORWARD, Phase.RECOMPUTE)
+        if ahead:
+            hold(spot, kept[spot][op.phase is Phase.FORWARD and spot in again])
+            if op.phase is Phase.FORWARD and (before := again.get(spot)) is not None:
+                hold(before, 0.0)
+        parameters, gradients = whole.get(op.name, (0, 0))
+        beside = 0 if ahead else backward[op.target]
+        moment = _Moment(activations=now, backward=beside, parameters=parameters, gradients=gradients)
+        most = max(most, moment, key=lambda m: m.nbytes)
+        if last_use[spot] == op.name and forward[spot] == op.lane:  # what another lane lets go, it may let go late
+            hold(spot, 0.0)
+    return most
 
 
 BUFFER_BYTES, MOST_CHANNELS, MULTIPROCESSORS = 4 * 1024 * 1024, 32, 132
@@ -261,14 +292,22 @@ def _widest_nbytes(block: Block) -> float:
 
 def too_much(cluster: Cluster, needs: Mapping[int, Memory]) -> str | None:
     """Why a plan does not fit the devices of `cluster`; None if it does, as far as their memory is known."""
-    for rank, need in needs.items():
-        if (has := capacity(cluster, rank)) is not None and need.nbytes > has:
-            of = f" for each of {ranks} ranks" if (ranks := sharing(cluster, rank)) > 1 else ""
-            return (
-                f"rank {rank} needs {format_bytes(need.nbytes)}, most of it for {need.largest}, "
-                f"{cluster.device_of(rank)} has {format_bytes(has)}{of}"
-            )
-    return None
+    found = least_left(cluster, needs)
+    if found is None or found[0] >= 0:
+        return None
+    rank = found[1]
+    need, has = needs[rank], needs[rank].nbytes + found[0]
+    of = f" for each of {ranks} ranks" if (ranks := sharing(cluster, rank)) > 1 else ""
+    return (
+        f"rank {rank} needs {format_bytes(need.nbytes)}, most of it for {need.largest}, "
+        f"{cluster.device_of(rank)} has {format_bytes(has)}{of}"
+    )
+
+
+def least_left(cluster: Cluster, needs: Mapping[int, Memory]) -> tuple[int, int] | None:
+    """Bytes that are left of the device on which that is least (below 0: missing), and its rank; None: not known."""
+    left = [(has - need.nbytes, rank) for rank, need in needs.items() if (has := capacity(cluster, rank)) is not None]
+    return min(left, default=None)
 
 
 def capacity(cluster: Cluster, rank: int) -> int | None:

@@ -24,6 +24,7 @@ from stanza_sim.execute.train.samples import follow
 from stanza_sim.execute.train.train import RankWork
 from stanza_sim.execute.train.values import RankValues
 from stanza_sim.model import zoo
+from stanza_sim.model.extract import extract
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, CollectiveKind, Compute, Schedule, Transfer, UnitKind, project
 from stanza_sim.schedule.progress import Instructions, Key, Progress
@@ -75,6 +76,41 @@ class Live(TorchDispatchMode):
 
     def _gone(self, key: int) -> None:
         self.nbytes -= self._known.pop(key)[1]
+
+
+def passes_of(schedule: Schedule, model: ModelProfile, rank: int) -> Passes:
+    """The computations of `rank` in some iterations, on samples that are made when they are asked for."""
+    device = torch.device("cpu")
+    _, blocks, bundles = building.build(schedule, model, rank, 1, device)
+    batches = {}
+
+    def batch(iteration: int) -> tuple[tuple[torch.Tensor], torch.Tensor]:
+        if iteration not in batches:
+            batches.pop(iteration - 2, None)
+            torch.manual_seed(iteration)
+            x = torch.rand((schedule.batch_per_worker, *model.input_shape))
+            batches[iteration] = (x,), torch.randint(0, 10, (schedule.batch_per_worker,))
+        return batches[iteration]
+
+    values = RankValues(
+        schedule=schedule,
+        model=model,
+        rank=rank,
+        samples=follow(schedule, model),
+        blocks=blocks,
+        bundles=bundles,
+        batch=batch,
+        device=device,
+    )
+    return Passes(values, Training(iterations=ITERATIONS, warmup=0), Cpu())
+
+
+def run_alone(passes: Passes) -> None:
+    """Some iterations of computations, without any messages."""
+    for iteration in range(ITERATIONS):
+        for op in passes.schedule.for_rank(passes.rank):
+            if isinstance(op, Compute):
+                passes.compute(op, iteration)
 
 
 class Nothing:
@@ -153,31 +189,11 @@ def most_held(schedule: Schedule, model: ModelProfile, rank: int, monkeypatch: p
     monkeypatch.setattr(building, "dist", nobody)
     live = Live()
     with live.counting():
-        device = torch.device("cpu")
-        _, blocks, bundles = building.build(schedule, model, rank, 1, device)
+        passes = passes_of(schedule, model, rank)
         gc.collect()
         live.most = live.nbytes  # what building takes on the way is gone
-        batches = {}
-
-        def batch(iteration: int) -> tuple[tuple[torch.Tensor], torch.Tensor]:
-            if iteration not in batches:
-                batches.pop(iteration - 2, None)
-                x = torch.zeros((schedule.batch_per_worker, *model.input_shape))
-                batches[iteration] = (x,), torch.zeros(schedule.batch_per_worker, dtype=torch.int64)
-            return batches[iteration]
-
-        values = RankValues(
-            schedule=schedule,
-            model=model,
-            rank=rank,
-            samples=follow(schedule, model),
-            blocks=blocks,
-            bundles=bundles,
-            batch=batch,
-            device=device,
-        )
-        passes = Passes(values, Training(iterations=ITERATIONS, warmup=0), Cpu())
-        Alone(schedule, rank, RankWork(passes, Messages(values), Nothing(), schedule)).run()  # type: ignore[arg-type]
+        work = RankWork(passes, Messages(passes.values), Nothing(), schedule)  # type: ignore[arg-type]
+        Alone(schedule, rank, work).run()
     return live.most
 
 
@@ -191,21 +207,57 @@ def counted(schedule: Schedule, model: ModelProfile, rank: int) -> int:
     return memory_of(schedule, model, {rank: received})[rank].nbytes
 
 
+@pytest.fixture(scope="module")
+def deep() -> ModelProfile:
+    return extract("tests.execute.execute_models:deep", name="deep", input_shape=(1, 8, 8))
+
+
 @pytest.mark.parametrize(
-    ("name", "strategy", "steps"),
+    ("name", "strategy", "settings", "steps"),
     [
-        ("tiny", "local", 1),
-        ("tiny", "all_reduce", 1),
-        ("tiny", "all_reduce", 3),
-        ("resnet50", "all_reduce", 1),
-        pytest.param("resnet50", "local", 1, marks=pytest.mark.nightly),
-        pytest.param("resnet50", "local", 2, marks=pytest.mark.nightly),
+        ("tiny", "local", {}, 1),
+        ("tiny", "all_reduce", {}, 1),
+        ("tiny", "all_reduce", {}, 3),
+        ("deep", "pipeline", {"microbatches": 6}, 1),
+        ("deep", "pipeline", {"order": "gpipe", "microbatches": 6}, 1),
+        ("deep", "pipeline", {"order": "gpipe", "microbatches": 6, "checkpoint": "block"}, 1),
+        ("deep", "pipeline", {"order": "gpipe", "microbatches": 6, "checkpoint": "stage"}, 1),
+        ("resnet50", "all_reduce", {}, 1),
+        pytest.param("resnet50", "local", {}, 1, marks=pytest.mark.nightly),
+        pytest.param("resnet50", "local", {}, 2, marks=pytest.mark.nightly),
     ],
 )
 def test_a_rank_holds_what_is_counted(
-    tiny: ModelProfile, name: str, strategy: str, steps: int, monkeypatch: pytest.MonkeyPatch
+    tiny: ModelProfile,
+    deep: ModelProfile,
+    name: str,
+    strategy: str,
+    settings: dict[str, object],
+    steps: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = tiny if name == "tiny" else zoo.get(name)
-    schedule = schedule_of(model, strategy, 1, {}, accumulation=steps)
+    model = tiny if name == "tiny" else deep if name == "deep" else zoo.get(name)
+    schedule = schedule_of(
+        model, strategy, 1, settings, batch_per_worker=48 if name == "deep" else 6, accumulation=steps
+    )
     held = most_held(schedule, model, 0, monkeypatch)
     assert -0.1 <= counted(schedule, model, 0) / held - 1 <= 0.3
+
+
+@pytest.mark.parametrize("checkpoint", ["stage", "block"])
+def test_what_runs_again_is_the_same_and_counts_once(deep: ModelProfile, checkpoint: str) -> None:
+    """Parameters, losses and running statistics, to the bit, with dropout and batch norm."""
+    found = []
+    for kind in ("none", checkpoint):
+        given: dict[str, object] = {"microbatches": 3, "order": "gpipe", "checkpoint": kind}
+        passes = passes_of(schedule_of(deep, "pipeline", 1, given), deep, 0)
+        run_alone(passes)
+        blocks = passes.values.blocks
+        state = {f"{name}.{key}": t for name, b in blocks.items() for key, t in b.module.state_dict().items()}
+        found.append((passes.losses(), state))
+    (losses, state), (again, other) = found
+    assert losses == again
+    assert state.keys() == other.keys()
+    assert all(torch.equal(state[key], other[key]) for key in state)
+    tracked = [int(t) for key, t in state.items() if key.endswith("num_batches_tracked")]
+    assert tracked == [ITERATIONS * 3] * 8
