@@ -1,44 +1,42 @@
-"""What a rank holds for messages beside what arrives: messages that it has made, and values that it has joined or summed.
+"""What a rank holds for messages beside what arrives: messages that it has made, values that it has joined or summed.
 
-As the executor has it: a message that is one value of the type in which it travels, whole, is that value itself, which
-stays until the iteration after the next; else it is a copy for each destination. What arrives from several ranks is
-joined, what arrives rounded is widened, and what a collective sums is a copy.
+As the executor has it: a message that is one value of the type in which it travels, whole, is that value itself; else
+it is a copy for each destination, which of activations stays until the backward pass behind it, of gradients until the
+iteration after the next, as gradients that are sent on do. What arrives from several ranks is joined, what arrives
+rounded is widened, and what a collective sums is a copy.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from itertools import pairwise
 
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, Compute, Op, Phase, Schedule, Transfer, ValueKind, Wire
 from stanza_sim.schedule.progress import WINDOW
 from stanza_sim.schedule.samples import Counts, Spot
 
-OF_GRADIENTS = (ValueKind.GRAD, ValueKind.PART, ValueKind.SUM)
-
 
 def sent_nbytes(schedule: Schedule, model: ModelProfile, rank: int, counts: Mapping[Spot, Counts]) -> int:
-    """Bytes of what a rank keeps of the messages that it sends; `counts` are the data ranks whose samples it computes."""
+    """Bytes of what a rank keeps of gradients and factors that it sends, and of sums of activations.
+
+    `counts` are the data ranks whose samples it computes.
+    """
     found = 0
     gradients: dict[Spot, int] = {}
-    following = {a.name: b.name for a, b in zip(model.blocks, model.blocks[1:], strict=False)}
+    following = {a.name: b.name for a, b in pairwise(model.blocks)}
     size = schedule.batch_per_worker // schedule.microbatches
     for op in schedule.ops:
+        if isinstance(op, Collective) and op.value.kind is ValueKind.ACT and rank in schedule.group(op.ranks):
+            found += WINDOW * op.nbytes
         if not isinstance(op, Transfer) or not (others := _others(schedule, op, rank)):
             continue
-        kinds = [v.kind for v in op.values]
-        if kinds[0] in (ValueKind.PARAM, ValueKind.COPY):
-            continue
-        sliced = bool(op.slices) and kinds[0] is ValueKind.ACT  # of a gradient a rank has but its slice
-        copied = len(op.values) > 1 or op.wire is not Wire.NATIVE or sliced
-        each = schedule.message_bytes(op, rank, others[0])
-        if kinds[0] is ValueKind.FACTORS:
+        kind = op.values[0].kind
+        if kind is ValueKind.FACTORS:
             found += WINDOW * op.nbytes
-        elif copied:
-            found += WINDOW * each * len(others)
-        elif kinds[0] is ValueKind.ACT:
-            found += each  # that of this iteration is among the activations
+        elif (kind is ValueKind.ACTGRAD or kind.is_gradient) and op.wire is not Wire.NATIVE:
+            found += WINDOW * schedule.message_bytes(op, rank, others[0]) * len(others)
         for value in op.values:
             spot = following.get(value.name, ""), op.microbatch
             if value.kind is ValueKind.ACTGRAD and spot in counts:
@@ -50,23 +48,29 @@ def sent_nbytes(schedule: Schedule, model: ModelProfile, rank: int, counts: Mapp
     return found + sum(gradients.values())
 
 
-def joined_nbytes(schedule: Schedule, model: ModelProfile, rank: int) -> Mapping[Spot, int]:
-    """Bytes of what is joined, widened or summed of the activations of a block and micro-batch, for its last use."""
-    following = {a.name: b.name for a, b in zip(model.blocks, model.blocks[1:], strict=False)}
+def kept_nbytes(schedule: Schedule, model: ModelProfile, rank: int) -> Mapping[Spot, int]:
+    """Bytes that are kept with the activations of a block and micro-batch until its last use.
+
+    What is joined, widened or summed of them, and messages that are made of them.
+    """
+    following = {a.name: b.name for a, b in pairwise(model.blocks)}
+    labels = schedule.batch_per_worker // schedule.microbatches * model.labels.nbytes(schedule.itemsize)
     found: dict[Spot, int] = defaultdict(int)
     for op in schedule.ops:
         match op:
-            case Transfer(values=(value, *_)) if not value.kind.on_bundle and rank in schedule.group(op.dst):
-                sources = schedule.sources(op, rank)
-                widened = op.wire is not Wire.NATIVE
-                if len(sources) > 1 or (widened and len(sources) and sources[0] != rank):
-                    for value in op.values:
-                        if value.kind is ValueKind.ACT and value.name in following:
-                            other = next(r for r in sources if r != rank)
-                            nbytes = schedule.message_bytes(op, other, rank) // op.wire.itemsize(schedule.itemsize)
-                            found[following[value.name], op.landing] += nbytes * schedule.itemsize * len(sources)
+            case Transfer(values=(value, *more)) if not value.kind.on_bundle:
+                sources = schedule.sources(op, rank) if rank in schedule.group(op.dst) else ()
+                apart = [r for r in sources if r != rank]
+                if value.kind is ValueKind.ACT and apart and (len(sources) > 1 or op.wire is not Wire.NATIVE):
+                    nbytes = schedule.message_bytes(op, apart[0], rank) - len(more) * labels  # they travel with labels
+                    numel = nbytes // op.wire.itemsize(schedule.itemsize)
+                    found[following[value.name], op.landing] += numel * schedule.itemsize * len(sources)
+                copied = more or op.slices or op.wire is not Wire.NATIVE
+                if value.kind is ValueKind.ACT and copied and (others := _others(schedule, op, rank)):
+                    nbytes = schedule.message_bytes(op, rank, others[0])
+                    found[value.name, op.microbatch] += nbytes * len(others)
             case Collective() if op.value.kind is ValueKind.ACT and rank in schedule.group(op.ranks):
-                found[op.value.name, op.microbatch] += 2 * op.nbytes  # the partial sum stays, too
+                found[op.value.name, op.microbatch] += 2 * op.nbytes  # the partial sum, and the sum with a bias
             case _:
                 pass
     return found

@@ -12,7 +12,7 @@ counts, as far as a schedule tells it, in the form in which this program's execu
     sums           2 O'     reduced gradients of what the rank owns and receives contributions to
     backward       of a block in its backward pass: gradients of its parameters before they are in their buffer, and
                    those of its input and output, or of what one operation in it reads and writes, if that is more
-    activations    at the most at one time, in each lane: sum over blocks and micro-batches, from the forward to the
+    activations    at one time, in the order of the program: sum over blocks and micro-batches, from the forward to the
                    last backward pass, of samples x bytes that the block's operations put out and that are kept. Of an
                    elementwise operation's input and output one is: it computes in place, or only its result is needed.
                    It reads at most twice as much as it writes (an addition), so what it writes is at least a third of
@@ -20,6 +20,7 @@ counts, as far as a schedule tells it, in the form in which this program's execu
                    it does, and nothing where the block behind runs again later
     received       2 R      gradients and activations that arrive in an iteration, in two generations; parameters that
                             are pulled land in place
+    sent           gradients that it sends on, sums of activations, copies that are made for messages (`plan.buffers`)
     input          samples x bytes of a sample, in two generations
     communicators  of NCCL: one for each rank that it sends to or receives from, each way, and for each group; each has
                    a buffer of 4 MiB (the default of NCCL_BUFFSIZE, "Environment Variables" in NCCL's user guide) for
@@ -31,8 +32,9 @@ and in the host's memory, which topologies do not state and nothing is judged by
     page-locked    where gloo moves what is in a GPU: 4 R, a buffer for what arrives in an iteration and one as large
                    for what leaves, in two generations
 
-Not counted: activations that a collective gathers, samples that are loaded ahead, workspace of convolutions and of
-cuBLAS, the framework's own context (0.3 to 1 GB on a GPU), and fragmentation.
+Of activations, of what a backward pass takes and of what is whole it is the most that they are together in a pass.
+Not counted: where poolings found their maxima, samples that are loaded ahead, workspace of convolutions and of cuBLAS,
+the framework's own context (0.3 to 1 GB on a GPU), and fragmentation.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ from stanza_sim.schedule.cuts import slice_block, slice_numel
 from stanza_sim.schedule.progress import WINDOW
 from stanza_sim.schedule.recompute import run_again
 from stanza_sim.schedule.samples import Spot, data_rank_counts
-from stanza_sim.studies.plan.buffers import joined_nbytes, joins_gradients, sent_nbytes, summed_nbytes
+from stanza_sim.studies.plan.buffers import joins_gradients, kept_nbytes, sent_nbytes, summed_nbytes
 from stanza_sim.studies.plan.whole import whole_at
 
 SUMMING = (Phase.REDUCE, Phase.RECONSTRUCT)
@@ -175,7 +177,7 @@ def memory_of(
             reduced += numel * schedule.itemsize if bundle.name in sums else 0
             whole = computes.issuperset(bundle.tensors) and bundle.keep is not Keep.SLICES
             own += 0 if whole else numel * schedule.itemsize
-        for spot, nbytes in joined_nbytes(schedule, model, rank).items():
+        for spot, nbytes in kept_nbytes(schedule, model, rank).items():
             if spot in kept:
                 kept[spot] = kept[spot][0] + nbytes, kept[spot][1]
         peak = _peak(schedule, model, passes, kept, backward, rank)
