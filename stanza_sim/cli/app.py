@@ -10,9 +10,9 @@ import typer
 
 from stanza_sim.base.version import __version__
 from stanza_sim.cli.calibrate import CALIBRATE_EXAMPLES, calibrate
-from stanza_sim.cli.console import errors_for_people, printing, say, speaks, stdout
+from stanza_sim.cli.console import errors_for_people, printing, saying, speaks, stdout
 from stanza_sim.cli.import_ import import_commands
-from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Jobs, Profiles
+from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Jobs, Profiles, Verbose
 from stanza_sim.cli.plan import PLAN_EXAMPLES, plan
 from stanza_sim.cli.plot import PLOT_EXAMPLES, plot
 from stanza_sim.cli.progress import progress, progress_if_seen
@@ -151,6 +151,7 @@ def run(
         ),
     ] = None,
     jobs: Jobs = None,
+    verbose: Verbose = False,
 ) -> None:
     """Predict every model and strategy of an experiment and, with [bold]--execute[/], run them too.
 
@@ -170,6 +171,8 @@ def run(
             raise InputError("nothing runs, so nothing can run more slowly", where="--dilate", hint=hint)
         if jobs is not None and execute:
             raise InputError("is for predictions alone", where="--jobs", hint="leave it out with --execute")
+        if verbose and not execute:
+            raise InputError("nothing listens without --execute", where="--verbose", hint="add --execute")
 
         if output is not None and speaks():
             check_writable(output)
@@ -188,7 +191,7 @@ def run(
                 testbed=testbed,
                 jobs=jobs or (1 if execute else cores()),
                 files=Files(save=save, resume=resume),
-                say=say,
+                say=saying(verbose),
                 tell=tell,
             )
         if result is None or not speaks():
