@@ -187,7 +187,12 @@ def _initialise(place: _Place, bundle: Bundle, flat: FlatBundle | None, initial:
     else:
         values = torch.empty(flat.numel, dtype=flat.dtype)
         dist.recv(values, root)
-    if flat.whole is not None and bundle.keep is not Keep.SLICES:
+    put_whole(flat, values)
+
+
+def put_whole(flat: FlatBundle, values: Tensor) -> None:
+    """Put parameters where a rank holds them: `values` are all elements of its vector."""
+    if flat.whole is not None and flat.bundle.keep is not Keep.SLICES:
         flat.whole[: flat.numel].copy_(values)
     elif flat.own is not None:
         flat.own.copy_(values[flat.lo : flat.hi])
