@@ -15,7 +15,7 @@ from stanza_sim.cli.import_ import import_commands
 from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Jobs, Profiles, Verbose
 from stanza_sim.cli.plan import PLAN_EXAMPLES, plan
 from stanza_sim.cli.plot import PLOT_EXAMPLES, plot
-from stanza_sim.cli.progress import progress_if_seen
+from stanza_sim.cli.progress import progress, progress_if_seen
 from stanza_sim.cli.report import REPORT_EXAMPLES, report
 from stanza_sim.cli.selftest import SELFTEST_EXAMPLES, selftest
 from stanza_sim.cli.show import show
@@ -199,6 +199,10 @@ def run(
         from stanza_sim.report.result import result_json
         from stanza_sim.report.table import print_explanations, print_result
 
+        with progress() as tell:
+            for i, row in enumerate(result.rows if explain else ()):
+                tell("rows explained", i, len(result.rows))
+                _ = row.details and row.details.explanation  # it is kept there
         text = result_json(result, explained=explain)
         if output is not None:
             write_result(result, output, text)

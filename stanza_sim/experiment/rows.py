@@ -115,6 +115,8 @@ def possible_plans_of(
         profile = model_of(loaded, i)
         with _placed(source.where("models", i)):
             check_throughput(profile, cluster)
+        with _placed(source.where("training", "optimizer", "no_decay")):
+            without_decay(profile, experiment.training.optimizer.no_decay)
         for j, row in chosen:
             try:
                 with _placed(source.where("strategies", j)):
@@ -166,8 +168,6 @@ def plan_for(
     batch = loaded.value.batch_of(entry)
     profile = partial(_own_profile, loaded, entry, model)
     optimizer = loaded.value.training.optimizer
-    with _placed(loaded.source.where("training", "optimizer", "no_decay")):
-        without_decay(model, optimizer.no_decay)
     schedule = strategies.build(
         row.strategy,
         model,

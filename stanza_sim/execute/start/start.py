@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from stanza_sim.base.errors import InputError
+from stanza_sim.base.errors import InputError, at
 from stanza_sim.base.listening import LOOPBACK
 from stanza_sim.base.precision import Precision
 from stanza_sim.base.telling import Say, detail
@@ -27,6 +27,7 @@ from stanza_sim.execute.start.measure import merge
 from stanza_sim.execute.start.protocol import Moving, RankInfo, Workers
 from stanza_sim.execute.start.tasks import DescribeTask, RunTask
 from stanza_sim.execute.train.samples import follow
+from stanza_sim.model.decay import without_decay
 from stanza_sim.schedule import check
 from stanza_sim.schedule.clipping import is_clipped
 
@@ -263,6 +264,8 @@ def check_optimizer(job: RunJob) -> None:
     built, o = job.schedule.moments, job.training.optimizer
     if job.emulation is not None:
         return
+    with at("training.optimizer.no_decay"):
+        without_decay(job.model, o.no_decay)
     if (clips := o.clip_norm is not None) != is_clipped(job.schedule):
         raise InputError(
             f"schedule {job.schedule.name} was built {'without' if clips else 'for'} clipped gradients",
