@@ -67,6 +67,7 @@ _RUN_EXAMPLES = """Examples:\n
 [bold]stanza-sim run ec2_v100 --explain[/]\n
 [bold]stanza-sim run ec2_v100 --set strategies.5.settings.fc_workers=2 --json[/]\n
 [bold]stanza-sim run laptop --execute -o results[/]\n
+[bold]stanza-sim run laptop --from results[/]\n
 [bold]sudo stanza-sim run ec2_v100 --set nodes=4 --set network.rate=500Mbps --execute --testbed --compute emulated[/]\n
 [bold]sudo stanza-sim run ec2_v100 --execute --testbed --compute emulated --dilate 40[/]\n
 [bold]torchrun --nproc-per-node 4 -m stanza_sim run laptop --execute --profile cpu.json[/]
@@ -150,6 +151,16 @@ def run(
             show_default=False,
         ),
     ] = None,
+    replayed: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="DIR",
+            help="Simulate again what --execute -o DIR measured, with its computation times: how much of the error is "
+            "the network's and the schedule's.",
+            show_default=False,
+        ),
+    ] = None,
     jobs: Jobs = None,
 ) -> None:
     """Predict every model and strategy of an experiment and, with [bold]--execute[/], run them too.
@@ -173,15 +184,22 @@ def run(
 
         if output is not None and speaks():
             check_writable(output)
+        overrides = [
+            *(settings or []),
+            *([f"execute.compute={compute}"] if compute is not None else []),
+            *([f"execute.dilate={dilate}"] if dilate is not None else []),
+            *([f"network.nccl={nccl}"] if nccl is not None else []),
+        ]
+        if replayed is not None:
+            given = {"--execute": execute, "--output": output, "--profile": profile, "--explain": explain}
+            for option in (option for option, value in given.items() if value):
+                raise InputError(f"replays what is in {replayed}", where="--from", hint=f"leave {option} out")
+            _print_replay(experiment, replayed, overrides, as_json=as_json)
+            return
         with progress_if_seen() as tell:
             result = run_experiment(
                 experiment,
-                overrides=[
-                    *(settings or []),
-                    *([f"execute.compute={compute}"] if compute is not None else []),
-                    *([f"execute.dilate={dilate}"] if dilate is not None else []),
-                    *([f"network.nccl={nccl}"] if nccl is not None else []),
-                ],
+                overrides=overrides,
                 execute=execute,
                 profiles=profile or [],
                 save_profile=save_profile,
@@ -206,6 +224,18 @@ def run(
                 print_result(result, stdout())
                 if explain:
                     print_explanations(result, stdout())
+
+
+def _print_replay(experiment: str, folder: Path, overrides: list[str], *, as_json: bool) -> None:
+    from stanza_sim.experiment.replay import replay
+    from stanza_sim.report.replayed import print_replayed, replayed_json
+
+    rows = replay(experiment, folder, overrides, say=say)
+    with printing():
+        if as_json:
+            sys.stdout.write(replayed_json(experiment, rows))
+        else:
+            print_replayed(experiment, rows, stdout())
 
 
 @app.command(epilog="Example:  [bold]stanza-sim flows case.json --json[/]")

@@ -36,6 +36,7 @@ from stanza_sim.experiment.side_by_side import predictions_of
 from stanza_sim.profiles.blocks import Profile, loopback_of, mismatches, write_profile
 from stanza_sim.profiles.network import NetworkProfile, with_network
 from stanza_sim.profiles.network import mismatches as network_mismatches
+from stanza_sim.report.inputs import RunInputs
 from stanza_sim.report.result import Drift, Result
 from stanza_sim.simulate import Prediction
 
@@ -250,7 +251,7 @@ def _executed(
     from stanza_sim.execute import Backend
     from stanza_sim.execute import execute as run_jobs
     from stanza_sim.experiment.emulation import dilated_run_notes
-    from stanza_sim.experiment.network_cache import network_for
+    from stanza_sim.experiment.network_cache import loopback_for, network_for
 
     experiment = loaded.value
     jobs = jobs_of(loaded, plans, cluster, known, testbed=testbed, files=files)
@@ -265,14 +266,16 @@ def _executed(
         if network is not None:
             cluster = with_network(cluster, network)
         given = set(known)
-        retimer = None
+        retimer, loopback = None, None
         if experiment.execute.compute == "real":
             from stanza_sim.experiment.retiming import Retimer
 
             _complete(known, workers, experiment, plans, save_profile, say)
             retimer = Retimer(workers, plans, known, seed=experiment.seed)
         elif network is None or network.loopback is None:
-            cluster = _with_measured_loopback(cluster, known, plans, workers, say)
+            loopback = loopback_for(workers, cluster, [known.get(p.entry.title) for p in plans], say)
+            if loopback is not None:
+                cluster = with_loopback(cluster, loopback_of(loopback))
         cluster = perceived(cluster, dilation)
         conditions = Conditions(loaded=loaded, cluster=cluster, network=network, executed=True)
         scenarios = _scenarios(conditions, plans, known)
@@ -304,6 +307,7 @@ def _executed(
         if not workers.is_main:
             return None
         drifts: list[Drift | None] = [None] * len(plans)
+        times: list[Profile | None] = [known.get(plan.entry.title) for plan in plans]
         if retimer is not None:
             timed = [retimer.timed(i, given=plan.entry.title in given) for i, plan in enumerate(plans)]
             drifts = [t.drift for t in timed]
@@ -313,21 +317,8 @@ def _executed(
             ]
             scenarios = [conditions.scenario(plan, profile) for plan, profile in zip(plans, times, strict=True)]
             predictions = [scenario.predict_with_spread() for scenario in scenarios]
-        return _result(experiment, cluster, plans, predictions, measurements, drifts, undilated, scenarios)
-
-
-def _with_measured_loopback(
-    cluster: Cluster, known: dict[str, Profile], plans: Sequence[Plan], workers: Workers, say: Say
-) -> Cluster:
-    """The cluster with the loopback of this machine, where ranks share a host and no profile brings it along."""
-    profiles = [known.get(p.entry.title) for p in plans]
-    if workers.world_size < 2 or not cluster.same_host(0, 1) or all(p is not None and p.loopback for p in profiles):
-        return cluster
-    from stanza_sim.execute import measure_loopback
-
-    say("measuring single messages between two ranks of one host")
-    found = measure_loopback(workers)
-    return cluster if found is None else with_loopback(cluster, loopback_of(found))
+        result = _result(experiment, cluster, plans, predictions, measurements, drifts, undilated, scenarios)
+        return replace(result, inputs=RunInputs(network=network, loopback=loopback, profiles=tuple(times)))
 
 
 def _check_target(save_profile: Path, experiment: Experiment) -> None:
