@@ -10,12 +10,12 @@ import typer
 
 from stanza_sim.base.version import __version__
 from stanza_sim.cli.calibrate import CALIBRATE_EXAMPLES, calibrate
-from stanza_sim.cli.console import errors_for_people, printing, say, speaks, stdout
+from stanza_sim.cli.console import errors_for_people, printing, saying, speaks, stdout
 from stanza_sim.cli.import_ import import_commands
-from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Jobs, Profiles
+from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Jobs, Profiles, Verbose
 from stanza_sim.cli.plan import PLAN_EXAMPLES, plan
 from stanza_sim.cli.plot import PLOT_EXAMPLES, plot
-from stanza_sim.cli.progress import progress_if_seen
+from stanza_sim.cli.progress import progress, progress_if_seen
 from stanza_sim.cli.report import REPORT_EXAMPLES, report
 from stanza_sim.cli.selftest import SELFTEST_EXAMPLES, selftest
 from stanza_sim.cli.show import show
@@ -162,6 +162,7 @@ def run(
         ),
     ] = None,
     jobs: Jobs = None,
+    verbose: Verbose = False,
 ) -> None:
     """Predict every model and strategy of an experiment and, with [bold]--execute[/], run them too.
 
@@ -181,6 +182,8 @@ def run(
             raise InputError("nothing runs, so nothing can run more slowly", where="--dilate", hint=hint)
         if jobs is not None and execute:
             raise InputError("is for predictions alone", where="--jobs", hint="leave it out with --execute")
+        if verbose and not execute:
+            raise InputError("nothing listens without --execute", where="--verbose", hint="add --execute")
 
         if output is not None and speaks():
             check_writable(output)
@@ -191,7 +194,9 @@ def run(
             *([f"network.nccl={nccl}"] if nccl is not None else []),
         ]
         if replayed is not None:
-            given = {"--execute": execute, "--output": output, "--profile": profile, "--explain": explain}
+            given: dict[str, object] = {"--execute": execute, "--output": output, "--profile": profile}
+            given |= {"--testbed": testbed, "--save-profile": save_profile, "--save": save, "--resume": resume}
+            given |= {"--explain": explain, "--jobs": jobs}
             for option in (option for option, value in given.items() if value):
                 raise InputError(f"replays what is in {replayed}", where="--from", hint=f"leave {option} out")
             _print_replay(experiment, replayed, overrides, as_json=as_json)
@@ -206,7 +211,7 @@ def run(
                 testbed=testbed,
                 jobs=jobs or (1 if execute else cores()),
                 files=Files(save=save, resume=resume),
-                say=say,
+                say=saying(verbose),
                 tell=tell,
             )
         if result is None or not speaks():
@@ -214,6 +219,10 @@ def run(
         from stanza_sim.report.result import result_json
         from stanza_sim.report.table import print_explanations, print_result
 
+        with progress() as tell:
+            for i, row in enumerate(result.rows if explain else ()):
+                tell("rows explained", i, len(result.rows))
+                _ = row.details and row.details.explanation  # it is kept there
         text = result_json(result, explained=explain)
         if output is not None:
             write_result(result, output, text)
@@ -230,7 +239,7 @@ def _print_replay(experiment: str, folder: Path, overrides: list[str], *, as_jso
     from stanza_sim.experiment.replay import replay
     from stanza_sim.report.replayed import print_replayed, replayed_json
 
-    rows = replay(experiment, folder, overrides, say=say)
+    rows = replay(experiment, folder, overrides, say=saying(verbose=False))
     with printing():
         if as_json:
             sys.stdout.write(replayed_json(experiment, rows))

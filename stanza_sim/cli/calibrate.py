@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from stanza_sim.cli.console import errors_for_people, printing, say, stdout
-from stanza_sim.cli.options import AsJsonOfTables
+from stanza_sim.cli.console import errors_for_people, printing, say, saying, stdout
+from stanza_sim.cli.options import AsJsonOfTables, Verbose
 from stanza_sim.cli.progress import waiting
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def calibrate(
         ),
     ] = None,
     as_json: AsJsonOfTables = False,
+    verbose: Verbose = False,
 ) -> None:
     """Measure single messages between ranks, the sharing of cores and, with [bold]--model[/], the blocks of a model.
 
@@ -70,7 +71,7 @@ def calibrate(
         timed = [(load_model(name), batch) for name in models or ()]
         with waiting("calibrating"):
             found, is_main = calibrate_cluster(
-                known, timed, testbed=testbed, realtime=testbed if realtime is None else realtime, say=say
+                known, timed, testbed=testbed, realtime=testbed if realtime is None else realtime, say=saying(verbose)
             )
         if not is_main:
             return

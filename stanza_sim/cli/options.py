@@ -27,6 +27,7 @@ Dilate = Annotated[
         show_default=False,
     ),
 ]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Also say where ranks listen, and what protects them.")]
 Jobs = Annotated[
     int | None,
     typer.Option("--jobs", min=1, help="Processes that simulate. [default: one for each core]", show_default=False),

@@ -183,8 +183,8 @@ def run_loaded(
     row sends. With `testbed` the ranks run in an emulated network, which is there as long as the run, and which is
     calibrated unless that was done before. Returns None in a process that a launcher made a rank other than the first.
     Rows are predicted by up to `jobs` processes, copies of this one, where that pays; not if they are executed, too.
-    Rows that are not possible are the result's `infeasible`. `files` are where what is trained is saved, and what it
-    goes on from. `tell` hears of every row. Raises `InputError`, also where no row is possible, and `RunError`.
+    Impossible rows are the result's `infeasible`. `files` are where training is saved, and what it goes on from. `tell`
+    hears of every row. Raises `InputError`, also where no row is possible, and `RunError`.
     """
     if execute:
         from stanza_sim.execute import require_torch
@@ -311,10 +311,8 @@ def _executed(
         if retimer is not None:
             timed = [retimer.timed(i, given=plan.entry.title in given) for i, plan in enumerate(plans)]
             drifts = [t.drift for t in timed]
-            times = [
-                known[plan.entry.title] if plan.entry.title in given else t.profile
-                for plan, t in zip(plans, timed, strict=True)
-            ]
+            models = [plan.entry.title for plan in plans]
+            times = [known[m] if m in given else t.profile for m, t in zip(models, timed, strict=True)]
             scenarios = [conditions.scenario(plan, profile) for plan, profile in zip(plans, times, strict=True)]
             predictions = [scenario.predict_with_spread() for scenario in scenarios]
         result = _result(experiment, cluster, plans, predictions, measurements, drifts, undilated, scenarios)

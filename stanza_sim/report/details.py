@@ -30,7 +30,7 @@ from stanza_sim.cluster import Cluster, load_device
 from stanza_sim.model.profile import Block
 from stanza_sim.report.classes import Classes, Pair
 from stanza_sim.report.compare import per_iteration, typical_iterations
-from stanza_sim.report.drawing import about_host, busy
+from stanza_sim.report.drawing import about_host, about_link, busy, span_of
 from stanza_sim.report.pair_bytes import pair_bytes
 from stanza_sim.report.result import Json, Result, Row
 from stanza_sim.schedule import Compute, Phase, Schedule
@@ -118,8 +118,7 @@ def _places(cluster: Cluster) -> tuple[list[str], list[int]]:
     hosts = [host.name for host in cluster.hosts]
     each = -(-len(hosts) // MOST_PLACES)
     runs = [hosts[i : i + each] for i in range(0, len(hosts), each)]
-    names = [run[0] if len(run) == 1 else f"{run[0]} .. {run[-1]}" for run in runs]
-    return names, [at.host // each for at in cluster.placement]
+    return [span_of(run) for run in runs], [at.host // each for at in cluster.placement]
 
 
 # --- the cluster -----------------------------------------------------------------------------------------------------
@@ -141,6 +140,7 @@ def _cluster(cluster: Cluster, rows: Sequence[Row]) -> dict[str, Json]:
                 "count": len(members),
                 "level": made.level[members[0]],
                 "about": about,
+                "inside": _inside(cluster, members, rows) if host else None,
             }
         )
     links: list[Json] = []
@@ -159,6 +159,16 @@ def _cluster(cluster: Cluster, rows: Sequence[Row]) -> dict[str, Json]:
         "nodes": nodes,
         "links": links,
     }
+
+
+def _inside(cluster: Cluster, members: Sequence[int], rows: Sequence[Row]) -> dict[str, Json] | None:
+    """What joins the devices of hosts that are alike, if anything does."""
+    intra = cluster.hosts[members[0]].intra
+    if intra is None:
+        return None
+    pairs = [pair for h in members for pair in cluster.fabric.device_links[h]]
+    about = f"{intra.kind} inside: {about_link(cluster.links[pairs[0][0]])}"
+    return {"about": about, "busy": [_busy_of(pairs, cluster, row.prediction.utilisation) for row in rows]}
 
 
 def _busy_of(pairs: Iterable[Pair], cluster: Cluster, utilisation: Mapping[str, float]) -> list[float]:

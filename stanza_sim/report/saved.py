@@ -57,6 +57,22 @@ class Measured(_Part):
     loss_last: float | None = None
 
 
+class Effect(_Part):
+    """What an iteration takes with something faster; see `explanation`."""
+
+    what: str
+    times: float | None
+    place: str = ""
+    iteration_s: float = Field(gt=0)
+
+
+class Explained(_Part):
+    """Why an iteration takes as long as it does."""
+
+    text: str
+    effects: tuple[Effect, ...]
+
+
 class Run(_Part):
     """A row of `result.json`."""
 
@@ -75,6 +91,7 @@ class Run(_Part):
     notes: tuple[str, ...] = ()
     measured: Measured | None = None
     error_pct: float | None = None
+    explanation: Explained | None = None
 
 
 class Infeasible(_Part):
@@ -135,6 +152,13 @@ class Device(_Part):
     memory_Bps: float = Field(gt=0)
 
 
+class Inside(_Part):
+    """What joins the devices of a host; `busy` as of a link."""
+
+    about: str
+    busy: tuple[tuple[float, float], ...]
+
+
 class Node(_Part):
     """Hosts or switches that are alike."""
 
@@ -143,6 +167,7 @@ class Node(_Part):
     count: int
     level: int
     about: str
+    inside: Inside | None = None
 
 
 class Link(_Part):

@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from stanza_sim.api.clusters_models import keeping_console, printed
 from stanza_sim.base.errors import InputError
+from stanza_sim.cli.app import app
 from stanza_sim.execute.rank.job import Measurement
 from stanza_sim.experiment.details import Details
 from stanza_sim.experiment.replay import replay
@@ -138,3 +140,10 @@ def test_the_table_fits_80_columns() -> None:
     (run,) = json.loads(replayed_json("made", rows))["runs"]
     assert run["error_pct"] == pytest.approx(-20)
     assert run["error_left_pct"] == pytest.approx(-3)
+
+
+def test_what_a_replay_has_no_use_for_is_refused(tmp_path: Path) -> None:
+    for args in (["--execute"], ["--explain"], ["--jobs", "2"], ["-o", str(tmp_path / "out")]):
+        result = CliRunner().invoke(app, ["run", "laptop", "--from", str(tmp_path), *args])
+        assert result.exit_code == 2
+        assert "--from: replays what is in" in result.stderr

@@ -32,7 +32,10 @@ strategies:
   - {strategy: stanza, settings: {fc_workers: 1, bucket: 4MiB}}
 network: {rate: 5Gbps}
 simulation: {jitter: {kind: lognormal, spread: 0.05}, straggler: {probability: 0.1, slowdown: 2.0}, repeats: 2}
-training: {iterations: 4, warmup: 1, optimizer: {lr: 0.1, momentum: 0.9}}
+training:
+  iterations: 4
+  warmup: 1
+  optimizer: {kind: adamw, lr: 0.1, betas: [0.9, 0.99], no_decay: [bias], clip_norm: 1.0}
 uncertainty: {computation: 0.1, network: 0.05}
 """
 TOPOLOGY = """\

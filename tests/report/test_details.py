@@ -70,7 +70,7 @@ def test_places_of_a_matrix_are_hosts_where_there_are_many_ranks(make_row, monke
     monkeypatch.setattr("stanza_sim.report.details.MOST_PLACES", 1)
     row = make_row(hardware=load_cluster("star", nodes=2))
     data = json.loads(details_json(Result(experiment="x", rows=(row,)), ["01-a"]))
-    assert data["rows"][0]["traffic"] == {"names": ["node-0 .. node-1"], "nbytes": [[0, 0, 80]]}
+    assert data["rows"][0]["traffic"] == {"names": ["node-0..1"], "nbytes": [[0, 0, 80]]}
 
 
 def test_blocks_have_work_and_seconds():

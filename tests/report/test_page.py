@@ -105,6 +105,19 @@ def test_texts_of_files_stay_texts(folder):
     assert "alert(1)" in unescape(page)
 
 
+def test_what_would_help_is_shown_where_it_was_looked_at(folder, tmp_path):
+    path = folder / "result.json"
+    result = json.loads(path.read_text())
+    effects = [{"what": "compute", "times": None, "place": "", "iteration_s": 0.004}]
+    result["runs"][0]["explanation"] = {"cause": "link", "place": EVIL, "path_s": {}, "effects": effects, "text": EVIL}
+    path.write_text(json.dumps(result))
+    page = write_page(folder).read_text()
+    shown, *others = (run["explanation"] for run in data_of(page)["runs"])
+    assert shown == {"text": EVIL, "effects": effects}
+    assert others == [None, None]
+    assert EVIL not in page
+
+
 def many_spans(ranks: int, each: int) -> Timeline:
     """Four iterations of 1 s, in which each rank has `each` computations."""
     long = 1.0 / each
@@ -200,6 +213,10 @@ def test_ten_thousand_bars_zoom_smoothly(crowded, browser, record_property):
     begin = time.monotonic()
     browser.open(path)
     took_s = time.monotonic() - begin
+    heights = (
+        "[...document.querySelectorAll('.chart canvas')].map((one) => one.height - one.closest('.chart').clientHeight)"
+    )
+    assert set(browser.value(heights)) == {0}
     assert 9_900 <= browser.value("timeline.data.op.length") <= MOST_SPANS
     times_ms = browser.value(ZOOM)
     told = {"load_s": took_s, "median_ms": times_ms[30], "p90_ms": times_ms[54], "most_ms": times_ms[-1]}

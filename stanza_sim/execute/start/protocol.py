@@ -96,7 +96,7 @@ class RankInfo:
     """Where a rank is, and on what it computes: `device` begins with `cpu` or `cuda`.
 
     On a GPU, `gpu` says which, `provenance` what runs on it, and `sharing` which ranks compute on it, this one among
-    them.
+    them. `listens` are the addresses at which its process listens, in words.
     """
 
     host: str
@@ -105,6 +105,7 @@ class RankInfo:
     gpu: GpuInfo | None = None
     provenance: Provenance | None = None
     sharing: tuple[int, ...] = ()
+    listens: tuple[str, ...] = ()
 
     @property
     def capability(self) -> tuple[int, int] | None:

@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from stanza_sim.base.errors import InputError
+from stanza_sim.base.errors import InputError, at
+from stanza_sim.base.listening import LOOPBACK
 from stanza_sim.base.precision import Precision
-from stanza_sim.base.telling import Say
+from stanza_sim.base.telling import Say, detail
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.execute.rank.decision import Seat
 from stanza_sim.execute.rank.devices import GpuInfo, on_machine
@@ -26,6 +27,7 @@ from stanza_sim.execute.start.measure import merge
 from stanza_sim.execute.start.protocol import Moving, RankInfo, Workers
 from stanza_sim.execute.start.tasks import DescribeTask, RunTask
 from stanza_sim.execute.train.samples import follow
+from stanza_sim.model.decay import without_decay
 from stanza_sim.schedule import check
 from stanza_sim.schedule.clipping import is_clipped
 
@@ -85,8 +87,10 @@ def open_workers(
             backend=backend,
             seats=seats,
         ) as pool:
-            for warning in check_hosts(cluster, pool.run(DescribeTask()), devices=not emulated):
+            ranks = pool.run(DescribeTask())
+            for warning in check_hosts(cluster, ranks, devices=not emulated):
                 say(f"warning: {warning}")
+            detail(say, where_they_listen(ranks))
             yield pool
         return
     from stanza_sim.execute.start.world import Joined
@@ -94,10 +98,25 @@ def open_workers(
     with Joined(
         here, threads_per_rank=threads_per_rank, kind=kind, backend=backend, seats=seats, deterministic=deterministic
     ) as joined:
-        found = check_hosts(cluster, joined.run(DescribeTask()), devices=not emulated)
+        ranks = joined.run(DescribeTask())
+        found = check_hosts(cluster, ranks, devices=not emulated)
         for warning in found if joined.is_main else ():
             say(f"warning: {warning}")
+        if joined.is_main:
+            detail(say, where_they_listen(ranks))
         yield joined
+
+
+def where_they_listen(ranks: Sequence[RankInfo]) -> str:
+    """Where the processes of `ranks` listen, and what protects them there, in words."""
+    places = list(dict.fromkeys((info.host, place) for info in ranks for place in info.listens))
+    if not places:
+        return "where ranks listen cannot be told on this system"
+    if all(place == LOOPBACK for _, place in places):
+        return "ranks listen on loopback: no other machine reaches them"
+    on = ", ".join(f"{place} of {host}" for host, place in places)
+    open_to = "nothing is encrypted or authenticated: whoever reaches them there can disturb the run, but not run code"
+    return f"ranks listen on {on}; {open_to}. Keep that network to yourself; GLOO_SOCKET_IFNAME names another interface"
 
 
 def seats_of(cluster: Cluster) -> tuple[Seat, ...]:
@@ -245,6 +264,8 @@ def check_optimizer(job: RunJob) -> None:
     built, o = job.schedule.moments, job.training.optimizer
     if job.emulation is not None:
         return
+    with at("training.optimizer.no_decay"):
+        without_decay(job.model, o.no_decay)
     if (clips := o.clip_norm is not None) != is_clipped(job.schedule):
         raise InputError(
             f"schedule {job.schedule.name} was built {'without' if clips else 'for'} clipped gradients",

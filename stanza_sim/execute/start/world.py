@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from stanza_sim.base.errors import RunError, StanzaError
+from stanza_sim.base.listening import in_words, listening
 from stanza_sim.execute.rank import devices
 from stanza_sim.execute.rank.clock import boot_id
 from stanza_sim.execute.rank.context import Context
@@ -100,9 +101,10 @@ def device_name(device: torch.device) -> tuple[str, str | None]:
 def describe(context: Context) -> RankInfo:
     """Where this rank is and on what it computes."""
     gpu = context.decision.gpu(context.rank)
+    listens = tuple(map(in_words, listening()))
     if gpu is None:
         device, driver = device_name(context.device)
-        return RankInfo(host=context.host, device=device, driver=driver)
+        return RankInfo(host=context.host, device=device, driver=driver, listens=listens)
     about = devices.provenance(gpu)
     return RankInfo(
         host=context.host,
@@ -111,6 +113,7 @@ def describe(context: Context) -> RankInfo:
         gpu=gpu,
         provenance=about,
         sharing=context.decision.sharing(context.rank),
+        listens=listens,
     )
 
 

@@ -17,14 +17,23 @@ class Timeline {
     this.hooks = hooks;
     this.critical = true;
     this.query = "";
-    this.chart = echarts.init(element, null, { renderer: "canvas" });
+    element.addEventListener("keydown", (event) => this.key(event));
+    this.at = -1;
+  }
+
+  /* Make the chart, or give it the size that its element has by now: what was never painted cannot be resized. */
+  mount() {
+    if (this.chart) {
+      this.chart.getZr().flush();
+      this.chart.resize();
+      return;
+    }
+    this.chart = echarts.init(this.element, null, { renderer: "canvas" });
     this.outline = new echarts.graphic.Rect({ silent: true, invisible: true, z: 50, style: { fill: "none", lineWidth: 2 } });
     this.chart.getZr().add(this.outline);
     this.chart.getZr().on("mousemove", (event) => this.hover(event));
     this.chart.getZr().on("globalout", () => this.point(-1));
     this.chart.on("datazoom", () => this.point(this.at));
-    element.addEventListener("keydown", (event) => this.key(event));
-    this.at = -1;
   }
 
   show(data, colours) {
@@ -38,7 +47,7 @@ class Timeline {
     this.search(this.query, false);
     const height = Math.min(lanes * LANE, 560);
     this.element.style.height = height + 84 + "px";
-    this.chart.resize();
+    this.mount();
     const wide = this.element.clientWidth > 600;
     const fits = lanes * LANE <= height;
     this.grid = { left: wide ? 150 : 92, right: fits ? 12 : 34, top: 6, bottom: 72 };
