@@ -12,7 +12,7 @@ from stanza_sim.base.version import __version__
 from stanza_sim.cli.calibrate import CALIBRATE_EXAMPLES, calibrate
 from stanza_sim.cli.console import errors_for_people, printing, saying, speaks, stdout
 from stanza_sim.cli.import_ import import_commands
-from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Jobs, Profiles, Verbose
+from stanza_sim.cli.options import AsJson, Dilate, Jobs, OptionalExperiment, Profiles, Verbose
 from stanza_sim.cli.plan import PLAN_EXAMPLES, plan
 from stanza_sim.cli.plot import PLOT_EXAMPLES, plot
 from stanza_sim.cli.progress import progress, progress_if_seen
@@ -67,7 +67,7 @@ _RUN_EXAMPLES = """Examples:\n
 [bold]stanza-sim run ec2_v100 --explain[/]\n
 [bold]stanza-sim run ec2_v100 --set strategies.5.settings.fc_workers=2 --json[/]\n
 [bold]stanza-sim run laptop --execute -o results[/]\n
-[bold]stanza-sim run laptop --from results[/]\n
+[bold]stanza-sim run --from results[/]\n
 [bold]sudo stanza-sim run ec2_v100 --set nodes=4 --set network.rate=500Mbps --execute --testbed --compute emulated[/]\n
 [bold]sudo stanza-sim run ec2_v100 --execute --testbed --compute emulated --dilate 40[/]\n
 [bold]torchrun --nproc-per-node 4 -m stanza_sim run laptop --execute --profile cpu.json[/]
@@ -76,7 +76,7 @@ _RUN_EXAMPLES = """Examples:\n
 
 @app.command(epilog=_RUN_EXAMPLES)
 def run(
-    experiment: ExperimentArgument,
+    experiment: OptionalExperiment = None,
     execute: Annotated[bool, typer.Option("--execute", help="Also run every schedule for real.")] = False,
     settings: Annotated[
         list[str] | None,
@@ -199,8 +199,10 @@ def run(
             given |= {"--explain": explain, "--jobs": jobs}
             for option in (option for option, value in given.items() if value):
                 raise InputError(f"replays what is in {replayed}", where="--from", hint=f"leave {option} out")
-            _print_replay(experiment, replayed, overrides, as_json=as_json)
+            _print_replay(replayed, experiment, overrides, as_json=as_json)
             return
+        if experiment is None:
+            raise InputError("which experiment?", where="run", hint="such as: stanza-sim run ec2_v100")
         with progress_if_seen() as tell:
             result = run_experiment(
                 experiment,
@@ -235,16 +237,16 @@ def run(
                     print_explanations(result, stdout())
 
 
-def _print_replay(experiment: str, folder: Path, overrides: list[str], *, as_json: bool) -> None:
+def _print_replay(folder: Path, experiment: str | None, overrides: list[str], *, as_json: bool) -> None:
     from stanza_sim.experiment.replay import replay
     from stanza_sim.report.replayed import print_replayed, replayed_json
 
-    rows = replay(experiment, folder, overrides, say=saying(verbose=False))
+    name, rows = replay(folder, experiment, overrides, say=saying(verbose=False))
     with printing():
         if as_json:
-            sys.stdout.write(replayed_json(experiment, rows))
+            sys.stdout.write(replayed_json(name, rows))
         else:
-            print_replayed(experiment, rows, stdout())
+            print_replayed(name, rows, stdout())
 
 
 @app.command(epilog="Example:  [bold]stanza-sim flows case.json --json[/]")

@@ -33,14 +33,18 @@ MOST_ITERATIONS = 20
 
 
 def replay(
-    name_or_path: str, folder: Path, overrides: Sequence[str] = (), *, say: Say = lambda text: None
-) -> list[Replayed]:
-    """Replay every row that the run in `folder` measured, on the cluster of the experiment that was run.
+    folder: Path,
+    name_or_path: str | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    say: Say = lambda text: None,
+) -> tuple[str, list[Replayed]]:
+    """Replay every row that the run in `folder` measured; return the experiment's name and the rows.
 
-    Raises `InputError` for a folder without a measured run, and where experiment and folder do not fit each other.
+    The cluster is that of the experiment that was run, unless another is named, with these `overrides`. Raises
+    `InputError` for a folder without a measured run, and where experiment and folder do not fit each other.
     """
     saved = read_folder(folder)
-    loaded = load_experiment(name_or_path, overrides)
     path = folder / INPUTS
     rows = [(i, row, row.run.measured) for i, row in enumerate(saved.rows) if row.run.measured is not None]
     if not rows or not path.exists():
@@ -50,6 +54,12 @@ def replay(
         raise InputError(
             "its rows are not those of the folder", where=str(path), hint="run again with --execute -o DIR"
         )
+    if name_or_path is None:
+        if inputs.experiment is None:
+            what = "does not say which experiment was run"
+            raise InputError(what, where=str(path), hint="name it: stanza-sim run EXPERIMENT --from DIR")
+        name_or_path, overrides = inputs.experiment, (*inputs.overrides, *overrides)
+    loaded = load_experiment(name_or_path, overrides)
     found = []
     for i, row, measured in rows:
         scenario = _scenario(_run_as(loaded, measured), row, inputs, inputs.profiles[i], measured.dilate, say)
@@ -64,7 +74,7 @@ def replay(
                 iterations=len(times),
             )
         )
-    return found
+    return loaded.value.name, found
 
 
 def _run_as(loaded: Loaded[Experiment], measured: Measured) -> Loaded[Experiment]:
@@ -90,7 +100,7 @@ def _scenario(
     entry = next((s for s in experiment.strategies if s.title == row.run.label), None)
     if index is None or entry is None:
         what = f"holds {row.run.model}, {row.run.label}, which {experiment.name} as it is now has not"
-        raise InputError(what, where=str(row.folder), hint="name the experiment, and --set what was set, when it ran")
+        raise InputError(what, where=str(row.folder), hint="name the experiment that was run, and --set what was set")
     plan = Plan(
         entry=experiment.models[index],
         strategy=entry,
@@ -105,7 +115,7 @@ def _check_fits(cluster: Cluster, schedule: Schedule, row: SavedRow) -> None:
     if cluster.world_size != schedule.world_size or cluster.name != row.run.cluster:
         there = f"{schedule.world_size} ranks of {row.run.cluster}"
         what = f"{row.run.model}, {row.run.label} ran on {there}, not on {cluster.world_size} of {cluster.name}"
-        raise InputError(what, where=str(row.folder), hint="name the experiment, and --set what was set, when it ran")
+        raise InputError(what, where=str(row.folder), hint="name the experiment that was run, and --set what was set")
 
 
 def _computations(row: SavedRow) -> list[Seconds]:

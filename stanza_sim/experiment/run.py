@@ -149,7 +149,7 @@ def run_experiment(
     tell: Tell | None = None,
 ) -> Result | None:
     """Predict every row of an experiment and, if `execute`, run it; see `run_loaded`."""
-    return run_loaded(
+    result = run_loaded(
         load_experiment(name_or_path, overrides),
         execute=execute,
         profiles=profiles,
@@ -160,6 +160,11 @@ def run_experiment(
         say=say,
         tell=tell,
     )
+    if result is None or result.inputs is None:
+        return result
+    path = Path(name_or_path)
+    which = {"experiment": str(path.resolve()) if path.is_file() else name_or_path, "overrides": tuple(overrides)}
+    return replace(result, inputs=result.inputs.model_copy(update=which))
 
 
 def run_loaded(

@@ -1,7 +1,7 @@
 """What the rows of a run were predicted from that no file of the user's says: `inputs.json` in the folder of `-o`.
 
 A network that was calibrated, messages within a host, and the block times of each row, in their order; null where there
-are none. `run --from` reads it.
+are none. `experiment` and `overrides` are what the command was told to run. `run --from` reads it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ class RunInputs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: Literal["stanza_sim inputs"] = "stanza_sim inputs"
+    experiment: str | None = None
+    overrides: tuple[str, ...] = ()
     network: NetworkProfile | None = None
     loopback: LoopbackTimes | None = None
     profiles: tuple[Profile | None, ...] = ()

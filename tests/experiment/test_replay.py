@@ -76,7 +76,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Result, Path]:
 
 def test_what_is_due_to_computations_is_gone(made: tuple[str, Result, Path]) -> None:
     path, ran, folder = made
-    rows = replay(path, folder)
+    name, rows = replay(folder, path)
+    assert name == "made"
     assert [row.label for row in rows] == ["one server", "shards", "ring"]
     for row, was in zip(rows, ran.rows, strict=True):
         assert was.error_pct is not None
@@ -88,7 +89,7 @@ def test_what_is_due_to_computations_is_gone(made: tuple[str, Result, Path]) -> 
 def test_what_is_due_to_the_network_stays(made: tuple[str, Result, Path]) -> None:
     """The run was on a network of 10 Gb/s; replayed on one of 20 Gb/s it is too fast."""
     path, _, folder = made
-    for row in replay(path, folder, ["network.rate=20Gbps"]):
+    for row in replay(folder, path, ["network.rate=20Gbps"])[1]:
         assert row.left_pct < -25
 
 
@@ -102,7 +103,7 @@ def test_computations_that_share_cores_are_not_slowed_twice(tmp_path: Path) -> N
     assert result is not None
     rows = tuple(slowed(row, 1.0) for row in result.rows)
     write_result(replace(result, rows=rows, inputs=RunInputs(profiles=(None,) * 3)), tmp_path / "out")
-    for row in replay(str(path), tmp_path / "out"):
+    for row in replay(tmp_path / "out", str(path))[1]:
         assert row.left_pct == pytest.approx(0.0, abs=3.0)
 
 
@@ -118,13 +119,15 @@ def test_folders_that_do_not_fit_are_refused(made: tuple[str, Result, Path], tmp
     predicted = replace(ran, rows=tuple(replace(row, measurement=None) for row in ran.rows), inputs=None)
     write_result(predicted, tmp_path / "out")
     with pytest.raises(InputError, match="holds no run that was measured"):
-        replay(path, tmp_path / "out")
+        replay(tmp_path / "out", path)
+    with pytest.raises(InputError, match="does not say which experiment was run"):
+        replay(folder)
     with pytest.raises(InputError, match="ran on 3 ranks of ec2-p3-10, not on 4"):
-        replay(path, folder, ["nodes=4"])
+        replay(folder, path, ["nodes=4"])
     with pytest.raises(InputError, match="holds alexnet, one server, which made as it is now has not"):
-        replay(path, folder, ["strategies.0.label=other"])
+        replay(folder, path, ["strategies.0.label=other"])
     with pytest.raises(InputError, match="no such folder"):
-        replay(path, tmp_path / "nowhere")
+        replay(tmp_path / "nowhere")
 
 
 def test_the_table_fits_80_columns() -> None:
@@ -140,6 +143,15 @@ def test_the_table_fits_80_columns() -> None:
     (run,) = json.loads(replayed_json("made", rows))["runs"]
     assert run["error_pct"] == pytest.approx(-20)
     assert run["error_left_pct"] == pytest.approx(-3)
+
+
+def test_the_folder_knows_what_was_run(made: tuple[str, Result, Path], tmp_path: Path) -> None:
+    path, ran, _ = made
+    assert ran.inputs is not None
+    known = ran.inputs.model_copy(update={"experiment": path, "overrides": ("network.rate=20Gbps",)})
+    write_result(replace(ran, inputs=known), tmp_path / "out")
+    (_, ten), (_, twenty) = replay(tmp_path / "out", path), replay(tmp_path / "out")
+    assert all(fast.replayed_s < 0.75 * slow.replayed_s for fast, slow in zip(twenty, ten, strict=True))
 
 
 def test_what_a_replay_has_no_use_for_is_refused(tmp_path: Path) -> None:
