@@ -121,7 +121,7 @@ def load_model(
     >>> ss.load_model("alexnet")
     <ModelProfile alexnet: 8 blocks, 61,100,840 parameters>
     >>> ss.load_model("gpt2", sequence=2048, vocabulary=128_000, tied=False)
-    <ModelProfile gpt2: 14 blocks, 283,238,400 parameters>
+    <ModelProfile gpt2: 14 blocks, 283,236,864 parameters>
     >>> model = ss.load_model("resnet50", throughput={"V100": {"samples_per_s": 340, "batch": 64}})
     >>> cluster = ss.load_cluster("ec2-p3-10", nodes=1)
     >>> round(ss.predict(ss.build_schedule("local", model, cluster, batch_per_worker=64), cluster).samples_per_s)
@@ -182,7 +182,7 @@ def available(kind: Listed) -> list[str]:
 
     >>> import stanza_sim as ss
     >>> ss.available("strategies")[:2]
-    ['all_reduce', 'local']
+    ['all_reduce', 'fsdp']
     """
     match kind:
         case "models":

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stanza_sim.api import _assemble
-from stanza_sim.api._arguments import arguments, overrides, paths, placed
+from stanza_sim.api._arguments import arguments, one_path, overrides, paths, placed
 from stanza_sim.api.clusters_models import keeping_console, printed
 from stanza_sim.api.predictions import knowing
 from stanza_sim.api.schedules import ModelSchedule
@@ -19,6 +19,7 @@ from stanza_sim.base.tables import Tabular, shortened
 from stanza_sim.base.telling import Say
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.experiment import file
+from stanza_sim.experiment.loops import Files
 from stanza_sim.experiment.rows import cluster_of, plans_of
 from stanza_sim.experiment.run import run_loaded
 from stanza_sim.report.folder import write_result
@@ -79,7 +80,7 @@ class ExperimentResult(Tabular):
         return result_json(self.result)
 
     def save(self, folder: str | Path) -> None:
-        """Write what `stanza-sim run -o` writes: the result, schedules, and spans as CSV. Raises `InputError`."""
+        """Write what `stanza-sim run -o` writes: the result, schedules, spans and traces. Raises `InputError`."""
         with placed("save"):
             write_result(self.result, Path(folder))
 
@@ -156,12 +157,15 @@ class LoadedExperiment:
         dilate: float | None = None,
         profiles: str | Path | Sequence[str | Path] = (),
         save_profile: str | Path | None = None,
+        save: str | Path | None = None,
+        resume: str | Path | None = None,
         say: Say = lambda text: None,
     ) -> ExperimentResult:
         """Predict every model and strategy and, if `execute`, run them too, as `stanza-sim run` does.
 
         `profiles` are files of measured block times, or of a calibrated network, in the place of the experiment's own;
-        block times that executing measures go to `save_profile`. With `testbed` ranks run in an emulated network
+        block times that executing measures go to `save_profile`. For `save` and `resume` see `measure`; {model} and
+        {row} in their names are replaced. With `testbed` ranks run in an emulated network
         (root). Rows have predictions that know what they were made of, unless they were made of what was measured just
         then. Rows that are not possible are the result's `infeasible`. `dilate` is as in `measure`, and takes the
         place of the experiment's `execute.dilate`. Raises `InputError` and `RunError`; in a process that a launcher
@@ -181,6 +185,7 @@ class LoadedExperiment:
                 profiles=given,
                 save_profile=None if save_profile is None else Path(save_profile),
                 testbed=testbed,
+                files=Files(save=one_path(save, "run", "save"), resume=one_path(resume, "run", "resume")),
                 say=say,
             )
             if result is None:

@@ -8,11 +8,12 @@ from typing import Literal
 
 from stanza_sim.api._arguments import Arguments, checked, count, expect, placed
 from stanza_sim.base.config import Section, validate
-from stanza_sim.base.errors import InputError
+from stanza_sim.base.errors import InputError, at
 from stanza_sim.base.precision import Precision
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.experiment.file import StrategyEntry
 from stanza_sim.experiment.optimizer import NamedOptimizer, Optimizer
+from stanza_sim.model.decay import without_decay
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Compute, Schedule, Transfer, Wire
 from stanza_sim.schedule.wires import computed_in
@@ -117,6 +118,7 @@ def build_schedule(
       did you mean fc_workers or fc_compute or fc_parallel?
     """
     from stanza_sim import strategies
+    from stanza_sim.simulate.costs import pass_times
 
     name = "build_schedule"
     with placed(name):
@@ -129,6 +131,8 @@ def build_schedule(
         data = {"strategy": strategy, "settings": settings} | ({} if label is None else {"label": label})
         entry = validate(data, StrategyEntry, place)
         types = checked(name, _Types, {"precision": precision, "gradients": gradients, "optimizer": optimizer})
+        with at(f"{name}: optimizer.no_decay"):
+            without_decay(model, types.optimizer.no_decay)
         made = strategies.build(
             strategy,
             model,
@@ -138,6 +142,7 @@ def build_schedule(
             precision=types.precision,
             gradients=Wire.NATIVE if types.gradients == "parameter" else Wire(types.gradients),
             cluster=cluster,
+            times=pass_times(cluster, model, types.precision),
             accumulation=accumulation,
             moments=types.optimizer.moments,
             clipped=types.optimizer.clip_norm is not None,

@@ -134,17 +134,19 @@ def plan(
     precision: str = "fp32",
     gradients: Literal["parameter", "bf16", "fp16"] = "parameter",
     accumulation: int = 1,
+    optimizer: str | Mapping[str, object] = "sgd",
     jobs: int = 1,
     scheduler: str | None = None,
     say: Say = lambda text: None,
 ) -> PlanResult:
     """Search all strategies and their settings for the most samples/s of `model` on `cluster`.
 
-    For `precision`, `gradients` and `accumulation` see `build_schedule`. In the place of both an experiment may
-    stand: then its models, its rows first. `budget` (100 s unless `max_evaluations` is given; seconds, or as "30s") is
-    for all of it; with a number of evaluations for each model the answer is reproducible. With several `jobs`,
-    processes that import the caller's script simulate; with a `scheduler`, a Dask cluster. No process takes more than
-    `memory`, such as "1GB" (its part of what is free). Raises `InputError` if there is no plan, and for what is wrong.
+    For `precision`, `gradients`, `accumulation` and `optimizer` see `build_schedule`. In the place of both an
+    experiment may stand: then its models, its rows first. `budget` (100 s unless `max_evaluations` is given; seconds,
+    or as "30s") is for all of it; with a number of evaluations for each model the answer is reproducible. With several
+    `jobs`, processes that import the caller's script simulate; with a `scheduler`, a Dask cluster. No process takes
+    more than `memory`, such as "1GB" (its part of what is free). Raises `InputError` if there is no plan, and for what
+    is wrong.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("alexnet")
@@ -175,8 +177,9 @@ def plan(
             cluster = expect(cluster, Cluster, name, "cluster", USE_CLUSTER)
             count(batch_per_worker, name, "batch_per_worker")
             count(accumulation, name, "accumulation")
-            keys = {"precision": precision, "gradients": gradients, "training": {"accumulation": accumulation}}
-            loaded = _assemble.experiment_of(name, {**keys, "batch_per_worker": batch_per_worker})
+            training = {"accumulation": accumulation, "optimizer": optimizer}
+            keys = {"precision": precision, "gradients": gradients, "training": training}
+            loaded = _assemble.experiment_of(name, {**keys, "batch_per_worker": batch_per_worker}, within=("training",))
             made = _assemble.setup(name, cluster, model, loaded, profiles=given, say=say)
             problem = ObjectProblem(
                 loaded=loaded,

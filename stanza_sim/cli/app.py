@@ -10,10 +10,13 @@ import typer
 
 from stanza_sim.base.version import __version__
 from stanza_sim.cli.calibrate import CALIBRATE_EXAMPLES, calibrate
-from stanza_sim.cli.console import errors_for_people, printing, say, speaks, stdout
+from stanza_sim.cli.console import errors_for_people, printing, saying, speaks, stdout
 from stanza_sim.cli.import_ import import_commands
-from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Jobs, Profiles
+from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Jobs, Profiles, Verbose
 from stanza_sim.cli.plan import PLAN_EXAMPLES, plan
+from stanza_sim.cli.plot import PLOT_EXAMPLES, plot
+from stanza_sim.cli.progress import progress, progress_if_seen
+from stanza_sim.cli.report import REPORT_EXAMPLES, report
 from stanza_sim.cli.selftest import SELFTEST_EXAMPLES, selftest
 from stanza_sim.cli.show import show
 from stanza_sim.cli.sweep import SWEEP_EXAMPLES, sweep
@@ -36,6 +39,8 @@ app.add_typer(testbed_commands, name="testbed")
 app.add_typer(import_commands, name="import")
 app.command(epilog=PLAN_EXAMPLES)(plan)
 app.command(epilog=SWEEP_EXAMPLES)(sweep)
+app.command(epilog=PLOT_EXAMPLES)(plot)
+app.command(epilog=REPORT_EXAMPLES)(report)
 app.command(epilog=CALIBRATE_EXAMPLES)(calibrate)
 app.command(epilog=EXAMPLES)(validate)
 app.command(epilog=SELFTEST_EXAMPLES)(selftest)
@@ -59,6 +64,7 @@ def _root(
 _RUN_EXAMPLES = """Examples:\n
 [bold]stanza-sim run ec2_v100[/]\n
 [bold]stanza-sim run ec2_v100 --set nodes=16 --set network.rate=25Gbps[/]\n
+[bold]stanza-sim run ec2_v100 --explain[/]\n
 [bold]stanza-sim run ec2_v100 --set strategies.5.settings.fc_workers=2 --json[/]\n
 [bold]stanza-sim run laptop --execute -o results[/]\n
 [bold]sudo stanza-sim run ec2_v100 --set nodes=4 --set network.rate=500Mbps --execute --testbed --compute emulated[/]\n
@@ -83,7 +89,7 @@ def run(
     as_json: AsJson = False,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Write result, schedules and spans.", show_default=False),
+        typer.Option("-o", "--output", metavar="DIR", help="Write result, spans and traces.", show_default=False),
     ] = None,
     compute: Annotated[
         str | None,
@@ -119,7 +125,33 @@ def run(
             show_default=False,
         ),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Say what sets the time of each row and what would help, by some simulations more."
+        ),
+    ] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save",
+            metavar="FILE",
+            help="With --execute: keep the trained parameters, a state_dict (.safetensors, else torch.save), and "
+            "beside it what resuming takes; {model} and {row} in the name are replaced.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="FILE",
+            help="With --execute: go on with a training that --save kept, up to training.iterations in all.",
+            show_default=False,
+        ),
+    ] = None,
     jobs: Jobs = None,
+    verbose: Verbose = False,
 ) -> None:
     """Predict every model and strategy of an experiment and, with [bold]--execute[/], run them too.
 
@@ -128,6 +160,7 @@ def run(
     with errors_for_people():
         from stanza_sim.base.errors import InputError
         from stanza_sim.base.processes import cores
+        from stanza_sim.experiment.loops import Files
         from stanza_sim.experiment.run import run_experiment
         from stanza_sim.report.folder import check_writable, write_result
 
@@ -138,36 +171,48 @@ def run(
             raise InputError("nothing runs, so nothing can run more slowly", where="--dilate", hint=hint)
         if jobs is not None and execute:
             raise InputError("is for predictions alone", where="--jobs", hint="leave it out with --execute")
+        if verbose and not execute:
+            raise InputError("nothing listens without --execute", where="--verbose", hint="add --execute")
 
         if output is not None and speaks():
             check_writable(output)
-        result = run_experiment(
-            experiment,
-            overrides=[
-                *(settings or []),
-                *([f"execute.compute={compute}"] if compute is not None else []),
-                *([f"execute.dilate={dilate}"] if dilate is not None else []),
-                *([f"network.nccl={nccl}"] if nccl is not None else []),
-            ],
-            execute=execute,
-            profiles=profile or [],
-            save_profile=save_profile,
-            testbed=testbed,
-            jobs=jobs or (1 if execute else cores()),
-            say=say,
-        )
+        with progress_if_seen() as tell:
+            result = run_experiment(
+                experiment,
+                overrides=[
+                    *(settings or []),
+                    *([f"execute.compute={compute}"] if compute is not None else []),
+                    *([f"execute.dilate={dilate}"] if dilate is not None else []),
+                    *([f"network.nccl={nccl}"] if nccl is not None else []),
+                ],
+                execute=execute,
+                profiles=profile or [],
+                save_profile=save_profile,
+                testbed=testbed,
+                jobs=jobs or (1 if execute else cores()),
+                files=Files(save=save, resume=resume),
+                say=saying(verbose),
+                tell=tell,
+            )
         if result is None or not speaks():
             return
-        if output is not None:
-            write_result(result, output)
         from stanza_sim.report.result import result_json
-        from stanza_sim.report.table import print_result
+        from stanza_sim.report.table import print_explanations, print_result
 
+        with progress() as tell:
+            for i, row in enumerate(result.rows if explain else ()):
+                tell("rows explained", i, len(result.rows))
+                _ = row.details and row.details.explanation  # it is kept there
+        text = result_json(result, explained=explain)
+        if output is not None:
+            write_result(result, output, text)
         with printing():
             if as_json:
-                sys.stdout.write(result_json(result))
+                sys.stdout.write(text)
             else:
                 print_result(result, stdout())
+                if explain:
+                    print_explanations(result, stdout())
 
 
 @app.command(epilog="Example:  [bold]stanza-sim flows case.json --json[/]")

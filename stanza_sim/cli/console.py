@@ -12,7 +12,7 @@ import typer
 
 from stanza_sim.base.errors import InputError, StanzaError
 from stanza_sim.base.tables import shortened
-from stanza_sim.base.telling import Say, printable
+from stanza_sim.base.telling import Detailed, Say, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +43,11 @@ def warning_once(say: Say) -> Say:
             told.add(text)
 
     return unless_told
+
+
+def saying(verbose: bool) -> Say:
+    """`say`, for somebody who wants details too if `verbose`."""
+    return Detailed(say) if verbose else say
 
 
 def stdout() -> Console:

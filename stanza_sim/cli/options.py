@@ -10,6 +10,7 @@ import typer
 ExperimentArgument = Annotated[str, typer.Argument(help="Name in experiments/, or path of a file.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")]
 AsJsonOfTables = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
+AsPlainJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Profiles = Annotated[
     list[Path] | None,
     typer.Option(
@@ -26,6 +27,7 @@ Dilate = Annotated[
         show_default=False,
     ),
 ]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Also say where ranks listen, and what protects them.")]
 Jobs = Annotated[
     int | None,
     typer.Option("--jobs", min=1, help="Processes that simulate. [default: one for each core]", show_default=False),

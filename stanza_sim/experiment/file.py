@@ -25,6 +25,7 @@ from stanza_sim.base.config import Count, Factor, Loaded, Section
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.precision import LOSS_SCALE, Precision
 from stanza_sim.base.units import PositiveSeconds, Rate
+from stanza_sim.experiment.held_out import Evaluation, TrainingTarget
 from stanza_sim.experiment.model_entry import Batch as Batch
 from stanza_sim.experiment.model_entry import ModelEntry as ModelEntry
 from stanza_sim.experiment.model_entry import Name as Name
@@ -56,7 +57,9 @@ class StrategyEntry(Section):
     strategy: str = Field(description="Name of the strategy: a file in `strategies/`.")
     label: str | None = Field(None, min_length=1, max_length=60, description="Name of the row; default: the name.")
     settings: SerializeAsAny[BaseModel] = Field(
-        default_factory=Section, validate_default=True, description="Settings of the strategy."
+        default_factory=Section,
+        validate_default=True,
+        description="Settings of the strategy: see `stanza-sim show strategy NAME`.",
     )
 
     @field_validator("strategy")
@@ -103,14 +106,22 @@ DIGITS = 1438
 class Training(Section):
     """What `--execute` trains on, and for how long."""
 
-    iterations: Count = Field(60, description="Iterations in all, warm-up included.")
+    iterations: Count = Field(60, description="Iterations in all, warm-up and those that are resumed included.")
     warmup: int = Field(10, ge=0, description="First iterations, which train but are not timed.")
     optimizer: NamedOptimizer = Optimizer()
     epochs: Factor | None = Field(
         None,
-        description="Of the whole training, for its time and cost; what is run for real are `iterations`.",
+        description="Of the whole training, for its time and cost; they are run for real, too, unless `iterations` or "
+        "`samples` are stated.",
     )
-    samples: Count | None = Field(None, description="How many samples an epoch has; default: those of `digits`.")
+    samples: Count | None = Field(None, description="How many samples an epoch has; default: those of the data.")
+    evaluate: Evaluation | None = Field(
+        None,
+        description="How often the held-out samples are looked at; default: at the end, and with a target each epoch.",
+    )
+    target: TrainingTarget | None = Field(
+        None, description="What ends a training early: {accuracy: 0.9}, or {perplexity: 20} of the held-out samples."
+    )
     data: str = Field("synthetic", min_length=1, description="synthetic, digits, or the import path of a Dataset.")
     loss: Literal["cross_entropy", "mse", "bce"] | None = Field(
         None,
@@ -127,7 +138,7 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _epochs_have_samples(self) -> Self:
-        if self.epochs is not None and self.samples is None and self.data != "digits":
+        if self.epochs is not None and self.samples is None and self.data == "synthetic":
             what = f"how many samples an epoch of `{self.data}` data has is not known"
             raise _wrong(what, "set training.samples, such as samples: 1281167 for ImageNet")
         if self.samples is not None and self.epochs is None:
@@ -136,12 +147,25 @@ class Training(Section):
 
     @property
     def all_samples(self) -> float | None:
-        """Samples of the whole training, if its epochs are stated."""
-        return None if self.epochs is None else self.epochs * (self.samples or DIGITS)
+        """Samples of the whole training, if its epochs are stated, and how many an epoch has is known."""
+        each = self.samples or (DIGITS if self.data == "digits" else None)
+        return None if self.epochs is None or each is None else self.epochs * each
+
+    @property
+    def runs_epochs(self) -> bool:
+        """Whether the epochs say how many iterations are run."""
+        return self.epochs is not None and self.samples is None and "iterations" not in self.model_fields_set
+
+    @model_validator(mode="after")
+    def _held_out(self) -> Self:
+        if self.data == "synthetic" and (self.evaluate is not None or self.target is not None):
+            key = "evaluate" if self.evaluate is not None else "target"
+            raise _wrong(f"`{key}` is of held-out samples, and synthetic data has none", "set training.data")
+        return self
 
     @model_validator(mode="after")
     def _some_are_timed(self) -> Self:
-        if self.warmup + 2 > self.iterations:
+        if self.warmup + 2 > self.iterations and not self.runs_epochs:
             raise _wrong(
                 f"{self.iterations} iterations with {self.warmup} of warm-up leave fewer than two to time",
                 "raise `iterations` or lower `warmup`",
@@ -222,15 +246,15 @@ class Uncertainty(Section):
 class Experiment(Section):
     """One experiment file."""
 
-    name: Name
-    description: str = ""
+    name: Name = Field(description="Name in results: letters, digits, _, . and -.")
+    description: str = Field("", description="What it is for.")
     cluster: str = Field(min_length=1, description="Name of a topology, or path of its file.")
     nodes: Count | None = Field(None, description="How many nodes; default: the topology's.")
     network: Network = Network()
     batch_per_worker: Batch = Field(
         32, description="Samples per worker and iteration, for models that do not say; of language models sequences."
     )
-    seed: int = Field(1, ge=0, lt=2**63, strict=True)
+    seed: int = Field(1, ge=0, lt=2**63, strict=True, description="Of parameters, data and what varies by chance.")
     precision: Precision = Field(
         Precision.FP32, description="What is computed in: fp32 (no TF32), tf32, bf16 or fp16 (autocast)."
     )

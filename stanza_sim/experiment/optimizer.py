@@ -16,7 +16,7 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 class LearningRate(Section):
     """How the learning rate changes: a linear warm-up, then constant, in steps, or along a half cosine to zero."""
 
-    kind: Literal["constant", "step", "cosine"] = "constant"
+    kind: Literal["constant", "step", "cosine"] = Field("constant", description="How it changes after the warm-up.")
     warmup: int = Field(0, ge=0, description="Iterations of linear warm-up from lr/warmup to lr.")
     every: Count | None = Field(None, description="step: iterations between two steps.")
     factor: float | None = Field(None, gt=0, lt=1, description="step: the factor of one step.")

@@ -26,7 +26,7 @@ from stanza_sim.schedule import Compute, Schedule
 from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate import Collectives, EngineChoice, Prediction
 from stanza_sim.simulate.costs import Costs, RankCosts, costs_for
-from stanza_sim.simulate.lowering.fold import Folding
+from stanza_sim.simulate.lowering.fold import Folding, fold
 from stanza_sim.simulate.lowering.quick_bound import quick_bound_s
 from stanza_sim.simulate.residual import OPPOSITE, Corner, Residual, Spread, between_corners, within
 from stanza_sim.simulate.run import SimulationCase
@@ -101,6 +101,11 @@ class Scenario:
             admit=admit,
             say=say,
         )
+
+    def representative(self) -> Callable[[int], int]:
+        """The rank whose spans stand for those of each rank in a folded prediction."""
+        folding = fold(self.schedule, self.cluster)
+        return lambda rank: folding.classes[folding.class_of[rank]][0]
 
     def predict(
         self,

@@ -261,8 +261,10 @@ def _measured_notes(row: Row) -> list[str]:
         notes.append(f"undilated, as the topology states it: {took} ms predicted, {error:+.1f}%")
     if m.losses:
         first, last = loss_ends(m.losses)
+        perplexity = "" if m.perplexity is None else f", perplexity {m.perplexity:#.4g}"
         accuracy = "" if m.accuracy is None else f", accuracy {m.accuracy:.1%}"
-        notes.append(f"loss {first:#.3g} -> {last:#.3g}{accuracy}")
+        when = f" after {m.scores[-1].iteration} iterations" if len(m.scores) > 1 else ""
+        notes.append(f"loss {first:#.3g} -> {last:#.3g}{perplexity}{accuracy}{when}")
     return notes
 
 
@@ -314,6 +316,16 @@ def _infeasible(console: Console, result: Result) -> None:
     for (label, reason), mine in alike.items():
         of = "" if len(mine) == len(models) else f" ({', '.join(mine)})"
         print_wrapped(console, f"{label}{of}: {reason}", "")
+
+
+def print_explanations(result: Result, console: Console) -> None:
+    """Print why each row takes as long as it does, in a few sentences."""
+    for model, rows in result.by_model().items():
+        for row in rows:
+            if row.details is not None:
+                write_line(console, "")
+                write_line(console, f"{model}, {row.label}", "bold")
+                print_paragraph(console, str(row.details.explanation))
 
 
 def print_result(result: Result, console: Console) -> None:

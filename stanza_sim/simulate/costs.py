@@ -11,7 +11,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.optimizers import update_passes
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.device import DeviceSpec, load_device
-from stanza_sim.model.profile import ModelProfile, Throughput
+from stanza_sim.model.profile import Block, ModelProfile, Throughput
 from stanza_sim.profiles.blocks import Profile, require
 from stanza_sim.simulate.cost_model import SGD_PASSES, CostModel, RankCosts
 from stanza_sim.simulate.measured_costs import MeasuredCosts
@@ -32,6 +32,7 @@ __all__ = [
     "device_costs",
     "is_of_device",
     "measured_name",
+    "pass_times",
     "throughput_costs",
 ]
 
@@ -73,6 +74,28 @@ class Costs:
     def source(self) -> str:
         """The sources of all devices, each once."""
         return "; ".join(dict.fromkeys(model.source for model in self._models.values())) + self._note
+
+
+def pass_times(
+    cluster: Cluster,
+    model: ModelProfile,
+    precision: str = "fp32",
+    profile: Callable[[], Profile | None] = lambda: None,
+    *,
+    launch: str | Launch = Launch.EAGER,
+) -> Callable[[Block, int], tuple[float, float]]:
+    """Return what says how long a block's forward and backward pass over so many samples take on rank 0's device.
+
+    It is as `costs_for` says, which is first asked when a time is asked for.
+    """
+    known: list[CostModel] = []
+
+    def times(block: Block, samples: int) -> tuple[float, float]:
+        if not known:
+            known.append(costs_for(cluster, model, precision, profile(), launch=launch)(0))
+        return known[0].forward_s(block, samples), known[0].backward_s(block, samples)
+
+    return times
 
 
 def is_of_device(profile: Profile, device: DeviceSpec) -> bool:

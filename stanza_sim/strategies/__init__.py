@@ -22,6 +22,7 @@ from stanza_sim.schedule import Schedule, Wire
 from stanza_sim.schedule.accumulation import accumulated
 from stanza_sim.schedule.clipping import with_clipping
 from stanza_sim.schedule.wires import Wires, computed_in, with_wires
+from stanza_sim.strategies._shared.cutting import PassTimes
 from stanza_sim.strategies._shared.tables import with_tables, without_tables
 
 
@@ -68,12 +69,14 @@ def build(
     accumulation: int = 1,
     moments: int = 1,
     clipped: bool = False,
+    times: PassTimes | None = None,
 ) -> Schedule:
     """The schedule of the strategy called `name`, with the types in which values travel.
 
-    `cluster` has the places that a setting `on` names. With `accumulation` n an iteration is n steps of
-    `batch_per_worker` samples each, and one exchange of their gradients (`schedule.accumulation`). The optimiser keeps
-    `moments` vectors, and where gradients are `clipped` it waits for the norm of all of them (`schedule.clipping`).
+    `cluster` has the places that a setting `on` names, and `times` say how long its devices take (`balance: time`).
+    With `accumulation` n an iteration is n steps of `batch_per_worker` samples each, and one exchange of their
+    gradients (`schedule.accumulation`). The optimiser keeps `moments` vectors, and where gradients are `clipped` it
+    waits for the norm of all of them (`schedule.clipping`).
 
     Activations and their gradients travel as the `precision` computes them, unless a setting `activations` says
     otherwise; gradients of parameters as `gradients` says, and those of sparse tables as the rows that were looked up.
@@ -81,7 +84,7 @@ def build(
     """
     dense = without_tables(model)
     strategy = cast(Callable[..., Schedule], get(name).build)
-    offered = {"cluster": cluster, "precision": precision, "accumulation": accumulation}
+    offered = {"cluster": cluster, "precision": precision, "accumulation": accumulation, "times": times}
     wanted = {key: value for key, value in offered.items() if key in signature(strategy).parameters}
     made = strategy(dense, world_size=world_size, batch_per_worker=batch_per_worker, settings=settings, **wanted)
     stated = getattr(settings, "activations", None)

@@ -25,26 +25,30 @@ leaves running statistics as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import chain, product
 from typing import Literal
 
 from pydantic import Field, StrictBool, StrictInt
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.precision import HALF_BYTES, Precision
 from stanza_sim.base.units import Size
+from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.schedule import Pattern, Phase, Schedule
 from stanza_sim.strategies._shared.builder import MIB, Builder
 from stanza_sim.strategies._shared.collectives import Choice, CollectiveSettings
 from stanza_sim.strategies._shared.crossing import Crossing, check_microbatches
-from stanza_sim.strategies._shared.cutting import balanced, most_parts, parts_of, place_of_cut, trains
+from stanza_sim.strategies._shared.cutting import PassTimes, balanced, most_parts, parts_of, place_of_cut, trains
 from stanza_sim.strategies._shared.exchange import exchange_among
+from stanza_sim.strategies._shared.places import network_Bps
 from stanza_sim.strategies._shared.wires import ACTIVATIONS, ActivationType, wire_of
 
-MOST_STAGES_TRIED = 5
-"""Numbers of stages that `space` tries, from the most down."""
+STAGES_TRIED = 4
+"""How many numbers of stages `space` tries."""
 
 
 class Settings(CollectiveSettings):
@@ -58,7 +62,13 @@ class Settings(CollectiveSettings):
     )
     cuts: tuple[str, ...] | None = Field(
         None,
-        description="Blocks that begin the second and later stages; default: the stages are balanced by FLOPs.",
+        description="Blocks that begin the second and later stages; default: see balance.",
+    )
+    balance: Literal["flops", "time"] = Field(
+        "flops",
+        description="Cut so that the stage with the most FLOPs has the least, or that what takes longest takes least: "
+        "a stage, by what the first rank's device takes (in the experiment's profile, else by its data sheet), or "
+        "what crosses a cut between hosts.",
     )
     microbatches: StrictInt | None = Field(
         None,
@@ -83,8 +93,20 @@ class Settings(CollectiveSettings):
     bucket: Size = Field(25 * MIB, description="Size at which every other bucket is closed.")
 
 
-def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settings: Settings) -> Schedule:
+def build(
+    model: ModelProfile,
+    *,
+    world_size: int,
+    batch_per_worker: int,
+    settings: Settings,
+    cluster: Cluster | None = None,
+    precision: Precision = Precision.FP32,
+    times: PassTimes | None = None,
+) -> Schedule:
     """Return the schedule; raises `InputError` for stages that cannot be cut or do not divide the ranks.
+
+    By `balance: time` stages are balanced by what `times` say of a micro-batch and by twice the time in which its
+    activations cross a cut, at the rate of NICs of `cluster`; as PipeDream does, but for its exchange of gradients.
 
     With S stages of R replicas, M micro-batches, B = `batch_per_worker`, A_s floats per sample at the end of stage s,
     w bytes per float that travels, L bytes of a label and P_s bytes of parameters in stage s:
@@ -100,16 +122,31 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
       others the inputs of the stage or of its blocks.
     """
     settings.require_used("pipeline")
-    places = _places(model, world_size, settings)
-    stages = len(places)
+    stages = _stages(model, world_size, settings)
+    batch, m = stages * batch_per_worker, settings.microbatches or stages
+    check_microbatches(batch, m, where="pipeline")
+    if settings.cuts is not None:
+        places = _given(model, settings.cuts)
+    elif settings.balance == "flops":
+        places = balanced(model, stages, [_in_all(b.forward_flops, _backward_flops(b), settings) for b in model.blocks])
+    elif cluster is None or times is None:
+        raise InputError("time is known on a cluster only", where="pipeline: balance", hint="leave it out")
+    else:
+        costs = [_in_all(*times(block, batch // m), settings) for block in model.blocks]
+        half = settings.activations in ("bf16", "fp16") or (settings.activations is None and precision.is_half)
+        sample_nbytes = [0, *(b.output_numel * (HALF_BYTES if half else model.itemsize) for b in model.blocks)]
+        between = _seconds_a_byte(cluster, world_size // stages)
+
+        def crossing(stage: int, place: int) -> float:
+            return 2 * sample_nbytes[place] * (batch // m) * between(stage)
+
+        places = balanced(model, stages, costs, crossing)
     replicas = world_size // stages
     parts = parts_of(model, places)
     apart = _tied_apart(model, parts)
     if replicas == 1 and not apart and settings.algorithm is not Choice.BACKEND:
         what = "algorithm is for an all-reduce that does not take place: each stage has one rank"
         raise InputError(what, where="pipeline: algorithm", hint="leave it out, or use fewer stages")
-    batch, m = stages * batch_per_worker, settings.microbatches or stages
-    check_microbatches(batch, m, where="pipeline")
     b = Builder("pipeline", model, world_size, batch, microbatches=m, numbered=m > 1)
     wire = wire_of(settings.activations)
     ranks = [b.group(f"stage{s}", range(s * replicas, (s + 1) * replicas)) for s in range(stages)]
@@ -140,33 +177,36 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
 # ---- stages ----------------------------------------------------------------------------------------------------------
 
 
-def _places(model: ModelProfile, world_size: int, settings: Settings) -> list[int]:
-    """The places of the blocks that begin stages: as given, or balanced."""
-    most = most_parts(model)
+def _stages(model: ModelProfile, world_size: int, settings: Settings) -> int:
+    """How many stages there are: as given, or as many as the model and the ranks allow."""
+    fit = [d for d in _divisors(world_size) if d <= (most := most_parts(model))]
     if settings.cuts is None:
-        stages = settings.stages or max(d for d in _divisors(world_size) if d <= most)
-        where = "pipeline: stages"
+        stages, where = settings.stages or max(fit), "pipeline: stages"
+        if stages > most:
+            raise InputError(
+                f"the {len(model.blocks)} blocks of model {model.name} make at most {most} stages, not {stages}",
+                where=where,
+                hint=f"each stage has parameters: use one of {', '.join(map(str, fit))}",
+            )
     else:
         stages, where = len(settings.cuts) + 1, "pipeline: cuts"
         if settings.stages not in (None, stages):
             what = f"{len(settings.cuts)} cuts make {stages} stages, not {settings.stages}"
             raise InputError(what, where=where, hint="leave stages out, or cuts")
+        if "balance" in settings.model_fields_set:
+            raise InputError("the cuts are given", where="pipeline: balance", hint="leave balance out, or cuts")
     if world_size % stages:
-        fit = ", ".join(str(d) for d in _divisors(world_size) if d <= most)
-        raise InputError(
-            f"{world_size} ranks cannot be shared out evenly to {stages} stages", where=where, hint=f"use one of {fit}"
-        )
-    if settings.cuts is None:
-        if stages > most:
-            raise InputError(
-                f"the {len(model.blocks)} blocks of model {model.name} make at most {most} stages, not {stages}",
-                where=where,
-                hint=f"each stage has parameters: use at most {most}",
-            )
-        return balanced(model, stages, [_flops(block, settings) for block in model.blocks])
-    places = [0, *(place_of_cut(model, cut, where=where, first="block to the first stage") for cut in settings.cuts)]
+        what = f"{world_size} ranks cannot be shared out evenly to {stages} stages"
+        raise InputError(what, where=where, hint=f"use one of {', '.join(map(str, fit))}")
+    return stages
+
+
+def _given(model: ModelProfile, cuts: tuple[str, ...]) -> list[int]:
+    """The places of the blocks that begin stages: the first, and those at which `cuts` are."""
+    where = "pipeline: cuts"
+    places = [0, *(place_of_cut(model, cut, where=where, first="block to the first stage") for cut in cuts)]
     if places != sorted(set(places)):
-        what = f"[{', '.join(settings.cuts)}] are not in the order of the model's blocks, each once"
+        what = f"[{', '.join(cuts)}] are not in the order of the model's blocks, each once"
         raise InputError(what, where=where, hint=", ".join(model.blocks[i].name for i in sorted(set(places[1:]))))
     for s, part in enumerate(parts_of(model, places)):
         if not any(map(trains, part)):
@@ -179,10 +219,26 @@ def _divisors(n: int) -> list[int]:
     return [d for d in range(1, n + 1) if n % d == 0]
 
 
-def _flops(block: Block, settings: Settings) -> float:
-    """FLOPs of a block for a sample, in all its passes."""
-    forward = 1 if settings.checkpoint == "none" else 2
-    return forward * block.forward_flops + block.backward_input_flops + block.backward_weight_flops
+def _backward_flops(block: Block) -> int:
+    return block.backward_input_flops + block.backward_weight_flops
+
+
+def _in_all(forward: float, backward: float, settings: Settings) -> float:
+    """What a block costs in all its passes."""
+    return forward * (1 if settings.checkpoint == "none" else 2) + backward
+
+
+def _seconds_a_byte(cluster: Cluster, replicas: int) -> Callable[[int], float]:
+    """Seconds in which a byte crosses from a rank of the stage before to its peer in stage s; 0 inside a host."""
+    host = [place.host for place in cluster.placement]
+
+    @cache
+    def between(stage: int) -> float:
+        first = stage * replicas
+        peers = [r for r in range(first, first + replicas) if host[r] != host[r - replicas]]
+        return max((1 / min(network_Bps(cluster, r), network_Bps(cluster, r - replicas)) for r in peers), default=0.0)
+
+    return between
 
 
 def _tied_apart(model: ModelProfile, parts: Sequence[Sequence[Block]]) -> dict[str, list[int]]:
@@ -267,19 +323,20 @@ def _flow(
 
 
 def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_size: int) -> Iterator[Settings]:
-    """Yield every setting worth trying there, the default first: the most stages, with and without checkpoints.
+    """Yield every setting worth trying there, the default first; all others are balanced by time.
 
-    As many micro-batches as stages, and twice and four times as many. Left out are one stage, which is `all_reduce`,
-    and gpipe, which takes as long as 1f1b and holds more.
+    Some numbers of stages, from the most down to two (one is `all_reduce`); as many micro-batches as stages, twice and
+    four times as many; 1f1b with and without a checkpoint, and gpipe, which holds more and waits less for what crosses
+    the cuts.
     """
     yield Settings()
     most = most_parts(model)
-    counts = [d for d in reversed(_divisors(world_size)) if 1 < d <= most][:MOST_STAGES_TRIED]
-    for stages, times, checkpoint in product(counts, (1, 2, 4), ("none", "block")):
-        if batch_per_worker % times:
-            continue
-        given: dict[str, object] = {"stages": stages, "microbatches": times * stages, "checkpoint": checkpoint}
+    found = [d for d in _divisors(world_size) if 1 < d <= most]
+    counts = {found[-1 - i * (len(found) - 1) // (STAGES_TRIED - 1)]: None for i in range(STAGES_TRIED) if found}
+    ways: list[dict[str, object]] = [{"order": "1f1b"}, {"order": "gpipe"}, {"order": "1f1b", "checkpoint": "block"}]
+    for stages, times, way in product(counts, (1, 2, 4), ways):
+        given = way | {"stages": stages, "microbatches": times * stages, "balance": "time"}
         if local_size > 1 and world_size // stages > local_size:
             given |= {"algorithm": Choice.HIERARCHICAL, "local": local_size}
-        if stages != counts[0] or times > 1 or checkpoint != "none":
+        if batch_per_worker % times == 0:
             yield Settings.model_validate(given)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from stanza_sim.cli.app import app
 from stanza_sim.schedule import parse
+from tests.listeners import watched
 
 ROOT = Path(__file__).parents[2]
 TINY = """\
@@ -55,7 +56,9 @@ def heed_interrupts() -> None:
 
 
 def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=100)
+    with watched(process.pid) as open_to_others:
+        out, err = process.communicate(timeout=100)
+    assert not open_to_others
     assert "Traceback" not in err
     return process.returncode, out, err
 
@@ -82,9 +85,10 @@ def gone(pids: list[int]) -> bool:
 def test_local_ranks_and_torchrun_agree(tiny, tmp_path):
     out, profile = tmp_path / "out", tmp_path / "cpu.json"
     status, printed, said = finish(
-        start(tiny, "--execute", "--json", "-o", out, "--save-profile", profile, cwd=tmp_path)
+        start(tiny, "--execute", "-v", "--json", "-o", out, "--save-profile", profile, cwd=tmp_path)
     )
     assert status == 0, said
+    assert "ranks listen on loopback: no other machine reaches them" in said
     assert "timing the blocks of tiny_cnn" in said
     assert (out / "result.json").read_text() == printed
     runs = json.loads(printed)["runs"]
@@ -101,9 +105,10 @@ def test_local_ranks_and_torchrun_agree(tiny, tmp_path):
 
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "3", "-m")
     status, printed, said = finish(
-        start(tiny, "--execute", "--json", "--profile", profile, cwd=tmp_path, module=torchrun)
+        start(tiny, "--execute", "-v", "--json", "--profile", profile, cwd=tmp_path, module=torchrun)
     )
     assert status == 0, said
+    assert said.count("ranks listen on loopback: no other machine reaches them") == 1
     again = json.loads(printed)["runs"]
     assert "is predicted from the profile of" in said
     for key in ("label", "settings", "schedule_hash"):

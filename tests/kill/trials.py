@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.listeners import LOOK_S, open_to_others
+
 ROOT = Path(__file__).parents[2]
 MARK = "STANZA_KILL_TRIAL"
 GONE_WITHIN_S = 5.0
@@ -72,13 +74,15 @@ def trial(number: int, seed: int, folder: Path, *, hurry: float = 1.0) -> Left:
             stderr=said,
             start_new_session=True,
         )
-        try:
-            process.wait(after_s)
-            ended = process.returncode
-        except subprocess.TimeoutExpired:
+        listens: set[str] = set()
+        until_s = time.monotonic() + after_s
+        while (ended := process.poll()) is None and time.monotonic() < until_s:
+            time.sleep(min(LOOK_S, max(0.0, until_s - time.monotonic())))
+            listens |= open_to_others(pid for pid, _ in _marked(mark))
+        if ended is None:
             process.send_signal(ended_by)
-            ended = None
-        faults = list(_ending(process, ended, ended_by, log))
+        faults = [f"listens on {found}" for found in sorted(listens)]
+        faults += _ending(process, ended, ended_by, log)
     until_s = time.monotonic() + GONE_WITHIN_S
     while (left := list(_marked(mark))) and time.monotonic() < until_s:
         time.sleep(0.05)

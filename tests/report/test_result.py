@@ -42,6 +42,10 @@ MEASURED_KEYS = [
     "tokens_per_s",
     "loss_first",
     "loss_last",
+    "iterations",
+    "accuracy",
+    "perplexity",
+    "evaluations",
 ]
 
 

@@ -133,6 +133,39 @@ def test_the_costliest_part_costs_least(drawn: list[tuple[int, bool]], data: st.
     assert worst(tuple(found)) == best < float("inf")
 
 
+def test_time_counts_devices_and_what_crosses_between_hosts() -> None:
+    model = even(8)
+    model = replace(
+        model, blocks=tuple(replace(b, output_shape=(8, 4 if i == 2 else 400)) for i, b in enumerate(model.blocks))
+    )
+    settings = strategies.get(NAME).Settings.model_validate({"stages": 2, "balance": "time"})
+
+    def second_begins(seconds: dict[str, float], bandwidth_Bps: float = 1e18, ranks_per_host: int = 1) -> str:
+        on = cluster(4 // ranks_per_host, ranks_per_host=ranks_per_host, nic=Nic(bandwidth_Bps=bandwidth_Bps))
+        made = strategies.build(
+            NAME,
+            model,
+            world_size=4,
+            batch_per_worker=8,
+            settings=settings,
+            cluster=on,
+            times=lambda block, samples: (samples * seconds.get(block.name, 1.0), 0.0),
+        )
+        (passes,) = [
+            o
+            for o in made.ops
+            if isinstance(o, Compute) and o.ranks == "stage1" and o.name.startswith("fwd") and o.name.endswith("/0")
+        ][:1]
+        return passes.target
+
+    assert second_begins({}) == "b4"
+    assert second_begins({"b0": 9.0}) == "b1"
+    assert second_begins({}, bandwidth_Bps=1e3) == "b3"  # behind the block with the small output
+    assert second_begins({}, bandwidth_Bps=1e3, ranks_per_host=4) == "b4"  # all on one host
+    with pytest.raises(InputError, match="time is known on a cluster only"):
+        build(NAME, model, 4, balance="time")
+
+
 def test_as_many_stages_as_divide_the_ranks() -> None:
     assert len(build(NAME, zoo.get("vgg16"), 10).groups) == 10
     alexnet = build(NAME, zoo.get("alexnet"), 10, batch=32)
@@ -175,12 +208,13 @@ def test_tied_weights_are_held_by_all_stages_that_use_them() -> None:
     ("world", "settings", "message", "hint"),
     [
         (4, {"stages": 3}, "4 ranks cannot be shared out evenly to 3 stages", "use one of 1, 2, 4"),
-        (5, {"stages": 5}, "the 5 blocks of model toy make at most 4 stages, not 5", "use at most 4"),
+        (5, {"stages": 5}, "the 5 blocks of model toy make at most 4 stages, not 5", "use one of 1"),
         (4, {"cuts": ["f1"], "stages": 4}, "1 cuts make 2 stages, not 4", "leave stages out"),
         (3, {"cuts": ["pool", "c2"]}, "stage 1 would have no parameters: pool", "leave one cut out"),
         (3, {"cuts": ["f1", "c2"]}, "[f1, c2] are not in the order of the model's blocks", "c2, f1"),
         (2, {"cuts": ["c9"]}, "model toy has no block 'c9' to cut at", "pool, c2, f1, f2"),
         (2, {"cuts": ["c1"]}, "a cut at c1, the first block, leaves no block to the first stage", "pool, c2"),
+        (4, {"cuts": ["f1"], "balance": "time"}, "the cuts are given", "leave balance out"),
         (4, {"microbatches": 3}, "a batch of 16 cannot be cut in 3 equal micro-batches", "1, 2, 4, 8, 16"),
         (4, {"algorithm": "ring"}, "algorithm is for an all-reduce that does not take place", "fewer stages"),
     ],

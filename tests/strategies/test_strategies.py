@@ -55,7 +55,7 @@ ELSEWHERE = {
     "parameter_server": {"bigarray_bound", "partition", "slice", "credit", "share_pulls", "pull", "on"},
     "sharded_head": set().union(*(s for name, _, s in SLICED if name == "sharded_head")),
     "fsdp": {"unit_size", "unit_starts", "prefetch", "reshard_after_forward"},
-    "pipeline": {"stages", "cuts", "microbatches", "activations"},
+    "pipeline": {"stages", "cuts", "microbatches", "activations", "balance"},
 }
 """Settings that tests of a strategy's own try."""
 CASES = [

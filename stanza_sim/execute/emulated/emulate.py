@@ -159,6 +159,10 @@ class Emulated:
         """See `Role`."""
         return realtime(self._realtime, self._core)
 
+    def stopped(self, done: int) -> bool:
+        """It waits in one go."""
+        return True
+
     def result(self) -> RankResult:
         """Nothing was trained."""
         return RankResult()

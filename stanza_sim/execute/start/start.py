@@ -10,13 +10,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from stanza_sim.base.errors import InputError
+from stanza_sim.base.errors import InputError, at
+from stanza_sim.base.listening import LOOPBACK
 from stanza_sim.base.precision import Precision
-from stanza_sim.base.telling import Say
+from stanza_sim.base.telling import Say, detail
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.execute.rank.decision import Seat
 from stanza_sim.execute.rank.devices import GpuInfo, on_machine
-from stanza_sim.execute.rank.job import Backend, ComputeMode, Measurement, RunJob
+from stanza_sim.execute.rank.job import Backend, ComputeMode, Measurement, RunJob, Score
 from stanza_sim.execute.rank.steal import MOST_STOLEN, SHORT_S, TRIES
 from stanza_sim.execute.rank.supported import supported, unsupported
 from stanza_sim.execute.start.environment import Place, place
@@ -26,6 +27,7 @@ from stanza_sim.execute.start.measure import merge
 from stanza_sim.execute.start.protocol import Moving, RankInfo, Workers
 from stanza_sim.execute.start.tasks import DescribeTask, RunTask
 from stanza_sim.execute.train.samples import follow
+from stanza_sim.model.decay import without_decay
 from stanza_sim.schedule import check
 from stanza_sim.schedule.clipping import is_clipped
 
@@ -85,8 +87,10 @@ def open_workers(
             backend=backend,
             seats=seats,
         ) as pool:
-            for warning in check_hosts(cluster, pool.run(DescribeTask()), devices=not emulated):
+            ranks = pool.run(DescribeTask())
+            for warning in check_hosts(cluster, ranks, devices=not emulated):
                 say(f"warning: {warning}")
+            detail(say, where_they_listen(ranks))
             yield pool
         return
     from stanza_sim.execute.start.world import Joined
@@ -94,10 +98,25 @@ def open_workers(
     with Joined(
         here, threads_per_rank=threads_per_rank, kind=kind, backend=backend, seats=seats, deterministic=deterministic
     ) as joined:
-        found = check_hosts(cluster, joined.run(DescribeTask()), devices=not emulated)
+        ranks = joined.run(DescribeTask())
+        found = check_hosts(cluster, ranks, devices=not emulated)
         for warning in found if joined.is_main else ():
             say(f"warning: {warning}")
+        if joined.is_main:
+            detail(say, where_they_listen(ranks))
         yield joined
+
+
+def where_they_listen(ranks: Sequence[RankInfo]) -> str:
+    """Where the processes of `ranks` listen, and what protects them there, in words."""
+    places = list(dict.fromkeys((info.host, place) for info in ranks for place in info.listens))
+    if not places:
+        return "where ranks listen cannot be told on this system"
+    if all(place == LOOPBACK for _, place in places):
+        return "ranks listen on loopback: no other machine reaches them"
+    on = ", ".join(f"{place} of {host}" for host, place in places)
+    open_to = "nothing is encrypted or authenticated: whoever reaches them there can disturb the run, but not run code"
+    return f"ranks listen on {on}; {open_to}. Keep that network to yourself; GLOO_SOCKET_IFNAME names another interface"
 
 
 def seats_of(cluster: Cluster) -> tuple[Seat, ...]:
@@ -199,13 +218,13 @@ def execute(
     workers: Workers,
     *,
     done: Callable[[int, Measurement], None] = lambda i, m: None,
-    moving: Callable[[int, int], None] = lambda i, ended: None,
+    moving: Callable[[int, int | Score], None] = lambda i, ended: None,
     between: Callable[[int], None] = lambda i: None,
 ) -> list[Measurement]:
     """Run `jobs` one after another on `workers` and return their measurements; `done` is called after each.
 
-    While one takes long, `moving` is told how many of its iterations have ended. `between(i)` is called right before
-    job i, and with the number of jobs once all are done; it may use the workers.
+    While one takes long, `moving` is told how many of its iterations have ended, and scores at once. `between(i)` is
+    called right before job i, and with the number of jobs once all are done; it may use the workers.
 
     A short run during which a virtual machine's host took its cores away is done again (`steal`), in all processes
     alike, since all know of all ranks.
@@ -227,10 +246,8 @@ def execute(
             raise InputError(
                 f"schedule {job.schedule.name} has {job.schedule.world_size} ranks, only {workers.world_size} run"
             )
-        if job.training.iterations < job.training.warmup + 2:
-            raise InputError(
-                f"{job.training.iterations} iterations with {job.training.warmup} of warm-up leave fewer than two"
-            )
+        if (count := job.training.iterations - job.training.begin) < job.training.warmup + 2:
+            raise InputError(f"{count} iterations with {job.training.warmup} of warm-up leave fewer than two")
     for precision in dict.fromkeys(job.precision for job in jobs if job.emulation is None):
         check_precision(precision, workers)
     found: list[Measurement] = []
@@ -247,6 +264,8 @@ def check_optimizer(job: RunJob) -> None:
     built, o = job.schedule.moments, job.training.optimizer
     if job.emulation is not None:
         return
+    with at("training.optimizer.no_decay"):
+        without_decay(job.model, o.no_decay)
     if (clips := o.clip_norm is not None) != is_clipped(job.schedule):
         raise InputError(
             f"schedule {job.schedule.name} was built {'without' if clips else 'for'} clipped gradients",

@@ -17,12 +17,13 @@ import torch
 import torch.distributed as dist
 
 from stanza_sim.base.errors import RunError, StanzaError
+from stanza_sim.base.listening import in_words, listening
 from stanza_sim.execute.rank import devices
 from stanza_sim.execute.rank.clock import boot_id
 from stanza_sim.execute.rank.context import Context
 from stanza_sim.execute.rank.decision import Decision, RankFacts, Seat
 from stanza_sim.execute.rank.exchange import gather_all, meet
-from stanza_sim.execute.rank.job import Backend
+from stanza_sim.execute.rank.job import Backend, Score
 from stanza_sim.execute.rank.library import PATIENCE
 from stanza_sim.execute.start.decision import decide
 from stanza_sim.execute.start.deterministic import Deterministic
@@ -100,9 +101,10 @@ def device_name(device: torch.device) -> tuple[str, str | None]:
 def describe(context: Context) -> RankInfo:
     """Where this rank is and on what it computes."""
     gpu = context.decision.gpu(context.rank)
+    listens = tuple(map(in_words, listening()))
     if gpu is None:
         device, driver = device_name(context.device)
-        return RankInfo(host=context.host, device=device, driver=driver)
+        return RankInfo(host=context.host, device=device, driver=driver, listens=listens)
     about = devices.provenance(gpu)
     return RankInfo(
         host=context.host,
@@ -111,6 +113,7 @@ def describe(context: Context) -> RankInfo:
         gpu=gpu,
         provenance=about,
         sharing=context.decision.sharing(context.rank),
+        listens=listens,
     )
 
 
@@ -206,13 +209,18 @@ class Joined:
     def run(self, task: Task[T], timeout_s: float | None = None, *, moving: Moving | None = None) -> list[T]:
         """Carry out `task` with all other ranks; the results by rank. Raises `InputError` and `RunError`.
 
-        `moving` is told nothing, since no rank knows how far the others are. After an error this process can only end:
-        the launcher then ends the other ranks.
+        `moving` is told scores only, since no rank knows how far the others are. After an error this process can only
+        end: the launcher then ends the other ranks.
         """
+
+        def beat(ended: int = 0, score: Score | None = None) -> None:
+            if score is not None and moving is not None:
+                moving(score)
+
         rank, ranks = self._context.rank, self.world_size
         try:
             mine = Deterministic(task) if self._deterministic else task
-            return gather_all(mine(self._context, lambda ended=0: None), rank, ranks)
+            return gather_all(mine(self._context, beat), rank, ranks)
         except StanzaError as error:
             _end_hard(error.exit_status)
             raise

@@ -20,7 +20,7 @@ from stanza_sim.execute.train.flat import FlatBundle, Storage, dtype_of
 from stanza_sim.execute.train.slices import HeldBlock, cut_block, take_local
 from stanza_sim.model.extract import SplitBlock, build_module, replace_dropout, split
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Bundle, Collective, CollectiveKind, Compute, Keep, Phase, Schedule, Transfer, ValueKind
+from stanza_sim.schedule import Bundle, Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, ValueKind
 
 SUMMING = (Phase.REDUCE, Phase.RECONSTRUCT)
 
@@ -187,7 +187,12 @@ def _initialise(place: _Place, bundle: Bundle, flat: FlatBundle | None, initial:
     else:
         values = torch.empty(flat.numel, dtype=flat.dtype)
         dist.recv(values, root)
-    if flat.whole is not None and bundle.keep is not Keep.SLICES:
+    put_whole(flat, values)
+
+
+def put_whole(flat: FlatBundle, values: Tensor) -> None:
+    """Put parameters where a rank holds them: `values` are all elements of its vector."""
+    if flat.whole is not None:
         flat.whole[: flat.numel].copy_(values)
     elif flat.own is not None:
         flat.own.copy_(values[flat.lo : flat.hi])

@@ -36,7 +36,8 @@ class Passes:
 
     Losses are kept as tensors until `losses` is called, so that nothing waits for them. A block's output and the
     gradient of it go with its graph, unless they are `kept` for blocks that are computed again by themselves. `terms`
-    are how many terms the mean loss of each iteration's global batch is over; left out, one for each sample.
+    are how many terms the mean loss of each iteration's global batch is over, from the first on that is run; left out,
+    one for each sample.
     """
 
     def __init__(
@@ -49,10 +50,11 @@ class Passes:
         terms: Sequence[int] = (),
     ) -> None:
         self._kept = kept
-        self._terms = terms or [values.schedule.global_batch] * training.iterations
+        self._begin = training.begin
+        self._terms = terms or [values.schedule.global_batch] * (training.iterations - training.begin)
         self.values, self.training, self.accelerator = values, training, accelerator
         self.schedule, self.rank, self.device = values.schedule, values.rank, values.device
-        self._loss: list[dict[int, Tensor]] = [{} for _ in range(training.iterations)]
+        self._loss: list[dict[int, Tensor]] = [{} for _ in self._terms]
         self._storage_of = {t: f.storage for f in values.bundles.values() for t in f.storage.extents}
         self._positions: dict[Spot, Tensor] = {
             (block, m): torch.tensor(rows, dtype=torch.int32, device=self.device)
@@ -124,7 +126,7 @@ class Passes:
                 self._update(op, iteration)
 
     def losses(self) -> tuple[float, ...]:
-        """Loss of the samples whose loss this rank computed, for each iteration.
+        """Loss of the samples whose loss this rank computed, for each iteration that was run.
 
         Summed over ranks and divided by the samples of the global batch it is the mean loss.
         """
@@ -176,14 +178,17 @@ class Passes:
         if features is not None:
             logits, logsum = values.outputs[op.target, m].to(held.dtype), values.logsums[op.target, m]
             gradient, loss = sliced_loss(logits, labels, logsum, features, held.model.labels, first=first)
-            values.gradients[op.target, m], self._loss[iteration][m] = held.arithmetic.scaled(gradient), loss
+            values.gradients[op.target, m], self._loss[iteration - self._begin][m] = (
+                held.arithmetic.scaled(gradient),
+                loss,
+            )
             return
         logits = held.output(op.target, m, values).detach().to(held.dtype).requires_grad_()
         with torch.enable_grad():
             loss = summed_loss(logits, labels, held.model.labels)
         values.gradients[op.target, m] = held.arithmetic.scaled(torch.autograd.grad(loss, logits)[0])
         if first:
-            self._loss[iteration][m] = loss.detach()
+            self._loss[iteration - self._begin][m] = loss.detach()
 
     # ---- backward --------------------------------------------------------------------------------------------------
 
@@ -303,7 +308,7 @@ class Passes:
 
     def _divisor(self, iteration: int) -> float:
         """What gradients are divided by to be those of the mean loss."""
-        return self._terms[iteration] * self.values.arithmetic.scale
+        return self._terms[iteration - self._begin] * self.values.arithmetic.scale
 
 
 def _contributors(schedule: Schedule, rank: int, *kinds: ValueKind) -> dict[str, list[int]]:

@@ -34,7 +34,7 @@ class GPT2(nn.Module):
     A head that is tied has the weights of the table of tokens.
     """
 
-    def __init__(self, vocabulary: int, positions: int, width: int, layers: int, heads: int, tied: bool) -> None:
+    def __init__(self, vocabulary: int, positions: int, width: int, layers: int, heads: int, *, tied: bool) -> None:
         super().__init__()
         self.wte, self.wpe = nn.Embedding(vocabulary, width), nn.Embedding(positions, width)
         self.h = nn.ModuleList(GPT2Layer(width, heads) for _ in range(layers))
@@ -65,7 +65,7 @@ def gpt2(
     tied: bool = True,
 ) -> nn.Module:
     """GPT-2, the smallest of its four sizes by default (124,439,808 parameters), without dropout."""
-    return GPT2(vocabulary, positions, width, layers, heads, tied)
+    return GPT2(vocabulary, positions, width, layers, heads, tied=tied)
 
 
 class BertLayer(nn.Module):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from itertools import accumulate, pairwise
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.model.profile import Block, ModelProfile
+
+PassTimes = Callable[[Block, int], tuple[float, float]]
+"""Seconds of the forward and of the backward pass of a block over so many samples."""
 
 
 def place_of_cut(model: ModelProfile, cut: str, *, where: str, first: str) -> int:
@@ -74,26 +77,32 @@ def most_parts(model: ModelProfile) -> int:
     return max(1, sum(map(trains, model.blocks)))
 
 
-def balanced(model: ModelProfile, parts: int, costs: Sequence[float]) -> list[int]:
-    """The places at which `parts` parts of `model` begin, of which the one whose blocks cost most costs least.
+def balanced(
+    model: ModelProfile,
+    parts: int,
+    costs: Sequence[float],
+    crossing: Callable[[int, int], float] = lambda part, place: 0.0,
+) -> list[int]:
+    """The places at which `parts` parts of `model` begin, of which the costliest part or cut costs least.
 
-    `costs[i]` is what block i costs. Each part has parameters, so there are at most `most_parts`. It is the linear
-    partition problem, solved by dynamic programming (Skiena, The Algorithm Design Manual, section 10.7; so does
-    PipeDream, Narayanan et al., SOSP 2019).
+    `costs[i]` is what block i costs, and `crossing(k, i)` what it costs that part k begins at place i. Each part has
+    parameters, so there are at most `most_parts`. It is the linear partition problem, solved by dynamic programming, as
+    PipeDream does (Narayanan et al., SOSP 2019, section 3.1).
     """
     until = list(accumulate(costs, initial=0.0))
     trained = list(accumulate(map(trains, model.blocks), initial=0))
     n, infinite = len(until), float("inf")
     best = [0.0 if i == 0 else infinite for i in range(n)]  # of the blocks before i, in so many parts
     began: list[list[int]] = []
-    for _ in range(parts):
+    for part in range(parts):
+        cut = [best[0], *(max(best[j], crossing(part, j)) if part and j < n - 1 else best[j] for j in range(1, n))]
         found, came = [infinite] * n, [0] * n
         for i in range(1, n):
             for j in range(i - 1, -1, -1):
                 last = until[i] - until[j]
                 if last >= found[i]:
                     break  # a longer last part costs no less
-                if trained[i] > trained[j] and (worst := max(best[j], last)) < found[i]:
+                if trained[i] > trained[j] and (worst := max(cut[j], last)) < found[i]:
                     found[i], came[i] = worst, j
         best = found
         began.append(came)

@@ -7,6 +7,8 @@ import weakref
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from stanza_sim.execute.calibrate.sections import timed_optimizer
 from stanza_sim.execute.rank.accelerator import Cpu
 from stanza_sim.execute.rank.job import Training
 from stanza_sim.execute.train import build as building
@@ -102,7 +105,8 @@ def passes_of(schedule: Schedule, model: ModelProfile, rank: int) -> Passes:
         batch=batch,
         device=device,
     )
-    return Passes(values, Training(iterations=ITERATIONS, warmup=0), Cpu())
+    training = Training(iterations=ITERATIONS, warmup=0, optimizer=timed_optimizer(schedule.moments))
+    return Passes(values, training, Cpu())
 
 
 def run_alone(passes: Passes) -> None:
@@ -263,6 +267,14 @@ def test_ranks_of_every_strategy_hold_what_is_counted(
     for rank in (0, world - 1):
         held, estimate = most_held(schedule, tiny, rank, monkeypatch), counted(schedule, tiny, rank)
         assert estimate == pytest.approx(held, rel=0.1 if name in WITHIN else 0.2), rank
+
+
+def test_a_rank_holds_the_state_of_its_optimiser(tiny: ModelProfile, monkeypatch: pytest.MonkeyPatch) -> None:
+    schedule = schedule_of(tiny, "all_reduce", 1, {})
+    held = [most_held(replace(schedule, moments=k), tiny, 0, monkeypatch) for k in range(3)]
+    assert [b - a for a, b in pairwise(held)] == [tiny.nbytes] * 2
+    needed = [counted(replace(schedule, moments=k), tiny, 0) for k in range(3)]
+    assert [b - a for a, b in pairwise(needed)] == [tiny.nbytes] * 2
 
 
 @pytest.mark.parametrize("checkpoint", ["stage", "block"])

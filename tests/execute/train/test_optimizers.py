@@ -19,7 +19,7 @@ from stanza_sim.execute.train.reference import largest_deviation, train
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Wire
 from stanza_sim.schedule.clipping import clipping_op, with_clipping
-from tests.execute.execute_variants import VARIANTS, job_of, run, schedule_of
+from tests.execute.execute_variants import VARIANTS, expected_bytes, job_of, run, schedule_of
 
 TOLERANCE = 1e-4
 ADAMW = Optimizer(
@@ -67,6 +67,8 @@ def test_clipped_steps_equal_those_of_torch(pool: Pool, tiny: ModelProfile, name
     assert measured.parameters is not None
     assert largest_deviation(dict(measured.parameters), reference) <= TOLERANCE
     assert measured.losses == pytest.approx(reference.losses, rel=1e-5)
+    sent, received = expected_bytes(job.schedule, job.training.iterations)
+    assert (list(measured.sent_bytes), list(measured.received_bytes)) == (sent, received)
 
 
 @pytest.mark.nightly
