@@ -20,7 +20,7 @@ from stanza_sim.execute.train.flat import FlatBundle, Storage, dtype_of
 from stanza_sim.execute.train.slices import HeldBlock, cut_block, take_local
 from stanza_sim.model.extract import SplitBlock, build_module, replace_dropout, split
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Bundle, Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, ValueKind
+from stanza_sim.schedule import Bundle, Collective, CollectiveKind, Compute, Keep, Phase, Schedule, Transfer, ValueKind
 
 SUMMING = (Phase.REDUCE, Phase.RECONSTRUCT)
 
@@ -192,7 +192,7 @@ def _initialise(place: _Place, bundle: Bundle, flat: FlatBundle | None, initial:
 
 def put_whole(flat: FlatBundle, values: Tensor) -> None:
     """Put parameters where a rank holds them: `values` are all elements of its vector."""
-    if flat.whole is not None:
+    if flat.whole is not None and flat.bundle.keep is not Keep.SLICES:
         flat.whole[: flat.numel].copy_(values)
     elif flat.own is not None:
         flat.own.copy_(values[flat.lo : flat.hi])

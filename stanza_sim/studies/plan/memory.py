@@ -16,8 +16,9 @@ counts, as far as a schedule tells it, in the form in which this program's execu
                    last backward pass, of samples x bytes that the block's operations put out and that are kept. Of an
                    elementwise operation's input and output one is: it computes in place, or only its result is needed.
                    It reads at most twice as much as it writes (an addition), so what it writes is at least a third of
-                   what it touches, and so much is not counted. Of a pass that runs again it is the output alone, until
-                   it does, and nothing where the block behind runs again later
+                   what it touches, and so much is not counted (of language models it is known
+                   what is kept). Of a pass that runs again it is the output alone, until it does, and nothing where
+                   the block behind runs again later
     received       2 R      gradients and activations that arrive in an iteration, in two generations; parameters that
                             are pulled land in place
     sent           gradients that it sends on, sums of activations, copies that are made for messages (`plan.buffers`)
@@ -281,6 +282,8 @@ def _communicators_nbytes(schedule: Schedule, ops: Iterable[Op], rank: int) -> i
 
 def _kept_nbytes(block: Block) -> float:
     """Bytes of a sample that a block's operations put out and that are kept for the backward pass."""
+    if block.kept_nbytes is not None:
+        return block.kept_nbytes
     elementwise = sum(w.forward.sample_nbytes for w in block.work if w.kind is OpKind.ELEMENTWISE)
     return max(block.bytes_touched - elementwise / 3, 0.0)
 

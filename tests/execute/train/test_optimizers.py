@@ -44,6 +44,8 @@ IN_SHORT = {
     "stanza-3-sliced-uneven": SGD,
     "head-turns-microbatches": ADAMW,
     "factors-auto": ADAM,
+    "fsdp-by-host": SGD,
+    "pipeline-replicas-stage": ADAMW,
     "local": ADAMW,
 }
 """With clipped gradients: SGD where it is least plain whose part counts, since Adam hardly sees a common factor."""
