@@ -1,5 +1,5 @@
-"""How fast the executor is beside PyTorch: `all_reduce` and `DistributedDataParallel` in one emulated cluster, or `fsdp`
-and `fully_shard`.
+"""How fast the executor is beside PyTorch, in one emulated cluster: `all_reduce` beside `DistributedDataParallel`, or
+`fsdp` beside `fully_shard`.
 
 Both train the same model for real, with the same batches' shapes, SGD with momentum, bucket sizes, backend (gloo) and
 number of threads (one per rank), in the same namespaces, in turn: DDP, ours, DDP, ours, and so on. Ranks of both stay
@@ -324,7 +324,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16, help="samples per rank and iteration (default: 16)")
     parser.add_argument("--peer", choices=("DistributedDataParallel", "fully_shard"), default="DistributedDataParallel")
     parser.add_argument(
-        "--bucket", type=int, default=None, help="bucket size of both in MiB (DDP; default: 1, then 25)"
+        "--bucket", type=int, default=None, help="bucket size of both in MiB (default: 1, then 25)"
     )
     parser.add_argument("--dropout", type=float, default=0.5, help="rate of dropout of the model (default: 0.5)")
     parser.add_argument("--iterations", type=int, default=10, help="timed iterations of a run (default: 10)")
