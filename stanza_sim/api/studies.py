@@ -282,7 +282,7 @@ def sweep(
     >>> found = ss.sweep(
     ...     "ec2_v100", vary={"network.rate": ["10Gbps", "100Gbps"]}, set={"models": ["alexnet"]}, nodes=4)
     >>> found
-    <SweepResult of ec2_v100 over network.rate: 2 points, 12 rows>
+    <SweepResult of ec2_v100 over network.rate: 2 points, 14 rows>
     """
     name = "sweep"
     with placed(name):
