@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from stanza_sim.api.predictions import Prediction, predict
     from stanza_sim.api.published import PublishedResult, validate_published
     from stanza_sim.api.schedules import ModelSchedule, build_schedule
-    from stanza_sim.api.studies import PlanResult, SweepResult, ValidationResult, plan, sweep, validate
+    from stanza_sim.api.seeing import draw_pictures, write_report
+    from stanza_sim.api.studies import PlanResult, SweepResult, plan, sweep
+    from stanza_sim.api.validation import ValidationResult, validate
     from stanza_sim.base.errors import InputError, RunError, ScheduleError, StanzaError
     from stanza_sim.cluster.cluster import Cluster
     from stanza_sim.cluster.device import DeviceSpec
     from stanza_sim.model.profile import ModelProfile
     from stanza_sim.profiles.network import NetworkProfile
+    from stanza_sim.report.explanation import Explanation
     from stanza_sim.report.result import Row
     from stanza_sim.schedule.schedule import Schedule
     from stanza_sim.simulate.flows import simulate_flows
@@ -43,12 +46,15 @@ _HOMES = {
     "api.predictions": ("Prediction", "predict"),
     "api.published": ("PublishedResult", "validate_published"),
     "api.schedules": ("ModelSchedule", "build_schedule"),
-    "api.studies": ("PlanResult", "SweepResult", "ValidationResult", "plan", "sweep", "validate"),
+    "api.seeing": ("draw_pictures", "write_report"),
+    "api.studies": ("PlanResult", "SweepResult", "plan", "sweep"),
+    "api.validation": ("ValidationResult", "validate"),
     "base.errors": ("InputError", "RunError", "ScheduleError", "StanzaError"),
     "cluster.cluster": ("Cluster",),
     "cluster.device": ("DeviceSpec",),
     "model.profile": ("ModelProfile",),
     "profiles.network": ("NetworkProfile",),
+    "report.explanation": ("Explanation",),
     "report.result": ("Row",),
     "schedule.schedule": ("Schedule",),
     "simulate.flows": ("simulate_flows",),
@@ -64,6 +70,7 @@ __all__ = [
     "CriticalPath",
     "DeviceSpec",
     "ExperimentResult",
+    "Explanation",
     "FlowResult",
     "InputError",
     "LoadedExperiment",
@@ -91,6 +98,7 @@ __all__ = [
     "compare",
     "describe",
     "draw",
+    "draw_pictures",
     "load_cluster",
     "load_device",
     "load_experiment",
@@ -102,6 +110,7 @@ __all__ = [
     "sweep",
     "validate",
     "validate_published",
+    "write_report",
 ]
 
 

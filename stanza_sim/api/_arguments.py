@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,8 +51,8 @@ def expect(value: object, wanted: type[_T], function: str, argument: str, hint: 
 
 
 def factor(value: object, function: str, argument: str) -> float:
-    """A factor: a finite number above zero. Raises `InputError`."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+    """How many times as fast: a number above zero, infinity too. Raises `InputError`."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
         hint = "should be a positive number, such as 2.0 for twice as fast"
         raise InputError(f"is {value!r:.60}", where=f"{function}: {argument}", hint=hint)
     return float(value)
@@ -91,6 +90,11 @@ def paths(given: str | Path | Sequence[str | Path] | None, function: str, argume
                 f"is a {type(one).__name__}", where=f"{function}: {argument}", hint="should be the path of a file"
             )
     return [Path(one) for one in several]
+
+
+def one_path(given: str | Path | None, function: str, argument: str) -> Path | None:
+    """One path, or none. Raises `InputError`."""
+    return None if given is None else paths([given], function, argument)[0]
 
 
 def as_text(value: object) -> str:

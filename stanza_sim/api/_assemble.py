@@ -6,7 +6,7 @@ checked as a file is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,14 +18,16 @@ from stanza_sim.base.telling import Say
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.experiment.file import Execute, Experiment, ModelEntry, Scale
 from stanza_sim.experiment.fitted import fitted
+from stanza_sim.experiment.how_far import running_line
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
+from stanza_sim.experiment.loops import NO_FILES, Files
 from stanza_sim.experiment.rows import Plan, known_profiles, model_of
 from stanza_sim.experiment.scenario import Conditions, Scenario
+from stanza_sim.experiment.what_if import Change
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.profiles.blocks import Profile
 from stanza_sim.profiles.network import mismatches, with_network
 from stanza_sim.simulate.costs import RankCosts
-from stanza_sim.simulate.lowering.fold import fold
 
 if TYPE_CHECKING:
     from stanza_sim.execute import Measurement
@@ -38,25 +40,30 @@ class Setup:
     conditions: Conditions
     profile: Profile | None = None
     costs: RankCosts | None = None
+    changes: tuple[Change, ...] = ()
+    """What is faster than that, one on top of the other."""
 
     @property
     def cluster(self) -> Cluster:
-        """The cluster, with the times of its network if these were measured."""
-        return self.conditions.cluster
+        """The cluster, with the times of its network if these were measured, and with what is faster."""
+        cluster = self.conditions.cluster
+        for change in self.changes:
+            cluster = change.cluster(cluster)
+        return cluster
 
     @property
     def devices(self) -> frozenset[str]:
         """The names of what ranks compute on."""
         return frozenset(map(self.cluster.device_of, range(self.cluster.world_size)))
 
-    def on(self, cluster: Cluster, costs: RankCosts | None) -> Setup:
-        """The same on another cluster, with other costs if any were given."""
-        return replace(self, conditions=replace(self.conditions, cluster=cluster), costs=costs)
-
     def scenario(self, schedule: ModelSchedule) -> Scenario:
         """What the prediction of a schedule is made of."""
         found = self.conditions.scenario(plan_of(schedule), self.profile)
-        return found if self.costs is None else replace(found, costs=self.costs)
+        if self.costs is not None:
+            found = replace(found, costs=self.costs)
+        for change in self.changes:
+            found = change.of(found)
+        return found
 
     def __repr__(self) -> str:
         return f"<Setup on {self.cluster!r}>"
@@ -124,28 +131,23 @@ def entry_of(model: ModelProfile, batch_per_worker: int) -> ModelEntry:
 
 def plan_of(schedule: ModelSchedule) -> Plan:
     """The row of an experiment that a schedule would be. Ranks are sent no more than the schedule alone."""
+    batch = schedule.batch_per_worker // schedule.accumulation
     return Plan(
-        entry=entry_of(schedule.profile, schedule.batch_per_worker),
+        entry=entry_of(schedule.profile, batch),
         strategy=schedule.entry,
         model=schedule.profile,
-        batch_per_worker=schedule.batch_per_worker,
+        batch_per_worker=batch,
         schedule=schedule.bare(),
     )
 
 
-def measured(schedule: ModelSchedule, made: Setup, *, testbed: bool, say: Say) -> Measurement:
+def measured(schedule: ModelSchedule, made: Setup, *, testbed: bool, files: Files = NO_FILES, say: Say) -> Measurement:
     """Execute a schedule on the ranks of this machine, or of a launcher. Raises `InputError` and `RunError`."""
     from stanza_sim.execute import execute, require_torch
 
     require_torch()
     (plan,) = fitted(made.conditions.loaded, [plan_of(schedule)], say)
     known = {} if made.profile is None else {plan.entry.title: made.profile}
-    jobs = jobs_of(made.conditions.loaded, [plan], made.cluster, known, testbed=testbed)
+    jobs = jobs_of(made.conditions.loaded, [plan], made.cluster, known, testbed=testbed, files=files)
     with open_ranks(made.conditions.loaded, made.cluster, testbed=testbed, say=say) as workers:
-        return execute(jobs, workers)[0]
-
-
-def representative(schedule: ModelSchedule, made: Setup) -> Callable[[int], int]:
-    """The rank whose spans stand for those of each rank in a folded prediction."""
-    folding = fold(schedule, made.scenario(schedule).cluster)
-    return lambda rank: folding.classes[folding.class_of[rank]][0]
+        return execute(jobs, workers, moving=lambda i, ended: say(running_line(i, ended, plan, jobs[i])))[0]

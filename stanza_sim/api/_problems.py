@@ -21,5 +21,5 @@ class ObjectProblem(Problem):
                 raise InputError("cables between hosts that forward have rates of their own")
             changed = replace(changed, cluster=_what_if.with_rate(self.cluster, variant.rate_Bps))
         if variant.batch is not None:
-            changed = replace(changed, entry=self.entry.model_copy(update={"batch_per_worker": variant.batch}))
+            changed = replace(changed, entry=self.entry.with_batch(variant.batch))
         return changed

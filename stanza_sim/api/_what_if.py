@@ -1,4 +1,4 @@
-"""Clusters that are the same but for the speed of something."""
+"""What `what_if` is told, by name, and clusters that are loaded at another rate."""
 
 from __future__ import annotations
 
@@ -29,15 +29,6 @@ def with_rate(cluster: Cluster, rate_Bps: float) -> Cluster:
         replace(host, nic=nic_of(host.nic), more_nics=tuple(map(nic_of, host.more_nics))) for host in cluster.hosts
     ]
     return replace(cluster, links=tuple(links), hosts=tuple(hosts))
-
-
-def with_faster_hosts(cluster: Cluster, times: Mapping[int, float]) -> Cluster:
-    """Hosts, by index, whose devices and cores compute so many times as fast."""
-    hosts = [
-        replace(host, device_speed=host.device_speed * times[h]) if h in times else host
-        for h, host in enumerate(cluster.hosts)
-    ]
-    return replace(cluster, hosts=tuple(hosts))
 
 
 # ---- by name ---------------------------------------------------------------------------------------------------------

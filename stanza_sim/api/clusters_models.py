@@ -45,6 +45,9 @@ class _ModelArguments(Section):
     input_shape: tuple[Count, ...] | dict[str, tuple[Count, ...]] | None = None
     factory_kwargs: dict[str, Scalar] | None = None
     boundary: str | int | None = None
+    sequence: Count | None = None
+    vocabulary: Count | None = None
+    tied: bool | None = Field(None, strict=True)
     throughput: dict[str, _Throughput] = Field(default_factory=dict)
 
 
@@ -100,19 +103,25 @@ def load_model(
     input_shape: tuple[int, ...] | Mapping[str, tuple[int, ...]] | None = None,
     factory_kwargs: Mapping[str, Scalar] | None = None,
     boundary: int | str | None = None,
+    sequence: int | None = None,
+    vocabulary: int | None = None,
+    tied: bool | None = None,
     throughput: Mapping[str, Mapping[str, float]] | None = None,
 ) -> ModelProfile:
-    """Return a model: a shipped table by name, or what `package.module:factory` builds, an `nn.Module` (needs torch).
+    """Return a model: a shipped one by name, or what `package.module:factory` builds, an `nn.Module` (needs torch).
 
     For a factory `input_shape`, the shape of one sample, is needed; a module that takes several tensors needs that of
-    each, by the names of forward's arguments. `boundary` is the block at which the FC part
-    begins, by name or index; it is found where it is left out. `throughput` is what single devices are known
-    to train, by their names: costs on such a device are scaled to it. Raises `InputError` for what is not there and for
+    each, by the names of forward's arguments. `boundary` is the block at which the FC part begins, by name or index; it
+    is found where it is left out. Language models have the `sequence` length in tokens, the `vocabulary` and a head
+    that is `tied` to the embedding or not, as published unless given. `throughput` is what single devices are known to
+    train, by their names: costs on such a device are scaled to it. Raises `InputError` for what is not there and for
     what cannot be a chain of blocks.
 
     >>> import stanza_sim as ss
     >>> ss.load_model("alexnet")
     <ModelProfile alexnet: 8 blocks, 61,100,840 parameters>
+    >>> ss.load_model("gpt2", sequence=2048, vocabulary=128_000, tied=False)
+    <ModelProfile gpt2: 14 blocks, 283,236,864 parameters>
     >>> model = ss.load_model("resnet50", throughput={"V100": {"samples_per_s": 340, "batch": 64}})
     >>> cluster = ss.load_cluster("ec2-p3-10", nodes=1)
     >>> round(ss.predict(ss.build_schedule("local", model, cluster, batch_per_worker=64), cluster).samples_per_s)
@@ -130,6 +139,9 @@ def load_model(
                 "input_shape": dict(input_shape) if isinstance(input_shape, Mapping) else input_shape,
                 "factory_kwargs": factory_kwargs,
                 "boundary": boundary,
+                "sequence": sequence,
+                "vocabulary": vocabulary,
+                "tied": tied,
                 "throughput": throughput,
             },
         )
@@ -139,6 +151,9 @@ def load_model(
             input_shape=given.input_shape,
             factory_kwargs=given.factory_kwargs,
             boundary=given.boundary,
+            sequence=given.sequence,
+            vocabulary=given.vocabulary,
+            tied=given.tied,
         )
         known = (Throughput(device=device, **dict(stated)) for device, stated in given.throughput.items())
         return replace(profile, throughput=tuple(known))
@@ -167,13 +182,13 @@ def available(kind: Listed) -> list[str]:
 
     >>> import stanza_sim as ss
     >>> ss.available("strategies")[:2]
-    ['all_reduce', 'local']
+    ['all_reduce', 'fsdp']
     """
     match kind:
         case "models":
             from stanza_sim.model import zoo
 
-            return [*zoo.SOURCES, *zoo.WIDE]
+            return list(zoo.available())
         case "strategies":
             from stanza_sim import strategies
 

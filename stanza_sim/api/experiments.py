@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from stanza_sim.api import _assemble
-from stanza_sim.api._arguments import arguments, overrides, paths, placed
+from stanza_sim.api._arguments import arguments, one_path, overrides, paths, placed
 from stanza_sim.api.clusters_models import keeping_console, printed
 from stanza_sim.api.predictions import knowing
 from stanza_sim.api.schedules import ModelSchedule
@@ -19,6 +19,7 @@ from stanza_sim.base.tables import Tabular, shortened
 from stanza_sim.base.telling import Say
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.experiment import file
+from stanza_sim.experiment.loops import Files
 from stanza_sim.experiment.rows import cluster_of, plans_of
 from stanza_sim.experiment.run import run_loaded
 from stanza_sim.report.folder import write_result
@@ -35,9 +36,9 @@ class ExperimentResult(Tabular):
     >>> import stanza_sim as ss
     >>> result = ss.load_experiment("ec2_v100", set={"models": ["alexnet"], "nodes": 4}).run()
     >>> result
-    <ExperimentResult of ec2_v100: 6 rows>
+    <ExperimentResult of ec2_v100: 7 rows>
     >>> [row.label for row in result if row.prediction.iteration_s < 0.1]
-    ['Stanza, CONV by PS', 'Stanza, CONV by ring']
+    ['Stanza, CONV by PS', 'Stanza, CONV by ring', 'pipeline']
     """
 
     result: Result
@@ -79,7 +80,7 @@ class ExperimentResult(Tabular):
         return result_json(self.result)
 
     def save(self, folder: str | Path) -> None:
-        """Write what `stanza-sim run -o` writes: the result, schedules, and spans as CSV. Raises `InputError`."""
+        """Write what `stanza-sim run -o` writes: the result, schedules, spans and traces. Raises `InputError`."""
         with placed("save"):
             write_result(self.result, Path(folder))
 
@@ -94,6 +95,8 @@ class ExperimentResult(Tabular):
             *("bottleneck", "cost_source", "basis"),
         ):
             columns[key] = [getattr(row.prediction, key) for row in rows]
+        for key in ("tokens_per_s", "mfu"):
+            columns[key] = [getattr(row, key) for row in rows]
         columns["tied_with"] = ["; ".join(tied) for tied in self.result.tied_with()]
         if any(row.measurement is not None for row in rows):
             for key in ("iteration_s", "samples_per_s"):
@@ -137,8 +140,13 @@ class LoadedExperiment:
         """
         with placed("schedules"):
             plans = plans_of(self.loaded, self.cluster(), model=model, strategy=row)
+        given = self.loaded.value
+        training = given.training
         return [
-            ModelSchedule.of(plan.schedule, plan.model, plan.strategy, self.loaded.value.precision) for plan in plans
+            ModelSchedule.of(
+                plan.schedule, plan.model, plan.strategy, given.precision, training.accumulation, training.optimizer
+            )
+            for plan in plans
         ]
 
     def run(
@@ -149,12 +157,15 @@ class LoadedExperiment:
         dilate: float | None = None,
         profiles: str | Path | Sequence[str | Path] = (),
         save_profile: str | Path | None = None,
+        save: str | Path | None = None,
+        resume: str | Path | None = None,
         say: Say = lambda text: None,
     ) -> ExperimentResult:
         """Predict every model and strategy and, if `execute`, run them too, as `stanza-sim run` does.
 
         `profiles` are files of measured block times, or of a calibrated network, in the place of the experiment's own;
-        block times that executing measures go to `save_profile`. With `testbed` ranks run in an emulated network
+        block times that executing measures go to `save_profile`. For `save` and `resume` see `measure`; {model} and
+        {row} in their names are replaced. With `testbed` ranks run in an emulated network
         (root). Rows have predictions that know what they were made of, unless they were made of what was measured just
         then. Rows that are not possible are the result's `infeasible`. `dilate` is as in `measure`, and takes the
         place of the experiment's `execute.dilate`. Raises `InputError` and `RunError`; in a process that a launcher
@@ -174,6 +185,7 @@ class LoadedExperiment:
                 profiles=given,
                 save_profile=None if save_profile is None else Path(save_profile),
                 testbed=testbed,
+                files=Files(save=one_path(save, "run", "save"), resume=one_path(resume, "run", "resume")),
                 say=say,
             )
             if result is None:
@@ -191,7 +203,14 @@ class LoadedExperiment:
         rows = []
         for row in result.rows:
             entry = next(s for s in self.loaded.value.strategies if s.title == row.label)
-            schedule = ModelSchedule.of(row.schedule, models[row.model], entry, Precision(row.precision))
+            schedule = ModelSchedule.of(
+                row.schedule,
+                models[row.model],
+                entry,
+                Precision(row.precision),
+                row.accumulation,
+                self.loaded.value.training.optimizer,
+            )
             rows.append(replace(row, schedule=schedule, prediction=knowing(row.prediction, schedule, made[row.model])))
         return replace(result, rows=tuple(rows))
 
@@ -210,7 +229,7 @@ def load_experiment(
 
     >>> import stanza_sim as ss
     >>> ss.load_experiment("ec2_v100", set={"network.rate": "25Gbps"}, nodes=16)
-    <LoadedExperiment ec2_v100: 4 models, 6 strategies on ec2-p3-10>
+    <LoadedExperiment ec2_v100: 4 models, 7 strategies on ec2-p3-10>
     """
     name = "load_experiment"
     with placed(name):

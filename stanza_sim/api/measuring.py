@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from stanza_sim.api import _assemble
-from stanza_sim.api._arguments import expect, paths, placed
+from stanza_sim.api._arguments import expect, one_path, paths, placed
 from stanza_sim.api.schedules import USE_CLUSTER, ModelSchedule, agreed_precision, check_agreed, of_model
 from stanza_sim.base.tables import shortened
 from stanza_sim.base.telling import Say
 from stanza_sim.base.units import format_time
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.execute.rank.job import Measurement as Measured
+from stanza_sim.experiment.loops import Files
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.profiles.network import NetworkProfile
 from stanza_sim.schedule import Compute, Schedule, Wire
@@ -25,7 +26,8 @@ class Measurement(Measured):
     """What a run of a `schedule` on a `cluster` measured. Times in seconds.
 
     `iteration_s` is the median over iterations, `iteration_s_min` and `iteration_s_max` their spread, `samples_per_s`
-    that of all ranks; `losses` by iteration and `accuracy` are there where it trained. `timeline` has the spans.
+    that of all ranks; `losses` by iteration, and `scores` of held-out samples, are there where it trained. `timeline`
+    has the spans.
     """
 
     schedule: ModelSchedule
@@ -53,9 +55,14 @@ def measure(
     data: str = "synthetic",
     loss: Literal["cross_entropy", "mse", "bce"] | None = None,
     model: ModelProfile | None = None,
-    iterations: int = 60,
-    warmup: int = 10,
-    optimizer: Mapping[str, object] | None = None,
+    iterations: int | None = None,
+    warmup: int | None = None,
+    epochs: float | None = None,
+    evaluate: Mapping[str, object] | None = None,
+    target: Mapping[str, object] | None = None,
+    save: str | Path | None = None,
+    resume: str | Path | None = None,
+    optimizer: str | Mapping[str, object] | None = None,
     precision: str | None = None,
     loss_scale: float | None = None,
     seed: int = 1,
@@ -75,13 +82,16 @@ def measure(
     Ranks are processes of this machine, those of the launcher that started this process (torchrun, Slurm), or with
     `testbed` they run in an emulated network (root). They train on `data` ("synthetic", "digits", or the import
     path of a Dataset); with `compute="emulated"` each computation is a wait of its predicted time instead.
-    `iterations` include `warmup`, which is not timed. The `loss` is what the labels ask for unless it is given.
-    With `dilate`, for emulated computations in a testbed, links are so many times slower, computations as much
-    longer, and measured times divided by it. `optimizer` is as in a file, such as {"lr": 0.02}. It trains in
-    `precision`, default that for which the schedule was built; where anything is in fp16 the loss is multiplied by
-    `loss_scale`. With `deterministic` repeats are bitwise equal on GPUs too. `timeout` is how long a rank may stay
-    silent, in seconds or as "60s"; it is dilated too. Raises `InputError` for what does not fit this machine, and
-    `RunError` if a rank fails.
+    `iterations` (60) include `warmup` (10), which is not timed; or they are those of so many `epochs`. Held-out samples
+    are looked at as `evaluate` says, such as {"epochs": 1}, and training ends once they reach the `target`, such as
+    {"accuracy": 0.9} or {"perplexity": 20}. The trained parameters go to the file `save` as a `state_dict`, and what
+    it takes to `resume` from that file, bitwise as if it had not stopped, beside it. The `loss` is what the labels ask
+    for unless it is given. With `dilate`, for emulated computations in a testbed, links are so many times slower,
+    computations as much longer, and measured times divided by it. `optimizer`, as in
+    a file, such as {"lr": 0.02}, and `precision` are by default those for which the schedule was built; where anything
+    is in fp16 the loss is multiplied by `loss_scale`. With `deterministic` repeats are bitwise equal on GPUs too.
+    `timeout` is how long a rank may stay silent, in seconds or as "60s"; it is dilated too. Raises `InputError` for
+    what does not fit this machine, and `RunError` if a rank fails.
 
     >>> import stanza_sim as ss
     >>> here = ss.load_cluster("laptop", nodes=2)
@@ -98,9 +108,14 @@ def measure(
         training = {
             "iterations": iterations,
             "warmup": warmup,
+            "epochs": epochs,
+            "evaluate": evaluate,
+            "target": target,
             "data": data,
             "loss": loss,
-            "optimizer": optimizer,
+            "optimizer": known.optimizer.model_dump(exclude_unset=True)
+            if optimizer is None and known.optimizer
+            else optimizer,
             "loss_scale": loss_scale,
         }
         execute = {
@@ -124,7 +139,8 @@ def measure(
         check_agreed(known, loaded.value.precision, name)
         given = paths(profiles, name, "profiles")
         made = _assemble.setup(name, cluster, known.profile, loaded, profiles=given, say=say)
-        found = _assemble.measured(known, made, testbed=testbed, say=say)
+        files = Files(save=one_path(save, name, "save"), resume=one_path(resume, name, "resume"))
+        found = _assemble.measured(known, made, testbed=testbed, files=files, say=say)
     return knowing(found, known, cluster)
 
 

@@ -17,15 +17,16 @@ from stanza_sim.base.precision import Precision
 from stanza_sim.base.tables import shortened
 from stanza_sim.base.units import format_time
 from stanza_sim.cluster.cluster import Cluster
-from stanza_sim.cluster.faster import with_faster_links, with_faster_network
+from stanza_sim.experiment.details import path_of
+from stanza_sim.experiment.what_if import Change
+from stanza_sim.experiment.why import explain
 from stanza_sim.experiment.worth import flops_utilisation, price_per_hour
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.report.explanation import Explanation
 from stanza_sim.schedule import Schedule
 from stanza_sim.simulate.costs import CostModel
 from stanza_sim.simulate.prediction import Prediction as Simulated
-from stanza_sim.simulate.slower_costs import SlowerCosts
-from stanza_sim.simulate.steady import steady_window
-from stanza_sim.timeline.critical_path import CriticalPath, critical_path
+from stanza_sim.timeline.critical_path import CriticalPath
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -69,6 +70,19 @@ class Prediction(Simulated):
     def __repr__(self) -> str:
         speed = f"{format_time(self.iteration_s)} an iteration, {self.samples_per_s:,.4g} samples/s"
         return f"<Prediction of {shortened(self.label, 50)}: {speed}, limited by {shortened(self.bottleneck, 70)}>"
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens per second of the whole cluster; None of a model whose samples are no tokens.
+
+        >>> import stanza_sim as ss
+        >>> cluster, model = ss.load_cluster("ec2-p3-10", nodes=4), ss.load_model("gpt2", sequence=512)
+        >>> b = ss.predict(ss.build_schedule("all_reduce", model, cluster, batch_per_worker=8), cluster)
+        >>> b.tokens_per_s == 512 * b.samples_per_s
+        True
+        """
+        tokens = self.model.sample_tokens
+        return None if tokens is None else self.samples_per_s * tokens
 
     @property
     def mfu(self) -> float | None:
@@ -137,23 +151,19 @@ class Prediction(Simulated):
         >>> len(path), path.iterations, abs(path.iteration_s / b.iteration_s - 1) < 1e-6
         (49, 1, True)
         """
-        ends = list(self.timeline.iteration_end_s.values())
-        window = steady_window(ends)
-        if window is None:
-            last = min(map(len, ends)) - 1
-            window = last - 1, last
-        return critical_path(self.schedule, self.timeline, window, representative=self._representative())
+        return path_of(self.schedule, self, self._representative())
 
     def _representative(self) -> Callable[[int], int]:
         """Which rank's spans stand for those of each, where identical ranks were folded."""
         if all(size == 1 for size in self.timeline.multiplicity.values()):
             return lambda rank: rank
-        return _assemble.representative(self.schedule, self._setup("critical_path"))
+        return self._setup("critical_path").scenario(self.schedule).representative()
 
     def what_if(
         self,
         *,
         network: float = 1.0,
+        latency: float = 1.0,
         compute: float = 1.0,
         link: Mapping[str, float] | None = None,
         nic: Mapping[str, float] | None = None,
@@ -163,9 +173,11 @@ class Prediction(Simulated):
         """Return the prediction for the same schedule, were something so many times as fast; it is simulated again.
 
         `network`: all that messages cross, links, fabrics inside hosts and loopbacks, carries so many times as many
-        bytes per second; what a message costs whatever its size stays. `compute`: every computation. `link` (by name or
+        bytes per second; what a message costs whatever its size stays. `latency`: what messages take beside that,
+        latencies and what they cost cores, is divided. `compute`: every computation. `link` (by name or
         label), `nic` (both sides of those of a host, by its name), `device` (all hosts that have it, by its name;
-        `cpu` for cores) and `rank` (its host) map a name to a factor. Raises `InputError` for a factor that is not a
+        `cpu` for cores) and `rank` (its host) map a name to a factor. With `math.inf` it takes no time: an infinitely
+        fast network is `network=math.inf, latency=math.inf`. Raises `InputError` for a factor that is not a
         positive number, and for names that are not there.
 
         >>> import stanza_sim as ss
@@ -176,27 +188,39 @@ class Prediction(Simulated):
         """
         name, made = _what_if.FUNCTION, self._setup(_what_if.FUNCTION)
         with placed(name):
-            cluster, costs = made.cluster, made.costs
-            changes = []
-            if (times := factor(network, name, "network")) != 1:
-                cluster = with_faster_network(cluster, times)
-                changes.append(f"network x{times:g}")
+            cluster = made.cluster
             hosts: dict[int, float] = {}
-            if (times := factor(compute, name, "compute")) != 1:
-                hosts = dict.fromkeys(range(len(cluster.hosts)), times)
-                changes.append(f"compute x{times:g}")
             for given, found in ((device, _what_if.devices_called), (rank, _what_if.ranks_called)):
                 for h, times in found(cluster, given).items():
                     hosts[h] = hosts.get(h, 1.0) * times
-            links = _what_if.links_called(cluster, link) | _what_if.nics_called(cluster, nic)
+            change = Change(
+                network=factor(network, name, "network"),
+                latency=factor(latency, name, "latency"),
+                compute=factor(compute, name, "compute"),
+                links=_what_if.links_called(cluster, link) | _what_if.nics_called(cluster, nic),
+                hosts=hosts,
+            )
+            whole = {"network": network, "latency": latency, "compute": compute}
+            told = [f"{what} x{times:g}" for what, times in whole.items() if times != 1]
             for given in (link, nic, device, rank):
-                changes += [f"{key} x{times:g}" for key, times in (given or {}).items()]
-            if costs is not None and hosts:
-                speeds = [hosts.get(place.host, 1.0) for place in cluster.placement]
-                costs = SlowerCosts(costs, lambda rank, model: 1 / speeds[rank], "at other speeds")
-            cluster = _what_if.with_faster_hosts(with_faster_links(cluster, links), hosts)
-            change = ", ".join([*([self.change] if self.change else []), *changes])
-            return replace(_predicted(self.schedule, made.on(cluster, costs)), change=change)
+                told += [f"{key} x{times:g}" for key, times in (given or {}).items()]
+            words = ", ".join([*([self.change] if self.change else []), *told])
+            return replace(_predicted(self.schedule, replace(made, changes=(*made.changes, change))), change=words)
+
+    def explain(self) -> Explanation:
+        """Return what sets the time of an iteration and what would shorten it, by some dozen what-ifs.
+
+        Printed, it is a few sentences; `cause`, `place` and `effects` are for programs.
+
+        >>> import stanza_sim as ss
+        >>> cluster, model = ss.load_cluster("star", nodes=5), ss.load_model("vgg16")
+        >>> b = ss.predict(ss.build_schedule("parameter_server", model, cluster, batch_per_worker=32), cluster)
+        >>> why = b.explain()
+        >>> str(why.cause), why.place
+        ('link', "node-4's NIC (server)")
+        """
+        scenario = self._setup("explain").scenario(self.schedule)
+        return explain(scenario, self, self.critical_path())
 
     def _setup(self, what: str) -> Setup:
         if self.setup is None:

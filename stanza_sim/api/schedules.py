@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
 from stanza_sim.api._arguments import Arguments, checked, count, expect, placed
 from stanza_sim.base.config import Section, validate
-from stanza_sim.base.errors import InputError
+from stanza_sim.base.errors import InputError, at
 from stanza_sim.base.precision import Precision
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.experiment.file import StrategyEntry
+from stanza_sim.experiment.optimizer import NamedOptimizer, Optimizer
+from stanza_sim.model.decay import without_decay
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Compute, Schedule, Transfer, Wire
 from stanza_sim.schedule.wires import computed_in
@@ -23,7 +26,8 @@ USE_CLUSTER = "use load_cluster"
 class ModelSchedule(Schedule):
     """A schedule with the `profile` of its model, the strategy that built it (`entry`) and a `title` for tables.
 
-    `precision` is that for which it was built, if that is known.
+    `precision` and `optimizer` are those for which it was built, if they are known. An iteration has `accumulation`
+    steps.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("alexnet")
@@ -35,6 +39,8 @@ class ModelSchedule(Schedule):
     profile: ModelProfile
     entry: StrategyEntry
     precision: Precision | None = None
+    accumulation: int = 1
+    optimizer: Optimizer | None = None
 
     @property
     def title(self) -> str:
@@ -49,16 +55,30 @@ class ModelSchedule(Schedule):
 
     @classmethod
     def of(
-        cls, schedule: Schedule, profile: ModelProfile, entry: StrategyEntry, precision: Precision | None = None
+        cls,
+        schedule: Schedule,
+        profile: ModelProfile,
+        entry: StrategyEntry,
+        precision: Precision | None = None,
+        accumulation: int = 1,
+        optimizer: Optimizer | None = None,
     ) -> ModelSchedule:
-        """`schedule` with its model, with the strategy that built it, and the precision for which it did."""
+        """`schedule` with its model, the strategy that built it, and for which precision, steps and optimiser."""
         parts = {field.name: getattr(schedule, field.name) for field in fields(Schedule)}
-        return cls(**parts, profile=profile, entry=entry, precision=precision)
+        return cls(
+            **parts,
+            profile=profile,
+            entry=entry,
+            precision=precision,
+            accumulation=accumulation,
+            optimizer=optimizer,
+        )
 
 
 class _Types(Section):
     precision: Precision = Precision.FP32
     gradients: Literal["parameter", "bf16", "fp16"] = "parameter"
+    optimizer: NamedOptimizer = Optimizer()
 
 
 def build_schedule(
@@ -70,15 +90,20 @@ def build_schedule(
     label: str | None = None,
     precision: str = "fp32",
     gradients: Literal["parameter", "bf16", "fp16"] = "parameter",
+    accumulation: int = 1,
+    optimizer: str | Mapping[str, object] = "sgd",
     **settings: object,
 ) -> ModelSchedule:
     """Return what every rank of `cluster` does in one iteration: `strategy`, with these settings, for `model`.
 
-    `batch_per_worker` is in samples. `label` is its name in tables. Settings are those of an experiment's `settings:`;
+    `batch_per_worker` is in samples; with `accumulation` n an iteration has n steps of so many, and one exchange of
+    their gradients. `label` is its name in tables. Settings are those of an experiment's `settings:`;
     `describe(strategy)` lists them; `on` (["node-3"], or "fastest") is where servers or FC workers are. In `precision`
     bf16 or fp16 activations and their gradients travel in 2 bytes an element, unless a setting `activations` says
-    otherwise; `gradients` is the type of those of parameters. Raises `InputError` for a strategy or a setting that is
-    not there, and for settings that do not fit the model, the cluster or the number of ranks.
+    otherwise; `gradients` is the type of those of parameters. `optimizer` is as in a file,
+    such as "adamw" or {"kind": "adamw", "lr": 1e-3}: what it keeps is updated too, and `measure` trains with it. Raises
+    `InputError` for a strategy or a setting that is not there, and for settings that do not fit the model, the cluster
+    or the number of ranks.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("vgg16")
@@ -93,17 +118,21 @@ def build_schedule(
       did you mean fc_workers or fc_compute or fc_parallel?
     """
     from stanza_sim import strategies
+    from stanza_sim.simulate.costs import pass_times
 
     name = "build_schedule"
     with placed(name):
         expect(model, ModelProfile, name, "model", USE_MODEL)
         expect(cluster, Cluster, name, "cluster", USE_CLUSTER)
         count(batch_per_worker, name, "batch_per_worker")
+        count(accumulation, name, "accumulation")
         expect(strategy, str, name, "strategy", f"should be one of {', '.join(strategies.names())}")
         place = Arguments(file=name, lines={}, within=("settings",))
         data = {"strategy": strategy, "settings": settings} | ({} if label is None else {"label": label})
         entry = validate(data, StrategyEntry, place)
-        types = checked(name, _Types, {"precision": precision, "gradients": gradients})
+        types = checked(name, _Types, {"precision": precision, "gradients": gradients, "optimizer": optimizer})
+        with at(f"{name}: optimizer.no_decay"):
+            without_decay(model, types.optimizer.no_decay)
         made = strategies.build(
             strategy,
             model,
@@ -113,8 +142,12 @@ def build_schedule(
             precision=types.precision,
             gradients=Wire.NATIVE if types.gradients == "parameter" else Wire(types.gradients),
             cluster=cluster,
+            times=pass_times(cluster, model, types.precision),
+            accumulation=accumulation,
+            moments=types.optimizer.moments,
+            clipped=types.optimizer.clip_norm is not None,
         )
-        return ModelSchedule.of(made, model, entry, types.precision)
+        return ModelSchedule.of(made, model, entry, types.precision, accumulation, types.optimizer)
 
 
 def agreed_precision(schedule: ModelSchedule, given: str | None) -> str:

@@ -30,8 +30,6 @@ from stanza_sim.studies.sweep.points import SweepRow
 from stanza_sim.studies.sweep.report import in_words, print_sweep, sweep_json
 from stanza_sim.studies.sweep.session import Sweep, SweepFindings
 from stanza_sim.studies.sweep.table import FIELDS
-from stanza_sim.studies.validate.records import Predicted
-from stanza_sim.studies.validate.report import Report, report_json
 
 DEFAULT_BUDGET_S = 100.0
 """For a whole search, unless a number of evaluations limits it."""
@@ -102,15 +100,22 @@ class PlanResult(Tabular):
 
 
 def _best(answer: Answer) -> Prediction:
-    problem, winner = answer.problem, answer.found.best
-    if answer.best is None or winner is None:
+    problem, winner, best = answer.problem, answer.found.best, answer.best
+    if best is None or winner is None:
         raise InputError("no plan could be made", where="plan", hint="see what was left out: print the result")
     conditions = Conditions(loaded=problem.loaded, cluster=problem.cluster, network=problem.network)
-    made = _assemble.Setup(conditions=conditions, profile=problem.profile)
+    made, said = _assemble.Setup(conditions=conditions, profile=problem.profile), problem.loaded.value
     again = problem.predict(problem.plan(winner.choice))  # a search keeps no timelines
     return knowing(
         replace(again, spread=winner.prediction.spread),
-        ModelSchedule.of(answer.best.schedule, problem.model, winner.choice.entry, problem.loaded.value.precision),
+        ModelSchedule.of(
+            best.schedule,
+            problem.model,
+            winner.choice.entry,
+            said.precision,
+            said.training.accumulation,
+            said.training.optimizer,
+        ),
         made,
     )
 
@@ -126,17 +131,20 @@ def plan(
     profiles: str | Path | Sequence[str | Path] = (),
     precision: str = "fp32",
     gradients: Literal["parameter", "bf16", "fp16"] = "parameter",
+    accumulation: int = 1,
+    optimizer: str | Mapping[str, object] = "sgd",
     jobs: int = 1,
     scheduler: str | None = None,
     say: Say = lambda text: None,
 ) -> PlanResult:
     """Search all strategies and their settings for the most samples/s of `model` on `cluster`.
 
-    Values travel as `precision` and `gradients` say: see `build_schedule`. In the place of both an experiment may
-    stand: then its models, its rows first. `budget` (100 s unless `max_evaluations` is given; seconds, or as "30s") is
-    for all of it; with a number of evaluations for each model the answer is reproducible. With several `jobs`,
-    processes that import the caller's script simulate; with a `scheduler`, a Dask cluster. No process takes more than
-    `memory`, such as "1GB" (its part of what is free). Raises `InputError` if there is no plan, and for what is wrong.
+    For `precision`, `gradients`, `accumulation` and `optimizer` see `build_schedule`. In the place of both an
+    experiment may stand: then its models, its rows first. `budget` (100 s unless `max_evaluations` is given; seconds,
+    or as "30s") is for all of it; with a number of evaluations for each model the answer is reproducible. With several
+    `jobs`, processes that import the caller's script simulate; with a `scheduler`, a Dask cluster. No process takes
+    more than `memory`, such as "1GB" (its part of what is free). Raises `InputError` if there is no plan, and for what
+    is wrong.
 
     >>> import stanza_sim as ss
     >>> cluster, model = ss.load_cluster("star", nodes=4), ss.load_model("alexnet")
@@ -164,11 +172,12 @@ def plan(
             from stanza_sim.api._problems import ObjectProblem
 
             expect(model, ModelProfile, name, "model", USE_MODEL)
-            expect(cluster, Cluster, name, "cluster", USE_CLUSTER)
+            cluster = expect(cluster, Cluster, name, "cluster", USE_CLUSTER)
             count(batch_per_worker, name, "batch_per_worker")
-            assert cluster is not None
-            keys = {"precision": precision, "gradients": gradients, "batch_per_worker": batch_per_worker}
-            loaded = _assemble.experiment_of(name, keys)
+            count(accumulation, name, "accumulation")
+            training = {"accumulation": accumulation, "optimizer": optimizer}
+            keys = {"precision": precision, "gradients": gradients, "training": training}
+            loaded = _assemble.experiment_of(name, {**keys, "batch_per_worker": batch_per_worker}, within=("training",))
             made = _assemble.setup(name, cluster, model, loaded, profiles=given, say=say)
             problem = ObjectProblem(
                 loaded=loaded,
@@ -273,7 +282,7 @@ def sweep(
     >>> found = ss.sweep(
     ...     "ec2_v100", vary={"network.rate": ["10Gbps", "100Gbps"]}, set={"models": ["alexnet"]}, nodes=4)
     >>> found
-    <SweepResult of ec2_v100 over network.rate: 2 points, 12 rows>
+    <SweepResult of ec2_v100 over network.rate: 2 points, 14 rows>
     """
     name = "sweep"
     with placed(name):
@@ -306,94 +315,3 @@ def _listed(values: object, key: str) -> str:
 
 
 # ---- validate --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
-class ValidationResult(Tabular):
-    """The cases of a suite with their predictions and, unless it was a dry run, the `report` of measuring them."""
-
-    suite: str
-    predictions: Mapping[str, Predicted]
-    report: Report | None = None
-
-    @property
-    def held(self) -> bool | None:
-        """Whether the errors are within the suite's bounds; None for a dry run."""
-        return None if self.report is None else self.report.held
-
-    def __len__(self) -> int:
-        return len(self.predictions)
-
-    def __repr__(self) -> str:
-        did = "predicted only" if self.report is None else "bounds held" if self.held else "bounds missed"
-        return f"<ValidationResult of {shortened(self.suite)}: {len(self)} cases, {did}>"
-
-    def to_json(self) -> str:
-        """What `stanza-sim validate --json` prints of a run. Raises `InputError` for a dry run."""
-        if self.report is None:
-            raise InputError("nothing was measured", where="to_json", hint="validate without dry_run")
-        return report_json(self.report)
-
-    def _columns(self) -> Mapping[str, Sequence[object]]:
-        if self.report is None:
-            found = self.predictions
-            return {
-                "case": list(found),
-                "iteration_s": [p.iteration_s for p in found.values()],
-                "exposed_comm_s": [p.exposed_comm_s for p in found.values()],
-            }
-        results = self.report.results
-        return {
-            "case": [r.case.name for r in results],
-            "iteration_s": [r.predicted.iteration_s for r in results],
-            "measured_s": [r.measured_s for r in results],
-            "spread_pct": [r.spread_pct for r in results],
-            "error_pct": [r.error_pct for r in results],
-        }
-
-
-def validate(
-    suite: str | Path = "emulated",
-    *,
-    only: Sequence[str] = (),
-    compute: str | None = None,
-    dilate: float | None = None,
-    repeats: int | None = None,
-    seed: int | None = None,
-    set: Mapping[str, object] | None = None,
-    output: str | Path | None = None,
-    resume: bool = False,
-    dry_run: bool = False,
-    say: Say = lambda text: None,
-) -> ValidationResult:
-    """Predict the cases of a suite, then measure them in random order and report how far apart the two are.
-
-    `only` keeps cases with one of these words in their names. The report is written to the folder `output`
-    ("validation-SUITE"), where `resume` goes on with what an interrupted run left. With `dry_run` cases are predicted
-    only, on networks as their topologies state them. `dilate` is as in `measure`. Raises `InputError` and `RunError`.
-
-    >>> import stanza_sim as ss
-    >>> ss.validate(only=["star-2-500/vgg16-big/ring"], dry_run=True)
-    <ValidationResult of emulated: 1 cases, predicted only>
-    """
-    from stanza_sim.studies.validate.chosen import predicted_suite
-    from stanza_sim.studies.validate.published.suite import is_published
-
-    name = "validate"
-    with placed(name):
-        if is_published(str(suite)):
-            hint = "use ss.validate_published"
-            raise InputError("is a suite of published measurements", where=f"{name}: suite", hint=hint)
-        given = {"execute.compute": compute, "execute.dilate": dilate, "repeats": repeats, "seed": seed}
-        found = predicted_suite(str(suite), overrides(set, name, **given), [only] if isinstance(only, str) else only)
-        title = found.loaded.value.name
-        if dry_run:
-            return ValidationResult(suite=title, predictions=found.predictions)
-        report = found.measured(
-            Path(output or f"validation-{title}"),
-            command=f"stanza_sim.validate({str(suite)!r})",
-            resume=resume,
-            tell=lambda text, step, total: say(f"[{step}/{total}] {text}"),
-            say=say,
-        )
-        return ValidationResult(suite=title, predictions=found.predictions, report=report)

@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -86,11 +86,17 @@ def write_whole(text: str, path: Path) -> None:
 
 def write_bytes(content: bytes, path: Path) -> None:
     """Write a file, whole or not at all; raise `InputError` if it cannot be written there."""
+    write_parts([content], path)
+
+
+def write_parts(content: Iterable[bytes | memoryview], path: Path) -> None:
+    """As `write_bytes`, one part of the content after the other."""
     temporary: str | None = None
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            for part in content:
+                file.write(part)
             os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException as error:

@@ -12,8 +12,11 @@ from stanza_sim.base.version import __version__
 from stanza_sim.cli.calibrate import CALIBRATE_EXAMPLES, calibrate
 from stanza_sim.cli.console import errors_for_people, printing, saying, speaks, stdout
 from stanza_sim.cli.import_ import import_commands
-from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Jobs, Profiles, Verbose
+from stanza_sim.cli.options import AsJson, Dilate, Jobs, OptionalExperiment, Profiles, Verbose
 from stanza_sim.cli.plan import PLAN_EXAMPLES, plan
+from stanza_sim.cli.plot import PLOT_EXAMPLES, plot
+from stanza_sim.cli.progress import progress, progress_if_seen
+from stanza_sim.cli.report import REPORT_EXAMPLES, report
 from stanza_sim.cli.selftest import SELFTEST_EXAMPLES, selftest
 from stanza_sim.cli.show import show
 from stanza_sim.cli.sweep import SWEEP_EXAMPLES, sweep
@@ -36,6 +39,8 @@ app.add_typer(testbed_commands, name="testbed")
 app.add_typer(import_commands, name="import")
 app.command(epilog=PLAN_EXAMPLES)(plan)
 app.command(epilog=SWEEP_EXAMPLES)(sweep)
+app.command(epilog=PLOT_EXAMPLES)(plot)
+app.command(epilog=REPORT_EXAMPLES)(report)
 app.command(epilog=CALIBRATE_EXAMPLES)(calibrate)
 app.command(epilog=EXAMPLES)(validate)
 app.command(epilog=SELFTEST_EXAMPLES)(selftest)
@@ -59,8 +64,10 @@ def _root(
 _RUN_EXAMPLES = """Examples:\n
 [bold]stanza-sim run ec2_v100[/]\n
 [bold]stanza-sim run ec2_v100 --set nodes=16 --set network.rate=25Gbps[/]\n
+[bold]stanza-sim run ec2_v100 --explain[/]\n
 [bold]stanza-sim run ec2_v100 --set strategies.5.settings.fc_workers=2 --json[/]\n
 [bold]stanza-sim run laptop --execute -o results[/]\n
+[bold]stanza-sim run --from results[/]\n
 [bold]sudo stanza-sim run ec2_v100 --set nodes=4 --set network.rate=500Mbps --execute --testbed --compute emulated[/]\n
 [bold]sudo stanza-sim run ec2_v100 --execute --testbed --compute emulated --dilate 40[/]\n
 [bold]torchrun --nproc-per-node 4 -m stanza_sim run laptop --execute --profile cpu.json[/]
@@ -69,7 +76,7 @@ _RUN_EXAMPLES = """Examples:\n
 
 @app.command(epilog=_RUN_EXAMPLES)
 def run(
-    experiment: ExperimentArgument,
+    experiment: OptionalExperiment = None,
     execute: Annotated[bool, typer.Option("--execute", help="Also run every schedule for real.")] = False,
     settings: Annotated[
         list[str] | None,
@@ -83,7 +90,7 @@ def run(
     as_json: AsJson = False,
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Write result, schedules and spans.", show_default=False),
+        typer.Option("-o", "--output", metavar="DIR", help="Write result, spans and traces.", show_default=False),
     ] = None,
     compute: Annotated[
         str | None,
@@ -119,6 +126,41 @@ def run(
             show_default=False,
         ),
     ] = None,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain", help="Say what sets the time of each row and what would help, by some simulations more."
+        ),
+    ] = False,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "--save",
+            metavar="FILE",
+            help="With --execute: keep the trained parameters, a state_dict (.safetensors, else torch.save), and "
+            "beside it what resuming takes; {model} and {row} in the name are replaced.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(
+            "--resume",
+            metavar="FILE",
+            help="With --execute: go on with a training that --save kept, up to training.iterations in all.",
+            show_default=False,
+        ),
+    ] = None,
+    replayed: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="DIR",
+            help="Simulate again what --execute -o DIR measured, with its computation times: how much of the error is "
+            "the network's and the schedule's.",
+            show_default=False,
+        ),
+    ] = None,
     jobs: Jobs = None,
     verbose: Verbose = False,
 ) -> None:
@@ -129,6 +171,7 @@ def run(
     with errors_for_people():
         from stanza_sim.base.errors import InputError
         from stanza_sim.base.processes import cores
+        from stanza_sim.experiment.loops import Files
         from stanza_sim.experiment.run import run_experiment
         from stanza_sim.report.folder import check_writable, write_result
 
@@ -144,33 +187,66 @@ def run(
 
         if output is not None and speaks():
             check_writable(output)
-        result = run_experiment(
-            experiment,
-            overrides=[
-                *(settings or []),
-                *([f"execute.compute={compute}"] if compute is not None else []),
-                *([f"execute.dilate={dilate}"] if dilate is not None else []),
-                *([f"network.nccl={nccl}"] if nccl is not None else []),
-            ],
-            execute=execute,
-            profiles=profile or [],
-            save_profile=save_profile,
-            testbed=testbed,
-            jobs=jobs or (1 if execute else cores()),
-            say=saying(verbose),
-        )
+        overrides = [
+            *(settings or []),
+            *([f"execute.compute={compute}"] if compute is not None else []),
+            *([f"execute.dilate={dilate}"] if dilate is not None else []),
+            *([f"network.nccl={nccl}"] if nccl is not None else []),
+        ]
+        if replayed is not None:
+            given: dict[str, object] = {"--execute": execute, "--output": output, "--profile": profile}
+            given |= {"--testbed": testbed, "--save-profile": save_profile, "--save": save, "--resume": resume}
+            given |= {"--explain": explain, "--jobs": jobs}
+            for option in (option for option, value in given.items() if value):
+                raise InputError(f"replays what is in {replayed}", where="--from", hint=f"leave {option} out")
+            _print_replay(replayed, experiment, overrides, as_json=as_json)
+            return
+        if experiment is None:
+            raise InputError("which experiment?", where="run", hint="such as: stanza-sim run ec2_v100")
+        with progress_if_seen() as tell:
+            result = run_experiment(
+                experiment,
+                overrides=overrides,
+                execute=execute,
+                profiles=profile or [],
+                save_profile=save_profile,
+                testbed=testbed,
+                jobs=jobs or (1 if execute else cores()),
+                files=Files(save=save, resume=resume),
+                say=saying(verbose),
+                tell=tell,
+            )
         if result is None or not speaks():
             return
-        if output is not None:
-            write_result(result, output)
         from stanza_sim.report.result import result_json
-        from stanza_sim.report.table import print_result
+        from stanza_sim.report.table import print_explanations, print_result
 
+        with progress() as tell:
+            for i, row in enumerate(result.rows if explain else ()):
+                tell("rows explained", i, len(result.rows))
+                _ = row.details and row.details.explanation  # it is kept there
+        text = result_json(result, explained=explain)
+        if output is not None:
+            write_result(result, output, text)
         with printing():
             if as_json:
-                sys.stdout.write(result_json(result))
+                sys.stdout.write(text)
             else:
                 print_result(result, stdout())
+                if explain:
+                    print_explanations(result, stdout())
+
+
+def _print_replay(folder: Path, experiment: str | None, overrides: list[str], *, as_json: bool) -> None:
+    from stanza_sim.experiment.replay import replay
+    from stanza_sim.report.replayed import print_replayed, replayed_json
+
+    name, rows = replay(folder, experiment, overrides, say=saying(verbose=False))
+    with printing():
+        if as_json:
+            sys.stdout.write(replayed_json(name, rows))
+        else:
+            print_replayed(name, rows, stdout())
 
 
 @app.command(epilog="Example:  [bold]stanza-sim flows case.json --json[/]")

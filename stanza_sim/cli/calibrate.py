@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from stanza_sim.cli.console import errors_for_people, printing, say, saying, stdout
-from stanza_sim.cli.options import Verbose
+from stanza_sim.cli.options import AsJsonOfTables, Verbose
+from stanza_sim.cli.progress import waiting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,6 +47,7 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
+    as_json: AsJsonOfTables = False,
     verbose: Verbose = False,
 ) -> None:
     """Measure single messages between ranks, the sharing of cores and, with [bold]--model[/], the blocks of a model.
@@ -66,14 +69,18 @@ def calibrate(
         rate_Bps = None if rate is None else read_rate(rate, where="--rate")
         known = load_cluster(cluster, nodes=nodes, rate_Bps=rate_Bps)
         timed = [(load_model(name), batch) for name in models or ()]
-        found, is_main = calibrate_cluster(
-            known, timed, testbed=testbed, realtime=testbed if realtime is None else realtime, say=saying(verbose)
-        )
+        with waiting("calibrating"):
+            found, is_main = calibrate_cluster(
+                known, timed, testbed=testbed, realtime=testbed if realtime is None else realtime, say=saying(verbose)
+            )
         if not is_main:
             return
         write_network(found, output)
         with printing():
-            _print(found, stdout())
+            if as_json:
+                sys.stdout.write(output.read_text(encoding="utf-8"))
+            else:
+                _print(found, stdout())
         say(f"written to {output}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,7 @@ from stanza_sim.cli.console import errors_for_people, printing, say, stdout
 from stanza_sim.cli.import_clusters import add_cluster_commands
 from stanza_sim.cli.import_graphs import add_graph_commands
 from stanza_sim.cli.import_trace import add_trace_commands
+from stanza_sim.cli.options import AsJsonOfTables
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,6 +66,7 @@ def nccl_tests(
             show_default=False,
         ),
     ] = None,
+    as_json: AsJsonOfTables = False,
 ) -> None:
     """Fit what NCCL reaches on a platform to logs of nccl-tests, for [bold]nccl:[/] of a topology or [bold]--nccl[/].
 
@@ -84,7 +87,10 @@ def nccl_tests(
         found = fit(read, base=platform or platform_like(read), name=output.stem, cluster=on)
         write_platform(found.platform, output)
         with printing():
-            _print(found, stdout())
+            if as_json:
+                sys.stdout.write(output.read_text(encoding="utf-8"))
+            else:
+                _print(found, stdout())
         say(f"written to {output}")
 
 

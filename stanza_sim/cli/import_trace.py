@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stanza_sim.cli.console import errors_for_people, printing, say, stdout
+from stanza_sim.cli.options import AsJsonOfTables
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,6 +61,7 @@ def kineto(
             "--cluster", metavar="NAME", help="Where it ran: its collectives are predicted there.", show_default=False
         ),
     ] = None,
+    as_json: AsJsonOfTables = False,
 ) -> None:
     """Take the times of a model's blocks from a trace of PyTorch's profiler, for [bold]--profile[/] of a run.
 
@@ -86,7 +89,10 @@ def kineto(
         taken = take(trace, profile, stated, source=file.name)
         write_profile(taken.profile, output)
         with printing():
-            _print(taken, communication(trace), on, stdout())
+            if as_json:
+                sys.stdout.write(output.read_text(encoding="utf-8"))
+            else:
+                _print(taken, communication(trace), on, stdout())
         for note in taken.notes:
             say(f"{file}: {note}")
         say(f"written to {output}")

@@ -258,6 +258,6 @@ def _write(plan_result: PlanAnswers, folder: Path, top: int) -> None:
 
 def _progress() -> AbstractContextManager[Tell]:
     """Show how far the search of each model is."""
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-    return bars(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    return bars(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,10 +12,9 @@ import typer
 
 from stanza_sim.cli.console import errors_for_people, printing, say, stdout
 from stanza_sim.cli.options import AsJsonOfTables, ExperimentArgument, Jobs, Profiles, Scheduler, check_one_place
-from stanza_sim.cli.progress import bars
+from stanza_sim.cli.progress import progress
 
 if TYPE_CHECKING:
-    from stanza_sim.base.telling import Tell
     from stanza_sim.studies.sweep.session import Sweep
 
 SWEEP_EXAMPLES = """Examples:\n
@@ -70,7 +69,7 @@ def sweep(
 
         check_one_place(scheduler, jobs)
         made = Sweep(experiment, vary=vary or [], overrides=settings or [], profiles=profile or [], output=output)
-        with _progress() as tell, _kept(made):
+        with progress() as tell, _kept(made):
             sweep_result = made.run(jobs=jobs or cores(), scheduler=scheduler, tell=tell)
         for warning in sweep_result.warnings:
             say(f"warning: {warning}")
@@ -96,10 +95,3 @@ def _kept(made: Sweep) -> Iterator[None]:
             known = sum(point in made.table.lines for point in made.points)
             say(f"{known} of {len(made.points)} points are in {made.table.path}; the same command goes on with them")
         raise
-
-
-def _progress() -> AbstractContextManager[Tell]:
-    """Show how far a sweep is."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-
-    return bars(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

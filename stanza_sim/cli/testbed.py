@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stanza_sim.cli.console import errors_for_people, printing, say, stdout
+from stanza_sim.cli.options import AsPlainJson
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,6 +41,7 @@ def up(
     rate: Annotated[
         str | None, typer.Option("--rate", help="Rate of every NIC, such as 200Mbps.", show_default=False)
     ] = None,
+    as_json: AsPlainJson = False,
 ) -> None:
     """Build a topology as namespaces: one for each host and switch, every direction of every link shaped to its rate.
 
@@ -56,6 +59,9 @@ def up(
         made = bed.up()
         record = bed.registry.get(bed.prefix)
         with printing():
+            if as_json:
+                typer.echo(json.dumps(None if record is None else _json(record), indent=2))
+                return
             console = stdout()
             console.print(f"{bed.name} {'was up already' if made == 'found' else f'is up ({made})'}", soft_wrap=True)
             if record is not None:
@@ -66,7 +72,7 @@ def up(
 @testbed.command()
 def status(
     topology: Annotated[str | None, typer.Argument(help="As for `up`; default: all.", show_default=False)] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsPlainJson = False,
 ) -> None:
     """Show the testbeds that there are. The exit status is 1 if TOPOLOGY is not up."""
     with errors_for_people():
@@ -75,8 +81,6 @@ def status(
         records = Registry().records() if topology is None else _records_of(topology)
         with printing():
             if as_json:
-                import json
-
                 typer.echo(json.dumps([_json(record) for record in records], indent=2))
             elif not records:
                 typer.echo("there is no testbed" if topology is None else f"{topology} is not up")

@@ -1,4 +1,4 @@
-"""Clusters that are the same but for how fast messages are."""
+"""Clusters that are the same but for how fast messages, or hosts, are."""
 
 from __future__ import annotations
 
@@ -86,6 +86,42 @@ def with_slower_network(cluster: Cluster, times: float) -> Cluster:
         hosts=_changed(cluster.hosts, lambda host: _later(_wider(host, wider), times)),
         wakeup_latency_s=cluster.wakeup_latency_s * times,
     )
+
+
+def with_quicker_messages(cluster: Cluster, times: float) -> Cluster:
+    """What messages take beside the rates of what they cross is divided: latencies, and what they cost cores.
+
+    These are overheads, wake-ups, and core-seconds of messages and of bytes. Rates stay what they are.
+    """
+    later = 1 / times
+
+    def link(one: DirectedLink) -> DirectedLink:
+        return replace(one, latency_s=one.latency_s * later)
+
+    def change(host: Host) -> Host:
+        back = _later(host, later)
+        return replace(
+            back,
+            nccl_times=host.nccl_times,
+            nccl_latency_times=host.nccl_latency_times * later,
+            staging=None if host.staging is None else host.staging.later(later),
+        )
+
+    return replace(
+        cluster,
+        links=tuple(map(link, cluster.links)),
+        hosts=_changed(cluster.hosts, change),
+        wakeup_latency_s=cluster.wakeup_latency_s * later,
+    )
+
+
+def with_faster_hosts(cluster: Cluster, times: Mapping[int, float]) -> Cluster:
+    """Hosts, by index, whose devices and cores compute so many times as fast."""
+    hosts = [
+        replace(host, device_speed=host.device_speed * times[h]) if h in times else host
+        for h, host in enumerate(cluster.hosts)
+    ]
+    return replace(cluster, hosts=tuple(hosts))
 
 
 def _later(host: Host, times: float) -> Host:

@@ -180,13 +180,13 @@ class Staging:
 
     def slower(self, times: float) -> Staging:
         """The same, so many times slower."""
-        return replace(
-            self,
-            bandwidth_Bps=self.bandwidth_Bps / times,
-            latency_s=self.latency_s * times,
-            back_Bps=None if self.back_Bps is None else self.back_Bps / times,
-            back_latency_s=None if self.back_latency_s is None else self.back_latency_s * times,
-        )
+        back_Bps = None if self.back_Bps is None else self.back_Bps / times
+        return replace(self.later(times), bandwidth_Bps=self.bandwidth_Bps / times, back_Bps=back_Bps)
+
+    def later(self, times: float) -> Staging:
+        """The same, with latencies so many times as long."""
+        back_s = None if self.back_latency_s is None else self.back_latency_s * times
+        return replace(self, latency_s=self.latency_s * times, back_latency_s=back_s)
 
 
 class IntraKind(StrEnum):
@@ -261,7 +261,8 @@ class Host:
     speed of devices of one kind, relative to their mean; see `pace`. `reduce_Bps` is at how many bytes per second a
     rank on its cores adds up contributions and updates parameters; ranks on the cores of a host with devices do nothing
     else. `losses` are what a full host loses. `nccl` is the path of what NCCL reaches there, if that is stated; see
-    `stanza_sim.cluster.nccl`. All that is said there takes `nccl_times` as long. `price_per_hour`: in dollars.
+    `stanza_sim.cluster.nccl`. All that is said there takes `nccl_times` as long, its latencies
+    `nccl_latency_times` beside that. `price_per_hour`: in dollars.
     """
 
     name: str
@@ -276,6 +277,7 @@ class Host:
     staging: Staging | None = None
     nccl: str | None = None
     nccl_times: float = 1.0
+    nccl_latency_times: float = 1.0
     reduce_Bps: float | None = None
     losses: Losses = Losses()
     price_per_hour: float | None = None
@@ -315,10 +317,8 @@ def kinds_of(hosts: Iterable[Host]) -> list[int]:
     numbers: dict[tuple[object, ...], int] = {}
     same: dict[tuple[int, ...], int] = {}  # hosts of one group share what they are made of, and that is quickly seen
     found = []
-    for host in hosts:
-        what = _WHAT(host)
-        ids = (*map(id, what),)
-        if (number := same.get(ids)) is None:
+    for what in map(_WHAT, hosts):
+        if (number := same.get(ids := (*map(id, what),))) is None:
             number = same[ids] = numbers.setdefault(what, len(numbers))
         found.append(number)
     return found

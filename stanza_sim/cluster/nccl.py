@@ -102,13 +102,21 @@ class NcclPlatform:
             across_Bps=None if self.across_Bps is None else self.across_Bps / times,
             memory_Bps=None if self.memory_Bps is None else self.memory_Bps / times,
             memory_share=self.memory_share / times,
+            tree_channel_Bps=(one / times, two / times, more / times),
+            ll128_channel_Bps=self.ll128_channel_Bps / times,
+        ).later(times)
+
+    def later(self, times: float) -> NcclPlatform:
+        """The platform with its latencies so many times as long, and its rates as they were."""
+        if times == 1:
+            return self
+        return replace(
+            self,
             overhead_s=self.overhead_s * times,
             launch_s=self.launch_s * times,
             base_s=self.base_s.slower(times),
             inside_s=self.inside_s.slower(times),
             across_s=self.across_s.slower(times),
-            tree_channel_Bps=(one / times, two / times, more / times),
-            ll128_channel_Bps=self.ll128_channel_Bps / times,
         )
 
 
@@ -218,12 +226,12 @@ def _hops(section: HopSection) -> HopLatencies:
 
 
 def platform_on(host: Host) -> NcclPlatform:
-    """Return the platform of a host, `Host.nccl_times` as slow: the one that its topology states, or a shipped one.
+    """Return the platform of a host: the one that its topology states, or a shipped one.
 
     By what joins its devices that is `a100-nvlink` for A100s joined by NVLink, `nvlink` for others so joined, else
-    `pcie`.
+    `pcie`. It is `Host.nccl_times` as slow, and its latencies `Host.nccl_latency_times` as long beside that.
     """
-    return load_nccl(_platform_name(host)).slower(host.nccl_times)
+    return load_nccl(_platform_name(host)).slower(host.nccl_times).later(host.nccl_latency_times)
 
 
 def _platform_name(host: Host) -> str:

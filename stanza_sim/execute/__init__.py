@@ -17,6 +17,8 @@ if TYPE_CHECKING:
         Measurement,
         Optimizer,
         RunJob,
+        Score,
+        Target,
         Training,
     )
     from stanza_sim.execute.start.launch import RankPlace
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "measure_loopback": "calibrate.calibration",
     **dict.fromkeys(("Backend", "ComputeMode", "Emulation", "LearningRate", "Measurement"), "rank.job"),
-    **dict.fromkeys(("Optimizer", "RunJob", "Training"), "rank.job"),
+    **dict.fromkeys(("Optimizer", "RunJob", "Score", "Target", "Training"), "rank.job"),
     "RankPlace": "start.launch",
     "Workers": "start.protocol",
     **dict.fromkeys(("execute", "open_workers", "require_torch"), "start.start"),
@@ -41,6 +43,8 @@ __all__ = [
     "Optimizer",
     "RankPlace",
     "RunJob",
+    "Score",
+    "Target",
     "Training",
     "Workers",
     "execute",

@@ -21,19 +21,20 @@ from pydantic_core import InitErrorDetails
 
 from stanza_sim import strategies
 from stanza_sim.base import config
-from stanza_sim.base.config import Count, Factor, Loaded, Multiple, Section
+from stanza_sim.base.config import Count, Factor, Loaded, Section
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.precision import LOSS_SCALE, Precision
 from stanza_sim.base.units import PositiveSeconds, Rate
+from stanza_sim.experiment.held_out import Evaluation, TrainingTarget
+from stanza_sim.experiment.model_entry import Batch as Batch
+from stanza_sim.experiment.model_entry import ModelEntry as ModelEntry
+from stanza_sim.experiment.model_entry import Name as Name
+from stanza_sim.experiment.model_entry import Scale as Scale
+from stanza_sim.experiment.optimizer import NamedOptimizer, Optimizer
 from stanza_sim.experiment.simulated import Simulation
 from stanza_sim.experiment.simulated import wrong as _wrong
 from stanza_sim.schedule import Wire
 from stanza_sim.schedule.progress import Issue
-
-Scalar = bool | int | float | str | None
-Batch = Annotated[Count, Field(le=1_000_000_000)]
-"""Samples of one worker."""
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*$")]
 
 
 class Network(Section):
@@ -43,49 +44,6 @@ class Network(Section):
     nccl: str | None = Field(
         None, min_length=1, description="What NCCL reaches on all hosts: name of a platform, or path of its file."
     )
-
-
-class Scale(Section):
-    """Factors that make a model smaller or larger than it is; see `stanza_sim.model.profile.scaled`."""
-
-    bytes: Multiple = Field(1.0, description="Factor on the sizes of all parameters and of what passes between blocks.")
-    compute: Multiple = Field(1.0, description="Factor on the work of every block.")
-
-    def __str__(self) -> str:
-        """`-bytes0.02-compute0.5`, or nothing where nothing is scaled."""
-        both = (("bytes", self.bytes), ("compute", self.compute))
-        return "".join(f"-{key}{value:g}" for key, value in both if value != 1).replace("+", "")
-
-
-class Throughput(Section):
-    """What one device is known to train of a model, updates included."""
-
-    samples_per_s: Factor = Field(description="Samples per second of one device.")
-    batch: Batch = Field(description="Samples per step at which they were measured.")
-
-
-class ModelEntry(Section):
-    """A model of the zoo by name, or a torch module by the import path of its factory."""
-
-    model: str = Field(min_length=1, description="Name in the zoo, or `package.module:factory`.")
-    name: Name | None = Field(None, description="Name in the report; default: the zoo's, or the factory's.")
-    batch_per_worker: Batch | None = Field(None, description="Samples per worker and iteration.")
-    input_shape: tuple[Count, ...] | dict[str, tuple[Count, ...]] | None = Field(
-        None, description="Shape of one sample, for a factory; of several tensors, by the names of forward's arguments."
-    )
-    factory_kwargs: dict[str, Scalar] = Field(default_factory=dict, description="Arguments of the factory.")
-    boundary: str | int | None = Field(None, description="Block at which the FC part begins; default: found.")
-    scale: Scale = Field(Scale(), description="Makes it a model of the same shape that can be emulated, not trained.")
-
-    throughput: dict[str, Throughput] = Field(
-        default_factory=dict,
-        description="Known throughput of one device, by its name; times are scaled to it.",
-    )
-
-    @property
-    def title(self) -> str:
-        """What the report calls the model; it says if the model is scaled, and how."""
-        return f"{self.name or self.model.rpartition(':')[2]}{self.scale}"
 
 
 def _from_name(key: str) -> BeforeValidator:
@@ -99,7 +57,9 @@ class StrategyEntry(Section):
     strategy: str = Field(description="Name of the strategy: a file in `strategies/`.")
     label: str | None = Field(None, min_length=1, max_length=60, description="Name of the row; default: the name.")
     settings: SerializeAsAny[BaseModel] = Field(
-        default_factory=Section, validate_default=True, description="Settings of the strategy."
+        default_factory=Section,
+        validate_default=True,
+        description="Settings of the strategy: see `stanza-sim show strategy NAME`.",
     )
 
     @field_validator("strategy")
@@ -139,33 +99,6 @@ class StrategyEntry(Section):
         return self.label or self.strategy
 
 
-class LearningRate(Section):
-    """How the learning rate changes: a linear warm-up, then constant, in steps, or along a half cosine to zero."""
-
-    kind: Literal["constant", "step", "cosine"] = "constant"
-    warmup: int = Field(0, ge=0, description="Iterations of linear warm-up from lr/warmup to lr.")
-    every: Count | None = Field(None, description="step: iterations between two steps.")
-    factor: float | None = Field(None, gt=0, lt=1, description="step: the factor of one step.")
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        given = self.every is not None, self.factor is not None
-        if self.kind == "step" and not all(given):
-            raise _wrong("a step schedule needs `every` and `factor`", "such as {kind: step, every: 30, factor: 0.1}")
-        if self.kind != "step" and any(given):
-            raise _wrong(f"`every` and `factor` are for kind step, not {self.kind}", "leave them out or set kind: step")
-        return self
-
-
-class Optimizer(Section):
-    """SGD with momentum."""
-
-    lr: Factor = Field(0.05, description="Learning rate for the mean loss of a global batch.")
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
-    schedule: LearningRate = LearningRate()
-
-
 DIGITS = 1438
 """Samples of `data: digits` that are trained on: of 1,797 one in five is held out."""
 
@@ -173,18 +106,31 @@ DIGITS = 1438
 class Training(Section):
     """What `--execute` trains on, and for how long."""
 
-    iterations: Count = Field(60, description="Iterations in all, warm-up included.")
+    iterations: Count = Field(60, description="Iterations in all, warm-up and those that are resumed included.")
     warmup: int = Field(10, ge=0, description="First iterations, which train but are not timed.")
-    optimizer: Optimizer = Optimizer()
+    optimizer: NamedOptimizer = Optimizer()
     epochs: Factor | None = Field(
         None,
-        description="Of the whole training, for its time and cost; what is run for real are `iterations`.",
+        description="Of the whole training, for its time and cost; they are run for real, too, unless `iterations` or "
+        "`samples` are stated.",
     )
-    samples: Count | None = Field(None, description="How many samples an epoch has; default: those of `digits`.")
+    samples: Count | None = Field(None, description="How many samples an epoch has; default: those of the data.")
+    evaluate: Evaluation | None = Field(
+        None,
+        description="How often the held-out samples are looked at; default: at the end, and with a target each epoch.",
+    )
+    target: TrainingTarget | None = Field(
+        None, description="What ends a training early: {accuracy: 0.9}, or {perplexity: 20} of the held-out samples."
+    )
     data: str = Field("synthetic", min_length=1, description="synthetic, digits, or the import path of a Dataset.")
     loss: Literal["cross_entropy", "mse", "bce"] | None = Field(
         None,
         description="Default: cross_entropy for whole numbers; mse, or bce of booleans, where labels are like outputs.",
+    )
+    accumulation: Annotated[Count, Field(le=10_000)] = Field(
+        1,
+        description="Steps of an iteration: each worker computes so many batches of batch_per_worker samples, adds up "
+        "their gradients, and then exchanges these and updates parameters once.",
     )
     loss_scale: Factor = Field(
         LOSS_SCALE, le=2**24, description="fp16: what the mean loss of a worker's batch is multiplied by."
@@ -192,7 +138,7 @@ class Training(Section):
 
     @model_validator(mode="after")
     def _epochs_have_samples(self) -> Self:
-        if self.epochs is not None and self.samples is None and self.data != "digits":
+        if self.epochs is not None and self.samples is None and self.data == "synthetic":
             what = f"how many samples an epoch of `{self.data}` data has is not known"
             raise _wrong(what, "set training.samples, such as samples: 1281167 for ImageNet")
         if self.samples is not None and self.epochs is None:
@@ -201,12 +147,25 @@ class Training(Section):
 
     @property
     def all_samples(self) -> float | None:
-        """Samples of the whole training, if its epochs are stated."""
-        return None if self.epochs is None else self.epochs * (self.samples or DIGITS)
+        """Samples of the whole training, if its epochs are stated, and how many an epoch has is known."""
+        each = self.samples or (DIGITS if self.data == "digits" else None)
+        return None if self.epochs is None or each is None else self.epochs * each
+
+    @property
+    def runs_epochs(self) -> bool:
+        """Whether the epochs say how many iterations are run."""
+        return self.epochs is not None and self.samples is None and "iterations" not in self.model_fields_set
+
+    @model_validator(mode="after")
+    def _held_out(self) -> Self:
+        if self.data == "synthetic" and (self.evaluate is not None or self.target is not None):
+            key = "evaluate" if self.evaluate is not None else "target"
+            raise _wrong(f"`{key}` is of held-out samples, and synthetic data has none", "set training.data")
+        return self
 
     @model_validator(mode="after")
     def _some_are_timed(self) -> Self:
-        if self.warmup + 2 > self.iterations:
+        if self.warmup + 2 > self.iterations and not self.runs_epochs:
             raise _wrong(
                 f"{self.iterations} iterations with {self.warmup} of warm-up leave fewer than two to time",
                 "raise `iterations` or lower `warmup`",
@@ -287,13 +246,15 @@ class Uncertainty(Section):
 class Experiment(Section):
     """One experiment file."""
 
-    name: Name
-    description: str = ""
+    name: Name = Field(description="Name in results: letters, digits, _, . and -.")
+    description: str = Field("", description="What it is for.")
     cluster: str = Field(min_length=1, description="Name of a topology, or path of its file.")
     nodes: Count | None = Field(None, description="How many nodes; default: the topology's.")
     network: Network = Network()
-    batch_per_worker: Batch = Field(32, description="Samples per worker and iteration, for models that do not say.")
-    seed: int = Field(1, ge=0, lt=2**63, strict=True)
+    batch_per_worker: Batch = Field(
+        32, description="Samples per worker and iteration, for models that do not say; of language models sequences."
+    )
+    seed: int = Field(1, ge=0, lt=2**63, strict=True, description="Of parameters, data and what varies by chance.")
     precision: Precision = Field(
         Precision.FP32, description="What is computed in: fp32 (no TF32), tf32, bf16 or fp16 (autocast)."
     )
@@ -341,7 +302,7 @@ class Experiment(Section):
 
     def batch_of(self, entry: ModelEntry) -> int:
         """Samples per worker and iteration of one of `models`."""
-        return entry.batch_per_worker or self.batch_per_worker
+        return entry.own_batch or self.batch_per_worker
 
 
 def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Loaded[Experiment]:
@@ -357,6 +318,7 @@ def load_experiment(name_or_path: str, overrides: Sequence[str] = ()) -> Loaded[
         return loaded
     models = list(loaded.value.models)
     for i, entry in enumerate(models):
-        if not {("models", i), ("models", i, "batch_per_worker")} & keys:
-            models[i] = entry.model_copy(update={"batch_per_worker": None})
+        own = {("models", i, key) for key in ("batch_per_worker", "tokens_per_worker")}
+        if not {("models", i), *own} & keys:
+            models[i] = entry.with_batch(None)
     return replace(loaded, value=loaded.value.model_copy(update={"models": tuple(models)}))

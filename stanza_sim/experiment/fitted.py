@@ -9,8 +9,9 @@ from dataclasses import replace
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError, at
 from stanza_sim.base.telling import Say
-from stanza_sim.experiment.file import Experiment
+from stanza_sim.experiment.file import DIGITS, Experiment
 from stanza_sim.experiment.jobs import training_of
+from stanza_sim.experiment.loops import length_of
 from stanza_sim.experiment.rows import LeftOutRow, Plan
 from stanza_sim.model.labels import Labels, Loss
 from stanza_sim.model.profile import ModelProfile
@@ -36,7 +37,7 @@ def fitted(
         return tuple(plans)
     from stanza_sim.execute.train.known import check_cut_loss
 
-    models: dict[str, ModelProfile] = {}
+    models: dict[str, tuple[ModelProfile, int | None]] = {}
     for title in dict.fromkeys(plan.entry.title for plan in plans):
         mine = [plan for plan in plans if plan.entry.title == title]
         index = next((i for i, entry in enumerate(experiment.models) if entry.title == title), 0)
@@ -56,16 +57,20 @@ def fitted(
     for plan in plans:
         if (plan.entry.title, plan.strategy.title) in unfit:
             continue
-        model = models[plan.entry.title]
+        model, samples = models[plan.entry.title]
         try:
             with at(loaded.source.where("training", "data"), outer=True):
                 check_cut_loss(model, plan.schedule)
+            if experiment.training.target is not None:
+                with at(loaded.source.where("training", "target"), outer=True):
+                    experiment.training.target.check(model.labels)
         except InputError as error:
             if left_out is None:
                 raise
             left_out.append(LeftOutRow(entry=plan.entry, strategy=plan.strategy, error=error))
             continue
-        found.append(replace(plan, model=model, schedule=with_labels(plan.schedule, plan.model, model)))
+        schedule = with_labels(plan.schedule, plan.model, model)
+        found.append(replace(plan, model=model, schedule=schedule, train_samples=samples))
     return tuple(found)
 
 
@@ -91,8 +96,8 @@ def _checked(plans: Sequence[Plan]) -> list[LeftOutRow]:
     return found
 
 
-def _with_labels(loaded: Loaded[Experiment], plans: Sequence[Plan], say: Say) -> ModelProfile:
-    """The model of `plans` with the labels that its data has."""
+def _with_labels(loaded: Loaded[Experiment], plans: Sequence[Plan], say: Say) -> tuple[ModelProfile, int | None]:
+    """The model of `plans` with the labels that its data has, and how many samples are trained on, if that is known."""
     from stanza_sim.execute.train.known import shipped_labels
 
     experiment, model = loaded.value, plans[0].model
@@ -100,15 +105,19 @@ def _with_labels(loaded: Loaded[Experiment], plans: Sequence[Plan], say: Say) ->
     loss = None if training.loss is None else Loss(training.loss)
     labels = shipped_labels(training.data, model, loss)
     if labels is not None:
-        return _stating(model, labels)
+        return _stating(model, labels), DIGITS if training.data == "digits" else None
     from stanza_sim.execute.train import data, early
 
     items = data.raw(training.data, model, experiment.seed)
     model = _stating(model, early.labels_in(training.data, items, model, loss))
     batches = [plan.schedule.global_batch for plan in plans]
-    for note in early.look_at(training.data, items, model, batches, training.iterations, experiment.seed):
+    train, held_out = data.divide(training.data, len(items), experiment.seed)
+    if not held_out and (training.evaluate is not None or training.target is not None):
+        raise InputError(f"has {len(items)} samples, too few to hold out some", hint="leave evaluate and target out")
+    iterations = length_of(training, max(batches), len(train)).iterations
+    for note in early.look_at(training.data, items, model, batches, iterations, experiment.seed):
         say(f"note: {note}")
-    return model
+    return model, len(train)
 
 
 def _stating(model: ModelProfile, labels: Labels) -> ModelProfile:

@@ -7,12 +7,14 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.config import Loaded
-from stanza_sim.base.errors import InputError
+from stanza_sim.base.errors import InputError, at
+from stanza_sim.base.optimizers import OptimizerKind
 from stanza_sim.base.precision import FLOAT_BYTES, Precision
 from stanza_sim.base.telling import Say
 from stanza_sim.cluster import Cluster
 from stanza_sim.experiment import file
 from stanza_sim.experiment.file import Experiment
+from stanza_sim.experiment.loops import NO_FILES, Files, length_of, resumed
 from stanza_sim.experiment.rows import Plan
 from stanza_sim.profiles.blocks import Profile
 from stanza_sim.schedule.progress import Issue
@@ -104,12 +106,15 @@ def jobs_of(
     known: dict[str, Profile],
     *,
     testbed: bool = False,
+    files: Files = NO_FILES,
 ) -> list[RunJob]:
     """What the executor is told, by plan; `known` are the profiles by model. Raises `InputError` for what cannot run.
 
-    In a testbed ranks that only wait run under real-time scheduling, unless the experiment says whether they do.
+    `files` are where trainings are saved, and what they go on from. In a testbed ranks that only wait run under
+    real-time scheduling, unless the experiment says whether they do.
     """
-    from stanza_sim.execute import Backend, Emulation, LearningRate, Optimizer, RunJob, Training
+    from stanza_sim.execute import Backend, Emulation, LearningRate, Optimizer, RunJob, Target, Training
+    from stanza_sim.execute.start.start import check_optimizer
     from stanza_sim.experiment.emulation import check_dilated
 
     check_dilated(loaded, testbed=testbed)
@@ -123,23 +128,36 @@ def jobs_of(
         realtime = how.realtime if "realtime" in how.model_fields_set else testbed
         for i, plan in enumerate(plans):
             costs = costs_for(
-                cluster, plan.model, experiment.precision, known.get(plan.entry.title), launch=experiment.launch
+                cluster,
+                plan.model,
+                experiment.precision,
+                known.get(plan.entry.title),
+                launch=experiment.launch,
+                moments=plan.schedule.moments,
             )
             emulations[i] = emulation_of(plan, cluster, costs, realtime=realtime, dilation=how.dilate)
     else:
         check_precision(loaded, plans, cluster)
-    optimizer = training.optimizer
-    return [
+    optimizer, target = training.optimizer, training.target
+    files.check(plans, emulated=experiment.execute.compute == "emulated")
+    lengths = []
+    for plan in plans:
+        with at(loaded.source.where("training"), outer=True):
+            lengths.append(length_of(training, plan.schedule.global_batch, plan.train_samples))
+    jobs = [
         RunJob(
             schedule=plan.schedule,
             model=plan.model,
             training=Training(
-                iterations=training.iterations,
-                warmup=training.warmup,
+                iterations=length.iterations,
+                warmup=length.warmup,
+                evaluate=length.evaluate,
+                target=None if target is None else Target(**target.model_dump()),
                 optimizer=Optimizer(
-                    lr=optimizer.lr,
-                    momentum=optimizer.momentum,
-                    weight_decay=optimizer.weight_decay,
+                    kind=OptimizerKind(optimizer.kind),
+                    **optimizer.settings,
+                    no_decay=optimizer.no_decay,
+                    clip_norm=optimizer.clip_norm,
                     schedule=LearningRate(**optimizer.schedule.model_dump()),
                 ),
                 data=training.data,
@@ -152,6 +170,11 @@ def jobs_of(
             emulation=emulation,
             precision=experiment.precision,
             loss_scale=training.loss_scale,
+            save=files.of(plan, files.save),
+            resume=files.of(plan, files.resume),
         )
-        for plan, emulation in zip(plans, emulations, strict=True)
+        for plan, emulation, length in zip(plans, emulations, lengths, strict=True)
     ]
+    for job in jobs:
+        check_optimizer(job)
+    return [resumed(job) if job.resume is not None else job for job in jobs]

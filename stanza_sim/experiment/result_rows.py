@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from stanza_sim.cluster import Cluster
+from stanza_sim.experiment.details import Details
 from stanza_sim.experiment.file import Experiment
 from stanza_sim.experiment.rows import LeftOutRow, Plan
+from stanza_sim.experiment.scenario import Scenario
 from stanza_sim.experiment.slow_places import slow_places
 from stanza_sim.experiment.worth import flops_utilisation, price_per_hour, unpriced
-from stanza_sim.report.result import Drift, Infeasible, Row
+from stanza_sim.report.result import Drift, Infeasible, Result, Row
 from stanza_sim.simulate import Prediction
 
 if TYPE_CHECKING:  # imported where something is executed
@@ -24,8 +27,9 @@ def row_of(
     measurement: Measurement | None = None,
     drift: Drift | None = None,
     undilated: Prediction | None = None,
+    scenario: Scenario | None = None,
 ) -> Row:
-    """The row of a report for one plan."""
+    """The row of a report for one plan; `scenario` is what `prediction` was made of."""
     return Row(
         label=plan.strategy.title,
         model=plan.entry.title,
@@ -34,6 +38,7 @@ def row_of(
         cluster=cluster.name,
         nodes=cluster.nodes,
         batch_per_worker=plan.batch_per_worker,
+        accumulation=experiment.training.accumulation,
         precision=experiment.precision,
         seed=experiment.seed,
         schedule=plan.schedule,
@@ -45,6 +50,20 @@ def row_of(
         mfu=flops_utilisation(plan.schedule, plan.model, cluster, experiment.precision, prediction.samples_per_s),
         price_per_hour=price_per_hour(plan.schedule, cluster),
         training_samples=experiment.training.all_samples,
+        sample_tokens=plan.model.sample_tokens,
+        details=None if scenario is None else Details(scenario=scenario, prediction=prediction),
+        hardware=cluster,
+        profile=plan.model,
+    )
+
+
+def result_of(experiment: Experiment, rows: Iterable[Row], left_out: Iterable[LeftOutRow] = ()) -> Result:
+    """The result of an experiment with these rows."""
+    return Result(
+        experiment=experiment.name,
+        rows=tuple(rows),
+        infeasible=tuple(map(infeasible_of, left_out)),
+        settings=experiment.model_dump(mode="json"),
     )
 
 

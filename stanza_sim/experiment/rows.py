@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from stanza_sim import strategies
@@ -16,24 +17,30 @@ from stanza_sim.cluster import Cluster, load_cluster
 from stanza_sim.cluster.hosts import with_nccl
 from stanza_sim.cluster.load import NoNetworkError
 from stanza_sim.experiment.file import Experiment, ModelEntry, StrategyEntry
+from stanza_sim.model.decay import without_decay
 from stanza_sim.model.labels import Loss, usual_labels
 from stanza_sim.model.profile import ModelProfile, Throughput, scaled
 from stanza_sim.model.zoo import load_model
 from stanza_sim.profiles.blocks import Profile, differences, require
 from stanza_sim.profiles.network import NetworkProfile, read_either
 from stanza_sim.schedule import Schedule
+from stanza_sim.simulate.costs import pass_times
 from stanza_sim.simulate.throughput import check_throughput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One row to be: a strategy of the experiment for one of its models, and the schedule that it builds."""
+    """One row to be: a strategy of the experiment for one of its models, and the schedule that it builds.
+
+    `train_samples` are those that an epoch has, where the data is known.
+    """
 
     entry: ModelEntry
     strategy: StrategyEntry
     model: ModelProfile
     batch_per_worker: int
     schedule: Schedule
+    train_samples: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,6 +115,8 @@ def possible_plans_of(
         profile = model_of(loaded, i)
         with _placed(source.where("models", i)):
             check_throughput(profile, cluster)
+        with _placed(source.where("training", "optimizer", "no_decay")):
+            without_decay(profile, experiment.training.optimizer.no_decay)
         for j, row in chosen:
             try:
                 with _placed(source.where("strategies", j)):
@@ -138,6 +147,9 @@ def model_of(loaded: Loaded[Experiment], index: int) -> ModelProfile:
             input_shape=entry.input_shape,
             factory_kwargs=entry.factory_kwargs,
             boundary=entry.boundary,
+            sequence=entry.sequence,
+            vocabulary=entry.vocabulary,
+            tied=entry.tied,
         )
         given = (Throughput(device=name, **dict(known)) for name, known in entry.throughput.items())
         profile = replace(profile, throughput=tuple(given))
@@ -154,6 +166,8 @@ def plan_for(
     Raises `InputError` for settings that do not fit the model or the number of ranks.
     """
     batch = loaded.value.batch_of(entry)
+    profile = partial(_own_profile, loaded, entry, model)
+    optimizer = loaded.value.training.optimizer
     schedule = strategies.build(
         row.strategy,
         model,
@@ -163,8 +177,17 @@ def plan_for(
         precision=loaded.value.precision,
         gradients=loaded.value.gradient_wire,
         cluster=cluster,
+        times=pass_times(cluster, model, loaded.value.precision, profile, launch=loaded.value.launch),
+        accumulation=loaded.value.training.accumulation,
+        moments=optimizer.moments,
+        clipped=optimizer.clip_norm is not None,
     )
     return Plan(entry=entry, strategy=row, model=model, batch_per_worker=batch, schedule=schedule)
+
+
+def _own_profile(loaded: Loaded[Experiment], entry: ModelEntry, model: ModelProfile) -> Profile | None:
+    """The times of the model's blocks in the profile that the experiment names, if it names one."""
+    return known_profiles(loaded, (), {entry.title: model})[0].get(entry.title)
 
 
 def known_profiles(

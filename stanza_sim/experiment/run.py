@@ -6,23 +6,22 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.config import Loaded
 from stanza_sim.base.errors import InputError
-from stanza_sim.base.telling import Say
-from stanza_sim.base.units import format_time
+from stanza_sim.base.telling import Say, Tell
 from stanza_sim.base.version import __version__
 from stanza_sim.cluster import Cluster, with_loopback
 from stanza_sim.cluster.dilation import dilated, perceived
-from stanza_sim.execute.rank.steal import MOST_STOLEN
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.fitted import fitted
+from stanza_sim.experiment.how_far import ran_line, running_line
 from stanza_sim.experiment.jobs import jobs_of, open_ranks
-from stanza_sim.experiment.result_rows import infeasible_of, row_of
+from stanza_sim.experiment.loops import NO_FILES, Files
+from stanza_sim.experiment.result_rows import infeasible_of, result_of, row_of
 from stanza_sim.experiment.rows import (
     LeftOutRow,
     Plan,
@@ -32,57 +31,57 @@ from stanza_sim.experiment.rows import (
     possible_plans_of,
     require_possible,
 )
-from stanza_sim.experiment.scenario import Conditions
+from stanza_sim.experiment.scenario import Conditions, Scenario
 from stanza_sim.experiment.side_by_side import predictions_of
-from stanza_sim.profiles.blocks import (
-    Profile,
-    loopback_of,
-    mismatches,
-    write_profile,
-)
+from stanza_sim.profiles.blocks import Profile, loopback_of, mismatches, write_profile
 from stanza_sim.profiles.network import NetworkProfile, with_network
 from stanza_sim.profiles.network import mismatches as network_mismatches
+from stanza_sim.report.inputs import RunInputs
 from stanza_sim.report.result import Drift, Result
 from stanza_sim.simulate import Prediction
 
 if TYPE_CHECKING:  # imported where something is executed
-    from stanza_sim.execute import Measurement, RunJob, Workers
+    from stanza_sim.execute import Measurement, Workers
 
 PROGRESS_S = 5.0
-"""Seconds between two lines on how far predictions are."""
-ITERATIONS_S = 5.0
-"""Seconds between two lines on how far one prediction is."""
+"""Seconds between two lines on how far predictions are, or one of them."""
+
+
+def _scenarios(conditions: Conditions, plans: Sequence[Plan], known: Mapping[str, Profile]) -> list[Scenario]:
+    return [conditions.scenario(plan, known.get(plan.entry.title)) for plan in plans]
 
 
 def _predicted(
-    conditions: Conditions,
+    scenarios: Sequence[Scenario],
     plans: Sequence[Plan],
-    known: Mapping[str, Profile],
     say: Say = lambda text: None,
     *,
     jobs: int = 1,
+    tell: Tell | None = None,
 ) -> list[Prediction | InputError]:
-    """Predict all `plans`, with up to `jobs` processes; where that takes long, say how far it is.
+    """Predict the scenarios of all `plans`, with up to `jobs` processes; where that takes long, say how far it is.
 
-    A row that turns out to be impossible has the error that says why.
+    A row that turns out to be impossible has the error that says why. `tell` hears of every row.
     """
-    scenarios = [conditions.scenario(plan, known.get(plan.entry.title)) for plan in plans]
+    if tell is not None:
+        tell("rows predicted", 0, len(plans))
     found: list[Prediction | InputError] = []
     told_s = monotonic()
 
-    def tell(index: int, iteration: int) -> None:
+    def moved(index: int, iteration: int) -> None:
         nonlocal told_s
-        if monotonic() - told_s > ITERATIONS_S:
+        if (tell is None or len(plans) == 1) and monotonic() - told_s > PROGRESS_S:
             told_s = monotonic()
             say(f"simulated iteration {iteration} of {_row(plans[index])}")
 
-    with predictions_of(scenarios, jobs, tell, say) as predictions:
+    with predictions_of(scenarios, jobs, moved, say) as predictions:
         for prediction in predictions:
             found.append(prediction)
-            if len(found) < len(plans) and monotonic() - told_s > PROGRESS_S:
+            if tell is not None:
+                tell("rows predicted", len(found), len(plans))
+            elif len(found) < len(plans) and monotonic() - told_s > PROGRESS_S:
                 told_s = monotonic()
-                hint = "" if find_spec("numba") else "; with numba (pip install numba) it would be faster"
-                say(f"simulated {len(found)} of {len(plans)}: {_row(plans[len(found) - 1])}{hint}")
+                say(f"simulated {len(found)} of {len(plans)}: {_row(plans[len(found) - 1])}")
     return found
 
 
@@ -145,18 +144,27 @@ def run_experiment(
     save_profile: Path | None = None,
     testbed: bool = False,
     jobs: int = 1,
+    files: Files = NO_FILES,
     say: Say = lambda text: None,
+    tell: Tell | None = None,
 ) -> Result | None:
     """Predict every row of an experiment and, if `execute`, run it; see `run_loaded`."""
-    return run_loaded(
+    result = run_loaded(
         load_experiment(name_or_path, overrides),
         execute=execute,
         profiles=profiles,
         save_profile=save_profile,
         testbed=testbed,
         jobs=jobs,
+        files=files,
         say=say,
+        tell=tell,
     )
+    if result is None or result.inputs is None:
+        return result
+    path = Path(name_or_path)
+    which = {"experiment": str(path.resolve()) if path.is_file() else name_or_path, "overrides": tuple(overrides)}
+    return replace(result, inputs=result.inputs.model_copy(update=which))
 
 
 def run_loaded(
@@ -167,7 +175,9 @@ def run_loaded(
     save_profile: Path | None = None,
     testbed: bool = False,
     jobs: int = 1,
+    files: Files = NO_FILES,
     say: Say = lambda text: None,
+    tell: Tell | None = None,
 ) -> Result | None:
     """Predict every row of an experiment and, if `execute`, run it; the result has one row for each that is possible.
 
@@ -178,8 +188,8 @@ def run_loaded(
     row sends. With `testbed` the ranks run in an emulated network, which is there as long as the run, and which is
     calibrated unless that was done before. Returns None in a process that a launcher made a rank other than the first.
     Rows are predicted by up to `jobs` processes, copies of this one, where that pays; not if they are executed, too.
-    Rows that are not possible are the result's `infeasible`. Raises `InputError`, also where no row is possible, and
-    `RunError`.
+    Impossible rows are the result's `infeasible`. `files` are where training is saved, and what it goes on from. `tell`
+    hears of every row. Raises `InputError`, also where no row is possible, and `RunError`.
     """
     if execute:
         from stanza_sim.execute import require_torch
@@ -188,6 +198,9 @@ def run_loaded(
     elif save_profile is not None or testbed:
         what, where = ("measured", "--save-profile") if save_profile is not None else ("run", "--testbed")
         raise InputError(f"nothing is {what} without --execute", where=where, hint="add --execute")
+    elif files != NO_FILES:
+        where = "--resume" if files.save is None else "--save"
+        raise InputError("nothing is trained without --execute", where=where, hint="add --execute")
     cluster = cluster_of(loaded, say)
     plans, impossible = possible_plans_of(loaded, cluster)
     require_possible(plans, impossible)
@@ -200,19 +213,30 @@ def run_loaded(
         plans = _preparable(conditions, fitted(loaded, plans, say, left_out=unfit), known, left_out=unfit)
         impossible = (*impossible, *unfit)
         require_possible(plans, impossible)
-        done = _executed(loaded, cluster, plans, known, network, save_profile=save_profile, testbed=testbed, say=say)
+        done = _executed(
+            loaded,
+            cluster,
+            plans,
+            known,
+            network,
+            save_profile=save_profile,
+            testbed=testbed,
+            files=files,
+            say=say,
+            tell=tell,
+        )
         return None if done is None else replace(done, infeasible=tuple(map(infeasible_of, impossible)))
     if network is not None:
         for difference in network_mismatches(network, cluster):
             say(f"warning: {difference}")
         cluster = with_network(cluster, network)
     conditions = Conditions(loaded=loaded, cluster=cluster, network=network)
-    found = list(zip(plans, _predicted(conditions, plans, known, say, jobs=jobs), strict=True))
-    rows = [row_of(loaded.value, cluster, plan, one) for plan, one in found if isinstance(one, Prediction)]
-    late = [LeftOutRow(entry=p.entry, strategy=p.strategy, error=e) for p, e in found if isinstance(e, InputError)]
+    scenarios = _scenarios(conditions, plans, known)
+    found = list(zip(plans, scenarios, _predicted(scenarios, plans, say, jobs=jobs, tell=tell), strict=True))
+    rows = [row_of(loaded.value, cluster, plan, p, scenario=s) for plan, s, p in found if isinstance(p, Prediction)]
+    late = [LeftOutRow(entry=p.entry, strategy=p.strategy, error=e) for p, _, e in found if isinstance(e, InputError)]
     require_possible(rows, [*impossible, *late])
-    infeasible = tuple(map(infeasible_of, (*impossible, *late)))
-    return Result(experiment=loaded.value.name, rows=tuple(rows), infeasible=infeasible)
+    return result_of(loaded.value, rows, (*impossible, *late))
 
 
 def _executed(
@@ -224,16 +248,18 @@ def _executed(
     *,
     save_profile: Path | None,
     testbed: bool,
+    files: Files,
     say: Say,
+    tell: Tell | None,
 ) -> Result | None:
     """Calibrate what is not known, predict every row, then run it; see `run_loaded`."""
     from stanza_sim.execute import Backend
     from stanza_sim.execute import execute as run_jobs
     from stanza_sim.experiment.emulation import dilated_run_notes
-    from stanza_sim.experiment.network_cache import network_for
+    from stanza_sim.experiment.network_cache import loopback_for, network_for
 
     experiment = loaded.value
-    jobs = jobs_of(loaded, plans, cluster, known, testbed=testbed)
+    jobs = jobs_of(loaded, plans, cluster, known, testbed=testbed, files=files)
     in_realtime = any(job.emulation is not None and job.emulation.realtime for job in jobs)
     backend = Backend(experiment.execute.backend)
     with open_ranks(loaded, cluster, testbed=testbed, say=say) as workers:
@@ -245,29 +271,39 @@ def _executed(
         if network is not None:
             cluster = with_network(cluster, network)
         given = set(known)
-        retimer = None
+        retimer, loopback = None, None
         if experiment.execute.compute == "real":
             from stanza_sim.experiment.retiming import Retimer
 
             _complete(known, workers, experiment, plans, save_profile, say)
             retimer = Retimer(workers, plans, known, seed=experiment.seed)
         elif network is None or network.loopback is None:
-            cluster = _with_measured_loopback(cluster, known, plans, workers, say)
+            loopback = loopback_for(workers, cluster, [known.get(p.entry.title) for p in plans], say)
+            if loopback is not None:
+                cluster = with_loopback(cluster, loopback_of(loopback))
         cluster = perceived(cluster, dilation)
         conditions = Conditions(loaded=loaded, cluster=cluster, network=network, executed=True)
+        scenarios = _scenarios(conditions, plans, known)
         predictions: list[Prediction] = []
         undilated: Sequence[Prediction | None] = [None] * len(plans)
         if retimer is None and workers.is_main:
-            predictions = _all_of(_predicted(conditions, plans, known))
+            predictions = _all_of(_predicted(scenarios, plans))
             if dilation != 1:
-                undilated = _all_of(_predicted(Conditions(loaded=loaded, cluster=stated), plans, known))
+                as_stated = _scenarios(Conditions(loaded=loaded, cluster=stated), plans, known)
+                undilated = _all_of(_predicted(as_stated, plans))
                 for note in dilated_run_notes(stated, cluster, jobs, predictions):
                     say(f"note: {note}")
+
+        def done(i: int, measurement: Measurement) -> None:
+            say(ran_line(i, plans, measurement))
+            if tell is not None:
+                tell("rows run", i + 1, len(plans))
+
         measurements = run_jobs(
             jobs,
             workers,
-            done=lambda i, m: say(_progress(i, plans, m)),
-            moving=lambda i, ended: say(_on_its_way(i, ended, plans[i], jobs[i])),
+            done=done,
+            moving=lambda i, ended: say(running_line(i, ended, plans[i], jobs[i])),
             between=(lambda i: None) if retimer is None else retimer.between,
         )
         wanted = [job.emulation is not None and job.emulation.realtime for job in jobs]
@@ -276,32 +312,16 @@ def _executed(
         if not workers.is_main:
             return None
         drifts: list[Drift | None] = [None] * len(plans)
+        times: list[Profile | None] = [known.get(plan.entry.title) for plan in plans]
         if retimer is not None:
             timed = [retimer.timed(i, given=plan.entry.title in given) for i, plan in enumerate(plans)]
             drifts = [t.drift for t in timed]
-            times = [
-                known[plan.entry.title] if plan.entry.title in given else t.profile
-                for plan, t in zip(plans, timed, strict=True)
-            ]
-            predictions = [
-                conditions.scenario(plan, profile).predict_with_spread()
-                for plan, profile in zip(plans, times, strict=True)
-            ]
-        return _result(experiment, cluster, plans, predictions, measurements, drifts, undilated)
-
-
-def _with_measured_loopback(
-    cluster: Cluster, known: dict[str, Profile], plans: Sequence[Plan], workers: Workers, say: Say
-) -> Cluster:
-    """The cluster with the loopback of this machine, where ranks share a host and no profile brings it along."""
-    profiles = [known.get(p.entry.title) for p in plans]
-    if workers.world_size < 2 or not cluster.same_host(0, 1) or all(p is not None and p.loopback for p in profiles):
-        return cluster
-    from stanza_sim.execute import measure_loopback
-
-    say("measuring single messages between two ranks of one host")
-    found = measure_loopback(workers)
-    return cluster if found is None else with_loopback(cluster, loopback_of(found))
+            models = [plan.entry.title for plan in plans]
+            times = [known[m] if m in given else t.profile for m, t in zip(models, timed, strict=True)]
+            scenarios = [conditions.scenario(plan, profile) for plan, profile in zip(plans, times, strict=True)]
+            predictions = [scenario.predict_with_spread() for scenario in scenarios]
+        result = _result(experiment, cluster, plans, predictions, measurements, drifts, undilated, scenarios)
+        return replace(result, inputs=RunInputs(network=network, loopback=loopback, profiles=tuple(times)))
 
 
 def _check_target(save_profile: Path, experiment: Experiment) -> None:
@@ -361,22 +381,6 @@ def _complete(
             write_profile(known[title], Path(str(save_profile).replace("{model}", title)))
 
 
-def _on_its_way(index: int, ended: int, plan: Plan, job: RunJob) -> str:
-    """How far a run is that takes long."""
-    what = f"{plan.entry.title}, {plan.strategy.title}"
-    return f"running {index + 1}: {what}: {ended} of {job.training.iterations} iterations done"
-
-
-def _progress(index: int, plans: Sequence[Plan], measurement: Measurement) -> str:
-    plan = plans[index]
-    took = format_time(measurement.iteration_s)
-    line = f"ran {index + 1} of {len(plans)}: {plan.entry.title}, {plan.strategy.title}: {took} an iteration"
-    if measurement.stolen > MOST_STOLEN or measurement.tries > 1:
-        line += f" ({measurement.stolen:.1%} of the cores were taken away by the virtual machine's host"
-        line += f" in the best of {measurement.tries} tries)" if measurement.tries > 1 else ")"
-    return line
-
-
 def _result(
     experiment: Experiment,
     cluster: Cluster,
@@ -385,6 +389,7 @@ def _result(
     measurements: Sequence[Measurement | None],
     drifts: Sequence[Drift | None],
     undilated: Sequence[Prediction | None],
+    scenarios: Sequence[Scenario],
 ) -> Result:
-    rows = zip(plans, predictions, measurements, drifts, undilated, strict=True)
-    return Result(experiment=experiment.name, rows=tuple(row_of(experiment, cluster, *one) for one in rows))
+    rows = zip(plans, predictions, measurements, drifts, undilated, scenarios, strict=True)
+    return result_of(experiment, [row_of(experiment, cluster, *one) for one in rows])

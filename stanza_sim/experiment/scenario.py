@@ -7,8 +7,9 @@ long an iteration takes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 from stanza_sim.base.collector import collector_off
 from stanza_sim.base.config import Loaded
@@ -26,8 +27,9 @@ from stanza_sim.schedule import Compute, Schedule
 from stanza_sim.schedule.progress import Issue
 from stanza_sim.simulate import Collectives, EngineChoice, Prediction
 from stanza_sim.simulate.costs import Costs, RankCosts, costs_for
-from stanza_sim.simulate.lowering.fold import Folding
+from stanza_sim.simulate.lowering.fold import Folding, fold
 from stanza_sim.simulate.lowering.quick_bound import quick_bound_s
+from stanza_sim.simulate.lowering.timed import Seconds
 from stanza_sim.simulate.residual import OPPOSITE, Corner, Residual, Spread, between_corners, within
 from stanza_sim.simulate.run import SimulationCase
 from stanza_sim.simulate.slower_costs import SlowerCosts
@@ -77,6 +79,7 @@ class Scenario:
         say: Say = lambda text: None,
         *,
         by_chance: bool = False,
+        fold_ranks: bool = True,
     ) -> SimulationCase:
         """Check, fold and lower the schedule: what it takes and what bounds it, before anything is simulated.
 
@@ -93,7 +96,7 @@ class Scenario:
             self.cluster,
             self.costs,
             by_chance=by_chance,
-            fold_ranks=True,
+            fold_ranks=fold_ranks,
             collectives=self.collectives,
             times=(self.repeats or REPEATS) if by_chance else 1,  # one engine for all of them
             engine=self.engine,
@@ -101,6 +104,11 @@ class Scenario:
             admit=admit,
             say=say,
         )
+
+    def representative(self) -> Callable[[int], int]:
+        """The rank whose spans stand for those of each rank in a folded prediction."""
+        folding = fold(self.schedule, self.cluster)
+        return lambda rank: folding.classes[folding.class_of[rank]][0]
 
     def predict(
         self,
@@ -207,6 +215,14 @@ class Scenario:
             found[corner] = known[key]
         return Spread(predicted=predicted.samples_per_s, corners=found)
 
+    def replayed_s(self, iterations: Sequence[Seconds]) -> float:
+        """Seconds per iteration with computation times that were measured: the median over these iterations.
+
+        Each of them is simulated as if all were like it.
+        """
+        case = self.prepare(by_chance=self.cluster.varies, fold_ranks=False)
+        return median(case.with_times(seconds).run().iteration_s for seconds in iterations)
+
     @property
     def most_reversed(self) -> float:
         """By what factor the ratio of two such scenarios' samples/s may change within the residuals of their costs."""
@@ -240,7 +256,7 @@ class Conditions:
         """The scenario of one row, with measured block times where there is a profile."""
         experiment = self.loaded.value
         simulation = experiment.simulation
-        cluster, costs = self.seen(row.model, profile)
+        cluster, costs = self.seen(row.model, profile, moments=row.schedule.moments)
         variation = None
         if simulation.varies or cluster.varies:
             variation = Variation(
@@ -265,7 +281,7 @@ class Conditions:
             uncertainty=self.uncertainty,
         )
 
-    def seen(self, model: ModelProfile, profile: Profile | None = None) -> tuple[Cluster, Costs]:
+    def seen(self, model: ModelProfile, profile: Profile | None = None, *, moments: int = 1) -> tuple[Cluster, Costs]:
         """The cluster as predictions see it, with what a profile of block times knows, and what computing costs there.
 
         Emulated computations begin, nominally, when what they wait for is there: no lane has to wake up. Collectives of
@@ -279,7 +295,9 @@ class Conditions:
         on_cpu = profile is not None and profile.device.startswith("cpu")
         if experiment.execute.compute == "emulated" or experiment.execute.backend == "gloo" or on_cpu:
             cluster = replace(cluster, uses_nccl=False)
-        return cluster, costs_for(cluster, model, experiment.precision, profile, launch=experiment.launch)
+        return cluster, costs_for(
+            cluster, model, experiment.precision, profile, launch=experiment.launch, moments=moments
+        )
 
     @property
     def uncertainty(self) -> Uncertainty:

@@ -18,7 +18,7 @@ def wrong(message: str, hint: str = "") -> PydanticCustomError:
 class Jitter(Section):
     """How computation times vary by chance, from rank to rank and from iteration to iteration."""
 
-    kind: Literal["none", "lognormal", "uniform"] = "none"
+    kind: Literal["none", "lognormal", "uniform"] = Field("none", description="How computation times are distributed.")
     spread: float = Field(
         0.0, ge=0, le=1000, allow_inf_nan=False, strict=True, description="Relative to the mean, such as 0.1."
     )

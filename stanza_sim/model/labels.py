@@ -43,6 +43,11 @@ class Labels:
         """Whether labels are class indices rather than numbers of the parameters' type."""
         return self.loss is Loss.CROSS_ENTROPY and not self.probabilities
 
+    @property
+    def has_perplexity(self) -> bool:
+        """Whether the exponential of the mean loss is a perplexity: labels are the tokens at several positions."""
+        return self.indices and bool(self.shape)
+
     def nbytes(self, itemsize: int) -> int:
         """Bytes of one sample's label; numbers have `itemsize` bytes."""
         return prod(self.shape) * (INDEX_BYTES if self.indices else itemsize)

@@ -26,8 +26,8 @@ def _imagenet(name: str) -> Source:
     return Source(factory=f"torchvision.models:{name}", input_shape=(3, 224, 224))
 
 
-#: Every shipped table. Inception-v3 is without its auxiliary classifier, which a chain of blocks cannot hold;
-#: GPT-2 is the one of 124 million parameters, on whole contexts of 1,024 tokens.
+#: Every shipped table. Inception-v3 is without its auxiliary classifier, which a chain of blocks cannot hold. Language
+#: models are no tables: they are computed, for any sequence length and vocabulary (`model.language`).
 SOURCES: dict[str, Source] = {
     "alexnet": _imagenet("alexnet"),
     "vgg16": _imagenet("vgg16"),
@@ -41,7 +41,6 @@ SOURCES: dict[str, Source] = {
     "resnet101": _imagenet("resnet101"),
     "resnet152": _imagenet("resnet152"),
     "vit_b_16": _imagenet("vit_b_16"),
-    "gpt2": Source(factory="stanza_sim.model.examples:gpt2", input_shape=(1024,)),
 }
 
 #: Tables that end in a linear layer without bias of any number of `classes`, which a user may set.

@@ -1,4 +1,5 @@
-"""The models that work without torch: tables that `python -m stanza_sim.model.extract --write-zoo` wrote.
+"""The models that work without torch: tables that `python -m stanza_sim.model.extract --write-zoo` wrote, and language
+models that are computed.
 
 `load_model` also takes a factory's import path, and then needs torch.
 """
@@ -11,18 +12,25 @@ from difflib import get_close_matches
 from functools import cache
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.model.language import PRESETS, language_model
 from stanza_sim.model.profile import ModelProfile, OpWork, PassWork, with_boundary
 from stanza_sim.model.profile_json import from_json
-from stanza_sim.model.shipped import DATA, SOURCES, WIDE, InputShape, Scalar, names
+from stanza_sim.model.shipped import DATA, SOURCES, WIDE, InputShape, Scalar, Source, names
 
-__all__ = ["SOURCES", "WIDE", "get", "load_model", "names", "with_classes"]
+__all__ = ["PRESETS", "SOURCES", "WIDE", "available", "get", "load_model", "names", "with_classes"]
+
+
+def available() -> tuple[str, ...]:
+    """Return the names of all models that need no torch."""
+    return (*SOURCES, *WIDE, *PRESETS)
 
 
 @cache
 def get(name: str) -> ModelProfile:
     """Return the shipped profile called `name`; raise `InputError` if there is none."""
-    shipped = {**SOURCES, **WIDE}
-    if name not in shipped:
+    if name in PRESETS:
+        return language_model(name)
+    if name not in (shipped := available()):
         near = get_close_matches(name, shipped)
         known = f"the shipped models are {', '.join(shipped)}; another is given as package.module:callable"
         raise InputError(f"unknown model {name!r}", hint=f"did you mean {near[0]!r}? {known}" if near else known)
@@ -37,17 +45,27 @@ def load_model(
     input_shape: InputShape | None = None,
     factory_kwargs: Mapping[str, Scalar] | None = None,
     boundary: int | str | None = None,
+    sequence: int | None = None,
+    vocabulary: int | None = None,
+    tied: bool | None = None,
 ) -> ModelProfile:
     """Return the profile of a shipped model, or of what the factory at an import path builds.
 
     `ref` is a shipped model's name or `package.module:callable`. For a factory `input_shape` is needed: one sample's,
     without the batch; of several tensors, that of each by the name of forward's argument. `name` is the callable's
     unless given. A shipped model has its own input shape and arguments, which may be repeated but not changed, except
-    `classes` of those in `WIDE`. `boundary` is the first FC block, by name or index; without it the boundary is found
-    (see `extract`).
+    `classes` of those in `WIDE`. Language models (`PRESETS`) have any `sequence` length in tokens and `vocabulary`, and
+    a head that is `tied` or not, as published unless given. `boundary` is the first FC block, by name or index; without
+    it the boundary is found (see `extract`).
 
     Raises `InputError` for what cannot be found, imported or extracted, and if torch is needed but missing.
     """
+    language = {"sequence": sequence, "vocabulary": vocabulary, "tied": tied}
+    if ref not in PRESETS and (given := [key for key, value in language.items() if value is not None]):
+        raise InputError(
+            f"model {ref} has no {given[0]!r} to set",
+            hint=f"it is of the language models {', '.join(PRESETS)}; of a factory it is one of factory_kwargs",
+        )
     if ":" in ref:
         if input_shape is None:
             raise InputError(
@@ -61,7 +79,7 @@ def load_model(
                 raise
             raise InputError(
                 f"model {ref} is extracted with torch, which is not installed",
-                hint=f"pip install 'stanza-sim[torch]', or use a shipped model: {', '.join([*SOURCES, *WIDE])}",
+                hint=f"pip install 'stanza-sim[torch]', or use a shipped model: {', '.join(available())}",
             ) from None
         return extract(
             ref,
@@ -70,8 +88,8 @@ def load_model(
             factory_kwargs=factory_kwargs or {},
             boundary=boundary,
         )
-    profile = get(ref)
-    source = WIDE[ref] if ref in WIDE else SOURCES[ref]
+    profile = language_model(ref, **language) if ref in PRESETS else get(ref)  # type: ignore[arg-type]
+    source = _source(ref, profile)
     if ref in WIDE and factory_kwargs and set(factory_kwargs) == {"classes"}:
         profile = with_classes(profile, factory_kwargs["classes"])
         factory_kwargs = None
@@ -79,13 +97,25 @@ def load_model(
         factory_kwargs and not factory_kwargs.items() <= source.factory_kwargs.items()
     ):
         raise InputError(
-            f"model {ref} is a table for input_shape {list(source.input_shape)} "
+            f"model {ref} is {'' if ref in PRESETS else 'a table '}for input_shape {list(source.input_shape)} "
             f"and factory_kwargs {source.factory_kwargs}",
-            hint=f"for another input or variant give its factory: model: {source.factory} (it is extracted with torch)",
+            hint=f"{_SETTABLE if ref in PRESETS else ''}for another input or variant give its factory: "
+            f"model: {source.factory} (it is extracted with torch)",
         )
     if name is not None:
         profile = replace(profile, name=name)
     return profile if boundary is None else with_boundary(profile, boundary)
+
+
+_SETTABLE = "`sequence`, `vocabulary` and `tied` can be set; "
+
+
+def _source(ref: str, profile: ModelProfile) -> Source:
+    """What the shipped `profile` called `ref` describes."""
+    if ref in PRESETS:
+        kwargs = dict(profile.factory_kwargs)
+        return Source(factory=profile.factory or "", input_shape=profile.input_shape, factory_kwargs=kwargs)
+    return WIDE[ref] if ref in WIDE else SOURCES[ref]
 
 
 def with_classes(profile: ModelProfile, classes: Scalar) -> ModelProfile:

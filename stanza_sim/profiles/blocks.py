@@ -92,7 +92,8 @@ class Profile(Section):
     """A profile file.
 
     `device` begins with its kind (`cpu` or `cuda`), then the name that the system reports. `reduce_Bps` is bytes of
-    contributions read per second when gradients are summed, `update_Bps` parameter bytes updated per second, and
+    contributions read per second when gradients are summed, `update_Bps` parameter bytes updated per second
+    by an optimiser that keeps `moments` vectors as long as they are (1: SGD with momentum, 2: Adam), and
     `op_overhead_s` what running any computation op costs on top of the work itself. `wakeup_s` is a lane's wake-up on
     cores that ranks share: for how long a core has nothing to do when all ranks wait for each other once, since threads
     sleep and ranks do not finish together (None: the cluster's own is used).
@@ -114,6 +115,7 @@ class Profile(Section):
     blocks: tuple[BlockTime, ...] = Field(min_length=1)
     reduce_Bps: Factor
     update_Bps: Factor
+    moments: Annotated[int, Field(strict=True, ge=0, le=2)] = 1
     op_overhead_s: Time = 0.0
     wakeup_s: Time | None = None
     loopback: LoopbackTimes | None = None
@@ -154,9 +156,11 @@ def write_profile(profile: Profile, path: Path) -> None:
 
 
 def _absent(profile: Profile) -> set[str]:
-    """What only profiles of GPUs have, where there is none."""
+    """What few profiles have, such as only those of GPUs, where it is as by default."""
     return {
-        n for n in ("staging", "device_link", "collective_share", "provenance") if getattr(profile, n) in (None, {})
+        n
+        for n in ("staging", "device_link", "collective_share", "provenance", "moments")
+        if getattr(profile, n) == Profile.model_fields[n].get_default(call_default_factory=True)
     }
 
 

@@ -104,7 +104,7 @@ def partition(timeline: Timeline, schedule: Schedule, first: int, last: int) -> 
     return {kind: seconds / ranks for kind, seconds in total.items()}
 
 
-def _repeating(timeline: Timeline) -> tuple[int, int]:
+def typical_iterations(timeline: Timeline) -> tuple[int, int]:
     """(first, last) such that iterations first+1 .. last are one period of a steady state, all spans complete.
 
     Of a timeline that never repeats (a measured one) all iterations but the last, which nothing runs behind.
@@ -118,7 +118,7 @@ def _repeating(timeline: Timeline) -> tuple[int, int]:
 
 def per_iteration(timeline: Timeline, schedule: Schedule) -> dict[str, float]:
     """Seconds charged to each op kind in a typical iteration of `timeline`; see `partition`."""
-    return partition(timeline, schedule, *_repeating(timeline))
+    return partition(timeline, schedule, *typical_iterations(timeline))
 
 
 def differences(predicted: Mapping[str, float], measured: Mapping[str, float]) -> list[Share]:

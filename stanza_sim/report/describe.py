@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
-from typing import get_args
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.table import Table
 
-from stanza_sim.base.units import Size, format_bytes, format_flops, format_rate, format_time
+from stanza_sim.base.keys import Key, keys_of
+from stanza_sim.base.units import format_bytes, format_flops, format_rate, format_time
 from stanza_sim.cluster.cluster import Cluster, LinkKind
 from stanza_sim.cluster.device import DeviceSpec, ModelEfficiency, ModelFactor, WorkConstants
 from stanza_sim.cluster.hardware import Losses, PcieTree
@@ -281,17 +281,20 @@ def _timings(console: Console, head: str, models: Mapping[str, ModelEfficiency] 
         console.print(_table(("model", "measured on", head, "batch", "images/s", "residual"), rows, texts=2))
 
 
-def _default(field: FieldInfo) -> str:
-    """The default of a setting as a user would write it."""
-    if get_args(Size)[1] in field.metadata:
-        return f"{field.default / 2**20:g}MiB"
-    return "none" if field.default is None else str(field.default).lower()
-
-
 def print_settings(settings: type[BaseModel], console: Console) -> None:
     """The keys that `settings:` of a strategy takes, with defaults."""
-    rows = [(name, _default(field), field.description or "") for name, field in settings.model_fields.items()]
+    rows = [(key.path, key.default or "", key.meaning) for key in keys_of(settings)]
     if not rows:
         console.print("it has no settings")
         return
     console.print(_table(("setting", "default", "meaning"), rows, texts=3))
+
+
+def print_keys(keys: Iterable[Key], console: Console) -> None:
+    """Keys of a file, each with what it takes and its default, and below that its meaning."""
+    for key in keys:
+        default = "to be given" if key.default is None else f"default {key.default or 'empty'}"
+        said = [*textwrap.wrap(f"{key.path}: {key.takes}; {default}", 80, subsequent_indent="  ")]
+        said += textwrap.wrap(key.meaning, 80, initial_indent="    ", subsequent_indent="    ")
+        for line in said:
+            console.print(line, soft_wrap=True)

@@ -1,11 +1,15 @@
 """The folder that `-o` writes: all of it or nothing, and never over somebody else's files.
 
     result.json                 what --json prints
+    details.json                what a page and pictures need beside it, see `details`
+    inputs.json                 of a run that was measured: what it was predicted from, see `inputs`
     schedules/01-LABEL.txt      the printed form of each schedule
     spans/01-LABEL.predicted.csv, spans/01-LABEL.measured.csv
+    paths/01-LABEL.csv          the critical path of the prediction, a step on each line
+    traces/01-LABEL.json        both timelines and the path, for ui.perfetto.dev
 
 The files are written into a new folder beside the target, which is renamed when it is complete. A folder that
-already holds such a result, and nothing else, is replaced as a whole.
+already holds such a result, the page and pictures made of it, and nothing else, is replaced as a whole.
 """
 
 from __future__ import annotations
@@ -22,11 +26,23 @@ from pathlib import Path
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.tables import csv_cell, shortened
+from stanza_sim.report.details import details_json
+from stanza_sim.report.inputs import inputs_json
 from stanza_sim.report.result import Result, result_json
+from stanza_sim.report.trace import trace_json
+from stanza_sim.timeline.critical_path import CriticalPath
 from stanza_sim.timeline.spans import Timeline
 
-_RESULT = "result.json"
-_OURS = re.compile(r"result\.json|schedules(/\d+-[^/]+\.txt)?|spans(/\d+-[^/]+\.(predicted|measured)\.csv)?")
+RESULT = "result.json"
+DETAILS = "details.json"
+INPUTS = "inputs.json"
+PAGE = "report.html"
+PICTURES = "pictures"
+_OURS = re.compile(
+    r"result\.json|details\.json|inputs\.json|report\.html|pictures(/[a-z0-9-]+\.(png|svg))?"
+    r"|schedules(/\d+-[^/]+\.txt)?|spans(/\d+-[^/]+\.(predicted|measured)\.csv)?"
+    r"|paths(/\d+-[^/]+\.csv)?|traces(/\d+-[^/]+\.json)?"
+)
 
 
 def spans_csv(timeline: Timeline) -> str:
@@ -44,18 +60,44 @@ def spans_csv(timeline: Timeline) -> str:
     return out.getvalue()
 
 
+def path_csv(path: CriticalPath) -> str:
+    """The steps of a critical path as CSV, in the order of time; the columns are those of its frame."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["kind", "op", "rank", "iteration", "start_s", "end_s"])
+    for s in path:
+        writer.writerow([s.kind, csv_cell(s.op), s.rank, s.iteration, f"{s.start_s:.9f}", f"{s.end_s:.9f}"])
+    return out.getvalue()
+
+
 def files(result: Result) -> Iterator[tuple[str, str]]:
     """Yield the path within the folder and the contents of every file."""
-    yield _RESULT, result_json(result)
-    digits = max(2, len(str(len(result.rows))))
-    for i, row in enumerate(result.rows, 1):
-        slug = re.sub(r"[^a-z0-9]+", "-", f"{row.model} {row.label}".lower()).strip("-")
-        stem = f"{i:0{digits}}-{slug or 'run'}"
+    yield RESULT, result_json(result)
+    stems = _stems(result)
+    yield DETAILS, details_json(result, stems)
+    if result.inputs is not None:
+        yield INPUTS, inputs_json(result.inputs)
+    for stem, row in zip(stems, result.rows, strict=True):
         yield f"schedules/{stem}.txt", row.schedule.text()
         if row.prediction.timeline.spans:
             yield f"spans/{stem}.predicted.csv", spans_csv(row.prediction.timeline)
         if row.measurement is not None:
             yield f"spans/{stem}.measured.csv", spans_csv(row.measurement.timeline)
+        if row.details is not None and row.prediction.timeline.spans:
+            yield f"paths/{stem}.csv", path_csv(row.details.critical_path)
+        if row.prediction.timeline.spans or row.measurement is not None:
+            yield f"traces/{stem}.json", trace_json(row)
+
+
+def _stems(result: Result) -> list[str]:
+    """How the names of each row's files begin."""
+    digits = max(2, len(str(len(result.rows))))
+    return [f"{i:0{digits}}-{slug(f'{row.model} {row.label}') or 'run'}" for i, row in enumerate(result.rows, 1)]
+
+
+def slug(text: str) -> str:
+    """`text` in small letters, digits and hyphens, for a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 def _refused(target: Path, message: str) -> InputError:
@@ -115,7 +157,7 @@ def write_result(result: Result, target: Path, text: str | None = None) -> None:
             for name, contents in files(result):
                 path = scratch / name
                 path.parent.mkdir(exist_ok=True)
-                path.write_text(text if text is not None and name == _RESULT else contents, encoding="utf-8")
+                path.write_text(text if text is not None and name == RESULT else contents, encoding="utf-8")
             scratch.chmod(0o755)
             _put(scratch, target)
         except OSError as error:

@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 HOST, SWITCH, DEVICE, LINE = "#dbe9f6", "#fde7c8", "#7ba05b", "#8a8a8a"
-COLOURS = "turbo"
+COLOURS = "viridis_r"
+"""From idle to busy: lighter to darker, also in grey."""
 Point = tuple[float, float]
 
 

@@ -87,8 +87,8 @@ def _frame(axes: Axes, cluster: Cluster, notes: Sequence[str], utilisation: Mapp
     axes.text(0.0, -0.02, text, transform=axes.transAxes, va="top", ha="left", fontsize=7, color="#333333")
     if utilisation:
         scale = ScalarMappable(norm=Normalize(0, 1), cmap=COLOURS)
-        bar = axes.figure.colorbar(scale, ax=axes, shrink=0.6, aspect=25, pad=0.01)
-        bar.set_label("share of time busy, the busier direction")
+        bar = axes.figure.colorbar(scale, ax=axes, shrink=0.6 if len(cluster.hosts) > 1 else 0.9, aspect=25, pad=0.01)
+        bar.set_label("share of time busy,\nthe busier direction")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -113,7 +113,7 @@ class _Picture:
             side = min(max(4.5, 1.4 * math.sqrt(len(self.at))), 16.0)
             return side * 1.1, side
         if len(self.cluster.hosts) == 1:
-            return 6.0, 2.0
+            return 6.0, 2.4
         return width, max(3.2, 1.5 * (max(ys) - min(ys)) + 2.4)
 
     # --- positions ---------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ class _Picture:
     def _devices(self, axes: Axes, host: int) -> None:
         """Draw the devices of a host with a fabric inside as squares on a line below it."""
         found = self.cluster.hosts[host]
-        if found.intra is None or not self.cluster.switches:
+        if found.intra is None or (len(self.cluster.hosts) > 1 and not self.cluster.switches):
             return
         x, y = self.at[host][0], self.at[host][1] - 0.42
         xs = [x + (d - (len(found.devices) - 1) / 2) * 0.5 for d in range(len(found.devices))]

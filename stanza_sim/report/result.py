@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from stanza_sim.base.tables import shortened
+from stanza_sim.cluster import Cluster
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.report.explanation import Explanation
+from stanza_sim.report.inputs import RunInputs
 from stanza_sim.schedule import Schedule
+from stanza_sim.simulate.lowering.link_seconds import LinkSeconds
 from stanza_sim.simulate.residual import ties
+from stanza_sim.timeline.critical_path import CriticalPath
 
 if TYPE_CHECKING:  # the executor needs torch, a report of predictions does not
     from stanza_sim.execute.rank.job import Measurement
@@ -34,14 +40,44 @@ class Drift:
     against_profile: float | None = None
 
 
+class RowDetails(Protocol):
+    """What is worked out of a row's prediction only when it is asked for."""
+
+    @property
+    def critical_path(self) -> CriticalPath:
+        """What sets the time of an iteration."""
+        ...
+
+    @property
+    def explanation(self) -> Explanation:
+        """Why it takes so long, which is simulated."""
+        ...
+
+    @property
+    def representative(self) -> Callable[[int], int]:
+        """Which rank's spans stand for those of each, where identical ranks were folded."""
+        ...
+
+    def place_of(self, rank: int) -> str:
+        """The host, and device, of a rank."""
+        ...
+
+    def link_seconds(self, labels: Collection[str]) -> LinkSeconds:
+        """What each op takes of these links."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Row:
     """One strategy on one model: the schedule, the prediction and the measurement (None if it was not executed).
 
     `drift` is there where blocks were timed before and after it was measured. Where a dilated run was measured,
-    `prediction` is of that, and `undilated` of the cluster as its topology states it. `notes` say what is odd about it,
-    such as a slow host that serves. `mfu` is the share of the devices' peak that the model's FLOPs are,
-    `price_per_hour` what the hosts cost in dollars, `training_samples` those of the whole training; None: not known.
+    `prediction` is of that, and `undilated` of the cluster as its topology states it. An iteration has `accumulation`
+    steps of `batch_per_worker` samples. `notes` say what is odd about it, such as a slow host that serves. `mfu` is the
+    share of the devices' peak that the model's FLOPs are, `price_per_hour` what the hosts cost in dollars,
+    `training_samples` those of the whole training; None: not known. Of `hardware`, the cluster, and `profile`, the
+    model, the folder of a result says more; `details` is there where the prediction can be looked into.
+    `sample_tokens` are the tokens of a sample, of a model of tokens.
     """
 
     label: str
@@ -58,14 +94,24 @@ class Row:
     measurement: Measurement | None = None
     drift: Drift | None = None
     undilated: Prediction | None = None
+    accumulation: int = 1
     notes: tuple[str, ...] = ()
     mfu: float | None = None
     price_per_hour: float | None = None
     training_samples: float | None = None
+    sample_tokens: int | None = None
+    hardware: Cluster | None = None
+    profile: ModelProfile | None = None
+    details: RowDetails | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         where = f"{shortened(self.model, 30)} on {self.nodes:,} nodes of {shortened(self.cluster, 30)}"
         return f"<Row {shortened(self.label)}: {where}, {self.prediction.samples_per_s:,.4g} samples/s>"
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens per second, as predicted; None where samples are no tokens."""
+        return None if self.sample_tokens is None else self.prediction.samples_per_s * self.sample_tokens
 
     @property
     def samples_per_dollar(self) -> float | None:
@@ -114,12 +160,15 @@ class Infeasible:
 class Result:
     """Everything that one `stanza-sim run` found out, rows in the order of the experiment file.
 
-    `infeasible` are the rows that are not possible; they are not among `rows`.
+    `infeasible` are the rows that are not possible; they are not among `rows`. `settings` are the keys of the
+    experiment as it was read, defaults included; None where that is not known.
     """
 
     experiment: str
     rows: tuple[Row, ...]
     infeasible: tuple[Infeasible, ...] = ()
+    settings: Mapping[str, Json] | None = None
+    inputs: RunInputs | None = None
 
     def by_model(self) -> dict[str, list[Row]]:
         """The rows of each model, in order."""
@@ -158,8 +207,21 @@ def _measured(row: Row) -> dict[str, Json] | None:
         "iteration_s_min": m.iteration_s_min,
         "iteration_s_max": m.iteration_s_max,
         "samples_per_s": m.samples_per_s,
+        "tokens_per_s": None if row.sample_tokens is None else m.samples_per_s * row.sample_tokens,
         "loss_first": _finite(first),
         "loss_last": _finite(last),
+        "iterations": len(m.losses) or None,
+        "accuracy": m.accuracy,
+        "perplexity": _finite(m.perplexity),
+        "evaluations": [
+            {
+                "iteration": s.iteration,
+                "loss": _finite(s.loss),
+                "accuracy": s.accuracy,
+                "perplexity": _finite(s.perplexity),
+            }
+            for s in m.scores
+        ],
     }
 
 
@@ -188,6 +250,18 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
+def _explanation(row: Row) -> dict[str, Json]:
+    """Why a row takes as long as it does, if that can be looked into; `times` is null for what takes no time."""
+    if row.details is None:
+        return {}
+    one = row.details.explanation
+    effects: list[Json] = [
+        {"what": e.what, "times": _finite(e.times), "place": e.place, "iteration_s": e.iteration_s} for e in one.effects
+    ]
+    found = {"cause": one.cause, "place": one.place, "path_s": one.path, "effects": effects, "text": str(one)}
+    return {"explanation": found}
+
+
 def _repeats(row: Row) -> dict[str, Json]:
     """What repeats of a random simulation add to a prediction; nothing where there was one only."""
     repeats = row.prediction.repeats
@@ -201,10 +275,11 @@ def _repeats(row: Row) -> dict[str, Json]:
     }
 
 
-def run_object(row: Row, tied_with: Sequence[str] = ()) -> dict[str, Json]:
+def run_object(row: Row, tied_with: Sequence[str] = (), *, explained: bool = False) -> dict[str, Json]:
     """One row as plain JSON values; times in seconds, `error_pct` as `Row.error_pct`.
 
-    `tied_with` are the labels of rows beside it from which it cannot be told apart.
+    `tied_with` are the labels of rows beside it from which it cannot be told apart. Where it is to be `explained`, that
+    is simulated.
     """
     return {
         "label": row.label,
@@ -214,6 +289,7 @@ def run_object(row: Row, tied_with: Sequence[str] = ()) -> dict[str, Json]:
         "cluster": row.cluster,
         "nodes": row.nodes,
         "batch_per_worker": row.batch_per_worker,
+        "accumulation": row.accumulation,
         "precision": row.precision,
         "seed": row.seed,
         "schedule_hash": row.schedule.digest(),
@@ -222,6 +298,7 @@ def run_object(row: Row, tied_with: Sequence[str] = ()) -> dict[str, Json]:
             "samples_per_s": row.prediction.samples_per_s,
             "samples_per_s_low": _finite(row.prediction.samples_per_s_low),
             "samples_per_s_high": _finite(row.prediction.samples_per_s_high),
+            "tokens_per_s": _finite(row.tokens_per_s),
             "mfu": row.mfu,
             "samples_per_dollar": _finite(row.samples_per_dollar),
             "time_to_train_s": _finite(row.time_to_train_s),
@@ -239,18 +316,20 @@ def run_object(row: Row, tied_with: Sequence[str] = ()) -> dict[str, Json]:
         "error_pct": row.error_pct,
         "machine": _machine(row),
         **_undilated(row),
+        **(_explanation(row) if explained else {}),
     }
 
 
-def result_object(result: Result) -> dict[str, Json]:
+def result_object(result: Result, *, explained: bool = False) -> dict[str, Json]:
     """The result as plain JSON values; see `run_object`."""
+    tied = zip(result.rows, result.tied_with(), strict=True)
     return {
         "experiment": result.experiment,
-        "runs": list(map(run_object, result.rows, result.tied_with())),
+        "runs": [run_object(row, others, explained=explained) for row, others in tied],
         "infeasible": [{"label": i.label, "model": i.model, "reason": i.reason} for i in result.infeasible],
     }
 
 
-def result_json(result: Result) -> str:
+def result_json(result: Result, *, explained: bool = False) -> str:
     """The result as one JSON object, equal bytes for equal results."""
-    return json.dumps(result_object(result), indent=1, allow_nan=False) + "\n"
+    return json.dumps(result_object(result, explained=explained), indent=1, allow_nan=False) + "\n"

@@ -135,6 +135,12 @@ class Ranged(Protocol):
         ...
 
 
+def throughput(samples_per_s: Iterable[float], sample_tokens: int | None) -> Column:
+    """What is trained in a second: samples, or tokens of a model that has `sample_tokens` in each."""
+    heading = "samples/s" if sample_tokens is None else "tokens/s"
+    return Column(heading=heading, unit="", cells=fixed(rate * (sample_tokens or 1) for rate in samples_per_s))
+
+
 def low_high(rows: Sequence[Ranged | None]) -> list[Column]:
     """How far samples/s may be below and above what is predicted, in percent; no column where nothing is known."""
     if all(row is None or row.samples_per_s_low is None for row in rows):
@@ -148,6 +154,12 @@ def _low_high(row: Ranged | None) -> str:
         return "-    -"
     low, high = (100 * (end / rate - 1) for end in (row.samples_per_s_low, row.samples_per_s_high))
     return f"{low:>+3.0f} {high:>+4.0f}"
+
+
+def per_worker(batch: int, steps: int, sample_tokens: int | None = None) -> str:
+    """What a worker consumes in an iteration of so many steps."""
+    what = "samples" if sample_tokens is None else f"sequences of {sample_tokens:,} tokens"
+    return f"{batch} {what} per worker" + (f", {steps} steps an iteration" if steps > 1 else "")
 
 
 def tied_note(labels: Sequence[str]) -> list[str]:
@@ -178,7 +190,7 @@ def _predictions(console: Console, rows: Sequence[Row], tied_with: Sequence[Sequ
     base = found[0].samples_per_s
     columns = [
         Column(heading="iteration", unit="ms", cells=_ms(p.iteration_s for p in found)),
-        Column(heading="samples/s", unit="", cells=fixed(p.samples_per_s for p in found)),
+        throughput((p.samples_per_s for p in found), rows[0].sample_tokens),
         *low_high(found),
         *_mfu(rows),
         Column(heading="speed-up", unit="", cells=[f"{p.samples_per_s / base:.2f}x" for p in found]),
@@ -249,8 +261,10 @@ def _measured_notes(row: Row) -> list[str]:
         notes.append(f"undilated, as the topology states it: {took} ms predicted, {error:+.1f}%")
     if m.losses:
         first, last = loss_ends(m.losses)
+        perplexity = "" if m.perplexity is None else f", perplexity {m.perplexity:#.4g}"
         accuracy = "" if m.accuracy is None else f", accuracy {m.accuracy:.1%}"
-        notes.append(f"loss {first:#.3g} -> {last:#.3g}{accuracy}")
+        when = f" after {m.scores[-1].iteration} iterations" if len(m.scores) > 1 else ""
+        notes.append(f"loss {first:#.3g} -> {last:#.3g}{perplexity}{accuracy}{when}")
     return notes
 
 
@@ -277,7 +291,7 @@ def _measurements(console: Console, rows: Sequence[Row]) -> None:
         Column(heading="predicted", unit="ms", cells=_ms(r.prediction.iteration_s for r, _, _ in done)),
         Column(heading="measured", unit="median, ms", cells=times[1::3]),
         Column(heading="spread", unit="ms", cells=[f"{a} - {b}" for a, b in zip(times[::3], times[2::3], strict=True)]),
-        Column(heading="samples/s", unit="", cells=fixed(m.samples_per_s for _, m, _ in done)),
+        throughput((m.samples_per_s for _, m, _ in done), rows[0].sample_tokens),
         Column(heading="error", unit="%", cells=[f"{e:+.1f}" for _, _, e in done]),
     ]
     write_line(console, "")
@@ -304,6 +318,16 @@ def _infeasible(console: Console, result: Result) -> None:
         print_wrapped(console, f"{label}{of}: {reason}", "")
 
 
+def print_explanations(result: Result, console: Console) -> None:
+    """Print why each row takes as long as it does, in a few sentences."""
+    for model, rows in result.by_model().items():
+        for row in rows:
+            if row.details is not None:
+                write_line(console, "")
+                write_line(console, f"{model}, {row.label}", "bold")
+                print_paragraph(console, str(row.details.explanation))
+
+
 def print_result(result: Result, console: Console) -> None:
     """Print the whole result on `console`; lines are at most 80 characters wide unless a number needs more."""
     shared = result.rows[0]
@@ -314,7 +338,8 @@ def print_result(result: Result, console: Console) -> None:
     tied = {(row.model, row.label): others for row, others in zip(result.rows, result.tied_with(), strict=True)}
     for model, rows in result.by_model().items():
         write_line(console, "")
-        write_line(console, f"{model}, {rows[0].batch_per_worker} samples per worker", "bold cyan")
+        batch = per_worker(rows[0].batch_per_worker, rows[0].accumulation, rows[0].sample_tokens)
+        write_line(console, f"{model}, {batch}", "bold cyan")
         _predictions(console, rows, [tied[model, row.label] for row in rows])
         _money(console, rows)
         _measurements(console, rows)

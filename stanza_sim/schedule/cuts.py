@@ -25,6 +25,7 @@ from stanza_sim.schedule.ops import (
     Layout,
     Op,
     Pattern,
+    Phase,
     Transfer,
     ValueKind,
 )
@@ -143,6 +144,7 @@ def slice_block(block: Block, cut: Cut, width: int) -> Block:
         backward_weight_flops=round(block.backward_weight_flops * share),
         again_flops=round(block.again_flops * share),
         bytes_touched=round(block.bytes_touched * share) if columns else block.bytes_touched,
+        kept_nbytes=None if block.kept_nbytes is None else round(block.kept_nbytes * (share if columns else 1)),
         output_shape=(*block.output_shape[:-1], width) if columns else block.output_shape,
         work=tuple(work.times(share, share if columns else 1.0, share) for work in block.work),
     )
@@ -231,6 +233,8 @@ def _op(schedule: Schedule, op: Op, model: ModelProfile, previous: Mapping[str, 
             return _exchange(schedule, [v.name for v in op.values if v.kind.on_bundle])
         case Collective() if op.value.kind.on_bundle:
             return _exchange(schedule, [op.value.name])
+        case Collective() if op.value.kind is ValueKind.NORM:
+            return None
         case Collective():
             return _collective(schedule, op, model)
 
@@ -240,6 +244,8 @@ def _compute(schedule: Schedule, op: Compute) -> str | None:
     cut = None if op.phase.on_bundle else schedule.cut(op.target)
     if cut is not None and schedule.group(op.ranks) != schedule.group(cut.ranks):
         return f"block {op.target} is cut over {cut.ranks}: all of it computes, and nobody else"
+    if cut is not None and op.phase is Phase.RECOMPUTE:
+        return f"block {op.target} is cut over {cut.ranks}: its forward pass is not run again"
     return None
 
 

@@ -1,30 +1,36 @@
 """The rules of data flow: a value is there before it is used, and is not overwritten while it may still be read.
 
+Parameters of a bundle of which ranks keep slices are there from an all-gather to the last pass before the next one.
+
 They must hold at every rank. `stanza_sim.schedule.order` says how finely ranks are told apart.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from functools import cached_property
+from collections.abc import Sequence
+from functools import reduce
+from operator import or_
 
-from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule.clipping import clipping_op
 from stanza_sim.schedule.cuts import Form
-from stanza_sim.schedule.ops import Axis, Collective, CollectiveKind, Compute, Op, Phase, Transfer, Value, ValueKind
-from stanza_sim.schedule.order import order_of
-from stanza_sim.schedule.printing import print_op
-from stanza_sim.schedule.rank_cells import bits
+from stanza_sim.schedule.facts import Facts
+from stanza_sim.schedule.ops import (
+    Axis,
+    Collective,
+    CollectiveKind,
+    Compute,
+    Keep,
+    Phase,
+    Transfer,
+    Value,
+    ValueKind,
+    dependency,
+)
 from stanza_sim.schedule.schedule import Schedule
 
 _WHOLE = (Form.WHOLE,)
 _SLICED = (Form.WHOLE, Form.SLICE)
-
-
-def violation(schedule: Schedule, op: Op, message: str, hint: str | None = None) -> ScheduleError:
-    """The error for a rule that `op` breaks, with its printed form."""
-    return ScheduleError(f"{message}\n  in: {print_op(op)}", where=f"schedule {schedule.name}", hint=hint)
 
 
 def check_data_flow(schedule: Schedule, model: ModelProfile) -> None:
@@ -32,20 +38,12 @@ def check_data_flow(schedule: Schedule, model: ModelProfile) -> None:
     _DataFlow(schedule, model).run()
 
 
-class _DataFlow:
-    """Cells stand for ranks: `at` is a mask of them."""
+class _DataFlow(Facts):
+    """The rules, op by op; see `Facts`."""
 
     def __init__(self, schedule: Schedule, model: ModelProfile) -> None:
-        self.s = schedule
-        self.names = [b.name for b in model.blocks]
-        self.blocks = {name: i for i, name in enumerate(self.names)}
-        self.users: dict[str, list[int]] = defaultdict(list)  # of a tensor: the blocks that have it, or are tied to it
-        for i, b in enumerate(model.blocks):
-            for t in (*b.tensors, *b.tied):
-                self.users[t.name].append(i)
-        self.order = order_of(schedule)
-        self.cells = self.order.cells
-        self.under: dict[tuple[object, ...], list[int]] = defaultdict(list)  # ops found under that heading
+        super().__init__(schedule, model)
+        self._clipped: set[tuple[str, int]] = set()  # lanes, and cells, where an update comes behind all norms
 
     def run(self) -> None:
         for i, op in enumerate(self.s.ops):
@@ -60,63 +58,7 @@ class _DataFlow:
             for heading in self._headings(op):
                 self.under[heading].append(i)
 
-    def fail(self, i: int, message: str, at: int, hint: str | None = None) -> ScheduleError:
-        """The error, with a rank at which the rule is broken where it is not broken everywhere."""
-        if at not in (self.cells.gated[i], self.cells.completes[i]):
-            message += f" (rank {min(self.cells.first[a] for a in bits(at))})"
-        return violation(self.s, self.s.ops[i], message, hint)
-
-    def _headings(self, op: Op) -> Iterable[tuple[object, ...]]:
-        """Under what later ops look for `op`: the values that it makes or brings, the gradients that it sums."""
-        match op:
-            case Compute(phase=Phase.FORWARD):
-                form = {None: Form.WHOLE, Axis.COLUMNS: Form.SLICE, Axis.ROWS: Form.PARTIAL}[self._axis(op.target)]
-                yield form, Value(ValueKind.ACT, op.target), op.microbatch
-                if form is Form.SLICE:
-                    yield form, Value(ValueKind.LOGSUM, op.target), op.microbatch
-            case Compute(phase=Phase.LOSS):
-                form = Form.SLICE if self._axis(op.target) is Axis.COLUMNS else Form.WHOLE
-                yield form, Value(ValueKind.ACTGRAD, op.target), op.microbatch
-            case Compute(phase=Phase.BACKWARD | Phase.BACKWARD_INPUT | Phase.BACKWARD_WEIGHT):
-                k = self.blocks[op.target]
-                if k and op.phase is not Phase.BACKWARD_WEIGHT:
-                    form = {None: Form.WHOLE, Axis.COLUMNS: Form.PARTIAL, Axis.ROWS: Form.SLICE}[self._axis(op.target)]
-                    yield form, Value(ValueKind.ACTGRAD, self.names[k - 1]), op.microbatch
-                if op.phase is not Phase.BACKWARD_INPUT:
-                    yield "weight gradient", op.target, op.microbatch
-                if op.phase is not Phase.BACKWARD_WEIGHT:
-                    yield "factors", op.target, op.microbatch
-            case Compute(phase=Phase.REDUCE | Phase.RECONSTRUCT):
-                yield "sum", op.target
-            case Compute(phase=Phase.PARTIAL):
-                yield "partial sum", op.target
-            case Transfer():
-                for value in op.values:
-                    yield Form.SLICE if _arrives_sliced(op, value) else Form.WHOLE, value, op.landing
-                    if value.kind in (ValueKind.GRAD, ValueKind.SUM, ValueKind.FACTORS):
-                        yield "push", value.name
-                    elif value.kind is ValueKind.PART:
-                        yield "part", value.name
-                    elif value.kind is ValueKind.PARAM:
-                        yield "pull", value.name
-            case Collective() if op.value.kind is ValueKind.GRAD:
-                yield "sum", op.value.name
-            case Collective() if op.value.kind is not ValueKind.PARAM:
-                yield Form.WHOLE, op.value, op.microbatch
-
-    def _axis(self, block: str) -> Axis | None:
-        cut = self.s.cut(block)
-        return None if cut is None else cut.axis
-
     # ---- what is missing where ---------------------------------------------------------------------------------
-
-    def _missing(self, i: int, at: int, *heading: object) -> int:
-        """Cells of `at` at which no op under `heading` is complete before op `i` starts there."""
-        for j in self.under.get(heading, ()):
-            if not at:
-                break
-            at &= ~self.order.before(i, j, at & self.cells.completes[j])
-        return at
 
     def _need(self, i: int, at: int, value: Value, microbatch: int, forms: Sequence[Form] = (Form.WHOLE,)) -> None:
         """`value` must be at the cells `at` before op `i`, in any of `forms`: computed there, or received."""
@@ -134,20 +76,47 @@ class _DataFlow:
     def _need_gradients(self, i: int, at: int, bundle: str) -> None:
         """The gradients of every tensor of `bundle`, for every micro-batch, must be computed at `at`.
 
-        A rank that takes samples as micro-batches of their own has the numbers of which it runs the forward pass.
+        A rank that takes samples as micro-batches of their own has the numbers of which it runs the forward pass. Of
+        blocks that share a tensor it needs those that it computes, one at least.
         """
-        for block in self._blocks_of(bundle):
-            of_number = self._forward.get(block, {})
-            anywhere = 0
-            own = len(self.s.microbatch_ids) == self.s.microbatches
-            for m in self.s.microbatch_ids if own else sorted(of_number):
-                needed = at if own else at & of_number[m]
-                anywhere |= needed
-                if missing := self._missing(i, needed, "weight gradient", block, m):
-                    message = f"grad({bundle}) needs the backward pass of {block}"
-                    raise self.fail(i, message, missing, "name that op in after=")
-            if missing := at & ~anywhere:
-                raise self.fail(i, f"grad({bundle}) needs the backward pass of {block}", missing)
+        own = len(self.s.microbatch_ids) == self.s.microbatches
+        for users in dict.fromkeys(tuple(self.users[t]) for t in self.s.bundle(bundle).tensors):
+            left = at
+            for block in (self.names[k] for k in users):
+                of_number = self._forward.get(block, {})
+                runs = reduce(or_, of_number.values(), 0)
+                here, anywhere = at & runs if len(users) > 1 else at, 0
+                for m in self.s.microbatch_ids if own else sorted(of_number):
+                    needed = here if own else here & of_number[m]
+                    anywhere |= needed
+                    if missing := self._missing(i, needed, "weight gradient", block, m):
+                        message = f"grad({bundle}) needs the backward pass of {block}"
+                        raise self.fail(i, message, missing, "name that op in after=")
+                left &= ~anywhere
+            if left:
+                needed_of = " or ".join(self.names[k] for k in users)
+                raise self.fail(i, f"grad({bundle}) needs the backward pass of {needed_of}", left)
+
+    def _need_sum(self, i: int, at: int, bundle: str) -> None:
+        """The sum of all ranks' gradients of `bundle`, or where nothing sums them the own ones, must be at `at`."""
+        if missing := self._missing(i, at, "sum", bundle):
+            made = self.s.bundle(bundle)
+            if self._with_slice(made, missing) and (made.replicas > 1 or made.keep is not Keep.ALL):
+                message = f"grad({bundle}) has not been summed over all owners before it is used"
+                raise self.fail(i, message, self._with_slice(made, missing), "name what sums it in after=")
+            self._need_gradients(i, at, bundle)
+
+    def _need_norms(self, i: int, at: int) -> None:
+        """Where gradients are clipped, an update needs the norm of all, and what adds it up needs all of its parts."""
+        if self._normed and isinstance(self.s.ops[i], Compute) and clipping_op(self.s) is not None:
+            parts: list[tuple[tuple[str, ...], int]] = [(("norm of all gradients",), at)]
+        else:
+            parts = [(("norm", bundle), at & owners) for bundle, owners in self._normed.items()]
+        for heading, owners in parts:
+            if missing := self._missing(i, owners, *heading):
+                raise self.fail(
+                    i, f"the {' of '.join(heading)} must be there before this", missing, "name what makes it in after="
+                )
 
     def _need_factors(self, i: int, at: int, bundle: str) -> None:
         """Inputs and output gradients of the linear layer of `bundle`, for every micro-batch, must be at `at`."""
@@ -157,19 +126,22 @@ class _DataFlow:
                     message = f"factors({bundle}) need the gradient of the output of {block}'s layer"
                     raise self.fail(i, message, missing, "name its backward pass in after=")
 
-    def _blocks_of(self, bundle: str) -> list[str]:
-        return [self.names[k] for k in sorted({k for t in self.s.bundle(bundle).tensors for k in self.users[t]})]
-
     # ---- by kind of op -----------------------------------------------------------------------------------------
 
     def _compute(self, i: int, op: Compute) -> None:
         at = self.cells.gated[i]
+        for name in () if op.phase.on_bundle else self._gathered.get(op.target, ()):
+            self._need_whole(i, at, name)
         match op.phase:
             case Phase.FORWARD:
                 k = self.blocks[op.target]
                 if k:
                     forms = _SLICED if self._axis(op.target) is Axis.ROWS else _WHOLE
                     self._need(i, at, Value(ValueKind.ACT, self.names[k - 1]), op.microbatch, forms)
+            case Phase.RECOMPUTE:
+                k = self.blocks[op.target]
+                for name in self.names[max(k - 1, 0) : k + 1]:  # its input, and itself: it ran before
+                    self._need(i, at, Value(ValueKind.ACT, name), op.microbatch)
             case Phase.LOSS:
                 if self._axis(op.target) is Axis.COLUMNS:
                     self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch, _SLICED)
@@ -183,6 +155,10 @@ class _DataFlow:
                 forms = _SLICED if self._axis(op.target) is Axis.COLUMNS else _WHOLE
                 self._need(i, at, Value(ValueKind.ACT, op.target), op.microbatch, forms)
                 self._need(i, at, Value(ValueKind.ACTGRAD, op.target), op.microbatch, forms)
+                again = at & self._recomputed[op.target, op.microbatch]
+                if missing := self._missing(i, again, "recomputed", op.target, op.microbatch):
+                    what = f"the activations inside {op.target} are there once it is computed again"
+                    raise self.fail(i, what, missing, "name that op in after=")
             case Phase.REDUCE:
                 if missing := self._missing(i, at, "push", op.target):
                     raise self.fail(i, f"no transfer brings grad({op.target}) before it is reduced", missing)
@@ -193,9 +169,13 @@ class _DataFlow:
                 if missing := self._missing(i, at, "push", op.target):
                     message = f"no transfer brings factors({op.target}) before they are used"
                     raise self.fail(i, message, missing, "name what brings them in after=")
+            case Phase.NORM:
+                self._need_sum(i, at, op.target)
             case Phase.UPDATE:
-                if self._missing(i, at, "sum", op.target):
-                    self._need_gradients(i, at, op.target)
+                self._need_sum(i, at, op.target)
+                if (lane := (op.lane, at)) not in self._clipped:  # others of it come behind
+                    self._need_norms(i, at)
+                    self._clipped.add(lane)
                 self._after_readers(i, at, op.target, writing=False)
 
     def _transfer(self, i: int, op: Transfer) -> None:
@@ -223,6 +203,14 @@ class _DataFlow:
         at = self.cells.gated[i]
         if op.value.kind is ValueKind.GRAD:
             self._need_gradients(i, at, op.value.name)
+        elif op.value.kind is ValueKind.NORM:
+            self._need_norms(i, at)
+        elif op.value.kind is ValueKind.SUM:
+            if missing := self._missing(i, at, "sum of a replica", op.value.name):
+                message = f"{op.value} is not there before it is used"
+                raise self.fail(i, message, missing, "name a reduce-scatter in after=")
+        elif op.value.kind is ValueKind.PARAM and self.s.bundle(op.value.name).keep is Keep.SLICES:
+            self._gather(i, at, op)
         elif op.value.kind is not ValueKind.PARAM:
             form = Form.PARTIAL if op.kind is CollectiveKind.ALL_REDUCE else Form.SLICE
             self._need(i, at, op.value, op.microbatch, (form,))
@@ -230,25 +218,47 @@ class _DataFlow:
             root = 0 if op.root is None else 1 << self.cells.of_rank(op.root)
             self._in_place(i, at & ~root, op.value.name)
 
+    # ---- parameters that are whole for a while ---------------------------------------------------------------------
+
+    def _need_whole(self, i: int, at: int, bundle: str) -> None:
+        """The last all-gather of `bundle` ahead of pass `i`, in program order, must be complete before it."""
+        for j in reversed(self.under.get(("gather", bundle), ())):
+            here = at & self.cells.completes[j]
+            if missing := here & ~self.order.before(i, j, here):
+                message = f"param({bundle}) may not be whole before it is used"
+                raise self.fail(i, message, missing, f"name {self.s.ops[j].name} in after=")
+            at &= ~here
+        if at:
+            hint = "gather it first: a rank keeps its slice only"
+            raise self.fail(i, f"param({bundle}) is not whole before it is used", at, hint)
+
+    def _gather(self, i: int, at: int, op: Collective) -> None:
+        """An all-gather of what is whole for a while comes after every pass that read what was gathered before it.
+
+        The first of an iteration therefore waits for the update of the one before, which comes after all its passes.
+        """
+        bundle = op.value.name
+        for block in self._blocks_of(bundle):
+            for j in (j for j in self._readers.get(block, ()) if j < i):
+                reads = self.cells.gated[j] & at
+                if early := reads & ~self.order.before(i, j, reads):
+                    message = f"param({bundle}) would be gathered anew while {self.s.ops[j].name} may still read it"
+                    raise self.fail(i, message, early)
+        if self.under.get(("update", bundle)):
+            hint = "begin the next iteration with it"
+            raise self.fail(i, f"param({bundle}) is gathered behind its update", at, hint)
+        earlier = renewed = 0
+        for j in self.under.get(("gather", bundle), ()):
+            earlier |= self.cells.completes[j]
+        for name, _ in map(dependency, op.after_previous):
+            before = self.s.op(name)
+            if isinstance(before, Compute) and (before.phase, before.target) == (Phase.UPDATE, bundle):
+                renewed |= self.cells.group(before.ranks)
+        if stale := at & ~earlier & ~renewed:
+            message = f"param({bundle}) would be gathered while the iteration before may still use it"
+            raise self.fail(i, message, stale, "name its update in after_previous=")
+
     # ---- parameters are written behind their readers ----------------------------------------------------------------
-
-    @cached_property
-    def _forward(self) -> dict[str, dict[int, int]]:
-        """For each block and micro-batch, the cells that run its forward pass."""
-        found: dict[str, dict[int, int]] = defaultdict(lambda: defaultdict(int))
-        for i, op in enumerate(self.s.ops):
-            if isinstance(op, Compute) and op.phase is Phase.FORWARD:
-                found[op.target][op.microbatch] |= self.cells.gated[i]
-        return found
-
-    @cached_property
-    def _readers(self) -> dict[str, list[int]]:
-        """Passes over each block, but for those that only compute weight gradients and so read no parameters."""
-        found: dict[str, list[int]] = defaultdict(list)
-        for i, op in enumerate(self.s.ops):
-            if isinstance(op, Compute) and op.phase in (Phase.FORWARD, Phase.BACKWARD, Phase.BACKWARD_INPUT):
-                found[op.target].append(i)
-        return found
 
     def _in_place(self, i: int, at: int, bundle: str) -> None:
         """Parameters that arrive at `at` overwrite what its passes read: its own push must be needed first."""
@@ -273,6 +283,11 @@ class _DataFlow:
         `writing`: it brings them, so what counts is what is complete where they come from.
         """
         before = self.order.before_writing if writing else self.order.before
+        for j in () if writing else self.under.get(("gather", bundle), ()):
+            sends = self.cells.completes[j] & at
+            if early := sends & ~before(i, j, sends):
+                name = self.s.ops[j].name
+                raise self.fail(i, f"param({bundle}) would be overwritten while {name} may still send it", early)
         for block in self._blocks_of(bundle):
             for j in self._readers.get(block, ()):
                 reads = self.cells.gated[j] & at
@@ -280,8 +295,3 @@ class _DataFlow:
                 if early:
                     name = self.s.ops[j].name
                     raise self.fail(i, f"param({bundle}) would be overwritten while {name} may still read it", early)
-
-
-def _arrives_sliced(op: Transfer, value: Value) -> bool:
-    """Whether a destination has but a slice of `value`; slices of a gradient are joined there."""
-    return bool(op.slices) and value.kind is ValueKind.ACT

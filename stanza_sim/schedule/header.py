@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Sequence
 
 from stanza_sim.base.errors import ScheduleError
+from stanza_sim.base.optimizers import STATE
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule.ops import NAME, Bundle, Layout
+from stanza_sim.schedule.ops import NAME, Bundle, Keep, Layout
 from stanza_sim.schedule.schedule import Schedule
 
 NAME_HINT = "names have letters, digits and _ . - / and no spaces, so that the printed form reads back"
@@ -41,6 +42,8 @@ def _sizes(s: Schedule) -> None:
     ):
         if value < 1:
             raise _wrong(s, f"{what}={value} must be at least 1")
+    if not 0 <= s.moments < len(STATE):
+        raise _wrong(s, f"moments={s.moments} must be 0, 1 or 2", "0: SGD without momentum, 1: with it, 2: Adam")
     if s.batch_per_worker % s.microbatches:
         raise _wrong(s, f"a batch of {s.batch_per_worker} cannot be cut in {s.microbatches} equal micro-batches")
 
@@ -74,8 +77,14 @@ def _groups(s: Schedule) -> None:
 
 
 def _bundle(s: Schedule, model: ModelProfile, bundle: Bundle, known: Container[str]) -> None:
-    """A bundle's owners are a group, and its tensors are `known`: the model has them."""
-    s.owners(bundle)
+    """A bundle's owners are a group, replicas share them evenly, and its tensors are `known`: the model has them."""
+    owners = s.owners(bundle)
+    if bundle.layout is not Layout.SHARDED and (bundle.replicas != 1 or bundle.keep is not Keep.ALL):
+        what = f"bundle {bundle.name} has replicas={bundle.replicas} keep={bundle.keep} and layout={bundle.layout}"
+        raise _wrong(s, what, f"only a bundle in slices has replicas and keep: write layout={Layout.SHARDED}")
+    if bundle.replicas < 1 or len(owners) % bundle.replicas:
+        what = f"bundle {bundle.name} has replicas={bundle.replicas}, and {len(owners)} owners"
+        raise _wrong(s, what, "replicas are runs of the owners of one length")
     for t in bundle.tensors:
         if t not in known:
             raise _wrong(s, f"bundle {bundle.name}: model {model.name} has no tensor {t}")

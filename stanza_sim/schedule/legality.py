@@ -6,7 +6,7 @@ rank runs a forward pass once. In `stanza_sim.schedule.header` are the rules of 
 `stanza_sim.schedule.cuts` are those of blocks that are cut over a group. In `stanza_sim.schedule.factors` are those of
 sufficient factors. In `stanza_sim.schedule.dataflow` are those of data flow: a value is there before it is used; a pull
 writes parameters in place only behind a reduction that needed the rank's own push. In `stanza_sim.schedule.partial`:
-gradients that are added up on the way count once.
+gradients that are added up on the way count once. In `stanza_sim.schedule.clipping`: a norm is of all gradients, once.
 """
 
 from __future__ import annotations
@@ -19,17 +19,21 @@ import numpy.typing as npt
 
 from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule.clipping import check_clipping
 from stanza_sim.schedule.cuts import check_cuts, check_sizes
-from stanza_sim.schedule.dataflow import check_data_flow, violation
+from stanza_sim.schedule.dataflow import check_data_flow
 from stanza_sim.schedule.factors import bundle_factors, check_factors, require_factors
+from stanza_sim.schedule.facts import violation
 from stanza_sim.schedule.header import check_header
 from stanza_sim.schedule.ops import (
     NAME,
     Algorithm,
+    Bundle,
     Carrier,
     Collective,
     CollectiveKind,
     Compute,
+    Keep,
     Layout,
     Op,
     Pattern,
@@ -41,6 +45,7 @@ from stanza_sim.schedule.ops import (
     dependency,
 )
 from stanza_sim.schedule.partial import check_partial_sums
+from stanza_sim.schedule.ranks import Ranks
 from stanza_sim.schedule.schedule import Schedule
 
 Mask = npt.NDArray[np.bool_]
@@ -63,6 +68,8 @@ def value_bytes(
             return samples * model.block(value.name).output_numel * itemsize
         case ValueKind.LABELS:
             return samples * model.labels.nbytes(schedule.itemsize)
+        case ValueKind.NORM:
+            return schedule.itemsize
         case ValueKind.LOGSUM:
             return samples * prod(model.block(value.name).output_shape[:-1]) * schedule.itemsize
 
@@ -76,6 +83,7 @@ def check(schedule: Schedule, model: ModelProfile) -> None:
     check_header(schedule, model)
     _Form(schedule, model).run()
     check_cuts(schedule, model)
+    check_clipping(schedule)
     check_data_flow(schedule, model)
     check_partial_sums(schedule, model)
     check_sizes(schedule, model)
@@ -92,7 +100,8 @@ class _Form:
         self.meet: dict[tuple[str, ...], bool] = {}  # groups -> whether the first has a rank in common with the others
         self.resolved: set[tuple[str, str, tuple[str, ...]]] = set()  # dependencies of earlier ops, with what they gate
         self.credits: dict[str, int] = {}  # of each channel
-        self.forward: dict[tuple[str, int], Mask] = {}  # (block, micro-batch): ranks that run it forward
+        self.runs: dict[str, set[Ranks]] = {}  # of a bundle in slices: the groups that have all of it
+        self.ran: dict[tuple[Phase, str, int], Mask] = {}  # (phase, block, micro-batch): ranks that run it
         self.arrived: dict[tuple[str, int], Mask] = {}  # (value, micro-batch of its own): ranks to which it is brought
 
     def fail(self, op: Op, message: str, hint: str | None = None) -> ScheduleError:
@@ -178,13 +187,13 @@ class _Form:
             raise self.fail(op, f"model {self.model.name} has no block {op.target}")
         elif op.phase is Phase.LOSS and self.blocks[op.target] != len(self.blocks) - 1:
             raise self.fail(op, "the loss is computed from the last block's output")
-        elif op.phase is Phase.FORWARD:
-            key, at = (op.target, op.microbatch), self.mask(op.ranks)
-            done = self.forward.setdefault(key, np.zeros_like(at))
+        elif op.phase in (Phase.FORWARD, Phase.RECOMPUTE):
+            key, at = (op.phase, op.target, op.microbatch), self.mask(op.ranks)
+            done = self.ran.setdefault(key, np.zeros_like(at))
             if (done & at).any():
                 # Nothing could say which of the two results the later ops use, or whose samples count.
                 raise self.fail(op, f"rank {int((done & at).argmax())} has run this forward pass already")
-            self.forward[key] = done | at
+            self.ran[key] = done | at
 
     def _transfer(self, op: Transfer) -> None:
         n, k = len(self.s.group(op.src)), len(self.s.group(op.dst))
@@ -213,6 +222,8 @@ class _Form:
             self._value_exists(op, value)
             if value.kind is ValueKind.LOGSUM:
                 raise self.fail(op, "logsums are gathered over the group of a cut, not sent")
+            if value.kind is ValueKind.NORM:
+                raise self.fail(op, "the norm is added up by an all-reduce, not sent")
         self._arrival(op)
         self._wire(op, *op.values)
         expected = sum(value_bytes(self.s, self.model, v, self.s.microbatches, op.wire) for v in op.values)
@@ -223,6 +234,9 @@ class _Form:
                 if len(op.values) > 1:
                     raise self.fail(op, f"{value} travels in a message of its own")
                 bundle = self.s.bundle(value.name)
+                if bundle.replicas > 1 or bundle.keep is not Keep.ALL:
+                    hint = "use a reduce-scatter and all-gathers"
+                    raise self.fail(op, f"bundle {bundle.name} is moved by collectives only", hint=hint)
                 owner_sends = value.kind.owner_sends
                 end, who = (op.src, "comes from") if owner_sends else (op.dst, "goes to")
                 if owner_sends is not None and (self.mask(end) & ~self.mask(bundle.owners)).any():
@@ -267,21 +281,33 @@ class _Form:
                 raise self.fail(op, f"{op.kind} has no root")
             self._algorithm(op)
             return  # see `stanza_sim.schedule.cuts`
-        if op.value.kind not in (ValueKind.GRAD, ValueKind.PARAM):
+        if op.value.kind is ValueKind.NORM and op.kind is not CollectiveKind.ALL_REDUCE:
+            raise self.fail(op, "the norm is added up by an all-reduce")
+        if op.value.kind is ValueKind.SUM:
+            self._sum_of_slice(op)
+            return
+        if op.value.kind not in (ValueKind.GRAD, ValueKind.PARAM, ValueKind.NORM):
             raise self.fail(op, "a collective moves gradients or parameters of a bundle, or activations of a cut block")
         if op.microbatch:
             raise self.fail(op, "gradients and parameters of a bundle are of the whole batch, not of a micro-batch")
         expected = value_bytes(self.s, self.model, op.value, 1, op.wire)
         if op.nbytes != expected:
             raise self.fail(op, f"nbytes={op.nbytes}, but the value has {expected} bytes")
+        if op.value.kind is ValueKind.NORM:
+            if op.root is not None:
+                raise self.fail(op, f"{op.kind} has no root")
+            self._algorithm(op)
+            return  # see `stanza_sim.schedule.clipping`
         bundle = self.s.bundle(op.value.name)
         grads = op.kind in (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER)
         if grads != (op.value.kind is ValueKind.GRAD):
             raise self.fail(op, f"{op.kind} moves {'gradients' if grads else 'parameters'}")
-        if op.kind in (CollectiveKind.REDUCE_SCATTER, CollectiveKind.ALL_GATHER) and (
-            bundle.layout is not Layout.SHARDED or bundle.owners != op.ranks
-        ):
-            raise self.fail(op, f"{op.kind} needs a bundle that is cut over its own group")
+        if op.kind in (CollectiveKind.REDUCE_SCATTER, CollectiveKind.ALL_GATHER):
+            if bundle.layout is not Layout.SHARDED or self.s.group(op.ranks) not in self._runs(bundle):
+                raise self.fail(op, f"{op.kind} needs a bundle that is cut over its own group")
+        elif bundle.replicas > 1 or bundle.keep is not Keep.ALL:
+            hint = "use a reduce-scatter and all-gathers"
+            raise self.fail(op, f"{op.kind} needs bundle {bundle.name} whole, and ranks keep it in slices", hint=hint)
         if op.kind is CollectiveKind.BROADCAST:
             if op.root is None or op.root not in self.s.group(op.ranks):
                 raise self.fail(op, "a broadcast needs a root in its group")
@@ -289,6 +315,26 @@ class _Form:
                 raise self.fail(op, "a broadcast's root must own the whole bundle")
         elif op.root is not None:
             raise self.fail(op, f"{op.kind} has no root")
+        self._algorithm(op)
+
+    def _runs(self, bundle: Bundle) -> set[Ranks]:
+        """The groups that have all slices of a bundle."""
+        if bundle.name not in self.runs:
+            owners, pieces = list(self.s.owners(bundle)), self.s.pieces(bundle)
+            self.runs[bundle.name] = {Ranks.of(owners[k : k + pieces]) for k in range(0, len(owners), pieces)}
+        return self.runs[bundle.name]
+
+    def _sum_of_slice(self, op: Collective) -> None:
+        """What each run of a bundle with replicas has summed is summed by those that have the same slice."""
+        bundle, ranks = self.s.bundle(op.value.name), list(self.s.group(op.ranks))
+        if op.kind is not CollectiveKind.ALL_REDUCE or bundle.replicas == 1 or op.microbatch or op.root is not None:
+            raise self.fail(op, "only an all_reduce sums over replicas, of a bundle that has some")
+        owners, pieces = list(self.s.owners(bundle)), self.s.pieces(bundle)
+        if ranks[0] not in owners or ranks != owners[owners.index(ranks[0]) % pieces :: pieces]:
+            raise self.fail(op, f"the sum of a slice of {bundle.name} is over all owners that have it, and no others")
+        lo, hi = self.s.slice_of(bundle, ranks[0])
+        if op.nbytes != (expected := (hi - lo) * self.s.itemsize_of(op)):
+            raise self.fail(op, f"nbytes={op.nbytes}, but the slice has {expected} bytes")
         self._algorithm(op)
 
     def _algorithm(self, op: Collective) -> None:
@@ -317,6 +363,8 @@ class _Form:
             case ValueKind.ACT | ValueKind.ACTGRAD | ValueKind.LOGSUM:
                 if value.name not in self.blocks:
                     raise self.fail(op, f"model {self.model.name} has no block {value.name}")
-            case ValueKind.LABELS:
+            case ValueKind.LABELS | ValueKind.NORM:
                 if value.name:
-                    raise self.fail(op, "labels have no name")
+                    raise self.fail(
+                        op, "labels have no name" if value.kind is ValueKind.LABELS else f"{value.kind} has no name"
+                    )

@@ -17,13 +17,17 @@ RECV, SENT = ".recv", ".sent"
 
 
 class Phase(StrEnum):
-    """What a computation does. `PARTIAL`, `REDUCE`, `RECONSTRUCT` and `UPDATE` work on a bundle, the others on a block.
+    """What a computation does. Those from `PARTIAL` on work on a bundle, the others on a block.
 
     `PARTIAL` adds up gradients of some ranks where they are gathered, `REDUCE` those of all ranks at an owner;
-    `RECONSTRUCT` makes the sum of all ranks' gradients from their factors.
+    `RECONSTRUCT` makes the sum of all ranks' gradients from their factors. `NORM` adds up the squares of an owner's
+    part of that sum, for `stanza_sim.schedule.clipping`. `RECOMPUTE` runs a forward pass again, whose activations were
+    not kept, for the backward pass behind it (Chen et al., "Training deep nets with sublinear memory cost", arXiv
+    1604.06174).
     """
 
     FORWARD = "forward"
+    RECOMPUTE = "recompute"
     LOSS = "loss"
     BACKWARD = "backward"
     BACKWARD_INPUT = "backward_input"
@@ -31,12 +35,13 @@ class Phase(StrEnum):
     PARTIAL = "partial"
     REDUCE = "reduce"
     RECONSTRUCT = "reconstruct"
+    NORM = "norm"
     UPDATE = "update"
 
     @property
     def on_bundle(self) -> bool:
         """Whether the op's target is a bundle rather than a block."""
-        return self in (Phase.PARTIAL, Phase.REDUCE, Phase.RECONSTRUCT, Phase.UPDATE)
+        return self in (Phase.PARTIAL, Phase.REDUCE, Phase.RECONSTRUCT, Phase.NORM, Phase.UPDATE)
 
 
 class Pattern(StrEnum):
@@ -94,7 +99,8 @@ class ValueKind(StrEnum):
     Of a bundle: `GRAD`, a rank's gradients, and `SUM`, a sum of some ranks', go to owners; `PARAM`, parameters, come
     from owners. `PART`, a rank's gradients, go to one that adds them up; `COPY`, parameters, come from one that pulled
     them. These two are never cut. `LOGSUM` is the log of the sum of exponentials over a sample's outputs of a block.
-    `FACTORS` are those of a bundle's gradient (see `stanza_sim.schedule.factors`).
+    `FACTORS` are those of a bundle's gradient (see `stanza_sim.schedule.factors`). `NORM`, of no name, is the square of
+    the norm of all gradients, one element.
     """
 
     GRAD = "grad"
@@ -107,6 +113,7 @@ class ValueKind(StrEnum):
     LABELS = "labels"
     LOGSUM = "logsum"
     FACTORS = "factors"
+    NORM = "norm"
 
     @property
     def on_bundle(self) -> bool:
@@ -141,6 +148,19 @@ class Layout(StrEnum):
     REPLICATED = "replicated"
     SHARDED = "cut"
     FEATURES = "features"
+
+
+class Keep(StrEnum):
+    """What a rank that computes with a bundle in slices keeps of it beside its own slice; ZeRO's stages 1, 2 and 3.
+
+    `ALL`: whole parameters and whole gradients. `PARAMETERS`: whole parameters; gradients are whole from an iteration's
+    first backward pass to the end of the reduce-scatter. `SLICES`: parameters too are whole only from the beginning of
+    an all-gather to the end of the last pass before the next one, or in that iteration.
+    """
+
+    ALL = "all"
+    PARAMETERS = "parameters"
+    SLICES = "slices"
 
 
 class Axis(StrEnum):
@@ -197,7 +217,8 @@ class Bundle:
     The vector is the elements [start, start + numel) of the tensors, laid end to end: all of them, or a part, and then
     other bundles of the same `tensors` have the rest. `owners` names the group that holds optimiser state. Under
     `Layout.SHARDED` the i-th owner has the slice `slice_bounds(numel, len(owners), i)`; under `Layout.REPLICATED` each
-    owner has all of it.
+    owner has all of it. Of a bundle in slices there may be `replicas`: the owners are so many runs of one length, one
+    after another, and each run has all slices. `keep` says how long what is not the own slice is there.
     """
 
     name: str
@@ -206,6 +227,8 @@ class Bundle:
     owners: str
     layout: Layout = Layout.REPLICATED
     start: int = 0
+    replicas: int = 1
+    keep: Keep = Keep.ALL
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,9 +328,10 @@ class Transfer:
 class Collective:
     """A collective over the group `ranks` on one value of `nbytes` bytes in all; `root` for a broadcast.
 
-    Gradients and parameters are those of a bundle. Activations, and gradients of activations, are those of a block
-    that is cut over the group: an all-reduce sums partial sums. The logsums of the last block's slices are gathered:
-    with them each rank computes the loss and its gradient on its slice.
+    Gradients and parameters are those of a bundle; a sum that is all-reduced is that of one slice, over the ranks that
+    have it. Activations, and gradients of activations, are those of a block that is cut over the group: an all-reduce
+    sums partial sums. The logsums of the last block's slices are gathered: with them each rank computes the loss and
+    its gradient on its slice. An all-reduce adds up the owners' parts of the norm of all gradients.
 
     For `Algorithm.HIERARCHICAL`, ranks r with the same r // `local` are taken to be on one host; elsewhere it is 0. A
     schedule knows no hosts, and both engines must do the same. `chunk` is the most bytes of one message of a pipeline.

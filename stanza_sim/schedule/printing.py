@@ -9,7 +9,19 @@ import json
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from stanza_sim.schedule.ops import CHUNK_BYTES, Bundle, Carrier, Collective, Compute, Cut, Group, Op, Transfer, Wire
+from stanza_sim.schedule.ops import (
+    CHUNK_BYTES,
+    Bundle,
+    Carrier,
+    Collective,
+    Compute,
+    Cut,
+    Group,
+    Keep,
+    Op,
+    Transfer,
+    Wire,
+)
 
 KINDS: dict[str, type[Compute] | type[Transfer] | type[Collective]] = {
     "compute": Compute,
@@ -17,8 +29,8 @@ KINDS: dict[str, type[Compute] | type[Transfer] | type[Collective]] = {
     "collective": Collective,
 }
 
-_RARE = ("start", "credit", "slices")
-"""Fields that are 0 or empty in most schedules, and are then left out."""
+_RARE: dict[str, object] = {"start": 0, "credit": 0, "slices": "", "replicas": 1, "keep": Keep.ALL}
+"""Fields that have these values in most schedules, and are then left out."""
 
 
 class Facts(Protocol):
@@ -52,6 +64,11 @@ class Facts(Protocol):
     @property
     def itemsize(self) -> int:
         """Bytes of one element."""
+        ...
+
+    @property
+    def moments(self) -> int:
+        """Vectors of optimiser state for each parameter."""
         ...
 
     @property
@@ -116,7 +133,7 @@ def print_schedule(schedule: Facts) -> str:
     s = schedule
     lines = [
         f"schedule {s.name} model={s.model} world={s.world_size} batch={s.batch_per_worker} "
-        f"microbatches={s.microbatches} itemsize={s.itemsize}"
+        f"microbatches={s.microbatches} itemsize={s.itemsize}{f' moments={s.moments}' if s.moments != 1 else ''}"
     ]
     lines += [f"group {g.name} {g.ranks}" for g in s.groups]
     lines += [
@@ -126,7 +143,8 @@ def print_schedule(schedule: Facts) -> str:
     ]
     lines += [
         f"bundle {b.name} numel={b.numel} owners={b.owners} layout={b.layout} "
-        f"{f'start={b.start} ' if b.start else ''}tensors={','.join(b.tensors)}"
+        f"{f'start={b.start} ' if b.start else ''}{f'replicas={b.replicas} ' if b.replicas != 1 else ''}"
+        f"{f'keep={b.keep} ' if b.keep is not Keep.ALL else ''}tensors={','.join(b.tensors)}"
         for b in s.bundles
     ]
     lines += [print_op(op) for op in s.ops]
@@ -150,6 +168,7 @@ def to_json(schedule: Facts) -> str:
             "batch_per_worker": s.batch_per_worker,
             "microbatches": s.microbatches,
             "itemsize": s.itemsize,
+            **({"moments": s.moments} if s.moments != 1 else {}),
             "groups": {g.name: str(g.ranks) for g in s.groups},
             **({"cuts": [_without_one(asdict(c)) for c in s.cuts]} if s.cuts else {}),
             "bundles": [_plain(b) for b in s.bundles],
@@ -160,5 +179,5 @@ def to_json(schedule: Facts) -> str:
 
 
 def _plain(what: Bundle | Op) -> dict[str, Any]:
-    """The fields of `what`, but for those of `_RARE` that have their defaults."""
-    return {key: value for key, value in asdict(what).items() if value or key not in _RARE}
+    """The fields of `what`, but for those of `_RARE` that have their usual values."""
+    return {key: value for key, value in asdict(what).items() if key not in _RARE or value != _RARE[key]}

@@ -34,7 +34,9 @@ class Schedule:
 
     Program order is a topological order: an op names only earlier ops in `after`, and ops of the iteration
     before in `after_previous`. Each rank that computes the first block's forward pass draws `batch_per_worker`
-    samples per iteration, in `microbatches` equal parts. Schedules are immutable, compare and hash by content.
+    samples per iteration, in `microbatches` equal parts. Beside the parameters of a bundle its owners keep `moments`
+    vectors of optimiser state, which an update reads and writes: none of SGD without momentum, one with it, two of
+    Adam. Schedules are immutable, compare and hash by content.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Schedule:
     microbatches: int = 1
     itemsize: int = 4
     cuts: tuple[Cut, ...] = ()
+    moments: int = 1
 
     def __repr__(self) -> str:
         what = f"{shortened(self.name)} of {shortened(self.model)}"
@@ -101,6 +104,15 @@ class Schedule:
     def owners(self, bundle: Bundle) -> Ranks:
         """Ranks that hold optimiser state of `bundle`."""
         return self.group(bundle.owners)
+
+    def pieces(self, bundle: Bundle) -> int:
+        """In how many slices the owners have `bundle`: 1 if it is not in slices."""
+        return len(self.owners(bundle)) // bundle.replicas if bundle.layout is Layout.SHARDED else 1
+
+    def slice_of(self, bundle: Bundle, owner: int) -> tuple[int, int]:
+        """Elements [lo, hi) of `bundle`, which is in slices, that the rank `owner` has."""
+        pieces = self.pieces(bundle)
+        return slice_bounds(bundle.numel, pieces, self.owners(bundle).index(owner) % pieces)
 
     def cut(self, block: str) -> Cut | None:
         """How `block` is cut over a group, or None if it is not."""
@@ -171,9 +183,7 @@ class Schedule:
         bundle = self.bundle(value.name)
         if bundle.layout is not Layout.SHARDED:
             return None
-        owners = self.owners(bundle)
-        owner = src if owner_sends else dst
-        return slice_bounds(bundle.numel, len(owners), owners.index(owner))
+        return self.slice_of(bundle, src if owner_sends else dst)
 
     def itemsize_of(self, op: Transfer | Collective) -> int:
         """Bytes of an element of what travels in `op`, but for labels, which are int64."""

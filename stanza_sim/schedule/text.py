@@ -13,7 +13,8 @@ Printed form = parse form = trace label = join key:
     fac.b2: transfer factors(b2) worker->worker all-pairs nbytes=4096 channel=factors after=bwdi.fc
     push.b0: transfer grad(b0) worker->server fan-in nbytes=6760 channel=push priority=3 after=bwd.fc
 
-A default is not printed. Lines that are empty or begin with `#` are skipped when parsing.
+A default is not printed, such as `moments=1` in the first line. Lines that are empty or begin with `#` are skipped when
+parsing.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from stanza_sim.schedule.ops import (
     Compute,
     Cut,
     Group,
+    Keep,
     Layout,
     Op,
     Pattern,
@@ -216,6 +218,7 @@ def parse(text: str) -> Schedule:
                     "batch_per_worker": line.number("batch"),
                     "microbatches": line.number("microbatches", 1),
                     "itemsize": line.number("itemsize", 4),
+                    "moments": line.number("moments", 1),
                 }
             elif first == "group":
                 line.word("group")
@@ -242,6 +245,8 @@ def parse(text: str) -> Schedule:
                         owners=line.option("owners"),
                         layout=line.choice(Layout, line.option("layout", "replicated")),
                         start=line.number("start", 0),
+                        replicas=line.number("replicas", 1),
+                        keep=line.choice(Keep, line.option("keep", "all")),
                         tensors=line.names("tensors"),
                     )
                 )

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from stanza_sim.base.optimizers import update_passes as passes_of
 from stanza_sim.model.profile import Block, ModelProfile
+
+SGD_PASSES = passes_of(moments=1)
+"""SGD with momentum reads parameter, gradient and momentum and writes parameter and momentum."""
 
 
 class CostModel(Protocol):
@@ -44,8 +48,8 @@ class CostModel(Protocol):
         """Sum of `contributions` buffers of `nbytes` each."""
         ...
 
-    def update_s(self, nbytes: int) -> float:
-        """Optimiser step on `nbytes` of parameters."""
+    def update_s(self, nbytes: int, passes: int = SGD_PASSES) -> float:
+        """Optimiser step on `nbytes` of parameters, which passes over so many bytes `passes` times."""
         ...
 
 
@@ -62,11 +66,13 @@ class RankCosts(Protocol):
         ...
 
 
-def step_s(costs: CostModel, model: ModelProfile, samples: int, *, update: bool = True) -> float:
+def step_s(
+    costs: CostModel, model: ModelProfile, samples: int, *, update: bool = True, update_passes: int = SGD_PASSES
+) -> float:
     """Return the seconds of one training step on one device: passes of all blocks, loss and, if `update`, updates."""
     total = costs.loss_s(model.blocks[-1], samples)
     for block in model.blocks:
         total += costs.forward_s(block, samples) + costs.backward_s(block, samples)
         if update and block.numel:
-            total += costs.update_s(block.numel * model.itemsize)
+            total += costs.update_s(block.numel * model.itemsize, update_passes)
     return total

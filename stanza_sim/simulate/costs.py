@@ -8,19 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.optimizers import update_passes
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.device import DeviceSpec, load_device
-from stanza_sim.model.profile import ModelProfile, Throughput
+from stanza_sim.model.profile import Block, ModelProfile, Throughput
 from stanza_sim.profiles.blocks import Profile, require
-from stanza_sim.simulate.cost_model import CostModel, RankCosts
+from stanza_sim.simulate.cost_model import SGD_PASSES, CostModel, RankCosts
 from stanza_sim.simulate.measured_costs import MeasuredCosts
-from stanza_sim.simulate.roofline import UPDATE_PASSES, RooflineCosts, measured_name
+from stanza_sim.simulate.roofline import RooflineCosts, measured_name
 from stanza_sim.simulate.server_costs import ServerCosts
 from stanza_sim.simulate.sum_costs import Launch, SumCosts, launch_of
 from stanza_sim.simulate.throughput import ScaledCosts, check_throughput, with_given_throughput
 
 __all__ = [
-    "UPDATE_PASSES",
+    "SGD_PASSES",
     "CostModel",
     "Costs",
     "MeasuredCosts",
@@ -31,6 +32,7 @@ __all__ = [
     "device_costs",
     "is_of_device",
     "measured_name",
+    "pass_times",
     "throughput_costs",
 ]
 
@@ -72,6 +74,28 @@ class Costs:
     def source(self) -> str:
         """The sources of all devices, each once."""
         return "; ".join(dict.fromkeys(model.source for model in self._models.values())) + self._note
+
+
+def pass_times(
+    cluster: Cluster,
+    model: ModelProfile,
+    precision: str = "fp32",
+    profile: Callable[[], Profile | None] = lambda: None,
+    *,
+    launch: str | Launch = Launch.EAGER,
+) -> Callable[[Block, int], tuple[float, float]]:
+    """Return what says how long a block's forward and backward pass over so many samples take on rank 0's device.
+
+    It is as `costs_for` says, which is first asked when a time is asked for.
+    """
+    known: list[CostModel] = []
+
+    def times(block: Block, samples: int) -> tuple[float, float]:
+        if not known:
+            known.append(costs_for(cluster, model, precision, profile(), launch=launch)(0))
+        return known[0].forward_s(block, samples), known[0].backward_s(block, samples)
+
+    return times
 
 
 def is_of_device(profile: Profile, device: DeviceSpec) -> bool:
@@ -126,10 +150,12 @@ def costs_for(
     profile: Profile | None = None,
     *,
     launch: str | Launch = Launch.EAGER,
+    moments: int = 1,
 ) -> Costs:
     """Return the costs of every rank of `cluster`: the profile's where it is of the rank's device, else computed ones.
 
-    Both are scaled to the throughput that the model has of that device; `launch` is for computed costs of GPUs.
+    Both are scaled to the throughput that the model has of that device, by an optimiser that keeps `moments` vectors;
+    `launch` is for computed costs of GPUs.
 
     Raises `InputError` if a device has no data for the precision, if a profile is given that is of another model or
     precision or of none of the cluster's devices, and if the model has throughputs but of none of these devices.
@@ -146,7 +172,7 @@ def costs_for(
             costs: CostModel = MeasuredCosts(profile, model, precision, speed)
         else:
             costs = device_costs(device, model, precision, speed, launch=launch)
-        return with_given_throughput(costs, model, name, speed)
+        return with_given_throughput(costs, model, name, speed, update_passes(moments))
 
     costs = Costs(cluster, make)
     if profile is not None and not used:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.optimizers import update_passes
 from stanza_sim.model.profile import Block, ModelProfile
 from stanza_sim.profiles.blocks import BlockTime, Profile, require
+from stanza_sim.simulate.cost_model import SGD_PASSES
 from stanza_sim.simulate.residual import Residual, within
 
 
@@ -96,9 +98,10 @@ class MeasuredCosts:
         """See `CostModel`; the profile's rate is that of reading the contributions."""
         return (contributions * nbytes / self._profile.reduce_Bps + self._profile.op_overhead_s) / self._speed
 
-    def update_s(self, nbytes: int) -> float:
-        """See `CostModel`."""
-        return (nbytes / self._profile.update_Bps + self._profile.op_overhead_s) / self._speed
+    def update_s(self, nbytes: int, passes: int = SGD_PASSES) -> float:
+        """See `CostModel`; updates of another optimiser than the one measured take times in proportion to the bytes."""
+        measured = update_passes(self._profile.moments)
+        return (nbytes / self._profile.update_Bps * passes / measured + self._profile.op_overhead_s) / self._speed
 
 
 def _interpolate(rows: list[tuple[int, float]], samples: int) -> float:

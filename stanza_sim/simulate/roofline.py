@@ -17,6 +17,7 @@ from stanza_sim.base.precision import HALF, HALF_BYTES
 from stanza_sim.cluster.device import DeviceSpec, ModelEfficiency, ModelFactor
 from stanza_sim.model import zoo
 from stanza_sim.model.profile import Block, ModelProfile
+from stanza_sim.simulate.cost_model import SGD_PASSES
 from stanza_sim.simulate.fit_residual import roofline_residual
 
 FORWARD_PASSES = 2
@@ -25,8 +26,6 @@ BACKWARD_INPUT_PASSES = 3
 """Read the gradient of the output and what forward saved, write the gradient of the input."""
 BACKWARD_WEIGHT_PASSES = 1
 """Read the input and the gradient of the output, but of operations with weights only: about half of them."""
-UPDATE_PASSES = 5
-"""SGD with momentum reads parameter, gradient and momentum and writes parameter and momentum."""
 LOSS_PASSES = 4
 """Softmax cross-entropy over the logits: read and write, forward and backward."""
 LOSS_KERNELS = 3
@@ -144,9 +143,9 @@ class RooflineCosts:
         """Reads each contribution and writes the sum, at the memory bandwidth."""
         return (contributions + 1) * nbytes / self._bandwidth_Bps + self._launch_s
 
-    def update_s(self, nbytes: int) -> float:
-        """See `CostModel` and `UPDATE_PASSES`."""
-        return UPDATE_PASSES * nbytes / self._bandwidth_Bps + self._launch_s
+    def update_s(self, nbytes: int, passes: int = SGD_PASSES) -> float:
+        """See `CostModel`: the update is one kernel."""
+        return passes * nbytes / self._bandwidth_Bps + self._launch_s
 
 
 def fitted_to(fit: ModelEfficiency | ModelFactor) -> str:

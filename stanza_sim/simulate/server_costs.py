@@ -1,8 +1,8 @@
 """What a server costs that is a process on a host's cores: sums and updates at the rate that the topology states.
 
 The source of both: contributions stream through the process once, so adding up takes their bytes over `reduce_Bps`,
-and an update the bytes of the parameters over it (see `stanza_sim.cluster.Host`). A rank on the cores of a host with
-devices does nothing else.
+and an update by SGD with momentum the bytes of the parameters over it (see `stanza_sim.cluster.Host`). A rank on the
+cores of a host with devices does nothing else.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.units import format_bytes
 from stanza_sim.cluster.hardware import Host
 from stanza_sim.model.profile import Block
-from stanza_sim.simulate.cost_model import CostModel
+from stanza_sim.simulate.cost_model import SGD_PASSES, CostModel
 from stanza_sim.simulate.residual import Residual, residual_of
 
 
@@ -39,9 +39,9 @@ class ServerCosts:
         """Each contribution is read once."""
         return contributions * nbytes / self._reduce_Bps
 
-    def update_s(self, nbytes: int) -> float:
-        """The parameters pass once."""
-        return nbytes / self._reduce_Bps
+    def update_s(self, nbytes: int, passes: int = SGD_PASSES) -> float:
+        """The parameters pass once with SGD with momentum; other optimisers take times in proportion to the bytes."""
+        return nbytes / self._reduce_Bps * passes / SGD_PASSES
 
     def forward_s(self, block: Block, samples: int) -> float:
         """See `CostModel`."""

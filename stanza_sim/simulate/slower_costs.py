@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from stanza_sim.model.profile import Block
-from stanza_sim.simulate.cost_model import CostModel, RankCosts
+from stanza_sim.simulate.cost_model import SGD_PASSES, CostModel, RankCosts
 from stanza_sim.simulate.residual import Residual, residual_of
 
 
@@ -63,5 +63,5 @@ class _Slower:
     def reduce_s(self, nbytes: int, contributions: int) -> float:
         return self._model.reduce_s(nbytes, contributions) * self._times
 
-    def update_s(self, nbytes: int) -> float:
-        return self._model.update_s(nbytes) * self._times
+    def update_s(self, nbytes: int, passes: int = SGD_PASSES) -> float:
+        return self._model.update_s(nbytes, passes) * self._times

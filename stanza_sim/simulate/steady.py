@@ -45,3 +45,9 @@ def even_window(ends: Sequence[Sequence[float]]) -> tuple[int, int] | None:
         if abs(late - early) > EVEN * late:
             return None
     return last - half, last
+
+
+def last_period(ends: Sequence[Sequence[float]]) -> tuple[int, int]:
+    """The `steady_window`, or the last iteration where they never repeat."""
+    last = min(map(len, ends)) - 1
+    return steady_window(ends) or (last - 1, last)

@@ -26,6 +26,7 @@ from stanza_sim.base.precision import HALF, HALF_BYTES, Precision
 from stanza_sim.cluster.device import DeviceSpec, Residuals, WorkConstants
 from stanza_sim.model.module_work import ModuleWork
 from stanza_sim.model.profile import Block, BlockKind, ModelProfile, OpWork, PassWork
+from stanza_sim.simulate.cost_model import SGD_PASSES
 from stanza_sim.simulate.fit_residual import sum_residual
 from stanza_sim.simulate.roofline import (
     BACKWARD_INPUT_PASSES,
@@ -33,7 +34,6 @@ from stanza_sim.simulate.roofline import (
     FORWARD_PASSES,
     LOSS_KERNELS,
     LOSS_PASSES,
-    UPDATE_PASSES,
     fitted_to,
     measured_name,
 )
@@ -132,9 +132,9 @@ class WorkTimes:
         p = self._overlap
         return float((device_s**p + host_s**p) ** (1 / p))
 
-    def update_s(self, nbytes: float) -> float:
-        """See `CostModel` and `UPDATE_PASSES`."""
-        return UPDATE_PASSES * nbytes / self._bandwidth_Bps
+    def update_s(self, nbytes: float, passes: int = SGD_PASSES) -> float:
+        """See `CostModel`: the update is one kernel."""
+        return passes * nbytes / self._bandwidth_Bps
 
     def reduce_s(self, nbytes: float, contributions: int) -> float:
         """Reads each contribution and writes the sum, at the memory bandwidth."""
@@ -243,9 +243,9 @@ class SumCosts:
         """Reads each contribution and writes the sum, at the memory bandwidth."""
         return self._times.reduce_s(nbytes, contributions) + self._overhead_s
 
-    def update_s(self, nbytes: int) -> float:
-        """See `CostModel` and `UPDATE_PASSES`."""
-        return self._times.update_s(nbytes) + self._overhead_s
+    def update_s(self, nbytes: int, passes: int = SGD_PASSES) -> float:
+        """See `CostModel`: the update is one kernel."""
+        return self._times.update_s(nbytes, passes) + self._overhead_s
 
 
 def roughly(block: Block, itemsize: int) -> tuple[OpWork, ...]:

@@ -12,7 +12,7 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.cluster.device import load_device
 from stanza_sim.model.profile import Block, ModelProfile, Throughput
-from stanza_sim.simulate.cost_model import CostModel, step_s
+from stanza_sim.simulate.cost_model import SGD_PASSES, CostModel, step_s
 from stanza_sim.simulate.residual import Residual, within
 
 GIVEN = 0.05
@@ -23,12 +23,15 @@ that source's own single-GPU throughput, the middle one was off by 5.3%."""
 class ScaledCosts:
     """The costs of `base` times one factor, such that `model` reaches the samples/s of `given` at its batch.
 
-    `speed` is how fast the device of `base` is, relative to the device that `given` is about. Raises `InputError` if
+    `speed` is how fast the device of `base` is, relative to the device that `given` is about; `passes` are those of an
+    update over the parameters. Raises `InputError` if
     a step costs nothing that could be scaled.
     """
 
-    def __init__(self, base: CostModel, model: ModelProfile, given: Throughput, speed: float = 1.0) -> None:
-        predicted_s = step_s(base, model, given.batch) * speed
+    def __init__(
+        self, base: CostModel, model: ModelProfile, given: Throughput, speed: float = 1.0, passes: int = SGD_PASSES
+    ) -> None:
+        predicted_s = step_s(base, model, given.batch, update_passes=passes) * speed
         if not predicted_s > 0:
             raise InputError(f"a step of {model.name} takes no time that could be scaled", where="throughput")
         self.factor = given.batch / given.samples_per_s / predicted_s
@@ -71,9 +74,9 @@ class ScaledCosts:
         """As `base` has it: no training on one device sums up what others sent."""
         return self._base.reduce_s(nbytes, contributions)
 
-    def update_s(self, nbytes: int) -> float:
+    def update_s(self, nbytes: int, passes: int = SGD_PASSES) -> float:
         """See `CostModel`."""
-        return self._base.update_s(nbytes) * self.factor
+        return self._base.update_s(nbytes, passes) * self.factor
 
 
 def throughput_of(model: ModelProfile, device: str) -> Throughput | None:
@@ -84,10 +87,12 @@ def throughput_of(model: ModelProfile, device: str) -> Throughput | None:
     return None
 
 
-def with_given_throughput(base: CostModel, model: ModelProfile, device: str, speed: float = 1.0) -> CostModel:
+def with_given_throughput(
+    base: CostModel, model: ModelProfile, device: str, speed: float = 1.0, passes: int = SGD_PASSES
+) -> CostModel:
     """Return `base`, costs of a device `speed` times as fast as `device`, scaled if `model` has its throughput."""
     given = throughput_of(model, device)
-    return base if given is None else ScaledCosts(base, model, given, speed)
+    return base if given is None else ScaledCosts(base, model, given, speed, passes)
 
 
 def check_throughput(model: ModelProfile, cluster: Cluster) -> None:

@@ -32,9 +32,10 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Schedule
 from stanza_sim.strategies._shared.builder import MIB, Builder
 from stanza_sim.strategies._shared.collectives import Choice, CollectiveSettings
+from stanza_sim.strategies._shared.crossing import back_through, check_microbatches
+from stanza_sim.strategies._shared.cutting import require_whole
 from stanza_sim.strategies._shared.exchange import exchange_by_all_reduce
 from stanza_sim.strategies._shared.model_parallel import Slicing, can_be_sliced, separate_sliced
-from stanza_sim.strategies._shared.separation import back_through_conv, check_microbatches, require_whole
 from stanza_sim.strategies._shared.wires import ACTIVATIONS, ActivationType, wire_of
 
 MOST_TURNS = 16
@@ -84,7 +85,7 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
             where="sharded_head",
             hint="set the model's `boundary` to the block that begins the FC part, or leave this strategy out",
         )
-    require_whole(model, "sharded_head", "the model's boundary")
+    require_whole(model, [model.boundary], "sharded_head", "the model's boundary")
     settings.require_used("sharded_head")
     turns, m = settings.fc_compute == "turns", settings.microbatches
     check_microbatches(batch_per_worker, m, eager=settings.eager_backward, where="sharded_head")
@@ -103,7 +104,7 @@ def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settin
             where="sharded_head",
         ),
     )
-    grads_ready = back_through_conv(b, workers, passes.returned, eager=settings.eager_backward)
+    grads_ready = back_through(b, model.conv_blocks, workers, passes.returned, eager=settings.eager_backward)
     if not settings.overlap:
         grads_ready = dict.fromkeys(grads_ready, grads_ready[model.conv_blocks[0].name])
     params_ready = dict(passes.params_ready)
@@ -131,7 +132,7 @@ def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_
     if not model.conv_blocks or not model.fc_blocks or not can_be_sliced(model, world_size):
         return
     try:
-        require_whole(model, "sharded_head", "the model's boundary")
+        require_whole(model, [model.boundary], "sharded_head", "the model's boundary")
     except InputError:
         return
     exchanges: list[dict[str, object]] = [{}, {"bucket": "5MiB"}]

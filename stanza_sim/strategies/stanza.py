@@ -25,7 +25,7 @@ activations once more.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import product
 from typing import Literal
 
@@ -35,18 +35,17 @@ from stanza_sim.base.errors import InputError
 from stanza_sim.base.precision import Precision
 from stanza_sim.base.units import Size
 from stanza_sim.cluster.cluster import Cluster
-from stanza_sim.model.profile import Block, ModelProfile
-from stanza_sim.schedule import Phase, Schedule
+from stanza_sim.model.profile import ModelProfile
+from stanza_sim.schedule import Schedule
 from stanza_sim.strategies._shared.assignment import by_blocks
 from stanza_sim.strategies._shared.builder import MIB, Builder
 from stanza_sim.strategies._shared.collectives import Choice, CollectiveSettings
-from stanza_sim.strategies._shared.exchange import exchange_by_all_reduce, exchange_by_servers
+from stanza_sim.strategies._shared.crossing import back_through, check_microbatches
+from stanza_sim.strategies._shared.exchange import exchange_among, exchange_by_all_reduce, exchange_by_servers
 from stanza_sim.strategies._shared.model_parallel import Slicing, can_be_sliced, separate_sliced
 from stanza_sim.strategies._shared.places import ON, On, named_places, ranks_on
 from stanza_sim.strategies._shared.separation import (
     Separation,
-    back_through_conv,
-    check_microbatches,
     cut_at,
     places,
     separate,
@@ -181,10 +180,22 @@ def build(
         returned = sliced.returned
     else:
         passes = separate(b, conv, fc, Separation(lane=lane, arrival=arrival, wire=wire))
-        _exchange_fc(b, model.fc_blocks, fc, settings, lane, passes.grads_ready, params_ready)
+        exchange_among(
+            b,
+            model.fc_blocks,
+            fc,
+            prefix="fc_bucket",
+            first_bytes=settings.first_bucket,
+            cap_bytes=settings.bucket,
+            settings=settings,
+            algorithm=settings.fc_algorithm,
+            grads_ready=passes.grads_ready,
+            lane=lane,
+            params_ready=params_ready,
+        )
         returned = passes.returned
 
-    grads_ready = back_through_conv(b, conv, returned, eager=settings.eager_backward)
+    grads_ready = back_through(b, model.conv_blocks, conv, returned, eager=settings.eager_backward)
     if not settings.overlap:
         grads_ready = dict.fromkeys(grads_ready, grads_ready[model.conv_blocks[0].name])
     if settings.conv_exchange == "all_reduce":
@@ -242,38 +253,6 @@ def _require_used(settings: Settings) -> None:
             where="stanza: conv_servers",
             hint="leave it out, or set conv_exchange: parameter_server",
         )
-
-
-def _exchange_fc(
-    b: Builder,
-    blocks: Sequence[Block],
-    fc: str,
-    settings: Settings,
-    lane: str,
-    grads_ready: dict[str, str],
-    params_ready: dict[str, list[str]],
-) -> None:
-    """Update the FC part: alone, or after all-reducing its gradients among the FC workers."""
-    if settings.fc_workers > 1:
-        exchange_by_all_reduce(
-            b,
-            blocks,
-            fc,
-            prefix="fc_bucket",
-            first_bytes=settings.first_bucket,
-            cap_bytes=settings.bucket,
-            settings=settings,
-            algorithm=settings.fc_algorithm,
-            grads_ready=grads_ready,
-            lane=lane,
-            params_ready=params_ready,
-        )
-        return
-    for block in reversed(blocks):
-        if block.tensors:
-            bundle = b.bundle(block.name, block.tensors, fc)
-            update = b.compute(Phase.UPDATE, bundle.name, fc, after=[grads_ready[block.name]], lane=lane)
-            params_ready[block.name] = [update]
 
 
 def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_size: int) -> Iterator[Settings]:

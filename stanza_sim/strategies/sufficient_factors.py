@@ -59,14 +59,18 @@ def factors_move_less(factors: Factors, batch: int, workers: int, servers: int) 
     return rows * (workers - 1) * (factors.inputs + factors.outputs) * servers <= product * (workers + servers - 2)
 
 
-def build(model: ModelProfile, *, world_size: int, batch_per_worker: int, settings: Settings) -> Schedule:
+def build(
+    model: ModelProfile, *, world_size: int, batch_per_worker: int, settings: Settings, accumulation: int = 1
+) -> Schedule:
     """Return the schedule; raises `InputError` for settings that do not fit the model or each other.
+
+    Factors are of all samples of an iteration, `accumulation` times a batch, so that `auto` takes them more rarely.
 
     Bytes that each of the W workers sends per iteration, and receives: (W-1)*B*(in+out)*itemsize for a layer by
     factors, with B the batch per worker; 2(W-1)/W of its bytes for a layer by parameter servers, of which every worker
     is one, with a slice of each block (ATC 2017, table 1); the same for all-reduced blocks by a ring.
     """
-    by_factors = _by_factors(model, world_size, batch_per_worker, settings)
+    by_factors = _by_factors(model, world_size, batch_per_worker * accumulation, settings)
     others = [block for block in model.blocks if block.name not in by_factors]
     linear = {block.name for block in others if factors_of(model, block.name) is not None}
     all_reduces = settings.conv_exchange == "all_reduce"

@@ -39,7 +39,7 @@ def measurement() -> ss.Measurement:
         iteration_s_max=0.9,
         samples_per_s=0.9 * PREDICTION.samples_per_s,
         losses=(2.3, 2.2),
-        accuracy=None,
+        scores=(),
         sent_bytes=(1,) * 4,
         received_bytes=(1,) * 4,
         hosts=("here",) * 4,
@@ -82,6 +82,7 @@ def things() -> dict[str, object]:
         PREDICTION.timeline.spans[0],
         path,
         path.steps[0],
+        PREDICTION.explain(),
         ss.compare(PREDICTION, measurement()),
         measurement(),
         ss.load_device("V100"),
@@ -255,6 +256,34 @@ def test_given_costs_are_faster_too() -> None:
     assert given.iteration_s == PREDICTION.iteration_s
     for change in ({"compute": 3.0}, {"rank": {2: 0.5}}):
         assert given.what_if(**change).iteration_s == pytest.approx(PREDICTION.what_if(**change).iteration_s)
+
+
+def test_predictions_depend_on_the_optimiser() -> None:
+    """By the bytes that an update passes over: 3, 5 and 7 times the parameters. A known throughput includes it."""
+    of = {"no momentum": {"momentum": 0.0}, "sgd": "sgd", "adam": "adam", "adamw": {"kind": "adamw", "clip_norm": 1.0}}
+    schedules = {
+        name: ss.build_schedule("local", MODEL, CLUSTER, batch_per_worker=32, optimizer=o) for name, o in of.items()
+    }
+    none, sgd, adam, clipped = (ss.predict(schedule, CLUSTER).iteration_s for schedule in schedules.values())
+    once_s = MODEL.nbytes / ss.load_device("V100").memory_bandwidth_Bps
+    assert (sgd - none, adam - sgd) == pytest.approx((2 * once_s, 2 * once_s), rel=1e-6)
+    launches = ss.load_device("V100").launch_overhead_s * sum(bool(block.numel) for block in MODEL.blocks)
+    assert clipped - adam == pytest.approx(once_s + launches, rel=1e-6)
+    known = ss.load_model("alexnet", throughput={"V100": {"samples_per_s": 500, "batch": 32}})
+    for o in of.values():
+        schedule = ss.build_schedule("local", known, CLUSTER, batch_per_worker=32, optimizer=o)
+        if not schedule.optimizer or schedule.optimizer.clip_norm is None:
+            assert ss.predict(schedule, CLUSTER).samples_per_s == pytest.approx(500)
+
+
+def test_a_schedule_knows_its_optimiser() -> None:
+    schedule = ss.build_schedule("all_reduce", MODEL, CLUSTER, batch_per_worker=32, optimizer={"kind": "adamw"})
+    assert (schedule.moments, schedule.text().splitlines()[0].split()[-1]) == (2, "moments=2")
+    with pytest.raises(ss.InputError, match="keeps two vectors as long as the parameters, sgd keeps one"):
+        ss.measure(schedule, CLUSTER, optimizer={"lr": 0.1}, model=MODEL)
+    with pytest.raises(ss.InputError, match=r"optimizer\.no_decay: no parameter of vgg16 is called 'biases'"):
+        given = {"weight_decay": 0.1, "no_decay": ["biases"]}
+        ss.build_schedule("local", MODEL, CLUSTER, batch_per_worker=32, optimizer=given)
 
 
 # ---- the same as the commands ----------------------------------------------------------------------------------------

@@ -309,7 +309,7 @@ def test_execute_without_torch(small, tmp_path):
 @pytest.mark.parametrize(
     ("what", "names"),
     [
-        ("model", list(zoo.names())),
+        ("model", list(zoo.available())),
         ("cluster", config.available("topologies")),
         ("device", config.available("devices")),
         ("strategy", strategies.names()),

@@ -11,7 +11,7 @@ from stanza_sim.execute.start.tasks import RunTask
 __all__ = ["ROUNDED", "TRAINING", "VARIANTS", "expected_bytes", "job_of", "run", "schedule_of"]
 
 PS, AR, ST, LO = "parameter_server", "all_reduce", "stanza", "local"
-SF = "sufficient_factors"
+SF, FS, PI = "sufficient_factors", "fsdp", "pipeline"
 VARIANTS: list[Variant] = [
     *CHOSEN,
     ("ps-2-balanced", PS, 5, {"servers": 2}),
@@ -129,6 +129,16 @@ VARIANTS: list[Variant] = [
     ("factors-behind", SF, 4, {"fc_exchange": "factors", "reconstruct": "behind", "conv_exchange": "all_reduce"}),
     ("factors-none", SF, 3, {"fc_exchange": "parameter_server", "conv_exchange": "all_reduce", "bucket": "2kB"}),
     ("factors-one-rank", SF, 1, {}),
+    ("fsdp", FS, 3, {}),
+    ("fsdp-by-host", FS, 4, {"local": 2, "prefetch": 0}),
+    ("fsdp-whole", FS, 5, {"reshard_after_forward": False, "unit_blocks": 2, "prefetch": 2}),
+    ("fsdp-2-by-host", FS, 4, {"stage": 2, "local": 2}),
+    ("fsdp-1-no-overlap", FS, 4, {"stage": 1, "overlap": False, "unit_size": "2kB"}),
+    ("pipeline", PI, 3, {}),
+    ("pipeline-gpipe-block", PI, 3, {"order": "gpipe", "checkpoint": "block"}),
+    ("pipeline-replicas-stage", PI, 4, {"stages": 2, "microbatches": 4, "checkpoint": "stage", "bucket": "2kB"}),
+    ("pipeline-cut-no-overlap", PI, 4, {"cuts": ["classifier.4"], "overlap": False, "algorithm": "ring"}),
+    ("pipeline-alone", PI, 1, {"microbatches": 3, "checkpoint": "stage"}),
     ("stanza-colocated-servers", ST, 4, {"conv_exchange": "parameter_server", "placement": "colocated"}),
 ]
 ROUNDED: list[Variant] = [

@@ -114,6 +114,12 @@ BAD = [
     (("warmup: 5", "warmup: 29"), "example.yaml:12: training", "fewer than two"),
     (("every: 10, ", ""), "training.optimizer.schedule", "`every` and `factor`"),
     (("kind: step", "kind: cosine"), "training.optimizer.schedule", "kind step"),
+    (("{lr: 0.1,", "{kind: adamw, momentum: 0.9,"), "training.optimizer", "adamw has no `momentum`"),
+    (("{lr: 0.1,", "{betas: [0.9, 0.99],"), "training.optimizer", "sgd has no `betas`"),
+    (("{lr: 0.1,", "{kind: adam, betas: [0.9, 1.0],"), "training.optimizer.betas.1", "less than 1"),
+    (("{lr: 0.1,", "{kind: lamb,"), "training.optimizer.kind", "should be 'sgd', 'adam' or 'adamw'"),
+    (("{lr: 0.1,", "{no_decay: [bias],"), "training.optimizer", "`no_decay` has no use without weight decay"),
+    (("{lr: 0.1,", "{clip_norm: 0,"), "training.optimizer.clip_norm", "greater than 0"),
     (("kind: step", "kind: steps"), "training.optimizer.schedule.kind", "'step'"),
     (("lr: 0.1", "lr: 0"), "training.optimizer.lr", "greater than 0"),
     (("timeout: 90s", "timeout: 90"), "execute.timeout", "no unit"),
@@ -175,3 +181,27 @@ def test_shipped_experiments_are_good(name):
     e = load_experiment(name).value
     assert e.name == name
     assert {s.strategy for s in e.strategies} >= {"parameter_server", "all_reduce", "stanza"}
+
+
+def test_the_batch_of_a_language_model_in_tokens(write):
+    def load(text: str):
+        return load_experiment(str(write(GOOD, ("  - alexnet\n", f"  - {{{text}}}\n")))).value
+
+    for text, batch in (
+        ("model: gpt2, tokens_per_worker: 8192", 8),
+        ("model: llama_1b, sequence: 512, tokens_per_worker: 8192", 16),
+        ("model: 'own:net', input_shape: [64], tokens_per_worker: 128", 2),
+        ("model: bert_base, batch_per_worker: 7", 7),
+    ):
+        experiment = load(text)
+        assert experiment.batch_of(experiment.models[0]) == batch
+    for text, message in (
+        ("model: gpt2, tokens_per_worker: 3000", "3000 tokens are no whole number of sequences of 1024\n.*2048 or"),
+        ("model: gpt2, tokens_per_worker: 1024, batch_per_worker: 1", "say the same"),
+        ("model: vgg16, tokens_per_worker: 1024", "how many tokens a sample of vgg16 has is not known"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load(text)
+    path = str(write(GOOD, ("  - alexnet\n", "  - {model: gpt2, tokens_per_worker: 8192}\n")))
+    changed = load_experiment(path, ["batch_per_worker=3"]).value
+    assert [changed.batch_of(m) for m in changed.models] == [3, 3]

@@ -33,7 +33,10 @@ strategies:
   - {strategy: stanza, settings: {fc_workers: 1, bucket: 4MiB}}
 network: {rate: 5Gbps}
 simulation: {jitter: {kind: lognormal, spread: 0.05}, straggler: {probability: 0.1, slowdown: 2.0}, repeats: 2}
-training: {iterations: 4, warmup: 1, optimizer: {lr: 0.1, momentum: 0.9}}
+training:
+  iterations: 4
+  warmup: 1
+  optimizer: {kind: adamw, lr: 0.1, betas: [0.9, 0.99], no_decay: [bias], clip_norm: 1.0}
 uncertainty: {computation: 0.1, network: 0.05}
 """
 TOPOLOGY = """\
@@ -178,8 +181,12 @@ def targets(folder: Path) -> Mapping[str, Target]:
         "sweep": (
             "points.csv",
             _sweep(folder),
-            (("sweep", "experiment.yaml", "--vary", "batch_per_worker=4", "-o", "points.csv", "--jobs", "1"),),
+            (
+                ("sweep", "experiment.yaml", "--vary", "batch_per_worker=4", "-o", "points.csv", "--jobs", "1"),
+                ("plot", "points.csv"),
+            ),
         ),
+        **_result(folder),
         "suite": ("suite.yaml", SUITE, (("validate", "suite.yaml", "--dry-run"),)),
         "published suite": ("published.yaml", PUBLISHED, judges),
         "published rows": ("rows.csv", ROWS, judges),
@@ -306,6 +313,25 @@ def _network() -> str:
         },
         indent=1,
     )
+
+
+def _result(folder: Path) -> dict[str, tuple[str, bytes, tuple[tuple[str, ...], ...]]]:
+    """The files of a result's folder that a page is made of."""
+    from stanza_sim.experiment.run import run_experiment
+    from stanza_sim.report.folder import write_result
+
+    result = run_experiment(str(folder / "experiment.yaml"), overrides=["simulation.repeats=1"])
+    assert result is not None
+    write_result(result, folder / "out")
+    stem = min(path.stem for path in (folder / "out" / "schedules").iterdir())
+    files = {
+        "result": "out/result.json",
+        "details": "out/details.json",
+        "spans": f"out/spans/{stem}.predicted.csv",
+        "path": f"out/paths/{stem}.csv",
+        "schedule of a result": f"out/schedules/{stem}.txt",
+    }
+    return {name: (file, (folder / file).read_bytes(), (("report", "out"),)) for name, file in files.items()}
 
 
 def _sweep(folder: Path) -> bytes:

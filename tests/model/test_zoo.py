@@ -22,7 +22,7 @@ from stanza_sim.model.profile_json import from_json, to_json
 COUNTS = {r["model"]: r for r in csv.DictReader(Path(__file__).with_name("data").joinpath("model_counts.csv").open())}
 
 #: Positions of the transformers that are shipped.
-TOWERS = {"gpt2": 1024, "vit_b_16": 197}
+TOWERS = {"vit_b_16": 197}
 
 
 def training_flops(blocks: tuple[Block, ...]) -> int:
@@ -59,15 +59,8 @@ def test_tables_of_towers_equal_a_fresh_extraction_and_closed_forms(name: str) -
     assert {(b.backward_input_flops, b.backward_weight_flops) for b in layers} == {(products + 2 * pairs, products)}
     labels = profile.labels.compared(head.output_shape)
     assert head.forward_flops == 2 * labels * ends
-    if name == "gpt2":
-        assert profile.numel == 124_439_808
-        assert (first.forward_flops, profile.vocabulary, labels, [t.name for t in head.tied]) == (
-            *(0, 50257, 1024),
-            ["wte.weight"],
-        )
-    else:
-        assert profile.numel == 86_567_656
-        assert first.forward_flops == 2 * 196 * 768 * 3 * 16 * 16
+    assert profile.numel == 86_567_656
+    assert first.forward_flops == 2 * 196 * 768 * 3 * 16 * 16
 
 
 @pytest.mark.parametrize("name", [n for n in zoo.names() if n in COUNTS])
@@ -137,7 +130,6 @@ def test_block_counts_and_names() -> None:
         "resnet101": 35,
         "resnet152": 52,
         "vit_b_16": 14,
-        "gpt2": 14,
     }
     assert [b.name for b in zoo.get("resnet50").blocks[:3]] == ["conv1", "layer1.0", "layer1.1"]
     assert "Mixed_5b" in [b.name for b in zoo.get("inception_v3").blocks]
@@ -170,7 +162,7 @@ import sys
 sys.modules["torch"] = None
 from stanza_sim.base.errors import InputError
 from stanza_sim.model import zoo
-print(sum(len(zoo.get(n).blocks) for n in zoo.names()))
+print(sum(len(zoo.get(n).blocks) for n in (*zoo.names(), "gpt2")))
 try:
     zoo.load_model("model_nets:mlp", input_shape=(4,))
 except InputError as error:

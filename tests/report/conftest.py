@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from stanza_sim.execute.rank.job import Measurement
+from stanza_sim.execute.rank.job import Measurement, Score
 from stanza_sim.report.result import Row
 from stanza_sim.schedule import Schedule, parse
 from stanza_sim.simulate import Prediction
@@ -78,7 +78,7 @@ def make_row(schedule, make_timeline) -> Callable[..., Row]:
             iteration_s_max=12.25e-3,
             samples_per_s=800.0,
             losses=tuple(2.0 - 0.05 * i for i in range(30)),
-            accuracy=0.953,
+            scores=(Score(iteration=20, loss=0.2, accuracy=0.953),),
             sent_bytes=(),
             received_bytes=(),
             hosts=(),

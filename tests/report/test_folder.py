@@ -23,12 +23,15 @@ def tree(path: Path) -> list[str]:
 
 
 FILES = [
+    "details.json",
     "result.json",
     "schedules/01-net-all-reduce.txt",
     "schedules/02-net-stanza-conv-by-ps.txt",
     "spans/01-net-all-reduce.measured.csv",
     "spans/01-net-all-reduce.predicted.csv",
     "spans/02-net-stanza-conv-by-ps.predicted.csv",
+    "traces/01-net-all-reduce.json",
+    "traces/02-net-stanza-conv-by-ps.json",
 ]
 
 
@@ -37,7 +40,7 @@ def test_writes_result_schedules_and_spans(result, tmp_path):
     write_result(result, target)
     assert tree(target) == FILES
     assert (target / "result.json").read_text() == result_json(result)
-    assert parse((target / FILES[1]).read_text()) == result.rows[0].schedule
+    assert parse((target / FILES[2]).read_text()) == result.rows[0].schedule
     assert tree(tmp_path) == [f"new/out/{f}" for f in FILES]
 
 
@@ -57,7 +60,7 @@ def test_replaces_what_an_earlier_run_wrote(result, make_row, tmp_path):
     write_result(result, target)
     write_result(Result(experiment="second", rows=(make_row(),)), target)
     assert json.loads((target / "result.json").read_text())["experiment"] == "second"
-    assert tree(tmp_path) == ["out/result.json", "out/" + FILES[1], "out/" + FILES[4]]
+    assert tree(tmp_path) == [f"out/{FILES[i]}" for i in (0, 1, 2, 5, 7)]
 
 
 def test_an_empty_folder_is_filled(result, tmp_path):

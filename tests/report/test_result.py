@@ -16,6 +16,7 @@ RUN_KEYS = [
     "cluster",
     "nodes",
     "batch_per_worker",
+    "accumulation",
     "precision",
     "seed",
     "schedule_hash",
@@ -28,7 +29,7 @@ RUN_KEYS = [
 ]
 PREDICTED_KEYS = [
     *("iteration_s", "samples_per_s", "samples_per_s_low", "samples_per_s_high"),
-    *("mfu", "samples_per_dollar", "time_to_train_s", "cost_to_train"),
+    *("tokens_per_s", "mfu", "samples_per_dollar", "time_to_train_s", "cost_to_train"),
     *("exposed_comm_s", "bound_s", "bottleneck", "cost_source", "basis"),
 ]
 MEASURED_KEYS = [
@@ -38,8 +39,13 @@ MEASURED_KEYS = [
     "iteration_s_min",
     "iteration_s_max",
     "samples_per_s",
+    "tokens_per_s",
     "loss_first",
     "loss_last",
+    "iterations",
+    "accuracy",
+    "perplexity",
+    "evaluations",
 ]
 
 

@@ -57,7 +57,7 @@ def test_how_the_machine_moved_stands_below_the_error(make_row):
 
 def test_emulated_compute_is_said_and_has_no_losses(make_row):
     row = make_row(measured=True)
-    emulated = replace(row.measurement, compute=ComputeMode.EMULATED, losses=(), accuracy=None)
+    emulated = replace(row.measurement, compute=ComputeMode.EMULATED, losses=(), scores=())
     text = printed(replace(row, measurement=emulated))
     assert text.splitlines()[0] == "example: 2 nodes of star, fp32, emulated compute"
     assert "loss" not in text
@@ -66,7 +66,7 @@ def test_emulated_compute_is_said_and_has_no_losses(make_row):
 
 def test_a_dilated_run_is_called_that(make_row):
     row = make_row(measured=True)
-    run = replace(row.measurement, compute=ComputeMode.EMULATED, losses=(), accuracy=None, dilation=40.0)
+    run = replace(row.measurement, compute=ComputeMode.EMULATED, losses=(), scores=(), dilation=40.0)
     text = printed(replace(row, measurement=run, undilated=replace(row.prediction, iteration_s=9e-3)))
     assert text.splitlines()[0] == "example: 2 nodes of star, fp32, emulated compute, dilated 40 times"
     assert "    undilated, as the topology states it: 9.00 ms predicted, -10.0%" in text.splitlines()
@@ -91,6 +91,13 @@ def test_a_prediction_that_did_not_settle_says_so(make_row):
 
 LABELS = st.text(alphabet="abcdefg ,-", min_size=1, max_size=60).filter(str.strip)
 SECONDS = st.floats(min_value=1e-6, max_value=5e3)
+
+
+def test_models_of_tokens_have_tokens_per_second(make_row):
+    text = printed(make_row(measured=True, sample_tokens=1024))
+    assert "sequences of 1,024 tokens per worker" in text
+    assert text.count("tokens/s") == 2
+    assert f"{8 / 7.6e-3 * 1024:,.0f}" in text
 
 
 def test_any_row_keeps_to_80_columns(make_row):

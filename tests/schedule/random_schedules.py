@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from hypothesis import strategies as st
 
+from stanza_sim.base.errors import InputError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import (
     Algorithm,
@@ -30,6 +32,7 @@ from stanza_sim.schedule import (
     ValueKind,
     Wire,
 )
+from stanza_sim.schedule.clipping import with_clipping
 from stanza_sim.schedule.legality import value_bytes
 from stanza_sim.schedule.ops import CHUNK_BYTES
 from stanza_sim.schedule.wires import Wires, with_wires
@@ -256,7 +259,8 @@ def legal_schedules(draw: st.DrawFn, model: ModelProfile, max_world: int = 6, *,
     """Data parallelism in which every block's parameters are exchanged in a way of their own.
 
     All-reduce; reduce-scatter, update, all-gather; servers anywhere, whole or cut; one owner that broadcasts.
-    Collectives are the backend's, or go step by step by any algorithm.
+    Collectives are the backend's, or go step by step by any algorithm. Half of them take the norm of all gradients
+    before they update.
     """
     world = draw(st.integers(2, max_world))
     workers = draw(st.integers(1, world))
@@ -310,6 +314,9 @@ def legal_schedules(draw: st.DrawFn, model: ModelProfile, max_world: int = 6, *,
         if i != j and _gates(draft.s, ops[j], ops[i]):
             more[i] = (*more.get(i, ()), ops[j].name)
     made = draft.finish(lambda i, _: more.get(i, ()))
+    if draw(st.booleans()):
+        with suppress(InputError):  # where what was drawn above puts gradients behind an update
+            made = with_clipping(made)
     if not rounded:
         return made
     return with_wires(

@@ -76,7 +76,7 @@ class Costs:
     def reduce_s(self, nbytes: int, contributions: int) -> float:
         return nbytes * contributions * self.reduce_byte_s
 
-    def update_s(self, nbytes: int) -> float:
+    def update_s(self, nbytes: int, passes: int = 5) -> float:
         return nbytes * self.update_byte_s
 
     def at_speed(self, speed: float) -> Costs:

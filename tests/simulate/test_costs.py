@@ -19,7 +19,7 @@ from stanza_sim.profiles.blocks import BlockTime, LoopbackTimes, Profile, Profil
 from stanza_sim.schedule import Axis
 from stanza_sim.schedule.cuts import cut_of, slice_block
 from stanza_sim.simulate.costs import (
-    UPDATE_PASSES,
+    SGD_PASSES,
     CostModel,
     MeasuredCosts,
     RooflineCosts,
@@ -60,7 +60,7 @@ def test_a_block_with_much_memory_is_bound_by_it() -> None:
 
 def test_reduce_update_and_loss_move_memory() -> None:
     costs = RooflineCosts(load_device("V100"), VGG)
-    assert costs.update_s(10**9) == pytest.approx(UPDATE_PASSES * 1e9 / 900e9, rel=0.01)
+    assert costs.update_s(10**9) == pytest.approx(SGD_PASSES * 1e9 / 900e9, rel=0.01)
     assert costs.reduce_s(10**9, 4) == pytest.approx(5e9 / 900e9, rel=0.01)
     assert 0 < costs.loss_s(VGG.blocks[-1], 32) < 1e-4
 

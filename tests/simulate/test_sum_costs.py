@@ -18,9 +18,9 @@ from stanza_sim.model.module_work import work_of_profile
 from stanza_sim.model.profile import scaled
 from stanza_sim.schedule import Axis
 from stanza_sim.schedule.cuts import cut_of, slice_block
-from stanza_sim.simulate.cost_model import step_s
+from stanza_sim.simulate.cost_model import SGD_PASSES, step_s
 from stanza_sim.simulate.costs import costs_for
-from stanza_sim.simulate.roofline import LOSS_KERNELS, LOSS_PASSES, UPDATE_PASSES
+from stanza_sim.simulate.roofline import LOSS_KERNELS, LOSS_PASSES
 from stanza_sim.simulate.sum_costs import CAST_NBYTES, Launch, SumCosts, WorkTimes, launch_of, module_step_s, roughly
 
 VGG, RESNET = zoo.get("vgg16"), zoo.get("resnet50")
@@ -63,7 +63,7 @@ def test_a_pass_is_the_sum_over_kinds_of_flops_bytes_and_kernels() -> None:
         assert getattr(costs, phase)(block, n) == pytest.approx(expected_s)
     loss_s = 3 * LOSS_PASSES * 4 * 1000 * n / RATE + LOSS_KERNELS * LAUNCH_S
     assert costs.loss_s(RESNET.blocks[-1], n) == pytest.approx(loss_s)
-    assert costs.update_s(10**9) == pytest.approx(UPDATE_PASSES * 1e9 / RATE, rel=1e-3)
+    assert costs.update_s(10**9) == pytest.approx(SGD_PASSES * 1e9 / RATE, rel=1e-3)
     assert costs.reduce_s(10**9, 4) == pytest.approx(5e9 / RATE, rel=1e-3)
 
 

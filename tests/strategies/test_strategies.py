@@ -41,7 +41,9 @@ SETTINGS: dict[str, dict[str, list[object]]] = {
         "bucket": ["100B", "25MiB"],
     },
     "local": {},
+    "fsdp": {"stage": [1, 2, 3], "overlap": [True, False], "unit_blocks": [None, 2]},
     "sharded_head": {"fc_compute": ["turns", "batch"], "overlap": [True, False], "bucket": ["100B", "25MiB"]},
+    "pipeline": {"order": ["1f1b", "gpipe"], "checkpoint": ["none", "stage", "block"], "overlap": [True, False]},
     "sufficient_factors": {
         "fc_exchange": ["auto", "factors", "parameter_server"],
         "conv_exchange": ["parameter_server", "all_reduce"],
@@ -52,6 +54,8 @@ ELSEWHERE = {
     "stanza": set().union(*EXCHANGES, *PIPELINES, *(p for _, p in PLACES), {"cut", "fc_parallel", "on"}),
     "parameter_server": {"bigarray_bound", "partition", "slice", "credit", "share_pulls", "pull", "on"},
     "sharded_head": set().union(*(s for name, _, s in SLICED if name == "sharded_head")),
+    "fsdp": {"unit_size", "unit_starts", "prefetch", "reshard_after_forward"},
+    "pipeline": {"stages", "cuts", "microbatches", "activations", "balance"},
 }
 """Settings that tests of a strategy's own try."""
 CASES = [
@@ -100,7 +104,7 @@ def test_legal_wherever_it_fits(name: str, settings: dict[str, object]) -> None:
     assert fitted
 
 
-@pytest.mark.parametrize("model", zoo.names())
+@pytest.mark.parametrize("model", (*zoo.names(), "gpt2"))
 @pytest.mark.parametrize("name", SETTINGS)
 def test_legal_on_the_zoo(name: str, model: str) -> None:
     profile = zoo.get(model)
@@ -161,7 +165,8 @@ def test_every_forward_pass_waits_for_what_renews_its_parameters() -> None:
                 renewed = {t.name for t in block.tensors}
                 for previous in op.after_previous:
                     source = schedule.op(previous)
-                    bundle = source.values[0].name if isinstance(source, Transfer) else getattr(source, "target", "")
+                    value = source.values[0] if isinstance(source, Transfer) else getattr(source, "value", None)
+                    bundle = value.name if value is not None else getattr(source, "target", "")
                     renewed -= set(schedule.bundle(bundle).tensors)
                 assert not renewed, (name, settings, op.name)
 
@@ -272,7 +277,7 @@ def test_wrong_settings(name: str, settings: dict[str, object]) -> None:
 def test_no_such_strategy() -> None:
     with pytest.raises(InputError, match="there is no strategy 'builder'") as e:
         strategies.get("builder")
-    assert "all_reduce, local, parameter_server, sharded_head, stanza" in str(e.value)
+    assert "all_reduce, fsdp, local, parameter_server, pipeline, sharded_head, stanza" in str(e.value)
 
 
 def test_a_file_that_is_dropped_in_is_a_strategy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,10 @@ def check(prediction: ss.Prediction) -> ss.CriticalPath:
 def schedules(name: str) -> list[ss.Schedule]:
     strategy = strategies.get(name)
     space = strategy.space(MODEL, world_size=4, batch_per_worker=32, local_size=1)
-    return [strategy.build(MODEL, world_size=4, batch_per_worker=32, settings=one) for one in list(space)[:6]]
+    return [
+        ss.build_schedule(name, MODEL, CLUSTER, batch_per_worker=32, **one.model_dump(exclude_unset=True))
+        for one in list(space)[:6]
+    ]
 
 
 @pytest.mark.parametrize("name", strategies.names())

@@ -58,6 +58,7 @@ def time_again(
         op_overhead_s=known.op_overhead_s,
         seed=seed,
         precision=Precision(known.precision),
+        moments=known.moments,
     )
     return workers.run(SectionsTask(wanted))
 

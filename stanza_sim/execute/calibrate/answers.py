@@ -50,7 +50,10 @@ Times = dict[TimeId, list[float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What is to be timed: for each block the numbers of samples; how many gradients the largest reduction sums."""
+    """What is to be timed: for each block the numbers of samples; how many gradients the largest reduction sums.
+
+    Updates are those of an optimiser that keeps `moments` vectors.
+    """
 
     model: ModelProfile
     samples: Mapping[str, tuple[int, ...]]
@@ -58,6 +61,7 @@ class Wanted:
     backend: Backend = Backend.AUTO
     seed: int = 1
     precision: Precision = Precision.FP32
+    moments: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +80,8 @@ class Section:
 class SectionsWanted:
     """Sections to be timed, for about `seconds` and at least `least` times each.
 
-    `op_overhead_s` is what the engine adds to a computation.
+    `op_overhead_s` is what the engine adds to a computation. Updates are those of an optimiser that keeps `moments`
+    vectors.
     """
 
     model: ModelProfile
@@ -86,6 +91,7 @@ class SectionsWanted:
     op_overhead_s: float
     seed: int = 1
     precision: Precision = Precision.FP32
+    moments: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -75,6 +75,7 @@ def calibrate(
         backend=backend,
         precision=precision,
         seed=seed,
+        moments=max((s.moments for s in schedules), default=1),
     )
 
 
@@ -87,11 +88,21 @@ def time_model(
     backend: Backend = Backend.AUTO,
     precision: Precision = Precision.FP32,
     seed: int = 1,
+    moments: int = 1,
 ) -> Profile:
-    """As `calibrate`, at the numbers of `samples` of each block, with reductions of so many `contributions`."""
+    """As `calibrate`, at the numbers of `samples` of each block, with reductions of so many `contributions`.
+
+    Updates are those of an optimiser that keeps `moments` vectors.
+    """
     check_precision(precision, workers)
     wanted = Wanted(
-        model=model, samples=samples, contributions=contributions, backend=backend, seed=seed, precision=precision
+        model=model,
+        samples=samples,
+        contributions=contributions,
+        backend=backend,
+        seed=seed,
+        precision=precision,
+        moments=moments,
     )
     return profile_of(workers.run(TimingTask(wanted)), wanted)
 
@@ -143,6 +154,7 @@ def profile_of(times: Sequence[RankTimes], wanted: Wanted) -> Profile:
         blocks=tuple(blocks),
         reduce_Bps=median(t.reduce_Bps for t in times),
         update_Bps=median(t.update_Bps for t in times),
+        moments=wanted.moments,
         op_overhead_s=median(t.op_overhead_s for t in times),
         wakeup_s=wakeup_s(times),
         loopback=_loopback(times),

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from statistics import median
 
+from stanza_sim.base.optimizers import OptimizerKind
 from stanza_sim.base.precision import Precision
 from stanza_sim.base.processes import cores
 from stanza_sim.execute.calibrate.answers import MessageCores, Section, SectionsWanted, SectionTimes, Times
@@ -155,9 +157,11 @@ def _time_again(wanted: SectionsWanted, context: Context, beat: Beat) -> Section
     rests: list[float] = []
     model = wanted.model
     together = timed_under_load(timer, context)
-    _, held, bundles = build(alone(model, 1, apart=False), model, 0, wanted.seed, context.device)
+    _, held, bundles = build(
+        replace(alone(model, 1, apart=False), moments=wanted.moments), model, 0, wanted.seed, context.device
+    )
     for section in wanted.sections:
-        schedule = alone(model, section.samples, apart=section.apart)
+        schedule = replace(alone(model, section.samples, apart=section.apart), moments=wanted.moments)
         passes = _filled(model, wanted.seed, schedule, context, held, bundles, wanted.precision)
         if together:
             found = time_under_load(
@@ -202,6 +206,12 @@ def _time_again(wanted: SectionsWanted, context: Context, beat: Beat) -> Section
     )
 
 
+def timed_optimizer(moments: int) -> Optimizer:
+    """An optimiser that keeps so many vectors, whose updates are timed: they change no parameters."""
+    kind = OptimizerKind.ADAM if moments == 2 else OptimizerKind.SGD
+    return Optimizer(kind=kind, lr=0.0, momentum=0.9 if moments else 0.0)
+
+
 def _filled(
     model: ModelProfile,
     seed: int,
@@ -226,7 +236,7 @@ def _filled(
         device=device,
         arithmetic=Arithmetic(precision=precision),
     )
-    training = Training(iterations=MOST_CYCLES + 1, warmup=0, seed=seed, optimizer=Optimizer(lr=0.0))
+    training = Training(iterations=MOST_CYCLES + 1, warmup=0, seed=seed, optimizer=timed_optimizer(schedule.moments))
     passes = Passes(values, training, context.accelerator, kept=True)
     for i in range(WINDOW):
         for op in schedule.ops:

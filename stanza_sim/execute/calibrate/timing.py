@@ -17,7 +17,7 @@ from stanza_sim.base.processes import cores
 from stanza_sim.execute.calibrate.answers import MessageTimes, ProbeTimes, RankTimes, SectionsWanted, Wanted
 from stanza_sim.execute.calibrate.on_device import COPY_BYTES, beside_collectives, time_copies
 from stanza_sim.execute.calibrate.provenance import provenance_of
-from stanza_sim.execute.calibrate.sections import Timer, sections_of, time_again, time_overhead
+from stanza_sim.execute.calibrate.sections import Timer, sections_of, time_again, time_overhead, timed_optimizer
 from stanza_sim.execute.rank.clock import now
 from stanza_sim.execute.rank.context import Context, announced
 from stanza_sim.execute.rank.engine import Engine
@@ -26,7 +26,8 @@ from stanza_sim.execute.rank.interfaces import Beat
 from stanza_sim.execute.rank.job import Backend
 from stanza_sim.execute.rank.transport import TorchTransport
 from stanza_sim.execute.start.world import device_name
-from stanza_sim.execute.train.flat import add_in_order, dtype_of, sgd_step
+from stanza_sim.execute.train.flat import add_in_order, dtype_of
+from stanza_sim.execute.train.updates import update as update_flat
 from stanza_sim.schedule import (
     Collective,
     Compute,
@@ -68,10 +69,11 @@ def time_all(wanted: Wanted, context: Context, beat: Beat) -> RankTimes:
         op_overhead_s=overhead,
         seed=wanted.seed,
         precision=wanted.precision,
+        moments=wanted.moments,
     )
     found = time_again(sections, context, beat)
     numel = max(b.numel for b in model.blocks)
-    rates = time_vectors(numel, dtype_of(model.itemsize), max(wanted.contributions, 2), context)
+    rates = time_vectors(numel, dtype_of(model.itemsize), max(wanted.contributions, 2), context, wanted.moments)
     beat()
     loopback = probe(wanted.backend, context)
     name, driver = device_name(context.device)
@@ -100,11 +102,11 @@ def time_all(wanted: Wanted, context: Context, beat: Beat) -> RankTimes:
 
 
 def time_vectors(
-    numel: int, dtype: torch.dtype, contributions: int, context: Context
+    numel: int, dtype: torch.dtype, contributions: int, context: Context, moments: int = 1
 ) -> tuple[list[float], list[float]]:
     """Bytes per second read by a reduction in rank order, and parameter bytes per second of an update, again and again.
 
-    On vectors of `numel` elements, with all ranks at once.
+    On vectors of `numel` elements, with all ranks at once; the optimiser keeps `moments` such vectors.
     """
     timer = Timer(context)
 
@@ -112,13 +114,14 @@ def time_vectors(
         return [torch.zeros(numel, dtype=dtype, device=context.device) for _ in range(count)]
 
     parts = vectors(contributions)
-    total, parameters, gradient, velocity = vectors(4)
+    total, parameters, gradient, *state = vectors(3 + moments)
+    optimizer, divisor = timed_optimizer(moments), torch.ones((), device=context.device)
 
     def reduce() -> None:
         add_in_order(parts, total)
 
     def update() -> None:
-        sgd_step(parameters, gradient, velocity, lr=0.1, momentum=0.9, weight_decay=1e-4, terms=64)
+        update_flat([parameters], [gradient], [[vector] for vector in state], optimizer, step=1, divisor=divisor)
 
     meet(context.rank, context.world_size)
     reduced, updated = (

@@ -33,11 +33,11 @@ from stanza_sim.schedule import (
     Collective,
     CollectiveKind,
     Compute,
-    Layout,
     RankProgram,
     Schedule,
     Transfer,
     Unit,
+    ValueKind,
     project,
 )
 
@@ -109,11 +109,11 @@ class EmulatedWork:
 
     def _sizes(self, op: Collective) -> tuple[int, int]:
         """Elements of one member's part and of the whole of what `op` is about, padded to equal parts."""
-        if not op.value.kind.on_bundle:
+        if not op.value.kind.on_bundle or op.value.kind is ValueKind.SUM:
             count = op.nbytes // self._schedule.itemsize_of(op)
             return ceil(count / len(self._schedule.group(op.ranks))), count
         bundle = self._bundles[op.value.name]
-        parts = len(self._schedule.owners(bundle)) if bundle.layout is Layout.SHARDED else 1
+        parts = self._schedule.pieces(bundle)
         part = ceil(bundle.numel / parts)
         return part, part * parts
 
@@ -158,6 +158,10 @@ class Emulated:
     def running(self) -> AbstractContextManager[bool]:
         """See `Role`."""
         return realtime(self._realtime, self._core)
+
+    def stopped(self, done: int) -> bool:
+        """It waits in one go."""
+        return True
 
     def result(self) -> RankResult:
         """Nothing was trained."""

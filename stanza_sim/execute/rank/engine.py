@@ -98,7 +98,7 @@ class Engine(Generic[Payload]):
 
     # ---- running -----------------------------------------------------------------------------------------------
 
-    def run(self, *, timeout_s: float, beat: Beat = lambda ended=0: None) -> None:
+    def run(self, *, timeout_s: float, beat: Beat = lambda ended=0, score=None: None) -> None:
         """Carry out all iterations; raises what a thread raised, and `RunError` if nothing completes for `timeout_s`.
 
         `beat` is called about twice a second while there is progress, with the iterations that have ended. After an

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+from stanza_sim.execute.rank.job import Score
 from stanza_sim.schedule import Collective, Compute, Transfer
 
 In = TypeVar("In", contravariant=True)
@@ -14,8 +15,8 @@ Out = TypeVar("Out", covariant=True)
 class Beat(Protocol):
     """Called from time to time while a rank makes progress, to show that it does."""
 
-    def __call__(self, ended: int = 0, /) -> None:
-        """Take how many iterations have ended, where there are any."""
+    def __call__(self, ended: int = 0, score: Score | None = None, /) -> None:
+        """Take how many iterations have ended, where there are any, and what the held-out samples say then."""
         ...
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from torch import Tensor
 
 from stanza_sim.execute.rank.interfaces import Work
-from stanza_sim.execute.rank.job import Array
+from stanza_sim.execute.rank.job import Array, Score
 from stanza_sim.schedule import Schedule, Transfer
 
 
@@ -19,7 +19,7 @@ class RankResult:
     """What a run has to show beside its times."""
 
     loss_sums: tuple[float, ...] = ()
-    accuracy: float | None = None
+    scores: tuple[Score, ...] = ()
     parameters: Mapping[str, Array] | None = None
 
 
@@ -37,6 +37,10 @@ class Role(Protocol):
 
     def running(self) -> AbstractContextManager[bool]:
         """Run within; gives whether real-time scheduling was granted."""
+        ...
+
+    def stopped(self, done: int) -> bool:
+        """After `done` iterations in all, ranks have stopped: whether they end. All call this, and hear the same."""
         ...
 
     def result(self) -> RankResult:

@@ -73,6 +73,7 @@ def schedule_of(
     batch_per_worker: int = 6,
     precision: Precision = Precision.FP32,
     gradients: Wire = Wire.NATIVE,
+    accumulation: int = 1,
 ) -> Schedule:
     """The schedule of a variant, checked; a setting `on` names hosts `node-0` and so on, one for each rank."""
     hosts = (Host(name=f"node-{i}", cores=1, nic=Nic(bandwidth_Bps=1e9)) for i in range(world))
@@ -85,6 +86,7 @@ def schedule_of(
         precision=precision,
         gradients=gradients,
         cluster=star(hosts) if "on" in settings else None,
+        accumulation=accumulation,
     )
     check(made, model)
     return made

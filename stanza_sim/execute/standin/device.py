@@ -157,7 +157,7 @@ class Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def body() -> None:
             found = func(*args, **kwargs)
-            every = found if isinstance(found, tuple | list) else [found]
+            every = found if isinstance(found, tuple | list) else [found] if made else []
             for mine, theirs in zip(made, every, strict=True):
                 if mine is not None:
                     mine.data.copy_(theirs)
@@ -176,6 +176,8 @@ class Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
         returns = func._schema.returns
         in_place = [_is_written(r) for r in returns]
         if all(in_place):
+            if not returns:
+                return [], None
             if len(returns) == 1:
                 return [None], writes[0]
             return [None] * len(returns), tuple(writes)

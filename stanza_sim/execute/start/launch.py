@@ -18,7 +18,7 @@ from typing import Self, TypeVar, cast
 from stanza_sim.base.errors import InputError, RunError
 from stanza_sim.base.processes import own_command, own_path, scratch_folder
 from stanza_sim.execute.rank.decision import Seat
-from stanza_sim.execute.rank.job import Backend
+from stanza_sim.execute.rank.job import Backend, Score
 from stanza_sim.execute.start.deterministic import Deterministic
 from stanza_sim.execute.start.environment import for_gpus
 from stanza_sim.execute.start.protocol import Answer, AnswerKind, Moving, Settings, Task
@@ -235,6 +235,8 @@ class Pool:
                     raise answer.value
                 elif answer.kind is wanted:
                     values[rank.rank] = answer.value
+                elif isinstance(answer.value, Score) and moving is not None:
+                    moving(answer.value)
                 elif answer.kind is AnswerKind.FAILED:
                     failures[rank.rank] = str(answer.value)
             now = time.monotonic()

@@ -20,9 +20,9 @@ def merge(job: RunJob, reports: Sequence[RankReport]) -> Measurement:
     """Make one measurement of the reports of all ranks that the schedule has.
 
     Iteration i ends when its last op ends on any rank, E(i). The duration of an iteration is E(i) - E(i - 1), over
-    the iterations after the warm-up but for the last one, behind which nothing runs that would compete with
-    it. `iteration_s` is their median, with the least and the greatest. (The mean over ranks of increments
-    would count ranks that run ahead; the greatest increment over ranks would count every rank's jitter.)
+    the iterations after the warm-up but for the last one, behind which nothing runs that would compete with it, and
+    those on both sides of a stop. `iteration_s` is their median, with the least and the greatest. (The mean over ranks
+    of increments would count ranks that run ahead; the greatest increment over ranks would count every rank's jitter.)
 
     Losses are summed over ranks in rank order. Spans of the warm-up are dropped. A transfer's span at a rank begins
     when its first message had been posted at both ends and ends with the last arrival; a collective's begins when
@@ -39,11 +39,12 @@ def merge(job: RunJob, reports: Sequence[RankReport]) -> Measurement:
         for rank, r in sorted(by_rank.items())
         if r.iteration_end_s
     }
-    latest = [max(ends[r][i] for r in ends) for i in range(training.iterations)]
-    durations = iteration_durations(latest, training.warmup)
-    sums = [by_rank[r].loss_sums for r in sorted(by_rank) if by_rank[r].loss_sums]
-    losses = tuple(sum(s[i] for s in sums) / schedule.global_batch for i in range(training.iterations) if sums)
     first = by_rank[0]
+    count = max(map(len, ends.values()))
+    latest = [max(ends[r][i] for r in ends) for i in range(count)]
+    durations = iteration_durations(latest, training.warmup, first.segments)
+    sums = [by_rank[r].loss_sums for r in sorted(by_rank) if by_rank[r].loss_sums]
+    losses = tuple(sum(s[i] for s in sums) / schedule.global_batch for i in range(count) if sums)
     return Measurement(
         timeline=Timeline(
             spans=tuple(_spans(job, by_rank, clocks)), iteration_end_s=ends, first_iteration=training.warmup
@@ -53,7 +54,7 @@ def merge(job: RunJob, reports: Sequence[RankReport]) -> Measurement:
         iteration_s_max=max(durations),
         samples_per_s=schedule.global_batch / median(durations),
         losses=losses,
-        accuracy=first.accuracy,
+        scores=first.scores,
         sent_bytes=tuple(by_rank[r].sent_bytes for r in sorted(by_rank)),
         received_bytes=tuple(by_rank[r].received_bytes for r in sorted(by_rank)),
         hosts=tuple(by_rank[r].host for r in sorted(by_rank)),
@@ -74,13 +75,16 @@ def _others(reports: Sequence[RankReport]) -> float:
     return max(0.0, *(max(r.busy for r in here) - sum(r.own for r in here) for here in machines.values()))
 
 
-def iteration_durations(latest_end_s: Sequence[float], warmup: int) -> list[float]:
-    """Durations of the iterations from `warmup` on (iteration 0 has none), without the last if others are left."""
-    every = [b - a for a, b in pairwise(latest_end_s)]
-    timed = every[max(warmup - 1, 0) :]
+def iteration_durations(latest_end_s: Sequence[float], warmup: int, segments: Sequence[int] = ()) -> list[float]:
+    """Durations of the iterations from `warmup` on (iteration 0 has none), without those that are not like the others.
+
+    These are the last, the first of each of `segments` and the one before it; they count if no others are left.
+    """
+    timed = {i: b - a for i, (a, b) in enumerate(pairwise(latest_end_s), 1) if i >= warmup}
     if not timed:
         raise RunError(f"{len(latest_end_s)} iterations with {warmup} of warm-up leave none to time")
-    return timed[:-1] if len(timed) > 1 else timed
+    odd = {len(latest_end_s) - 1, *segments, *(first - 1 for first in segments)}
+    return [took for i, took in timed.items() if i not in odd] or list(timed.values())
 
 
 def _clock(job: RunJob, report: RankReport) -> _Clock:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from stanza_sim.execute.rank.decision import Seat
 from stanza_sim.execute.rank.devices import GpuInfo, Provenance
 from stanza_sim.execute.rank.interfaces import Beat
-from stanza_sim.execute.rank.job import Backend
+from stanza_sim.execute.rank.job import Backend, Score
 
 if TYPE_CHECKING:
     from stanza_sim.execute.rank.context import Context
@@ -19,8 +19,8 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 
 
-Moving = Callable[[int], None]
-"""Told how many iterations all ranks have done, while they go on."""
+Moving = Callable[[int | Score], None]
+"""Told how many iterations all ranks have done, while they go on, and what the held-out samples say."""
 
 
 class AnswerKind(StrEnum):
@@ -28,6 +28,7 @@ class AnswerKind(StrEnum):
 
     ALIVE = "alive"
     MOVING = "moving"
+    SCORED = "scored"
     READY = "ready"
     DONE = "done"
     BAD_INPUT = "bad_input"
@@ -81,7 +82,7 @@ class Workers(Protocol):
     def run(self, task: Task[T], timeout_s: float | None = None, *, moving: Moving | None = None) -> list[T]:
         """Carry out `task` on every rank; the results by rank, the same in every process that calls this.
 
-        `moving`, if given, may be told from time to time how many iterations every rank has done.
+        `moving`, if given, may be told from time to time how many iterations every rank has done, and is told scores.
         """
         ...
 

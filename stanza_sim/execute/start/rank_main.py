@@ -18,6 +18,7 @@ from typing import cast
 
 from stanza_sim.base.errors import InputError, RunError
 from stanza_sim.base.processes import end_with_parent
+from stanza_sim.execute.rank.job import Score
 from stanza_sim.execute.start.protocol import Answer, AnswerKind, Settings, Task
 
 BEAT_S = 0.5
@@ -34,6 +35,9 @@ def serve(connection: Connection, settings: Settings) -> None:
     def answer(kind: AnswerKind, value: object) -> None:
         with lock:
             connection.send_bytes(pickle.dumps(Answer(kind=kind, value=value)))
+
+    def beat(ended: int = 0, score: Score | None = None) -> None:
+        answer(AnswerKind.MOVING, ended) if score is None else answer(AnswerKind.SCORED, score)
 
     def live() -> None:
         try:
@@ -66,7 +70,7 @@ def serve(connection: Connection, settings: Settings) -> None:
                 task = cast(Task[object], pickle.loads(connection.recv_bytes()))
             except EOFError:
                 return
-            answer(AnswerKind.DONE, task(context, lambda ended=0: answer(AnswerKind.MOVING, ended)))
+            answer(AnswerKind.DONE, task(context, beat))
     except InputError as error:
         answer(AnswerKind.BAD_INPUT, error)
     except RunError as error:

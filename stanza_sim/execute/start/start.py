@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
-from stanza_sim.base.errors import InputError
+from stanza_sim.base.errors import InputError, at
 from stanza_sim.base.listening import LOOPBACK
 from stanza_sim.base.precision import Precision
 from stanza_sim.base.telling import Say, detail
 from stanza_sim.cluster.cluster import Cluster
 from stanza_sim.execute.rank.decision import Seat
 from stanza_sim.execute.rank.devices import GpuInfo, on_machine
-from stanza_sim.execute.rank.job import Backend, ComputeMode, Measurement, RunJob
+from stanza_sim.execute.rank.job import Backend, ComputeMode, Measurement, RunJob, Score
 from stanza_sim.execute.rank.steal import MOST_STOLEN, SHORT_S, TRIES
 from stanza_sim.execute.rank.supported import supported, unsupported
 from stanza_sim.execute.start.environment import Place, place
@@ -27,7 +27,9 @@ from stanza_sim.execute.start.measure import merge
 from stanza_sim.execute.start.protocol import Moving, RankInfo, Workers
 from stanza_sim.execute.start.tasks import DescribeTask, RunTask
 from stanza_sim.execute.train.samples import follow
+from stanza_sim.model.decay import without_decay
 from stanza_sim.schedule import check
+from stanza_sim.schedule.clipping import is_clipped
 
 
 def require_torch() -> None:
@@ -216,13 +218,13 @@ def execute(
     workers: Workers,
     *,
     done: Callable[[int, Measurement], None] = lambda i, m: None,
-    moving: Callable[[int, int], None] = lambda i, ended: None,
+    moving: Callable[[int, int | Score], None] = lambda i, ended: None,
     between: Callable[[int], None] = lambda i: None,
 ) -> list[Measurement]:
     """Run `jobs` one after another on `workers` and return their measurements; `done` is called after each.
 
-    While one takes long, `moving` is told how many of its iterations have ended. `between(i)` is called right before
-    job i, and with the number of jobs once all are done; it may use the workers.
+    While one takes long, `moving` is told how many of its iterations have ended, and scores at once. `between(i)` is
+    called right before job i, and with the number of jobs once all are done; it may use the workers.
 
     A short run during which a virtual machine's host took its cores away is done again (`steal`), in all processes
     alike, since all know of all ranks.
@@ -239,14 +241,13 @@ def execute(
                 f"model {job.model.name} is a table of numbers without a factory: it cannot be trained",
                 hint="emulate its computations with --compute emulated, or name a factory",
             )
+        check_optimizer(job)
         if job.schedule.world_size > workers.world_size:
             raise InputError(
                 f"schedule {job.schedule.name} has {job.schedule.world_size} ranks, only {workers.world_size} run"
             )
-        if job.training.iterations < job.training.warmup + 2:
-            raise InputError(
-                f"{job.training.iterations} iterations with {job.training.warmup} of warm-up leave fewer than two"
-            )
+        if (count := job.training.iterations - job.training.begin) < job.training.warmup + 2:
+            raise InputError(f"{count} iterations with {job.training.warmup} of warm-up leave fewer than two")
     for precision in dict.fromkeys(job.precision for job in jobs if job.emulation is None):
         check_precision(precision, workers)
     found: list[Measurement] = []
@@ -256,6 +257,29 @@ def execute(
         done(i, found[-1])
     between(len(jobs))
     return found
+
+
+def check_optimizer(job: RunJob) -> None:
+    """Raise `InputError` for an optimiser whose state, or clipping, is not that for which the schedule was built."""
+    built, o = job.schedule.moments, job.training.optimizer
+    if job.emulation is not None:
+        return
+    with at("training.optimizer.no_decay"):
+        without_decay(job.model, o.no_decay)
+    if (clips := o.clip_norm is not None) != is_clipped(job.schedule):
+        raise InputError(
+            f"schedule {job.schedule.name} was built {'without' if clips else 'for'} clipped gradients",
+            where="training.optimizer.clip_norm",
+            hint=f"{'leave it out' if clips else 'give it'}, or build the schedule for this optimiser",
+        )
+    if o.moments != built:
+        keeps = ("no vector", "one vector", "two vectors")
+        raise InputError(
+            f"schedule {job.schedule.name} was built for an optimiser that keeps {keeps[built]} as long as the "
+            f"parameters, {o.kind} keeps {keeps[o.moments]}",
+            where="training.optimizer",
+            hint="build the schedule for the optimiser that is to train it",
+        )
 
 
 def check_precision(precision: Precision, workers: Workers) -> None:

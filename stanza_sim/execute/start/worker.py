@@ -6,6 +6,7 @@ What a run that computes and one that only waits differ in is a `Role`: `train.T
 from __future__ import annotations
 
 import gc
+from functools import partial
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.execute.emulated.emulate import Emulated
@@ -13,18 +14,20 @@ from stanza_sim.execute.rank.clock import ClockOffset, boot_id
 from stanza_sim.execute.rank.context import Context, announced
 from stanza_sim.execute.rank.deterministic import deterministically
 from stanza_sim.execute.rank.engine import Engine
-from stanza_sim.execute.rank.exchange import gather_all, meet
+from stanza_sim.execute.rank.exchange import gather_all, meet, share
 from stanza_sim.execute.rank.interfaces import Beat
-from stanza_sim.execute.rank.job import Backend, RankReport, RunJob
+from stanza_sim.execute.rank.job import Backend, RankReport, RunJob, Score
+from stanza_sim.execute.rank.marks import Marked
 from stanza_sim.execute.rank.offset import estimate_offset
 from stanza_sim.execute.rank.role import Role
+from stanza_sim.execute.rank.segments import From, Record
 from stanza_sim.execute.rank.steal import CoreUse
 from stanza_sim.execute.train.train import Trained
 from stanza_sim.schedule import project
 from stanza_sim.schedule.progress import Issue
 
 
-def run_job(job: RunJob, context: Context, beat: Beat = lambda ended=0: None) -> RankReport | None:
+def run_job(job: RunJob, context: Context, beat: Beat = lambda ended=0, score=None: None) -> RankReport | None:
     """Run this rank's part of `job`; None where the schedule has fewer ranks. Every rank of the world calls this."""
     if context.accelerator.asynchronous:
         gc.collect()  # what the job before left, so that its memory can be given back
@@ -52,23 +55,32 @@ def _run(job: RunJob, context: Context, beat: Beat) -> RankReport | None:
         role = Trained(job, context, transport, beat)
     else:
         role = Emulated(job, job.emulation, context, transport, boots)
-    engine = Engine(
-        project(schedule, rank),
-        job.training.iterations,
-        role.work,
-        transport,
-        tagged=transport,
-        announced=announced(transport),
-        issue=issue,
-        start=role.start_thread,
-        prepare=context.accelerator.prepare,
-    )
+    program, record, done = project(schedule, rank), Record(), job.training.begin
+    work = Marked(role.work, program)
     context.accelerator.synchronize()
     before = estimate_offset(rank, ranks, boot, boots[0])
-    meet(rank, ranks)
     use = CoreUse()
     with role.running() as realtime_granted:
-        engine.run(timeout_s=job.timeout_s, beat=beat)
+        for stop in job.training.stops():
+            engine = Engine(
+                program,
+                stop - done,
+                From(work, done),
+                transport,
+                tagged=transport,
+                announced=announced(transport),
+                issue=issue,
+                start=role.start_thread,
+                prepare=context.accelerator.prepare,
+            )
+            meet(rank, ranks)
+            record.resume(share(record.stopped_for_s(), rank, ranks))
+            engine.run(timeout_s=job.timeout_s, beat=partial(_beat_from, beat, done))
+            meet(rank, ranks)
+            record.stop(engine)
+            done = stop
+            if role.stopped(done):
+                break
     took_s, stolen, busy, own = use.elapsed_s(), use.stolen(), use.busy(), use.own()
     transport.close()
     meet(rank, ranks)
@@ -77,15 +89,16 @@ def _run(job: RunJob, context: Context, beat: Beat) -> RankReport | None:
     return RankReport(
         rank=rank,
         host=context.host,
-        iteration_end_s=tuple(engine.iteration_end_s) if engine.program.units else (),
-        spans=tuple(engine.spans),
-        sends=tuple(engine.sends),
-        receives=tuple(engine.receives),
+        iteration_end_s=tuple(record.iteration_end_s) if program.units else (),
+        spans=tuple(record.spans),
+        sends=tuple(record.sends),
+        receives=tuple(record.receives),
+        segments=tuple(record.segments),
         loss_sums=result.loss_sums,
         sent_bytes=transport.sent_bytes,
         received_bytes=transport.received_bytes,
         clock=ClockOffset(before=before, after=after),
-        accuracy=result.accuracy,
+        scores=result.scores,
         parameters=result.parameters,
         realtime=realtime_granted,
         stolen=stolen,
@@ -94,3 +107,8 @@ def _run(job: RunJob, context: Context, beat: Beat) -> RankReport | None:
         machine=boot,
         took_s=took_s,
     )
+
+
+def _beat_from(beat: Beat, done: int, ended: int = 0, score: Score | None = None) -> None:
+    """`beat`, for iterations that are counted from `done` on."""
+    beat(done + ended, score)

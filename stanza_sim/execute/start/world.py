@@ -23,7 +23,7 @@ from stanza_sim.execute.rank.clock import boot_id
 from stanza_sim.execute.rank.context import Context
 from stanza_sim.execute.rank.decision import Decision, RankFacts, Seat
 from stanza_sim.execute.rank.exchange import gather_all, meet
-from stanza_sim.execute.rank.job import Backend
+from stanza_sim.execute.rank.job import Backend, Score
 from stanza_sim.execute.rank.library import PATIENCE
 from stanza_sim.execute.start.decision import decide
 from stanza_sim.execute.start.deterministic import Deterministic
@@ -209,13 +209,18 @@ class Joined:
     def run(self, task: Task[T], timeout_s: float | None = None, *, moving: Moving | None = None) -> list[T]:
         """Carry out `task` with all other ranks; the results by rank. Raises `InputError` and `RunError`.
 
-        `moving` is told nothing, since no rank knows how far the others are. After an error this process can only end:
-        the launcher then ends the other ranks.
+        `moving` is told scores only, since no rank knows how far the others are. After an error this process can only
+        end: the launcher then ends the other ranks.
         """
+
+        def beat(ended: int = 0, score: Score | None = None) -> None:
+            if score is not None and moving is not None:
+                moving(score)
+
         rank, ranks = self._context.rank, self.world_size
         try:
             mine = Deterministic(task) if self._deterministic else task
-            return gather_all(mine(self._context, lambda ended=0: None), rank, ranks)
+            return gather_all(mine(self._context, beat), rank, ranks)
         except StanzaError as error:
             _end_hard(error.exit_status)
             raise

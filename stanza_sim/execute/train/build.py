@@ -20,7 +20,7 @@ from stanza_sim.execute.train.flat import FlatBundle, Storage, dtype_of
 from stanza_sim.execute.train.slices import HeldBlock, cut_block, take_local
 from stanza_sim.model.extract import SplitBlock, build_module, replace_dropout, split
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Bundle, Collective, CollectiveKind, Compute, Phase, Schedule, Transfer, ValueKind
+from stanza_sim.schedule import Bundle, Collective, CollectiveKind, Compute, Keep, Phase, Schedule, Transfer, ValueKind
 
 SUMMING = (Phase.REDUCE, Phase.RECONSTRUCT)
 
@@ -48,7 +48,7 @@ def holdings(schedule: Schedule, model: ModelProfile) -> Holdings:
             bundles_of.setdefault(name, []).append(b)
     for op in schedule.ops:
         match op:
-            case Compute(phase=Phase.PARTIAL | Phase.REDUCE | Phase.RECONSTRUCT | Phase.UPDATE):
+            case Compute(phase=phase) if phase.on_bundle:
                 pass
             case Compute():
                 computes[op.target].update(schedule.group(op.ranks))
@@ -187,7 +187,12 @@ def _initialise(place: _Place, bundle: Bundle, flat: FlatBundle | None, initial:
     else:
         values = torch.empty(flat.numel, dtype=flat.dtype)
         dist.recv(values, root)
-    if flat.whole is not None:
+    put_whole(flat, values)
+
+
+def put_whole(flat: FlatBundle, values: Tensor) -> None:
+    """Put parameters where a rank holds them: `values` are all elements of its vector."""
+    if flat.whole is not None and flat.bundle.keep is not Keep.SLICES:
         flat.whole[: flat.numel].copy_(values)
     elif flat.own is not None:
         flat.own.copy_(values[flat.lo : flat.hi])
@@ -237,7 +242,7 @@ def _parameters(
         if storage.whole is None:
             raise RuntimeError(f"{name} is not whole at rank {place.rank}")
         if name not in made:
-            made[name] = nn.Parameter(storage.view(storage.whole, name))
+            made[name] = nn.Parameter(storage.parameter_of[name])
         parameter = made[name]
         piece.rebind(name, parameter)
         found.append((name, parameter))

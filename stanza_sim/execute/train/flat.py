@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.optimizers import STATE
 from stanza_sim.execute.train.slices import local_shape
 from stanza_sim.model.profile import ModelProfile
-from stanza_sim.schedule import Bundle, Layout, Schedule, Wire, slice_bounds
+from stanza_sim.schedule import Bundle, Keep, Layout, Schedule, Wire, slice_bounds
 from stanza_sim.schedule.progress import WINDOW
 
 DTYPES = {4: torch.float32, 8: torch.float64}
@@ -35,6 +36,7 @@ class Storage:
 
     The module's parameters are views of it. `gradients` has a vector for each generation, as long as `padded` elements.
     Bundles of parts of the same tensors share one storage. `shapes` are those of slices of tensors, if they are that.
+    Views are made at once, so that the memory behind them may come and go (`make_room`, `let_go`).
     """
 
     def __init__(
@@ -58,15 +60,42 @@ class Storage:
             numel = prod(shapes[name])
             self.extents[name] = position, position + numel
             position += numel
+        self.numel = position
         numel = max(position, padded)
         self.whole = torch.zeros(numel, dtype=dtype, device=device) if whole else None
         generations = range(WINDOW if gradients else 0)
         self.gradients = tuple(torch.zeros(numel, dtype=dtype, device=device) for _ in generations)
+        self.parameter_of = {} if self.whole is None else {name: self._view(self.whole, name) for name in tensors}
+        """Each tensor's parameters, as a view of `whole`."""
+        self.gradient_of = tuple({name: self._view(flat, name) for name in tensors} for flat in self.gradients)
+        """By generation, each tensor's gradient, as a view of those of that generation."""
 
-    def view(self, flat: Tensor, name: str) -> Tensor:
-        """The tensor `name` as a view of `flat`, which is `whole` or one of `gradients`."""
+    def _view(self, flat: Tensor, name: str) -> Tensor:
         lo, hi = self.extents[name]
         return flat[lo:hi].view(self.shapes[name])
+
+    def hold_gradients(self, generation: int) -> None:
+        """Make room for gradients that had been let go; what pads them is zero."""
+        flat = self.gradients[generation]
+        if make_room(flat):
+            flat[self.numel :].zero_()
+
+
+def make_room(tensor: Tensor) -> bool:
+    """Give all views of what `tensor` is a view of memory, if it was let go; whether it was."""
+    storage = tensor.untyped_storage()
+    if storage.nbytes():
+        return False
+    storage.resize_(tensor.nbytes)
+    return True
+
+
+def let_go(tensor: Tensor) -> None:
+    """Free the memory behind `tensor`, and all views of it: nothing may read or write them until there is room again.
+
+    Saved for a backward pass, they are there again once parameters have been gathered again.
+    """
+    tensor.untyped_storage().resize_(0)
 
 
 class FlatBundle:
@@ -80,6 +109,9 @@ class FlatBundle:
     what rank r sent and `parts[g][r]` what it sent to be added up to `partial(g)`, a sum of some ranks' gradients.
 
     Under `Layout.FEATURES` the vector is that of the rank's own slices of the tensors, and whole in itself.
+
+    What the bundle's `keep` says is whole for a while has no memory until `whole` is gathered, or `gradients` are
+    computed; `own` is then no part of `whole`.
     """
 
     def __init__(
@@ -101,8 +133,8 @@ class FlatBundle:
         self.dtype, self.device = dtype_of(schedule.itemsize), device
         cut = bundle.layout is Layout.SHARDED
         self._replicated = bundle.layout is Layout.REPLICATED and len(owners) > 1
-        parts = len(owners) if cut else 1
-        index = owners.index(rank) if cut and self.owner else 0
+        parts = schedule.pieces(bundle)
+        index = owners.index(rank) % parts if cut and self.owner else 0
         local: dict[str, tuple[int, ...]] | None = None
         self.numel = bundle.numel
         if bundle.layout is Layout.FEATURES:
@@ -133,11 +165,12 @@ class FlatBundle:
         if self.owner:
             self.own_padded = (
                 self.whole[index * self.part : (index + 1) * self.part]
-                if self.whole is not None
+                if self.whole is not None and bundle.keep is not Keep.SLICES
                 else self.zeros(self.part)
             )
             self.own = self.own_padded[: self.hi - self.lo]
-        self.velocity = self.zeros(self.hi - self.lo) if self.owner else None
+        self.state = {name: self.zeros(self.hi - self.lo) for name in STATE[schedule.moments] if self.owner}
+        """What the optimiser keeps of the elements [lo, hi), as `torch.optim` calls it."""
         self.gradients = tuple(g[mine] for g in storage.gradients)
         self.sums = tuple(self.zeros(self.part) for _ in range(WINDOW)) if self.owner and summed else ()
         self.contributions: tuple[dict[int, Tensor], ...] = tuple({} for _ in range(WINDOW))
@@ -145,6 +178,16 @@ class FlatBundle:
         self._partial: dict[int, Tensor] = {}
         self.echo: Tensor | None = None
         """Room for a copy of the whole that comes from another rank to an owner of a slice."""
+        if bundle.keep is Keep.SLICES:
+            self.let_parameters_go()
+        if bundle.keep is not Keep.ALL:
+            for gradient in self.gradients:
+                let_go(gradient)
+
+    def let_parameters_go(self) -> None:
+        """Keep the own slice only, until the whole is gathered."""
+        if self.whole is not None:
+            let_go(self.whole)
 
     def zeros(self, numel: int, dtype: torch.dtype | None = None) -> Tensor:
         """A vector of the bundle's type, or of another, on its device."""
@@ -153,6 +196,12 @@ class FlatBundle:
     def gradient(self, generation: int) -> Tensor:
         """The own gradient of the elements [lo, hi)."""
         return self.gradients[generation][self.lo : self.hi]
+
+    def own_extents(self) -> dict[str, tuple[int, int]]:
+        """The elements of each tensor that the rank owns, [lo, hi) of its own slice."""
+        begin, end = self.bundle.start + self.lo, self.bundle.start + self.hi
+        held = {name: (max(lo, begin), min(hi, end)) for name, (lo, hi) in self.storage.extents.items()}
+        return {name: (lo - begin, hi - begin) for name, (lo, hi) in held.items() if lo < hi}
 
     def reduce(self, generation: int, sources: list[int], rank: int) -> None:
         """Sum the contributions of `sources` in the order given; `rank`'s own is its gradient, or its partial sum.
@@ -195,31 +244,3 @@ def add_in_order(parts: Sequence[Tensor], total: Tensor) -> None:
         rest = parts[2:]
     for part in rest:
         total.add_(part)
-
-
-def sgd_step(
-    parameters: Tensor,
-    gradient: Tensor,
-    velocity: Tensor,
-    *,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    terms: int,
-    loss_scale: float = 1.0,
-) -> None:
-    """One step of SGD in place, elementwise, so that it may be applied to any slice of a bundle.
-
-    `gradient` is that of the summed loss, times `loss_scale`; it is divided by that and by the number of `terms` that
-    the mean loss of the global batch is over (its samples, if a sample has one position) before weight decay is added,
-    so that `lr` and `weight_decay` mean what they mean with the mean loss. As `torch.optim.SGD`, with B the terms:
-    v = momentum v + g / B + weight_decay p; p = p - lr v.
-    """
-    share = 1 / (terms * loss_scale)
-    if momentum:
-        velocity.mul_(momentum).add_(gradient, alpha=share)
-    else:
-        torch.mul(gradient, share, out=velocity)
-    if weight_decay:
-        velocity.add_(parameters, alpha=weight_decay)
-    parameters.add_(velocity, alpha=-lr)

@@ -7,9 +7,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from stanza_sim.execute.train.flat import FlatBundle
+from stanza_sim.execute.train.flat import FlatBundle, let_go, make_room
 from stanza_sim.execute.train.values import Generation, RankValues
-from stanza_sim.schedule import Collective, CollectiveKind, Transfer, Value, ValueKind, Wire
+from stanza_sim.schedule import Collective, CollectiveKind, Keep, Transfer, Value, ValueKind, Wire
 from stanza_sim.schedule.progress import WINDOW
 
 
@@ -130,20 +130,37 @@ class Messages:
     def collective(self, op: Collective, iteration: int, reducer: Reducer) -> None:
         """Carry out the collective `op` through `reducer`."""
         g = iteration % WINDOW
+        if op.value.kind is ValueKind.NORM:
+            values = self._values.generations[g]
+            values.norm = self._values.squared_norm(values).to(self._values.dtype).view(1)
+            reducer.collective(op, values.norm, values.norm)
+            return
         if not op.value.kind.on_bundle:
             self._exchange_features(op, self._values.generations[g], reducer)
             return
         flat = self._values.bundles[op.value.name]
         match op.kind:
+            case CollectiveKind.ALL_REDUCE if op.value.kind is ValueKind.SUM:
+                slice_ = flat.sums[g][: flat.hi - flat.lo]
+                self._sum(op, slice_, slice_, reducer)
             case CollectiveKind.ALL_REDUCE | CollectiveKind.REDUCE_SCATTER:
                 total = flat.gradients[g] if op.kind is CollectiveKind.ALL_REDUCE else flat.sums[g]
                 self._sum(op, total, flat.gradients[g], reducer)
             case CollectiveKind.ALL_GATHER:
                 if flat.own_padded is None:
                     raise RuntimeError(f"rank {self._rank} does not own {op.value.name}")
-                reducer.collective(op, self._whole(flat), flat.own_padded.clone())
+                # What a graph has saved of the whole is what is gathered again: `data` does not say that it is written.
+                whole = self._whole(flat).data
+                reducer.collective(op, whole, flat.own_padded if make_room(whole) else flat.own_padded.clone())
             case CollectiveKind.BROADCAST:
                 reducer.collective(op, self._whole(flat), self._whole(flat))
+
+    def done_with(self, op: Collective, iteration: int) -> None:
+        """Let go of what nobody needs once `op` is over: gradients that are whole for a while, and have been summed."""
+        if op.kind is CollectiveKind.REDUCE_SCATTER:
+            flat = self._values.bundles[op.value.name]
+            if flat.bundle.keep is not Keep.ALL:
+                let_go(flat.gradients[iteration % WINDOW])
 
     def _sum(self, op: Collective, total: Tensor, gradient: Tensor, reducer: Reducer) -> None:
         """Sum gradients of all ranks in the type in which they travel.

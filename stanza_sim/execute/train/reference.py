@@ -1,12 +1,14 @@
-"""Single-process SGD with the arithmetic of a schedule: what every strategy must equal.
+"""Single-process training with the arithmetic of a schedule: what every strategy must equal.
 
-The whole model, plain autograd over the whole global batch, `torch.optim.SGD`. From the schedule it takes only which
-sub-batches each block sees, since batch norm has the statistics of each sub-batch by itself.
+The whole model, plain autograd over the whole global batch, an optimiser of `torch.optim`. From the schedule it takes
+only which sub-batches each block sees, since batch norm has the statistics of each sub-batch by itself.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stanza_sim.execute.rank.job import Array, RunJob
+from stanza_sim.base.optimizers import OptimizerKind
+from stanza_sim.execute.rank.job import Array, Optimizer, RunJob
 from stanza_sim.execute.train import data
 from stanza_sim.execute.train.arithmetic import Arithmetic
 from stanza_sim.execute.train.dropout import CounterDropout
 from stanza_sim.execute.train.losses import summed_loss, terms
 from stanza_sim.execute.train.samples import follow
+from stanza_sim.model.decay import without_decay
 from stanza_sim.model.extract import build_module, replace_dropout, split
 from stanza_sim.model.labels import Labels, Loss
 from stanza_sim.model.profile import ModelProfile
@@ -27,7 +31,7 @@ from stanza_sim.model.profile import ModelProfile
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """What single-process SGD gives: parameters before and after, and the mean loss per sample of each iteration."""
+    """What single-process training gives: parameters before and after, and the mean loss of each iteration."""
 
     start: dict[str, Array]
     end: dict[str, Array]
@@ -54,7 +58,7 @@ def train(job: RunJob) -> Trained:
     parameters = {name: p for part in parts for name, p in part.parameters.items()}
     start = _arrays(parameters)
     o = training.optimizer
-    optimizer = torch.optim.SGD(parameters.values(), lr=o.lr, momentum=o.momentum, weight_decay=o.weight_decay)
+    optimizer = _optimizer(o, parameters, without_decay(job.model, o.no_decay))
     items = data.load(training.data, job.model, training.seed)
     numbers, _ = data.divide(training.data, len(items), training.seed)
     losses, arithmetic = [], Arithmetic.of(job)
@@ -70,8 +74,26 @@ def train(job: RunJob) -> Trained:
         for parameter in parameters.values():  # momentum and weight decay are of all rows, sparse gradients or not
             if parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.to_dense()
+        if o.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters.values(), o.clip_norm)
         optimizer.step()
     return Trained(start=start, end=_arrays(parameters), losses=tuple(losses))
+
+
+def _optimizer(o: Optimizer, parameters: dict[str, nn.Parameter], no_decay: Collection[str]) -> torch.optim.Optimizer:
+    """The optimiser of torch's that `o` is."""
+    groups: list[dict[str, Any]] = [
+        {"params": [p for name, p in parameters.items() if name not in no_decay], "weight_decay": o.weight_decay},
+        {"params": [p for name, p in parameters.items() if name in no_decay], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    match o.kind:
+        case OptimizerKind.SGD:
+            return torch.optim.SGD(groups, lr=o.lr, momentum=o.momentum)
+        case OptimizerKind.ADAM:
+            return torch.optim.Adam(groups, lr=o.lr, betas=o.betas, eps=o.eps)
+        case OptimizerKind.ADAMW:
+            return torch.optim.AdamW(groups, lr=o.lr, betas=o.betas, eps=o.eps)
 
 
 def _backward(

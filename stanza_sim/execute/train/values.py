@@ -44,6 +44,8 @@ class Generation:
     taps: dict[Spot, tuple[Tensor, GradientEdge]] = field(default_factory=dict)  # input and output of a linear layer
     factors: dict[Spot, tuple[Tensor, Tensor]] = field(default_factory=dict)  # of a block: (inputs, output gradients)
     packed: dict[str, Tensor] = field(default_factory=dict)  # bundle -> its factors, of all micro-batches
+    norms: dict[str, Tensor] = field(default_factory=dict)  # bundle -> squared norm of what counts here of its gradient
+    norm: Tensor | None = None  # the sum of all owners', where they are added up
     sent: dict[tuple[str, int], Tensor] = field(default_factory=dict)  # keeps what is on its way alive
 
 
@@ -179,6 +181,10 @@ class RankValues:
             else:
                 pieces.append(self._read(origin.transfer, r, ValueKind.LABELS, values))
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def squared_norm(self, values: Generation) -> Tensor:
+        """The sum of the squared norms that count here, in one order whatever came first."""
+        return torch.stack([values.norms[b.name] for b in self.schedule.bundles if b.name in values.norms]).sum()
 
     # ---- messages that have come -----------------------------------------------------------------------------------
 

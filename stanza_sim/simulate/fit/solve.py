@@ -23,8 +23,9 @@ from stanza_sim.base.op_kinds import PRODUCTS, OpKind
 from stanza_sim.base.precision import HALF
 from stanza_sim.cluster.device import DeviceSpec, Residuals
 from stanza_sim.model.module_work import ModuleWork
+from stanza_sim.simulate.cost_model import SGD_PASSES
 from stanza_sim.simulate.fit.rows import Row, family_of
-from stanza_sim.simulate.roofline import LOSS_KERNELS, LOSS_PASSES, UPDATE_PASSES
+from stanza_sim.simulate.roofline import LOSS_KERNELS, LOSS_PASSES
 from stanza_sim.simulate.sum_costs import CAST_NBYTES, LOSS_ITEMSIZE, Launch
 
 Array = NDArray[np.float64]
@@ -84,7 +85,7 @@ def step_of(row: Row, group: Group, device: DeviceSpec, known: ModuleWork) -> St
         forward_kernels=sum(one.forward.kernels for one in known.work) + LOSS_KERNELS,
         backward_kernels=sum(one.backward_input.kernels + one.backward_weight.kernels for one in known.work),
         launch_s=device.launch_overhead_s,
-        update_s=UPDATE_PASSES * 4 * known.numel / rate if row.with_update else 0.0,
+        update_s=SGD_PASSES * 4 * known.numel / rate if row.with_update else 0.0,
     )
 
 

@@ -204,16 +204,16 @@ def _places_on_hosts(cluster: Cluster) -> Colours:
 
 def _role_features(schedule: Schedule) -> list[Colours]:
     features = [_mask(schedule, g.ranks) for g in schedule.groups]
-    seen: set[tuple[int, str]] = set()
+    seen: set[tuple[int, str, int]] = set()
     for b in schedule.bundles:
-        if b.layout is Layout.SHARDED and (b.numel, b.owners) not in seen:
-            seen.add((b.numel, b.owners))
+        if b.layout is Layout.SHARDED and (b.numel, b.owners, b.replicas) not in seen:
+            seen.add((b.numel, b.owners, b.replicas))
             owners = schedule.owners(b)
             sizes = np.full(schedule.world_size, -1, dtype=np.int64)
-            k = len(owners)
+            k = schedule.pieces(b)
             size = -(-b.numel // k)
             bounds = np.minimum(np.arange(k + 1, dtype=np.int64) * size, b.numel)
-            sizes[np.fromiter(owners, dtype=np.int64, count=k)] = np.diff(bounds)
+            sizes[np.fromiter(owners, dtype=np.int64, count=len(owners))] = np.tile(np.diff(bounds), b.replicas)
             features.append(sizes)
     for cut in schedule.cuts:
         widths = np.full(schedule.world_size, -1, dtype=np.int64)

@@ -11,14 +11,19 @@ from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from stanza_sim.base.optimizers import update_passes
 from stanza_sim.model.profile import Block, ModelProfile
-from stanza_sim.schedule import Axis, Compute, Layout, Phase, Schedule, Transfer, ValueKind, slice_bounds
+from stanza_sim.schedule import Axis, Compute, Layout, Phase, Schedule, Transfer, ValueKind
 from stanza_sim.schedule.cuts import slice_block, slice_numel
 from stanza_sim.schedule.factors import factor_transfers, joined_samples, require_factors
 from stanza_sim.schedule.samples import Counts, Spot, data_rank_counts
 
 if TYPE_CHECKING:
     from stanza_sim.simulate.costs import CostModel
+
+
+NORM_PASSES = 1
+"""The norm of gradients reads each of them once."""
 
 
 class OpCosts:
@@ -46,7 +51,7 @@ class OpCosts:
     @staticmethod
     def _pass_s(costs: CostModel, phase: Phase, block: Block, samples: int) -> float:
         match phase:
-            case Phase.FORWARD:
+            case Phase.FORWARD | Phase.RECOMPUTE:
                 return costs.forward_s(block, samples)
             case Phase.BACKWARD:
                 return costs.backward_s(block, samples)
@@ -88,8 +93,10 @@ class OpCosts:
             nbytes = self.schedule.bundle(op.target).numel * itemsize
             return costs.reduce_s(nbytes, self._contributions(op.target, rank, ValueKind.PART))
         nbytes = self._owned_numel(op.target, rank) * itemsize
+        if op.phase is Phase.NORM:
+            return costs.update_s(nbytes, NORM_PASSES)
         if op.phase is Phase.UPDATE:
-            return costs.update_s(nbytes)
+            return costs.update_s(nbytes, update_passes(self.schedule.moments))
         return costs.reduce_s(nbytes, self._contributions(op.target, rank, ValueKind.GRAD, ValueKind.SUM))
 
     def _owned_numel(self, name: str, rank: int) -> int:
@@ -97,8 +104,7 @@ class OpCosts:
         bundle = self.schedule.bundle(name)
         match bundle.layout:
             case Layout.SHARDED:
-                owners = self.schedule.owners(bundle)
-                lo, hi = slice_bounds(bundle.numel, len(owners), owners.index(rank))
+                lo, hi = self.schedule.slice_of(bundle, rank)
                 return hi - lo
             case Layout.FEATURES:
                 return slice_numel(self.schedule, self.model, name, rank)

@@ -124,6 +124,7 @@ class Builder:
         """Add a computation and return its op name."""
         short = {
             Phase.FORWARD: "fwd",
+            Phase.RECOMPUTE: "again",
             Phase.BACKWARD: "bwd",
             Phase.BACKWARD_INPUT: "bwdi",
             Phase.BACKWARD_WEIGHT: "bwdw",
@@ -199,18 +200,25 @@ class Builder:
 
     def all_reduce(self, bundle: Bundle, ranks: str, how: How, *, after: Iterable[str]) -> str:
         """Add an all-reduce of the gradients of `bundle` and return its op name."""
-        name = f"ar.{bundle.name}"
-        self.ops.append(
-            Collective(
-                name=name,
-                kind=CollectiveKind.ALL_REDUCE,
-                ranks=ranks,
-                value=Value(ValueKind.GRAD, bundle.name),
-                nbytes=bundle.numel * self.model.itemsize,
-                **how,
-                after=tuple(after),
-            )
+        name, value = f"ar.{bundle.name}", Value(ValueKind.GRAD, bundle.name)
+        return self.collective(name, CollectiveKind.ALL_REDUCE, ranks, value, bundle.numel, how, after=after)
+
+    def collective(
+        self,
+        name: str,
+        kind: CollectiveKind,
+        ranks: str,
+        value: Value,
+        numel: int,
+        how: How | None = None,
+        *,
+        after: Iterable[str],
+    ) -> str:
+        """Add a collective on `value`, of `numel` elements in all, by default the library's own; return its op name."""
+        made = Collective(
+            name=name, kind=kind, ranks=ranks, value=value, nbytes=numel * self.model.itemsize, after=tuple(after)
         )
+        self.ops.append(made if how is None else replace(made, **how))
         return name
 
     def forward(

@@ -49,6 +49,43 @@ def exchange_by_all_reduce(
             params_ready.setdefault(block, []).append(update)
 
 
+def exchange_among(
+    b: Builder,
+    blocks: Sequence[Block],
+    ranks: str,
+    *,
+    prefix: str,
+    first_bytes: int,
+    cap_bytes: int,
+    settings: CollectiveSettings,
+    algorithm: Choice,
+    grads_ready: dict[str, str],
+    lane: str = "main",
+    params_ready: dict[str, list[str]],
+) -> None:
+    """As `exchange_by_all_reduce` where there are several `ranks`; one updates each block by itself."""
+    if len(b.groups[ranks].ranks) > 1:
+        exchange_by_all_reduce(
+            b,
+            blocks,
+            ranks,
+            prefix=prefix,
+            first_bytes=first_bytes,
+            cap_bytes=cap_bytes,
+            settings=settings,
+            algorithm=algorithm,
+            grads_ready=grads_ready,
+            lane=lane,
+            params_ready=params_ready,
+        )
+        return
+    for block in reversed(blocks):
+        if block.tensors:
+            bundle = b.bundle(block.name, block.tensors, ranks)
+            update = b.compute(Phase.UPDATE, bundle.name, ranks, after=[grads_ready[block.name]], lane=lane)
+            params_ready[block.name] = [update]
+
+
 def exchange_by_servers(
     b: Builder,
     bundles: Sequence[Bundle],

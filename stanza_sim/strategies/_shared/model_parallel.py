@@ -29,6 +29,7 @@ from stanza_sim.schedule import Axis, Collective, CollectiveKind, Layout, Patter
 from stanza_sim.schedule.cuts import Linear, cut_of, gathered_bytes, linear_of, summed_bytes
 from stanza_sim.strategies._shared.builder import Builder
 from stanza_sim.strategies._shared.collectives import Choice, CollectiveSettings
+from stanza_sim.strategies._shared.crossing import Crossing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +123,9 @@ def separate_sliced(b: Builder, conv: str, how: Slicing) -> SlicedPasses:
     for block, axis in zip(blocks, axes(b.model, shards), strict=True):
         b.cuts.append(cut_of(b.model, block.name, how.fc, shards, axis, how.where))
     pieces = _pieces(b, conv, how)
+    cut = Crossing(
+        block=b.model.conv_blocks[-1].name, wire=how.wire, slices=blocks[0].name if b.cuts[0].axis is Axis.ROWS else ""
+    )
     of_microbatch: dict[int, list[_Piece]] = defaultdict(list)
     for piece in pieces:
         of_microbatch[piece.microbatch].append(piece)
@@ -129,23 +133,12 @@ def separate_sliced(b: Builder, conv: str, how: Slicing) -> SlicedPasses:
     for m in range(b.microbatches):
         forward = b.forward(b.model.conv_blocks, conv, microbatch=m)
         for piece in of_microbatch[m]:
-            act[piece.number] = b.transfer(
-                b.named("act", piece.number),
-                piece.conv,
-                how.fc,
-                Pattern.ALL_PAIRS,
-                [Value(ValueKind.ACT, b.model.conv_blocks[-1].name), Value(ValueKind.LABELS)],
-                channel="act",
-                after=forward[-1:],
-                microbatch=m,
-                arrives_as=piece.number if how.by_turns else None,
-                wire=how.wire,
-                slices=blocks[0].name if b.cuts[0].axis is Axis.ROWS else "",
-            )
+            n = piece.number
+            act[n] = cut.on(b, piece.conv, how.fc, Pattern.ALL_PAIRS, microbatch=m, number=n, after=forward[-1:])
     grads_ready: dict[str, str] = {}
     returned: dict[int, list[str]] = {}
     gap = grads_ready if len(pieces) == 1 else None
-    waiting = [_passes(b, how, piece, act[piece.number], returned, gap) for piece in pieces]
+    waiting = [_passes(b, how, cut, piece, act[piece.number], returned, gap) for piece in pieces]
     running: list[Iterator[None]] = []
     while waiting or running:  # each piece is one exchange behind the one before
         if waiting:
@@ -166,7 +159,13 @@ def separate_sliced(b: Builder, conv: str, how: Slicing) -> SlicedPasses:
 
 
 def _passes(
-    b: Builder, how: Slicing, piece: _Piece, act: str, returned: dict[int, list[str]], gap: dict[str, str] | None
+    b: Builder,
+    how: Slicing,
+    crossing: Crossing,
+    piece: _Piece,
+    act: str,
+    returned: dict[int, list[str]],
+    gap: dict[str, str] | None,
 ) -> Iterator[None]:
     """Add the passes over one piece; yields after every exchange, so that others can be added in between.
 
@@ -174,7 +173,6 @@ def _passes(
     those of layers cut by columns are computed while the exchange goes on: nothing else could be.
     """
     blocks, n = b.model.fc_blocks, piece.number
-    boundary = b.model.conv_blocks[-1].name
 
     def compute(phase: Phase, block: str, after: str) -> str:
         return b.compute(phase, block, how.fc, after=[after], microbatch=n, lane=how.lane)
@@ -199,20 +197,8 @@ def _passes(
         if gap is not None:
             gap[cut.block] = compute(Phase.BACKWARD_WEIGHT, cut.block, done)
         yield
-    rows = b.cuts[0].axis is Axis.ROWS
-    sent = b.transfer(
-        b.named("actgrad", n),
-        how.fc if rows else piece.back_from,
-        piece.conv,
-        Pattern.ALL_PAIRS if rows else Pattern.BLOCKED,
-        [Value(ValueKind.ACTGRAD, boundary)],
-        channel="actgrad",
-        after=[before],
-        microbatch=n,
-        arrives_as=piece.microbatch if how.by_turns else None,
-        wire=how.wire,
-        slices=blocks[0].name if rows else "",
-    )
+    back_from, pattern = (how.fc, Pattern.ALL_PAIRS) if crossing.slices else (piece.back_from, Pattern.BLOCKED)
+    sent = crossing.back(b, back_from, piece.conv, pattern, number=n, microbatch=piece.microbatch, after=[before])
     # On a rank that is both, the CONV part need not wait until the gradients of other workers' samples are sent.
     returned.setdefault(piece.microbatch, []).append(f"{sent}.recv")
 

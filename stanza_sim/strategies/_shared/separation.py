@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
-from difflib import get_close_matches
-from math import isqrt
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.model.profile import ModelProfile, with_boundary
-from stanza_sim.schedule import Pattern, Phase, Ranks, Value, ValueKind, Wire
+from stanza_sim.schedule import Pattern, Phase, Ranks, Wire
 from stanza_sim.strategies._shared.builder import Builder
+from stanza_sim.strategies._shared.crossing import Crossing
+from stanza_sim.strategies._shared.cutting import place_of_cut, require_whole
 
 
 def cut_at(model: ModelProfile, cut: str | None) -> ModelProfile:
@@ -18,7 +18,6 @@ def cut_at(model: ModelProfile, cut: str | None) -> ModelProfile:
 
     Raises `InputError` for a model with one part only, and for a `cut` that is no block but the first.
     """
-    names = [block.name for block in model.blocks]
     if cut is None:
         if not model.fc_blocks or not model.conv_blocks:
             part = "FC" if not model.fc_blocks else "CONV"
@@ -28,68 +27,11 @@ def cut_at(model: ModelProfile, cut: str | None) -> ModelProfile:
                 where="stanza",
                 hint=hint + "or leave this strategy out",
             )
-        require_whole(model, "stanza", "cut")
+        require_whole(model, [model.boundary], "stanza", "cut")
         return model
-    possible = f"a cut is at the beginning of a block: {', '.join(names[1:]) or 'here there is one only'}"
-    if cut == names[0]:
-        raise InputError(f"a cut at {cut}, the first block, leaves no CONV part", where="stanza: cut", hint=possible)
-    if cut not in names:
-        within = [block.name for block in model.blocks if cut.startswith(f"{block.name}.")]
-        within += [block.name for block in model.blocks if any(t.name.startswith(f"{cut}.") for t in block.tensors)]
-        if within and not any(name.startswith(f"{cut}.") for name in names):
-            raise InputError(
-                f"{cut} is inside block {within[0]} of model {model.name}; a cut goes through no block and no branch",
-                where="stanza: cut",
-                hint=possible,
-            )
-        near = get_close_matches(cut, names[1:])
-        raise InputError(
-            f"model {model.name} has no block {cut!r} to cut at",
-            where="stanza: cut",
-            hint=f"did you mean {near[0]!r}? {possible}" if near else possible,
-        )
-    found = with_boundary(model, cut)
-    require_whole(found, "stanza: cut", "cut")
-    return found
-
-
-def require_whole(model: ModelProfile, where: str, key: str) -> None:
-    """Raise `InputError` if the CONV part and the FC part of `model` would share weights, with a cut for `key` that
-    keeps them whole if there is one.
-    """
-    spans = {t: (model.place(blocks[0]), model.place(blocks[-1])) for t, blocks in model.users.items()}
-    apart = [t for t, (first, last) in spans.items() if first < model.boundary <= last]
-    if not apart:
-        return
-    names = [b.name for b in model.blocks]
-    whole = [n for i, n in enumerate(names) if i and not any(first < i <= last for first, last in spans.values())]
-    hint = "no other cut keeps them together"
-    if whole:
-        hint = f"set {key} to {' or '.join(whole[:4])}, which keeps them together"
-    raise InputError(
-        f"a cut at {names[model.boundary]} separates the blocks {' and '.join(model.users[apart[0]])} of model "
-        f"{model.name}, which share {apart[0]}",
-        where=where,
-        hint=f"{hint}; tied weights train under parameter_server and all_reduce",
-    )
-
-
-def check_microbatches(batch_per_worker: int, microbatches: int, *, eager: int, where: str) -> None:
-    """Raise `InputError`, naming the setting of `where`, unless a batch can be cut so, and so many of them be eager."""
-    if batch_per_worker % microbatches:
-        low = [d for d in range(1, isqrt(batch_per_worker) + 1) if batch_per_worker % d == 0]
-        divisors = sorted({*low, *(batch_per_worker // d for d in low)})
-        raise InputError(
-            f"a batch of {batch_per_worker} cannot be cut in {microbatches} equal micro-batches",
-            where=f"{where}: microbatches",
-            hint=f"use one of {', '.join(map(str, divisors))}",
-        )
-    if eager > microbatches:
-        raise InputError(
-            f"{eager} micro-batches cannot go backward one by one: there are {microbatches}",
-            where=f"{where}: eager_backward",
-            hint=f"use at most {microbatches}, or more microbatches",
-        )
+    place = place_of_cut(model, cut, where="stanza: cut", first="CONV part")
+    require_whole(model, [place], "stanza: cut", "cut")
+    return with_boundary(model, place)
 
 
 def places(world_size: int, fc_workers: int, *, colocated: bool, share_out: bool = True) -> tuple[list[int], list[int]]:
@@ -157,7 +99,8 @@ class _Piece:
 
 def separate(b: Builder, conv: str, fc: str, how: Separation) -> Passes:
     """Add the forward pass of the CONV part and all passes of the FC part of the builder's model."""
-    model, boundary = b.model, b.model.conv_blocks[-1].name
+    model = b.model
+    cut = Crossing(block=model.conv_blocks[-1].name, wire=how.wire)
     pieces = _pieces(b, conv, fc, arrival=how.arrival)
     pattern = Pattern.ONE_TO_ONE if how.arrival else Pattern.BLOCKED
     of_microbatch: dict[int, list[_Piece]] = defaultdict(list)
@@ -167,18 +110,8 @@ def separate(b: Builder, conv: str, fc: str, how: Separation) -> Passes:
     for m in range(b.microbatches):
         forward = b.forward(model.conv_blocks, conv, microbatch=m)
         for piece in of_microbatch[m]:
-            act[piece.number] = b.transfer(
-                b.named("act", piece.number),
-                piece.conv,
-                piece.fc,
-                pattern,
-                [Value(ValueKind.ACT, boundary), Value(ValueKind.LABELS)],
-                channel="act",
-                after=forward[-1:],
-                microbatch=m,
-                arrives_as=piece.number if how.arrival else None,
-                wire=how.wire,
-            )
+            n = piece.number
+            act[n] = cut.on(b, piece.conv, piece.fc, pattern, microbatch=m, number=n, after=forward[-1:])
     returned: dict[int, list[str]] = {}
     grads_ready: dict[str, str] = {}
     for piece in pieces:
@@ -187,41 +120,15 @@ def separate(b: Builder, conv: str, fc: str, how: Separation) -> Passes:
         before = b.compute(Phase.LOSS, model.blocks[-1].name, piece.fc, after=forward[-1:], microbatch=n, lane=how.lane)
         for block in reversed(model.fc_blocks):
             before = b.compute(Phase.BACKWARD_INPUT, block.name, piece.fc, after=[before], microbatch=n, lane=how.lane)
-        sent = b.transfer(
-            b.named("actgrad", n),
-            piece.fc,
-            piece.conv,
-            pattern,
-            [Value(ValueKind.ACTGRAD, boundary)],
-            channel="actgrad",
-            after=[before],
-            microbatch=n,
-            arrives_as=piece.microbatch if how.arrival else None,
-            wire=how.wire,
-        )
-        returned.setdefault(piece.microbatch, []).append(sent)
+        m = piece.microbatch
+        sent = cut.back(b, piece.fc, piece.conv, pattern, number=n, microbatch=m, after=[before])
+        returned.setdefault(m, []).append(sent)
     for block in reversed(model.fc_blocks):
         for piece in pieces:
             before = grads_ready[block.name] = b.compute(
                 Phase.BACKWARD_WEIGHT, block.name, piece.fc, after=[before], microbatch=piece.number, lane=how.lane
             )
     return Passes(grads_ready=grads_ready, returned=returned)
-
-
-def back_through_conv(b: Builder, conv: str, returned: dict[int, list[str]], *, eager: int) -> dict[str, str]:
-    """Add the CONV part's backward passes; returns the op after which each block's gradients are complete.
-
-    The first `eager` micro-batches go back one by one, the others together, block by block.
-    """
-    grads_ready: dict[str, str] = {}
-    waits = dict(returned)
-    together = range(min(eager, b.microbatches), b.microbatches)
-    for run in [*([m] for m in range(together.start)), together]:
-        for block in reversed(b.model.conv_blocks):
-            for m in run:
-                made = b.compute(Phase.BACKWARD, block.name, conv, after=waits[m], microbatch=m)
-                grads_ready[block.name], waits[m] = made, [made]
-    return grads_ready
 
 
 def _pieces(b: Builder, conv: str, fc: str, *, arrival: bool) -> list[_Piece]:

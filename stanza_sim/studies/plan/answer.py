@@ -16,13 +16,16 @@ from stanza_sim.report.table import (
     Column,
     fixed,
     low_high,
+    per_worker,
     print_basis,
     print_grid,
     print_result,
+    throughput,
     tied_note,
     write_line,
 )
 from stanza_sim.studies.plan.assess import Score
+from stanza_sim.studies.plan.by_strategy import print_strategies, shares, strategies_object, what_helps
 from stanza_sim.studies.plan.choices import LeftOut, as_yaml
 from stanza_sim.studies.plan.explain import Explanation, Range, per_thousand
 from stanza_sim.studies.plan.memory import not_judged
@@ -65,21 +68,25 @@ def print_plan(plan_result: PlanAnswers, console: Console, *, top: int) -> None:
 
 def _print_answer(answer: Answer, console: Console, top: int) -> None:
     problem, found = answer.problem, answer.found
-    write_line(console, f"{problem.entry.title}, {problem.batch_per_worker} samples per worker", "bold cyan")
+    steps, tokens = problem.loaded.value.training.accumulation, problem.model.sample_tokens
+    write_line(console, f"{problem.entry.title}, {per_worker(problem.batch_per_worker, steps, tokens)}", "bold cyan")
     shown = found.ranked[:top]
     if not shown:
         _paragraph(console, "no plan was simulated")
     else:
-        _print_ranking(shown, found.tied_with()[:top], console)
+        _print_ranking(shown, found.tied_with()[:top], tokens, console)
+    print_strategies(found, tokens, console)
     for text in _sentences(answer):
         _paragraph(console, text)
     print_basis(console, (one.prediction.basis for one in shown))
 
 
-def _print_ranking(shown: tuple[Score, ...], tied_with: Sequence[tuple[str, ...]], console: Console) -> None:
+def _print_ranking(
+    shown: tuple[Score, ...], tied_with: Sequence[tuple[str, ...]], sample_tokens: int | None, console: Console
+) -> None:
     predictions = [one.prediction for one in shown]
     columns = [
-        Column(heading="samples/s", unit="", cells=fixed(p.samples_per_s for p in predictions)),
+        throughput((p.samples_per_s for p in predictions), sample_tokens),
         *low_high(predictions),
         Column(heading="iteration", unit="ms", cells=fixed(p.iteration_s * 1e3 for p in predictions)),
         Column(heading="exposed", unit="ms", cells=fixed(p.exposed_comm_s * 1e3 for p in predictions)),
@@ -100,7 +107,10 @@ def _sentences(answer: Answer) -> list[str]:
     told = [_searched(found)]
     for kind, what in LEFT_OUT.items():
         if out := [one for one in found.left_out if one.kind == kind]:
-            told.append(f"left out, {len(out)} that {what}, such as {out[0].choice.label}: {out[0].reason}")
+            first = max(out, key=lambda one: one.left_nbytes or 0)  # what lacks least
+            told.append(f"left out, {len(out)} that {what}, such as {first.choice.label}: {first.reason}")
+            if kind == "memory" and (helps := what_helps(found)):
+                told.append(helps)
     if blind := not_judged(answer.problem.cluster):
         told.append(f"memory of {len(blind)} ranks is not judged: they compute on their hosts' cores")
     if best is None:
@@ -108,7 +118,7 @@ def _sentences(answer: Answer) -> list[str]:
     p = best.prediction
     told.append(
         f"best: {best.choice.label}. Its bottleneck: {p.bottleneck}; of {format_time(p.iteration_s)} an iteration, "
-        f"communication is exposed for {format_time(p.exposed_comm_s)}"
+        f"communication is exposed for {format_time(p.exposed_comm_s)}{_waits(best)}"
     )
     if tied := found.tied_with()[0]:
         told.append(
@@ -124,6 +134,13 @@ def _sentences(answer: Answer) -> list[str]:
         told += _reasons(best, answer.explanation)
     told.append(f"costs: {p.cost_source}")
     return told
+
+
+def _waits(best: Score) -> str:
+    """How long ranks wait for others' computing, and how much memory is left, as far as there is something to say."""
+    idle_s, left = best.prediction.idle_s, best.left_nbytes
+    text = f", and ranks wait for others to compute (the bubble) for {format_time(idle_s)}" if shares(best)[2] else ""
+    return text if left is None else f"{text}; {format_bytes(left)} of memory are left where it is least"
 
 
 def _searched(found: SearchResult) -> str:
@@ -151,8 +168,8 @@ def _reasons(best: Score, why: Explanation) -> list[str]:
         text = f"runner-up, the best of another strategy: {other.choice.label}, "
         text += "just as fast. " if ratio > 1 - SAME else f"{ratio:.3g} of the best's samples/s. "
         text += f"For 1,000 samples it takes {format_time(takes)} instead of {format_time(instead)}: computing "
-        text += f"{_signed(loss.computing_s)}, exposed communication {_signed(loss.exposed_comm_s)}, waiting for other "
-        text += f"ranks {_signed(loss.idle_s)}. Its bottleneck: {p.bottleneck}. All ranks together send "
+        text += f"{_signed(loss.computing_s)}, exposed communication {_signed(loss.exposed_comm_s)}, bubble (waiting "
+        text += f"for other ranks) {_signed(loss.idle_s)}. Its bottleneck: {p.bottleneck}. All ranks together send "
         text += f"{format_bytes(other.sent_bytes)} an iteration, the best plan's {format_bytes(best.sent_bytes)}"
         told.append(text)
     told.append(_range("link speed", why.rate, why.skipped.get("rate", ""), format_rate))
@@ -205,13 +222,15 @@ def _answer_object(answer: Answer, top: int) -> dict[str, Json]:
     if answer.best is not None and winner is not None:
         best = run_object(answer.best, tied[0]) | {
             "memory_nbytes": winner.memory_nbytes,
+            "left_nbytes": winner.left_nbytes,
             "sent_bytes": winner.sent_bytes,
         }
     return {
         "model": problem.entry.title,
         "best": best,
         "ranked": [
-            run_object(row(problem, one), others) | {"memory_nbytes": one.memory_nbytes, "sent_bytes": one.sent_bytes}
+            run_object(row(problem, one), others)
+            | {"memory_nbytes": one.memory_nbytes, "left_nbytes": one.left_nbytes, "sent_bytes": one.sent_bytes}
             for one, others in list(zip(found.ranked, tied, strict=True))[:top]
         ],
         "evaluated": found.evaluated,
@@ -221,6 +240,7 @@ def _answer_object(answer: Answer, top: int) -> dict[str, Json]:
         "stopped": found.stop.value,
         "left_out": [_left_out(one) for one in found.left_out],
         "memory_not_judged": list(not_judged(problem.cluster)),
+        "strategies": strategies_object(found),
         "explanation": None if answer.explanation is None else _explanation(answer.explanation),
     }
 

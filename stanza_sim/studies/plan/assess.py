@@ -22,7 +22,7 @@ from stanza_sim.simulate import Prediction
 from stanza_sim.simulate.lowering.fold import Folding
 from stanza_sim.simulate.run import SimulationCase, part_count
 from stanza_sim.studies.plan.choices import Choice
-from stanza_sim.studies.plan.memory import Memory, memory_of, too_much
+from stanza_sim.studies.plan.memory import Memory, least_left, memory_of, too_much
 from stanza_sim.studies.plan.room import NoRoom, Room, Work
 from stanza_sim.timeline.spans import Timeline
 
@@ -76,7 +76,7 @@ class Problem:
             loaded = replace(self.loaded, value=experiment.model_copy(update={"network": network}))
             changed = replace(changed, loaded=loaded, cluster=cluster_of(loaded))
         if variant.batch is not None:
-            changed = replace(changed, entry=self.entry.model_copy(update={"batch_per_worker": variant.batch}))
+            changed = replace(changed, entry=self.entry.with_batch(variant.batch))
         return changed
 
     def scenario(self, plan: Plan) -> Scenario:
@@ -128,8 +128,8 @@ class Weighed:
     """What is known of a choice once its schedule is checked, folded and lowered, and its simulation if it is worth it.
 
     No order of its work trains more than `most_samples_per_s`. If it is `out`, `kind` and `reason` say why, and the
-    rest says nothing. There is no `score` where the bound says that it stays below what was asked for. `work` is what
-    simulating it took.
+    rest says nothing; `left_nbytes`, if known, is then below 0 by what a device lacks. There is no `score` where the
+    bound says that it stays below what was asked for. `work` is what simulating it took.
     """
 
     most_samples_per_s: float = 0.0
@@ -137,6 +137,7 @@ class Weighed:
     work: Work | None = None
     kind: str = ""
     reason: str = ""
+    left_nbytes: int | None = None
 
     @property
     def out(self) -> bool:
@@ -177,8 +178,9 @@ def weigh(
     except NoRoom as no:
         return Weighed(kind=no.kind, reason=no.reason)
     needs = _needs(problem, plan, case)
+    left = least_left(scenario.cluster, needs)
     if (reason := too_much(scenario.cluster, needs)) is not None:
-        return Weighed(kind="memory", reason=reason)
+        return Weighed(kind="memory", reason=reason, left_nbytes=left and left[0])
     most = _most(problem, plan, case.bound_s)
     if most * (1 + SURE) < least:
         return Weighed(most_samples_per_s=most)
@@ -189,6 +191,7 @@ def weigh(
         prediction=replace(prediction, timeline=Timeline(spans=(), iteration_end_s={}, multiplicity={})),
         sent_bytes=sum(n * alike.get(rank, 1) for rank, n in prediction.sent_bytes.items()),
         memory_nbytes=max(need.nbytes for need in needs.values()),
+        left_nbytes=left and left[0],
     )
     work = Work(parts=parts, compiled=compiled, seconds=monotonic() - began_s)
     return Weighed(most_samples_per_s=most, score=score, work=work)
@@ -222,12 +225,17 @@ def _needs(problem: Problem, plan: Plan, case: SimulationCase) -> dict[int, Memo
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
-    """A choice that was simulated. The prediction has no timeline; `sent_bytes` are those of all ranks together."""
+    """A choice that was simulated. The prediction has no timeline; `sent_bytes` are those of all ranks together.
+
+    `memory_nbytes` is what the rank that needs most needs, `left_nbytes` what is left of the device on which that is
+    least; None: not known.
+    """
 
     choice: Choice
     prediction: Prediction
     sent_bytes: int
     memory_nbytes: int
+    left_nbytes: int | None = None
 
     @property
     def order(self) -> tuple[float, int, int, str]:

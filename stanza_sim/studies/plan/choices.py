@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from stanza_sim import strategies
 from stanza_sim.base.errors import InputError
-from stanza_sim.base.units import exact_size, is_size
+from stanza_sim.base.units import exact_size, is_size, may_be_size
 from stanza_sim.cluster import Cluster
 from stanza_sim.experiment.file import StrategyEntry
 from stanza_sim.model.profile import ModelProfile
@@ -47,11 +47,13 @@ class LeftOut:
     """What could not be tried, and why.
 
     `kind` is `infeasible`, `memory` (of a device), or, of what could not be simulated here, `time` or `host_memory`.
+    `left_nbytes` is below 0 by what a device lacks, if it is that.
     """
 
     choice: Choice
     kind: str
     reason: str
+    left_nbytes: int | None = None
 
 
 def local_size(cluster: Cluster) -> int:
@@ -140,7 +142,7 @@ def changed(settings: BaseModel) -> dict[str, str]:
 
 
 def _written(value: object, field: FieldInfo) -> str:
-    if isinstance(value, int) and is_size(field.metadata):
+    if isinstance(value, int) and (is_size(field.metadata) or may_be_size(field.annotation)):
         return exact_size(value)
     if isinstance(value, tuple):
         return f"[{', '.join(map(str, value))}]"

@@ -230,8 +230,8 @@ class Search:
         self._progress()
         return fresh
 
-    def _leave_out(self, i: int, kind: str, reason: str) -> None:
-        self._out[i] = LeftOut(choice=self._choices[i], kind=kind, reason=reason)
+    def _leave_out(self, i: int, kind: str, reason: str, left_nbytes: int | None = None) -> None:
+        self._out[i] = LeftOut(choice=self._choices[i], kind=kind, reason=reason, left_nbytes=left_nbytes)
 
     def _best_first(self, waiting: list[int], *, most: int | None = None) -> bool:
         """Weigh choices of `waiting` that could matter, `most` of them, and take them out of it.
@@ -288,7 +288,7 @@ class Search:
             elif one.kind == "time" and self._most_s is not None:
                 self._later[i] = one.reason
             elif one.out:
-                self._leave_out(i, one.kind, one.reason)
+                self._leave_out(i, one.kind, one.reason, one.left_nbytes)
             elif one.score is None:
                 self._pruned.add(i)
             else:

@@ -16,6 +16,7 @@ from stanza_sim.cluster import Cluster
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.rows import cluster_of, known_profiles, model_of, plan_for
 from stanza_sim.experiment.scenario import Conditions, Scenario
+from stanza_sim.experiment.worth import flops_utilisation
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.profiles.blocks import Profile
 from stanza_sim.profiles.network import NetworkProfile, mismatches, with_network
@@ -46,6 +47,8 @@ class SweepRow:
     samples_per_s: float | None = None
     samples_per_s_low: float | None = None
     samples_per_s_high: float | None = None
+    tokens_per_s: float | None = None
+    mfu: float | None = None
     tied_with: str = ""
     iteration_s: float | None = None
     exposed_comm_s: float | None = None
@@ -156,11 +159,14 @@ def predicted(point: Ready) -> tuple[SweepRow, ...]:
                 lines.append(replace(bare, reason=error.one_line))
                 continue
             alike = found.timeline.multiplicity
+            model, tokens = plan.model, plan.model.sample_tokens
             made[len(lines)] = scenario, found
             lines.append(
                 replace(
                     bare,
                     samples_per_s=found.samples_per_s,
+                    tokens_per_s=None if tokens is None else found.samples_per_s * tokens,
+                    mfu=flops_utilisation(plan.schedule, model, cluster, experiment.precision, found.samples_per_s),
                     iteration_s=found.iteration_s,
                     exposed_comm_s=found.exposed_comm_s,
                     bound_s=found.bound_s,

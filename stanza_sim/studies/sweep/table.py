@@ -30,6 +30,8 @@ _WHOLE, _FRACTIONS = (
         "samples_per_s",
         "samples_per_s_low",
         "samples_per_s_high",
+        "tokens_per_s",
+        "mfu",
         "iteration_s",
         "exposed_comm_s",
         "bound_s",

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import pytest
 
+from stanza_sim.base.optimizers import OptimizerKind
 from stanza_sim.base.precision import Precision
-from stanza_sim.execute.rank.job import Backend
+from stanza_sim.execute.rank.job import Backend, Optimizer
 from stanza_sim.execute.standin.task import OnStandin
 from stanza_sim.execute.start.launch import Pool
 from stanza_sim.execute.start.measure import merge
@@ -16,6 +17,7 @@ from stanza_sim.execute.train.reference import largest_deviation, train
 from stanza_sim.model.extract import extract
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Wire
+from stanza_sim.schedule.clipping import with_clipping
 from tests.execute.execute_variants import ROUNDED, TRAINING, VARIANTS, expected_bytes, job_of, schedule_of
 from tests.execute.forked_pool import ForkedPool
 
@@ -55,5 +57,19 @@ def test_what_travels_in_two_bytes_on_imitated_gpus(ranks: Pool, variant: str, b
     job = job_of(model, schedule, precision=Precision.FP16)
     measured = merge(job, [r for r in ranks.run(OnStandin(job, backend)) if r is not None])
     assert largest_deviation(dict(measured.parameters or {}), train(job)) <= 3e-3
+    sent, received = expected_bytes(schedule, job.training.iterations)
+    assert (list(measured.sent_bytes), list(measured.received_bytes)) == (sent, received)
+
+
+@pytest.mark.parametrize("backend", [Backend.NCCL, Backend.GLOO])
+@pytest.mark.parametrize("variant", ["ps-2-cut", "stanza-2-sliced"])
+def test_clipped_adamw_on_imitated_gpus(ranks: Pool, tiny: ModelProfile, variant: str, backend: Backend) -> None:
+    """The norm and the factor that it gives stay on the device, and are there before an update reads them."""
+    _, strategy, world, settings = next(v for v in VARIANTS if v[0] == variant)
+    o = Optimizer(kind=OptimizerKind.ADAMW, lr=0.01, weight_decay=0.5, no_decay=("bias",), clip_norm=1.4)
+    schedule = with_clipping(replace(schedule_of(tiny, strategy, world, settings), moments=o.moments))
+    job = job_of(tiny, schedule, training=replace(SHORT, optimizer=o))
+    measured = merge(job, [r for r in ranks.run(OnStandin(job, backend)) if r is not None])
+    assert largest_deviation(dict(measured.parameters or {}), train(job)) <= TOLERANCE
     sent, received = expected_bytes(schedule, job.training.iterations)
     assert (list(measured.sent_bytes), list(measured.received_bytes)) == (sent, received)

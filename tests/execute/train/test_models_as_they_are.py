@@ -17,7 +17,7 @@ from stanza_sim.model.labels import Loss
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.model.zoo import load_model
 from stanza_sim.schedule import Axis, Wire, check, from_json, parse
-from tests.execute.execute_variants import AR, PS, SF, ST, TRAINING, expected_bytes, job_of, run, schedule_of
+from tests.execute.execute_variants import AR, PI, PS, SF, ST, TRAINING, expected_bytes, job_of, run, schedule_of
 
 SH = "sharded_head"
 TOLERANCE = 1e-4
@@ -38,6 +38,11 @@ CASES: list[Case] = [  # (model, data, strategy, ranks, settings)
     ("tied gpt", "next_tokens", PS, 3, COLOCATED | {"local": 2}),
     ("tied gpt", "next_tokens", AR, 2, {}),
     ("tied gpt", "next_tokens", SF, 3, {}),
+    ("tied gpt", "next_tokens", PI, 3, {"checkpoint": "block"}),
+    ("tied gpt", "next_tokens", PI, 4, {"cuts": ["head"], "microbatches": 4, "activations": "fp32"}),
+    ("recalled", "arrays", PI, 3, {"checkpoint": "stage"}),  # one layer in all three
+    ("words", "last_token", PI, 2, {}),
+    ("described", "images_and_words", PI, 2, {"order": "gpipe"}),
     ("gpt", "next_tokens", SF, 3, {"fc_exchange": "factors"}),
     ("last gpt", "last_token", ST, 4, {}),
     ("last gpt", "last_token", SH, 3, {}),

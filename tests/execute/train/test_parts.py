@@ -18,7 +18,6 @@ from stanza_sim.execute.rank.job import LearningRate
 from stanza_sim.execute.start.measure import iteration_durations
 from stanza_sim.execute.train import data, feed
 from stanza_sim.execute.train.dropout import CounterDropout, keep_mask
-from stanza_sim.execute.train.flat import sgd_step
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, CollectiveKind, Ranks, Value, ValueKind
 from stanza_sim.schedule.collectives import collective_bytes
@@ -62,18 +61,6 @@ def test_dropout_scales_what_it_keeps_and_rests_in_evaluation() -> None:
     assert torch.equal(dropout.eval()(x), x)
     with pytest.raises(RuntimeError, match="was not told which samples"):
         dropout.train()(torch.ones(3, 4))
-
-
-def test_a_step_is_that_of_torch() -> None:
-    start = torch.randn(100, generator=torch.Generator().manual_seed(0))
-    ours, velocity, theirs = start.clone(), torch.zeros(100), torch.nn.Parameter(start.clone())
-    sgd = torch.optim.SGD([theirs], lr=0.1, momentum=0.9, weight_decay=0.01)
-    for i in range(5):
-        summed = torch.randn(100, generator=torch.Generator().manual_seed(i + 1))
-        sgd_step(ours, summed, velocity, lr=0.1, momentum=0.9, weight_decay=0.01, terms=32)
-        theirs.grad = summed / 32
-        sgd.step()
-    assert torch.allclose(ours, theirs, atol=1e-6)
 
 
 def test_learning_rates() -> None:

@@ -41,7 +41,15 @@ SAME_ROUNDING = 1e-4
 """Where every product is that of the single process, on the same samples, only orders of sums in fp32 differ."""
 OTHER_ROUNDING = {Precision.BF16: 2e-2, Precision.FP16: 3e-3}
 """Where products are cut in parts that are rounded by themselves, or all of them are rounded and in fp32 none."""
-PLAIN = ["ps-1", "ps-2-cut-by-uneven-host", "colocated-cut", "all-reduce", "stanza-2", "stanza-arrival-2-uneven"]
+PLAIN = [
+    "ps-1",
+    "ps-2-cut-by-uneven-host",
+    "colocated-cut",
+    "all-reduce",
+    "stanza-2",
+    "stanza-arrival-2-uneven",
+    "fsdp",
+]
 PARTED = ["stanza-2-sliced", "stanza-3-sliced-uneven", "head", "factors"]
 
 
@@ -81,7 +89,7 @@ def test_every_precision_equals_single_process_training(
 @pytest.mark.parametrize("gradients", [Wire.BF16, Wire.FP16])
 @pytest.mark.parametrize("precision", [Precision.FP32, Precision.FP16])
 @pytest.mark.parametrize(
-    "name", ["ps-2-cut-by-uneven-host", "all-reduce", "all-reduce-by-halving-doubling", "stanza-2"]
+    "name", ["ps-2-cut-by-uneven-host", "all-reduce", "all-reduce-by-halving-doubling", "stanza-2", "fsdp-by-host"]
 )
 def test_gradients_may_travel_in_two_bytes(
     pool: Pool, smooth: ModelProfile, name: str, precision: Precision, gradients: Wire

@@ -12,6 +12,7 @@ import pytest
 
 from stanza_sim import strategies
 from stanza_sim.base.limits import own_memory
+from stanza_sim.cluster import load_cluster
 from stanza_sim.experiment.file import StrategyEntry, load_experiment
 from stanza_sim.studies.plan import session
 from stanza_sim.studies.plan.assess import Problem, Score, Weighed, sketch, weigh
@@ -382,7 +383,15 @@ def test_spaces_offer_what_can_be_built(name, world, local, small):
         assert found[0] == strategies.get(name).Settings()
     assert len({one.model_dump_json() for one in found}) == len(found)
     for settings in found[:: max(1, len(found) // 12)]:
-        strategies.get(name).build(problem.model, world_size=world, batch_per_worker=8, settings=settings)
+        strategies.build(
+            name,
+            problem.model,
+            world_size=world,
+            batch_per_worker=8,
+            settings=settings,
+            cluster=load_cluster("star", nodes=world),
+            times=lambda block, samples: (block.forward_flops * samples, 1.0),
+        )
 
 
 def test_names_and_lines_of_an_experiment_say_what_was_changed():
@@ -390,3 +399,5 @@ def test_names_and_lines_of_an_experiment_say_what_was_changed():
     assert in_words("all_reduce", made) == "all_reduce bucket=4MiB overlap=false"
     choice = Choice(entry=StrategyEntry.model_construct(strategy="all_reduce", label=None, settings=made))
     assert as_yaml(choice) == "{strategy: all_reduce, settings: {bucket: 4MiB, overlap: false}}"
+    sized = strategies.get("fsdp").Settings.model_validate({"unit_size": "25MiB", "unit_blocks": None})
+    assert in_words("fsdp", sized) == "fsdp unit_size=25MiB"

@@ -13,7 +13,6 @@ from stanza_sim.model import zoo
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.model.published_names import source_of
 from stanza_sim.model.recorded import extracted
-from stanza_sim.studies.validate.published.language import SIZES, language_model
 
 _MODELS = {
     "inception3": "inception_v3",
@@ -84,19 +83,24 @@ def stand_ins(gpu: str, precision: str, *, calibrated: bool) -> tuple[DeviceSpec
 
 @cache
 def model_of(name: str, classes: int | None) -> ModelProfile:
-    """The model of that name: a shipped table, or extracted from torchvision's definition.
+    """The model of that name: a shipped one, or extracted from torchvision's definition.
+
+    A sample of BERT is 128 tokens, as in the first phase of its training (Devlin et al., arXiv 1810.04805).
 
     Raises `InputError` if neither has it, and if torchvision is needed and missing.
     """
-    ours = [*zoo.SOURCES, *zoo.WIDE]
+    ours = zoo.available()
     text = plain(name)
     named = next((known for known in ours if plain(known) == text), _MODELS.get(text))
     if named is not None:
         kwargs = {"classes": classes} if classes is not None and named in zoo.WIDE else None
         # Only their heads are one linear layer each, as a strategy that cuts the FC part needs it.
-        return zoo.load_model(named, factory_kwargs=kwargs, boundary="head" if named in zoo.WIDE else None)
-    if (size := SIZES.get(text)) is not None:
-        return language_model(name, size)
+        return zoo.load_model(
+            named,
+            factory_kwargs=kwargs,
+            boundary="head" if named in zoo.WIDE else None,
+            sequence=128 if named.startswith("bert") else None,
+        )
     return _of_a_library(name)
 
 
