@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from stanza_sim.api.published import PublishedResult, validate_published
     from stanza_sim.api.schedules import ModelSchedule, build_schedule
     from stanza_sim.api.seeing import draw_pictures, write_report
-    from stanza_sim.api.studies import PlanResult, SweepResult, ValidationResult, plan, sweep, validate
+    from stanza_sim.api.studies import PlanResult, SweepResult, plan, sweep
+    from stanza_sim.api.validation import ValidationResult, validate
     from stanza_sim.base.errors import InputError, RunError, ScheduleError, StanzaError
     from stanza_sim.cluster.cluster import Cluster
     from stanza_sim.cluster.device import DeviceSpec
@@ -46,7 +47,8 @@ _HOMES = {
     "api.published": ("PublishedResult", "validate_published"),
     "api.schedules": ("ModelSchedule", "build_schedule"),
     "api.seeing": ("draw_pictures", "write_report"),
-    "api.studies": ("PlanResult", "SweepResult", "ValidationResult", "plan", "sweep", "validate"),
+    "api.studies": ("PlanResult", "SweepResult", "plan", "sweep"),
+    "api.validation": ("ValidationResult", "validate"),
     "base.errors": ("InputError", "RunError", "ScheduleError", "StanzaError"),
     "cluster.cluster": ("Cluster",),
     "cluster.device": ("DeviceSpec",),

@@ -36,9 +36,9 @@ class ExperimentResult(Tabular):
     >>> import stanza_sim as ss
     >>> result = ss.load_experiment("ec2_v100", set={"models": ["alexnet"], "nodes": 4}).run()
     >>> result
-    <ExperimentResult of ec2_v100: 6 rows>
+    <ExperimentResult of ec2_v100: 7 rows>
     >>> [row.label for row in result if row.prediction.iteration_s < 0.1]
-    ['Stanza, CONV by PS', 'Stanza, CONV by ring']
+    ['Stanza, CONV by PS', 'Stanza, CONV by ring', 'pipeline']
     """
 
     result: Result
@@ -229,7 +229,7 @@ def load_experiment(
 
     >>> import stanza_sim as ss
     >>> ss.load_experiment("ec2_v100", set={"network.rate": "25Gbps"}, nodes=16)
-    <LoadedExperiment ec2_v100: 4 models, 6 strategies on ec2-p3-10>
+    <LoadedExperiment ec2_v100: 4 models, 7 strategies on ec2-p3-10>
     """
     name = "load_experiment"
     with placed(name):

@@ -205,6 +205,11 @@ def is_size(metadata: Sequence[object]) -> bool:
     return any(m in metadata for kind in (Size, SizeOrZero) for m in get_args(kind)[1:])
 
 
+def may_be_size(annotation: object) -> bool:
+    """Whether a field that is annotated so may be a `Size`, such as `Size | None`."""
+    return any(is_size(getattr(kind, "__metadata__", ())) for kind in get_args(annotation))
+
+
 def exact_size(size: int) -> str:
     """A whole number of bytes as a user writes it, such as `25MiB` or `100kB`: nothing is rounded."""
     for unit, factor in (("GiB", 2**30), ("MiB", 2**20), ("GB", 10**9), ("MB", 10**6), ("KiB", 2**10), ("kB", 10**3)):

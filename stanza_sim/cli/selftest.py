@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stanza_sim.cli.console import errors_for_people, printing, say, stdout
+from stanza_sim.cli.progress import progress
 
 if TYPE_CHECKING:
     from stanza_sim.execute.selftest.outcome import Finding
@@ -42,6 +43,7 @@ def selftest(
     minute without a GPU. The exit status is 0, 1 if a check failed or the budget did not suffice, 2 for bad input.
     """
     with errors_for_people():
+        from stanza_sim.execute.selftest.checks import groups
         from stanza_sim.execute.selftest.session import selftest as carry_out
         from stanza_sim.report.selftest import findings_text, print_findings
 
@@ -51,9 +53,12 @@ def selftest(
             found.append(finding)
             if finding.status != "skipped":
                 say(f"{finding.check}: {finding.status} ({finding.seconds:.1f} s)")
+            show("checks", len(found), checks)
 
+        checks = sum(len(group.names) for group in groups(gpu=gpu))
         try:
-            report = carry_out(gpu=gpu, output=output, budget=budget, tell=tell, table=findings_text)
+            with progress() as show:
+                report = carry_out(gpu=gpu, output=output, budget=budget, tell=tell, table=findings_text)
         except KeyboardInterrupt:
             if found and not as_json:
                 print_findings(found, stdout())

@@ -317,10 +317,8 @@ def kinds_of(hosts: Iterable[Host]) -> list[int]:
     numbers: dict[tuple[object, ...], int] = {}
     same: dict[tuple[int, ...], int] = {}  # hosts of one group share what they are made of, and that is quickly seen
     found = []
-    for host in hosts:
-        what = _WHAT(host)
-        ids = (*map(id, what),)
-        if (number := same.get(ids)) is None:
+    for what in map(_WHAT, hosts):
+        if (number := same.get(ids := (*map(id, what),))) is None:
             number = same[ids] = numbers.setdefault(what, len(numbers))
         found.append(number)
     return found

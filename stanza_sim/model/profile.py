@@ -102,7 +102,8 @@ class Block:
 
     `tied` are tensors that the block uses and an earlier one has among its `tensors` (weights tied, layers called
     again): they are counted, exchanged and updated there, with the gradients of all uses added. `again_flops` are those
-    of the backward FLOPs that compute a part of the forward pass again (checkpointing).
+    of the backward FLOPs that compute a part of the forward pass again (checkpointing). `kept_nbytes` are those of what
+    the block puts out, inside too, that are kept until the backward pass; None where that is not known.
     """
 
     name: str
@@ -118,6 +119,7 @@ class Block:
     fp32: bool = False
     tied: tuple[ParamTensor, ...] = ()
     again_flops: int = 0
+    kept_nbytes: int | None = None
 
     @property
     def numel(self) -> int:
@@ -351,6 +353,7 @@ def scaled(profile: ModelProfile, *, nbytes: float = 1.0, compute: float = 1.0) 
             backward_weight_flops=work(b.backward_weight_flops),
             bytes_touched=work(b.bytes_touched),
             again_flops=work(b.again_flops),
+            kept_nbytes=None if b.kept_nbytes is None else round(b.kept_nbytes * nbytes),
             work=tuple(w.times(compute, compute, compute, compute) for w in b.work),
         )
         for b in profile.blocks

@@ -94,6 +94,8 @@ def _work_data(block: Block) -> dict[str, object]:
     fp32: dict[str, object] = {"fp32": True} if block.fp32 else {}
     if block.again_flops:
         fp32["again_flops"] = block.again_flops
+    if block.kept_nbytes is not None:
+        fp32["kept_nbytes"] = block.kept_nbytes
     return {**fp32, "work": work_to_data(block.work)} if block.work else fp32
 
 
@@ -179,7 +181,8 @@ def _throughput(data: object, where: str) -> tuple[Throughput, ...]:
 
 
 def _block(reader: _Reader, kind: BlockKind) -> Block:
-    reader.only("name", "output_shape", *_WORK, "tensors", "tied", "lookups", "fp32", "again_flops", "work")
+    more = ("tied", "lookups", "fp32", "again_flops", "kept_nbytes", "work")
+    reader.only("name", "output_shape", *_WORK, "tensors", *more)
     return Block(
         name=reader.text("name"),
         kind=kind,
@@ -193,6 +196,7 @@ def _block(reader: _Reader, kind: BlockKind) -> Block:
         output_shape=reader.shape("output_shape"),
         fp32=reader.switch("fp32"),
         again_flops=reader.count("again_flops") if "again_flops" in reader.data else 0,
+        kept_nbytes=reader.count("kept_nbytes") if "kept_nbytes" in reader.data else None,
         work=_op_work(_Reader(reader.data.get("work", {}), f"{reader.where}: work")),
     )
 

@@ -25,6 +25,7 @@ class BlockWork:
     `fused`: attention is one kernel in forward and one in backward, which keep no scores (FlashAttention-2, Dao, arXiv
     2307.08691). Its FLOPs count all pairs of positions in the two products forward and the five backward, causal or
     not: a causal kernel skips half of them, and at 1,000 to 16,000 positions reaches about half of what products reach.
+    Only then it is known what is kept for the backward pass: what the gradients of later ops need.
     """
 
     def __init__(self, positions: int, *, fused: bool = True) -> None:
@@ -32,7 +33,7 @@ class BlockWork:
         self.tensors: list[ParamTensor] = []
         self.tied: list[ParamTensor] = []
         self._flops = [0, 0, 0]
-        self._written, self._kernels = 0, 0
+        self._written, self._kernels, self._kept = 0, 0, 0
         self._passes: dict[OpKind, list[list[int]]] = {}
 
     def block(self, name: str, kind: BlockKind, output: int) -> Block:
@@ -55,10 +56,17 @@ class BlockWork:
             output_shape=(self.positions, output),
             work=work,
             tied=tuple(self.tied),
+            kept_nbytes=self._kept if self.fused else None,
         )
 
-    def linear(self, name: str, features: int, outputs: int, *, bias: bool, tied: str | None = None) -> None:
-        """A linear layer at every position; its weight is `tied` to the tensor of that name, if to any."""
+    def linear(
+        self, name: str, features: int, outputs: int, *, bias: bool, tied: str | None = None, kept: bool = True
+    ) -> None:
+        """A linear layer at every position; its weight is `tied` to the tensor of that name, if to any.
+
+        Its output is `kept` unless it is only added to something, or multiplied by constants.
+        """
+        self._keep(outputs if kept else 0)
         n, weight = self.positions, features * outputs
         tensor = ParamTensor(name=tied or f"{name}.weight", shape=(outputs, features))
         (self.tied if tied else self.tensors).append(tensor)
@@ -75,6 +83,7 @@ class BlockWork:
     def layer_norm(self, name: str, width: int, *, first: bool = False) -> None:
         """Layer normalisation with scale and shift; the `first` of a model has no gradient of its input to itself."""
         n = self.positions
+        self._keep(width + 2)  # and the mean and deviation of its input, which is kept by who put it out
         self.tensors += [ParamTensor(name=f"{name}.{part}", shape=(width,)) for part in ("weight", "bias")]
         self._leaf(n * width)
         self._op(OpKind.NORM, FORWARD, 2 * n * width + 2 * n, 2 * width)
@@ -87,6 +96,7 @@ class BlockWork:
         With `residual` its input passes by too, and one gradient more is added to that of its input.
         """
         n, features = self.positions, self.positions * width
+        self._keep(2 * width + 1)  # before and after it is scaled
         self.tensors.append(ParamTensor(name=f"{name}.weight", shape=(width,)))
         self._leaf(features)
         self._op(OpKind.ELEMENTWISE, FORWARD, 7 * features + 6 * n, width, kernels=6)
@@ -97,6 +107,7 @@ class BlockWork:
     def activation(self, width: int) -> None:
         """A function of each element, with a kernel of its own in backward."""
         features = self.positions * width
+        self._keep(width)
         self._leaf(features)
         self._op(OpKind.ELEMENTWISE, FORWARD, 2 * features)
         self._op(OpKind.ELEMENTWISE, INPUT, 3 * features)
@@ -104,6 +115,7 @@ class BlockWork:
     def product(self, width: int) -> None:
         """Two tensors multiplied element by element."""
         features = self.positions * width
+        self._keep(width)
         self._leaf(features)
         self._op(OpKind.ELEMENTWISE, FORWARD, 3 * features)
         self._op(OpKind.ELEMENTWISE, INPUT, 6 * features, kernels=2)
@@ -111,6 +123,7 @@ class BlockWork:
     def add(self, width: int) -> None:
         """Two tensors added; their gradients are that of the sum."""
         features = self.positions * width
+        self._keep(width)
         self._leaf(features)
         self._op(OpKind.ELEMENTWISE, FORWARD, 3 * features)
 
@@ -122,6 +135,7 @@ class BlockWork:
         """Rotary embedding (Su et al., arXiv 2104.09864) of `width` features in heads of `head`: halves are swapped,
         multiplied by the sines and cosines of the positions, and added."""
         features, angles = self.positions * width, 2 * self.positions * head
+        self._keep(width)
         self._leaf(9 * features // 2, kernels=5)
         self._op(OpKind.ELEMENTWISE, FORWARD, 10 * features, angles, kernels=5)
         self._op(OpKind.ELEMENTWISE, INPUT, 10 * features, angles, kernels=4)
@@ -133,6 +147,7 @@ class BlockWork:
         """
         n, features, kv = self.positions, self.positions * width, self.positions * kv_width
         pairs, scores = 2 * n * n * width, heads * n * n
+        self._keep(width + heads)  # and the sums of each row of scores
         self._products((2 * pairs, 4 * pairs, 0))
         self._leaf(features)
         self._leaf(features)  # heads laid side by side again
@@ -163,18 +178,21 @@ class BlockWork:
         if grouped:
             self._op(OpKind.ELEMENTWISE, INPUT, 2 * (features + kv), kernels=2)
 
-    def lookup(self, name: str, rows: int, width: int, *, of_samples: bool) -> None:
+    def lookup(self, name: str, rows: int, width: int, *, of_samples: bool, kept: bool = False) -> None:
         """A table that is looked up at every position: by the tokens of samples, or by what all samples share."""
+        self._keep(width if kept else 0)
         n, moved = self.positions, self.positions * (INDEX + ITEM * width)
         self.tensors.append(ParamTensor(name=f"{name}.weight", shape=(rows, width)))
+        self._kept += n * INDEX if of_samples else 0
         self._leaf(n * width if of_samples else 0, kernels=1)
         for which in (FORWARD, WEIGHT):
             self._op(OpKind.EMBEDDING, which, 0, rows * width, nbytes=0 if of_samples else moved)
             self._passes[OpKind.EMBEDDING][which][1] += moved if of_samples else 0
 
-    def add_shared(self, width: int) -> None:
+    def add_shared(self, width: int, *, kept: bool = True) -> None:
         """What all samples share is added, and its gradient summed over them."""
         features = self.positions * width
+        self._keep(width if kept else 0)
         self._leaf(features)
         self._op(OpKind.ELEMENTWISE, FORWARD, 2 * features, features)
         self._op(OpKind.ELEMENTWISE, WEIGHT, features, features)
@@ -187,6 +205,10 @@ class BlockWork:
     def _products(self, flops: Sequence[int]) -> None:
         for which, amount in enumerate(flops):
             self._flops[which] += amount
+
+    def _keep(self, width: int) -> None:
+        """So many numbers at each position are kept until the backward pass."""
+        self._kept += ITEM * self.positions * width
 
     def _leaf(self, written: int, kernels: int = 1) -> None:
         """An op of forward as `Block.bytes_touched` and `Block.kernels` count them."""

@@ -144,6 +144,7 @@ def slice_block(block: Block, cut: Cut, width: int) -> Block:
         backward_weight_flops=round(block.backward_weight_flops * share),
         again_flops=round(block.again_flops * share),
         bytes_touched=round(block.bytes_touched * share) if columns else block.bytes_touched,
+        kept_nbytes=None if block.kept_nbytes is None else round(block.kept_nbytes * (share if columns else 1)),
         output_shape=(*block.output_shape[:-1], width) if columns else block.output_shape,
         work=tuple(work.times(share, share if columns else 1.0, share) for work in block.work),
     )

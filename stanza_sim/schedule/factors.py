@@ -16,7 +16,7 @@ from math import prod
 
 from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import Block, ModelProfile
-from stanza_sim.schedule.dataflow import violation
+from stanza_sim.schedule.facts import violation
 from stanza_sim.schedule.ops import Bundle, Collective, Compute, Layout, Op, Pattern, Phase, Transfer, ValueKind, Wire
 from stanza_sim.schedule.ranks import Ranks
 from stanza_sim.schedule.samples import Counts, Spot, data_rank_counts

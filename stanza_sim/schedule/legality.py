@@ -21,8 +21,9 @@ from stanza_sim.base.errors import ScheduleError
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule.clipping import check_clipping
 from stanza_sim.schedule.cuts import check_cuts, check_sizes
-from stanza_sim.schedule.dataflow import check_data_flow, violation
+from stanza_sim.schedule.dataflow import check_data_flow
 from stanza_sim.schedule.factors import bundle_factors, check_factors, require_factors
+from stanza_sim.schedule.facts import violation
 from stanza_sim.schedule.header import check_header
 from stanza_sim.schedule.ops import (
     NAME,

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.op_kinds import OpKind
-from stanza_sim.model import zoo
+from stanza_sim.model import examples, zoo
 from stanza_sim.model.extract import extract
 from stanza_sim.model.language import FACTORIES, PRESETS, blocks_of, language_model
 from stanza_sim.model.profile import BlockKind
+from stanza_sim.model.profile_json import from_json, to_json
 
 
 def _sizes(vocabulary: int, positions: int, width: int, layers: int, heads: int, **more: float) -> dict[str, float]:
@@ -33,8 +35,32 @@ def test_blocks_equal_those_of_the_torch_module(family: str, sequence: int, kwar
     assert blocks_of(family, sequence, kwargs, fused=False) == found.blocks
     # A fused kernel changes only what is touched and how often the backward pass multiplies.
     fused = blocks_of(family, sequence, kwargs)
-    assert [replace(b, work=()) for b in fused] == [replace(b, work=()) for b in found.blocks]
+    assert [replace(b, work=(), kept_nbytes=None) for b in fused] == [replace(b, work=()) for b in found.blocks]
     assert found.vocabulary == kwargs["vocabulary"]
+
+
+@pytest.mark.parametrize(
+    ("family", "kwargs"),
+    [
+        ("gpt2", _sizes(100, 64, 64, 2, 4, tied=False)),
+        ("bert", _sizes(100, 64, 64, 2, 4, hidden=256, segments=2, tied=False)),
+        ("llama", _sizes(100, 64, 64, 2, 4, kv_heads=2, hidden=176, theta=1e4, tied=False)),
+    ],
+)
+def test_what_is_kept_for_the_backward_pass_is_what_autograd_saves(family: str, kwargs: dict[str, float]) -> None:
+    module = getattr(examples, family)(**kwargs)
+    own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+    saved: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no other tensor comes to lie there
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        pack(module(torch.randint(100, (3, 64))))
+    nbytes = sum(t.untyped_storage().nbytes() for at, t in saved.items() if at not in own)
+    expected = 3 * sum(b.kept_nbytes or 0 for b in blocks_of(family, 64, kwargs))
+    assert expected == pytest.approx(nbytes, rel=2e-3)  # indices of positions are not those of samples
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -89,3 +115,8 @@ def test_fused_attention_touches_what_goes_in_and_out_only() -> None:
 def test_bad_input(model: str, settings: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         zoo.load_model(model, **settings)  # type: ignore[arg-type]
+
+
+def test_a_profile_in_json_is_the_same() -> None:
+    profile = language_model("llama_1b", sequence=16)
+    assert from_json(to_json(profile), where="llama") == profile

@@ -10,7 +10,7 @@ from pydantic.fields import FieldInfo
 
 from stanza_sim import strategies
 from stanza_sim.base.errors import InputError
-from stanza_sim.base.units import exact_size, is_size
+from stanza_sim.base.units import exact_size, is_size, may_be_size
 from stanza_sim.cluster import Cluster
 from stanza_sim.experiment.file import StrategyEntry
 from stanza_sim.model.profile import ModelProfile
@@ -142,7 +142,7 @@ def changed(settings: BaseModel) -> dict[str, str]:
 
 
 def _written(value: object, field: FieldInfo) -> str:
-    if isinstance(value, int) and is_size(field.metadata):
+    if isinstance(value, int) and (is_size(field.metadata) or may_be_size(field.annotation)):
         return exact_size(value)
     if isinstance(value, tuple):
         return f"[{', '.join(map(str, value))}]"

@@ -8,8 +8,9 @@ for, and for those before it in its group. It is the most that the dependencies 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import accumulate
 
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Bundle, Collective, CollectiveKind, Compute, Keep, Op, Phase, Schedule, ValueKind
@@ -19,28 +20,24 @@ MAKE_GRADIENTS = (Phase.BACKWARD, Phase.BACKWARD_WEIGHT)
 SCATTERS = CollectiveKind.REDUCE_SCATTER
 
 
-def most_whole(schedule: Schedule, model: ModelProfile, rank: int) -> tuple[int, int]:
-    """Bytes of parameters and of gradients that are whole for a while at `rank`, where together they are most."""
+def whole_at(schedule: Schedule, model: ModelProfile, rank: int) -> dict[str, tuple[int, int]]:
+    """For each pass of `rank`, bytes of parameters and of gradients that may be whole in it and are not always so.
+
+    Empty where everything that is whole is so always.
+    """
     kept = [b for b in schedule.bundles if b.keep is not Keep.ALL and rank in schedule.owners(b)]
     if not kept:
-        return 0, 0
+        return {}
     waits = _Waits(schedule, rank)
-    parameters: Counter[int] = Counter()  # pass -> bytes more, or less, than in the one before
-    gradients: Counter[int] = Counter()
+    parameters, gradients = [0] * (waits.count + 1), [0] * (waits.count + 1)  # more, or less, than in the pass before
     for bundle in kept:
         users = {b.name for b in model.blocks if not {t.name for t in (*b.tensors, *b.tied)}.isdisjoint(bundle.tensors)}
         nbytes = schedule.pieces(bundle) * -(-bundle.numel // schedule.pieces(bundle)) * schedule.itemsize
-        for first, behind in waits.gathered(bundle, users):
-            parameters[first] += nbytes
-            parameters[behind] -= nbytes
-        for first, behind in waits.added(bundle, users):
-            gradients[first] += nbytes
-            gradients[behind] -= nbytes
-    most, now = (0, 0), (0, 0)
-    for i in sorted({*parameters, *gradients}):
-        now = now[0] + parameters[i], now[1] + gradients[i]
-        most = max(most, now, key=sum)
-    return most
+        for changes, spans in ((parameters, waits.gathered(bundle, users)), (gradients, waits.added(bundle, users))):
+            for first, behind in spans:
+                changes[first] += nbytes
+                changes[behind] -= nbytes
+    return dict(zip(waits.number, zip(accumulate(parameters), accumulate(gradients), strict=True), strict=False))
 
 
 class _Waits:

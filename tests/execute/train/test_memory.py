@@ -32,7 +32,7 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Collective, CollectiveKind, Compute, Schedule, Transfer, UnitKind, project
 from stanza_sim.schedule.progress import Instructions, Key, Progress
 from stanza_sim.studies.plan.memory import memory_of
-from tests.execute.execute_variants import schedule_of
+from tests.execute.execute_variants import VARIANTS, schedule_of
 
 ITERATIONS = 4
 
@@ -177,7 +177,9 @@ class Alone:
             for u in self.units:
                 if u.kind is UnitKind.RECV and isinstance(u.op, Transfer):
                     for src, _ in self.peers[u.index]:
-                        self.work.incoming(u.op, iteration, src).zero_()
+                        into = self.work.incoming(u.op, iteration, src)
+                        if not u.op.values[0].kind.on_bundle:
+                            into.zero_()
                         self.late.append((iteration, u.index))
         for key in what.start:
             op = self.units[key[1]].op
@@ -252,6 +254,27 @@ def test_a_rank_holds_the_state_of_its_optimiser(tiny: ModelProfile, monkeypatch
     assert [b - a for a, b in pairwise(held)] == [tiny.nbytes] * 2
     needed = [counted(replace(schedule, moments=k), tiny, 0) for k in range(3)]
     assert [b - a for a, b in pairwise(needed)] == [tiny.nbytes] * 2
+
+
+WITHIN = (
+    *("ps-1", "colocated-cut", "colocated-sliced", "colocated-cut-by-host", "all-reduce", "local", "factors"),
+    *("stanza-1", "stanza-2", "stanza-2-sliced", "stanza-colocated", "head-batch", "pipeline-gpipe-block"),
+    *("fsdp", "fsdp-by-host", "fsdp-whole", "fsdp-2-by-host", "fsdp-1-no-overlap"),
+)
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=() if v[0] in WITHIN else pytest.mark.nightly, id=v[0]) for v in VARIANTS]
+)
+def test_ranks_of_every_strategy_hold_what_is_counted(
+    tiny: ModelProfile, variant: tuple[str, str, int, dict[str, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within 10%. Where micro-batches or turns are under way it is more off: tiny's maxima are a large part of them."""
+    name, strategy, world, settings = variant
+    schedule = schedule_of(tiny, strategy, world, settings)
+    for rank in (0, world - 1):
+        held, estimate = most_held(schedule, tiny, rank, monkeypatch), counted(schedule, tiny, rank)
+        assert estimate == pytest.approx(held, rel=0.1 if name in WITHIN else 0.2), rank
 
 
 @pytest.mark.parametrize("checkpoint", ["stage", "block"])

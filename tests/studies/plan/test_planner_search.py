@@ -399,3 +399,5 @@ def test_names_and_lines_of_an_experiment_say_what_was_changed():
     assert in_words("all_reduce", made) == "all_reduce bucket=4MiB overlap=false"
     choice = Choice(entry=StrategyEntry.model_construct(strategy="all_reduce", label=None, settings=made))
     assert as_yaml(choice) == "{strategy: all_reduce, settings: {bucket: 4MiB, overlap: false}}"
+    sized = strategies.get("fsdp").Settings.model_validate({"unit_size": "25MiB", "unit_blocks": None})
+    assert in_words("fsdp", sized) == "fsdp unit_size=25MiB"
