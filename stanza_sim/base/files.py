@@ -37,9 +37,12 @@ def read_bytes(path: Path, *, at_most: int) -> bytes:
     """
     try:
         with open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
                 raise InputError("is not a regular file", where=str(path), hint="give a file that was written whole")
-            content = file.read(at_most + 1)
+            content = file.read(min(about.st_size, at_most) + 1)  # takes as much memory as is asked for
+            if about.st_size < len(content) <= at_most:  # it grows, or does not say its size, as in /proc
+                content += file.read(at_most + 1 - len(content))
     except FileNotFoundError:
         raise InputError("no such file", where=str(path)) from None
     except OSError as error:

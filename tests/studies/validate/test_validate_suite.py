@@ -161,7 +161,7 @@ def test_the_default_suite_is_what_the_issue_asks_for():
     assert (min(nodes), max(nodes)) == (2, 8)
     assert {network.cluster for network in suite.networks.values()} == {"emulated-star", "emulated-leaf-spine"}
     chosen = {s.strategy for s in suite.strategies.values()}
-    assert chosen >= {"parameter_server", "all_reduce", "stanza", "pipeline"}
+    assert chosen >= {"parameter_server", "all_reduce", "stanza", "fsdp", "pipeline"}
     for named, used in (
         (suite.networks, {c.network for c in cases}),
         (suite.strategies, {c.strategy for c in cases}),
