@@ -19,7 +19,7 @@ from stanza_sim.cluster.dilation import dilated, perceived
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.fitted import fitted
 from stanza_sim.experiment.how_far import ran_line, running_line
-from stanza_sim.experiment.jobs import jobs_of, open_ranks
+from stanza_sim.experiment.jobs import check_precision, jobs_of, open_ranks
 from stanza_sim.experiment.loops import NO_FILES, Files
 from stanza_sim.experiment.result_rows import infeasible_of, result_of, row_of
 from stanza_sim.experiment.rows import (
@@ -208,6 +208,8 @@ def run_loaded(
         _check_target(save_profile, loaded.value)
     known, network = known_profiles(loaded, profiles, {p.entry.title: p.model for p in plans})
     if execute:
+        if loaded.value.execute.compute == "real":
+            check_precision(loaded, plans, cluster)
         unfit: list[LeftOutRow] = []
         conditions = Conditions(loaded=loaded, cluster=cluster, network=network)
         plans = _preparable(conditions, fitted(loaded, plans, say, left_out=unfit), known, left_out=unfit)
