@@ -1,4 +1,5 @@
-"""How fast the executor is beside PyTorch: `all_reduce` and `DistributedDataParallel` in one emulated cluster.
+"""How fast the executor is beside PyTorch, in one emulated cluster: `all_reduce` beside `DistributedDataParallel`, or
+`fsdp` beside `fully_shard`.
 
 Both train the same model for real, with the same batches' shapes, SGD with momentum, bucket sizes, backend (gloo) and
 number of threads (one per rank), in the same namespaces, in turn: DDP, ours, DDP, ours, and so on. Ranks of both stay
@@ -6,6 +7,10 @@ for the whole run, and those whose turn it is not wait without using a core. An 
 ranks; its duration is the time since the end of the one before, for both (`stanza_sim.execute.start.measure`). As root:
 
     python benchmarks/ddp.py --nodes 4 --rate 500Mbps
+    python benchmarks/ddp.py --nodes 4 --rate 500Mbps --peer fully_shard
+
+With `fully_shard` a unit is a layer in both, gathered again for its backward pass but for the last, and parameters and
+gradients are fp32.
 
 How many cores other programs used is measured with every run, since ranks that share their cores with them are slower
 by chance. The line `of quiet runs` compares only runs in which others used less than a tenth of a core.
@@ -92,8 +97,10 @@ def serve_ddp(options: argparse.Namespace) -> None:
     meet = f"tcp://{options.address}:{PORT}"
     dist.init_process_group("gloo", init_method=meet, rank=options.rank, world_size=options.nodes)
     torch.manual_seed(1)
-    # With a size DDP closes the first bucket at it too; without, at 1 MiB, and all others at 25 MiB.
-    model = DistributedDataParallel(small_vgg(options.dropout), bucket_cap_mb=options.bucket)
+    model, units = sharded(options) if options.peer == "fully_shard" else (None, [])
+    if model is None:
+        # With a size DDP closes the first bucket at it too; without, at 1 MiB, and all others at 25 MiB.
+        model = DistributedDataParallel(small_vgg(options.dropout), bucket_cap_mb=options.bucket)
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
     torch.manual_seed(1 + options.rank)
     batches = [
@@ -110,13 +117,31 @@ def serve_ddp(options: argparse.Namespace) -> None:
             optimizer.step()
             ends.append(time.perf_counter())
         dist.barrier()
-        sizes = model._get_ddp_logging_data()["rebuilt_bucket_sizes"]  # "0" until the first iteration is over
-        print(json.dumps([ends, [int(size) for size in sizes.split(",")]]), flush=True)
+        if isinstance(model, DistributedDataParallel):
+            sizes = model._get_ddp_logging_data()["rebuilt_bucket_sizes"]  # "0" until the first iteration is over
+            units = [int(size) for size in sizes.split(",")]
+        print(json.dumps([ends, units]), flush=True)
     dist.destroy_process_group()
 
 
+def sharded(options: argparse.Namespace) -> tuple[nn.Module, list[int]]:
+    """The model with every layer a unit of FSDP, and the bytes of each unit."""
+    from torch import nn
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = small_vgg(options.dropout)
+    mesh = init_device_mesh("cpu", (options.nodes,))
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    units = [sum(p.numel() * p.element_size() for p in layer.parameters()) for layer in layers]
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=layer is not layers[-1])
+    fully_shard(model, mesh=mesh)
+    return model, units
+
+
 class Ddp:
-    """The ranks of DDP, one in each host of a testbed."""
+    """The ranks of PyTorch's own, one in each host of a testbed."""
 
     def __init__(self, bed: Testbed, options: argparse.Namespace) -> None:
         self._ranks: list[subprocess.Popen[str]] = []
@@ -124,7 +149,7 @@ class Ddp:
         environment["TORCH_CPP_LOG_LEVEL"] = "ERROR"  # else it warns that addresses in the testbed have no names
         for rank in range(options.nodes):
             own = ["--rank", str(rank), "--address", bed.address_of(0), "--nodes", str(options.nodes)]
-            own += ["--batch", str(options.batch), "--dropout", str(options.dropout)]
+            own += ["--batch", str(options.batch), "--dropout", str(options.dropout), "--peer", options.peer]
             own += [] if options.bucket is None else ["--bucket", str(options.bucket)]
             command = [*bed.exec_prefix(rank), sys.executable, str(Path(__file__).resolve()), *own]
             pipe = subprocess.PIPE
@@ -172,7 +197,7 @@ def job_of(options: argparse.Namespace) -> RunJob:
     from stanza_sim.model.zoo import load_model
 
     model = load_model("ddp:small_vgg", input_shape=INPUT_SHAPE, factory_kwargs={"dropout": options.dropout})
-    strategy = strategies.get("all_reduce")
+    strategy = strategies.get("fsdp" if options.peer == "fully_shard" else "all_reduce")
     size = f"{options.bucket}MiB"
     sizes = {} if options.bucket is None else {"first_bucket": size, "bucket": size}
     settings = strategy.Settings.model_validate(sizes)
@@ -267,7 +292,7 @@ def compare(options: argparse.Namespace) -> None:
                 if name == "ddp":
                     ends, theirs = ddp.run(total)
                     if theirs != buckets:
-                        raise SystemExit(f"ddp.py: DDP has buckets of {theirs} bytes, our all_reduce of {buckets}")
+                        raise SystemExit(f"ddp.py: {options.peer} has buckets of {theirs} bytes, ours are {buckets}")
                 else:
                     ends = run_ours(job, pool)
                 typical, mean = seconds_per_iteration(ends, options.warmup)
@@ -278,11 +303,11 @@ def compare(options: argparse.Namespace) -> None:
                 took = f"{typical * 1e3:7.1f} ms an iteration"
                 print(f"{name:4}  {rates[name][-1]:8.1f} samples/s  {took}, others {busy:.2f} cores", flush=True)
     print("\nsamples/s, median (least to greatest) of the repeats")
-    print(f"DistributedDataParallel  {spread(rates['ddp'])}")
-    print(f"our all_reduce           {spread(rates['ours'])}")
+    print(f"{options.peer:23}  {spread(rates['ddp'])}")
+    print(f"our {job.schedule.name:19}  {spread(rates['ours'])}")
     # Neighbours in time saw the same other load, if there was any.
     pairs = [ours / ddp for ours, ddp in zip(rates["ours"], rates["ddp"], strict=True)]
-    print(f"ours / DDP               {median(rates['ours']) / median(rates['ddp']):8.3f}")
+    print(f"ours / theirs            {median(rates['ours']) / median(rates['ddp']):8.3f}")
     print(f"  of each pair of runs   {median(pairs):8.3f}  ({min(pairs):.3f} to {max(pairs):.3f})")
     print(f"  by mean iterations     {median(means['ours']) / median(means['ddp']):8.3f}")
     if all(quiet.values()):
@@ -297,6 +322,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=4, help="hosts, 2 to 8 (default: 4)")
     parser.add_argument("--rate", default="500Mbps", help="rate of every host's link (default: 500Mbps)")
     parser.add_argument("--batch", type=int, default=16, help="samples per rank and iteration (default: 16)")
+    parser.add_argument("--peer", choices=("DistributedDataParallel", "fully_shard"), default="DistributedDataParallel")
     parser.add_argument("--bucket", type=int, default=None, help="bucket size of both in MiB (default: 1, then 25)")
     parser.add_argument("--dropout", type=float, default=0.5, help="rate of dropout of the model (default: 0.5)")
     parser.add_argument("--iterations", type=int, default=10, help="timed iterations of a run (default: 10)")

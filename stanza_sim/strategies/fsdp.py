@@ -324,7 +324,8 @@ def _require_used(settings: Settings) -> None:
 def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_size: int) -> Iterator[Settings]:
     """Yield the stages with units of one block and of some sizes, sharded over all ranks or inside hosts.
 
-    At stage 3 also two units ahead, and without resharding. Settings that come to the same units are left out.
+    Over all ranks, at stage 3, also two units ahead, and without resharding. Settings that come to the same units are
+    left out.
     """
     del batch_per_worker  # what fits does not depend on it
     units: dict[tuple[int, ...], dict[str, object]] = {}  # by where they end
@@ -343,8 +344,8 @@ def space(model: ModelProfile, *, world_size: int, batch_per_worker: int, local_
     places: list[dict[str, object]] = [{}]
     if 1 < local_size < world_size <= LARGE_HOSTS and world_size % local_size == 0:
         places.append({"local": local_size})
-    for place in places:
-        for stage in stages:
+    for place in places:  # inside hosts the stages alone: their ranks are not folded, so they take their time
+        for stage in [{}, {"stage": 2}] if place else stages:
             for ends, unit in units.items():
                 if stage != {"prefetch": 2} or len(ends) > 2:  # of two units the second is gathered ahead anyway
                     yield Settings.model_validate({**stage, **unit, **place})
