@@ -135,6 +135,12 @@ def test_what_is_another_training_is_not_gone_on_with(pool: Pool, tiny: ModelPro
             replace(b, tensors=tuple(replace(t, shape=(4, *t.shape[1:])) for t in b.tensors)) for b in tiny.blocks
         )
         iterations_in(replace(job, model=replace(tiny, blocks=blocks), resume=str(path)))
-    resume_file(path).unlink()
+    beside = resume_file(path)
+    beside.write_bytes(
+        beside.read_bytes().replace(b"optimizer/momentum_buffer/features.1", b"optimizer/momentum_buffer/nowhere..1")
+    )
+    with pytest.raises(InputError, match=r"momentum_buffer/features.1.weight is not whole there"):
+        iterations_in(replace(job, resume=str(path)))
+    beside.unlink()
     with pytest.raises(InputError, match="holds no more than parameters"):
         iterations_in(replace(job, resume=str(path)))

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.optimizers import STATE
 from stanza_sim.base.tables import shortened
 from stanza_sim.base.tensor_file import TensorFile, open_tensors
 from stanza_sim.execute.rank.job import RunJob
@@ -96,7 +97,14 @@ def _parameters(job: RunJob, found: TensorFile) -> list[str]:
     differ = [f"{name} is {list(shape)} there and {list(here[name])} here" for name, shape in there.items()
               if name in here and here[name] != shape]  # fmt: skip
     differ += [f"{name} is not there" for name in here if name not in there]
-    return differ + [f"{name} is there and not here" for name in there if name not in here]
+    differ += [f"{name} is there and not here" for name in there if name not in here]
+    wanted = {
+        f"{MOMENTS}{moment}/{name}": shape for moment in STATE[job.schedule.moments] for name, shape in here.items()
+    }
+    for name, shape in wanted.items() if not differ else ():
+        if name not in found.tensors or found.tensors[name].shape != shape:
+            differ.append(f"{name} is not whole there")
+    return differ
 
 
 def _word(value: str | None) -> str:

@@ -74,14 +74,16 @@ def load(job: RunJob) -> Whole:
     kinds: dict[str, dict[str, Tensor]] = {PARAMETERS: {}, MOMENTS: {}, BUFFERS: {}}
     for name, stored in file.tensors.items():
         kind = next((k for k in kinds if name.startswith(k)), None)
-        if kind is None:
+        dtype = next((t for t, code in _DTYPES.items() if code == stored.dtype), None)
+        if kind is None or dtype is None:
             raise InputError(f"has a tensor {name!r:.80}, which no training has", where=str(file.path))
-        dtype = next(t for t, code in _DTYPES.items() if code == stored.dtype)
         flat = torch.frombuffer(content, dtype=dtype) if (content := file.read(name)) else torch.empty(0, dtype=dtype)
         kinds[kind][name.removeprefix(kind)] = flat.view(stored.shape)
     buffers: list[dict[str, Tensor]] = [{} for _ in range(job.schedule.world_size)]
     for key, values in kinds[BUFFERS].items():
         rank, _, name = key.partition("/")
+        if not rank.isdecimal() or int(rank) >= len(buffers):
+            raise InputError(f"has a buffer {key!r:.80} of no rank", where=str(file.path))
         buffers[int(rank)][name] = values
     moments: dict[str, dict[str, Tensor]] = {}
     for key, values in kinds[MOMENTS].items():

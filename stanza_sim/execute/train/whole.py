@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from stanza_sim.base.errors import InputError
 from stanza_sim.execute.rank.exchange import gather, receive_object, send_object
 from stanza_sim.execute.train.build import Holdings, put_whole, state_of
 from stanza_sim.execute.train.flat import FlatBundle, dtype_of
@@ -144,6 +145,8 @@ class Ranks:
             buffers = receive_object(0)  # type: ignore[assignment]
         for block in self.blocks:
             for name, tensor in state_of(block.module, block.trained).items():
+                if name not in buffers or buffers[name].numel() != tensor.numel():
+                    raise InputError(f"what is resumed has no buffer {name} of rank {self.rank}", where="--resume")
                 with torch.no_grad():
                     tensor.copy_(buffers[name].view(tensor.shape))
 
