@@ -36,7 +36,7 @@ def read_bytes(path: Path, *, at_most: int) -> bytes:
     never end.
     """
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
+        with open(path, "rb", opener=open_at_once) as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
                 raise InputError("is not a regular file", where=str(path), hint="give a file that was written whole")
@@ -54,7 +54,7 @@ def read_bytes(path: Path, *, at_most: int) -> bytes:
     return content
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def open_at_once(path: str, flags: int) -> int:
     """Open without waiting for the writer of a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 

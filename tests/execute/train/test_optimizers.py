@@ -20,6 +20,7 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Wire
 from stanza_sim.schedule.clipping import clipping_op, with_clipping
 from tests.execute.execute_variants import VARIANTS, expected_bytes, job_of, run, schedule_of
+from tests.schedule.test_clipping import pulled_after_update
 
 TOLERANCE = 1e-4
 ADAMW = Optimizer(
@@ -46,6 +47,7 @@ IN_SHORT = {
     "factors-auto": ADAM,
     "fsdp-by-host": SGD,
     "pipeline-replicas-stage": ADAMW,
+    "ps-2-sliced-no-overlap": SGD,
     "local": ADAMW,
 }
 """With clipped gradients: SGD where it is least plain whose part counts, since Adam hardly sees a common factor."""
@@ -116,6 +118,13 @@ def test_each_element_counts_once_in_the_norm(tiny: ModelProfile, name: str) -> 
     numel = sum(block.numel for block in tiny.blocks)
     together = clipping_op(schedule) is not None
     assert ({sum(counted.values())} if together else set(counted.values())) == {numel}
+
+
+@pytest.mark.parametrize("name", [v[0] for v in VARIANTS])
+def test_parameters_are_not_pulled_before_they_are_updated(tiny: ModelProfile, name: str) -> None:
+    """What is ahead of a pull by the order of its lane alone stays ahead of it."""
+    plain, clipped = (job_with(tiny, name, replace(SGD, clip_norm=c)).schedule for c in (None, CLIPPED))
+    assert pulled_after_update(plain) <= pulled_after_update(clipped)
 
 
 def test_the_norm_of_many_elements_is_exact() -> None:
