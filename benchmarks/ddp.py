@@ -323,9 +323,7 @@ def main() -> None:
     parser.add_argument("--rate", default="500Mbps", help="rate of every host's link (default: 500Mbps)")
     parser.add_argument("--batch", type=int, default=16, help="samples per rank and iteration (default: 16)")
     parser.add_argument("--peer", choices=("DistributedDataParallel", "fully_shard"), default="DistributedDataParallel")
-    parser.add_argument(
-        "--bucket", type=int, default=None, help="bucket size of both in MiB (default: 1, then 25)"
-    )
+    parser.add_argument("--bucket", type=int, default=None, help="bucket size of both in MiB (default: 1, then 25)")
     parser.add_argument("--dropout", type=float, default=0.5, help="rate of dropout of the model (default: 0.5)")
     parser.add_argument("--iterations", type=int, default=10, help="timed iterations of a run (default: 10)")
     parser.add_argument("--warmup", type=int, default=3, help="iterations before these (default: 3)")
