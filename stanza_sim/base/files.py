@@ -36,10 +36,13 @@ def read_bytes(path: Path, *, at_most: int) -> bytes:
     never end.
     """
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        with open(path, "rb", opener=open_at_once) as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
                 raise InputError("is not a regular file", where=str(path), hint="give a file that was written whole")
-            content = file.read(at_most + 1)
+            content = file.read(min(about.st_size, at_most) + 1)  # takes as much memory as is asked for
+            if about.st_size < len(content) <= at_most:  # it grows, or does not say its size, as in /proc
+                content += file.read(at_most + 1 - len(content))
     except FileNotFoundError:
         raise InputError("no such file", where=str(path)) from None
     except OSError as error:
@@ -51,7 +54,7 @@ def read_bytes(path: Path, *, at_most: int) -> bytes:
     return content
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def open_at_once(path: str, flags: int) -> int:
     """Open without waiting for the writer of a pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from stanza_sim.base.errors import InputError
-from stanza_sim.base.files import LARGEST_JSON, write_parts
+from stanza_sim.base.files import LARGEST_JSON, open_at_once, write_parts
 
 ITEMSIZES = {
     **dict.fromkeys(("F64", "I64", "U64"), 8),
@@ -97,7 +97,7 @@ def open_tensors(path: Path) -> TensorFile:
     """Read the header of a file of tensors. Raises `InputError` for a file that is none, or not whole."""
     where = str(path)
     try:
-        with path.open("rb") as file:
+        with open(path, "rb", opener=open_at_once) as file:
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
                 raise InputError("is not a regular file", where=where, hint=_EXPECTED)

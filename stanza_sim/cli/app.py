@@ -12,7 +12,7 @@ from stanza_sim.base.version import __version__
 from stanza_sim.cli.calibrate import CALIBRATE_EXAMPLES, calibrate
 from stanza_sim.cli.console import errors_for_people, printing, saying, speaks, stdout
 from stanza_sim.cli.import_ import import_commands
-from stanza_sim.cli.options import AsJson, Dilate, ExperimentArgument, Jobs, Profiles, Verbose
+from stanza_sim.cli.options import AsJson, Dilate, Jobs, OptionalExperiment, Profiles, Verbose
 from stanza_sim.cli.plan import PLAN_EXAMPLES, plan
 from stanza_sim.cli.plot import PLOT_EXAMPLES, plot
 from stanza_sim.cli.progress import progress, progress_if_seen
@@ -67,6 +67,7 @@ _RUN_EXAMPLES = """Examples:\n
 [bold]stanza-sim run ec2_v100 --explain[/]\n
 [bold]stanza-sim run ec2_v100 --set strategies.5.settings.fc_workers=2 --json[/]\n
 [bold]stanza-sim run laptop --execute -o results[/]\n
+[bold]stanza-sim run --from results[/]\n
 [bold]sudo stanza-sim run ec2_v100 --set nodes=4 --set network.rate=500Mbps --execute --testbed --compute emulated[/]\n
 [bold]sudo stanza-sim run ec2_v100 --execute --testbed --compute emulated --dilate 40[/]\n
 [bold]torchrun --nproc-per-node 4 -m stanza_sim run laptop --execute --profile cpu.json[/]
@@ -75,7 +76,7 @@ _RUN_EXAMPLES = """Examples:\n
 
 @app.command(epilog=_RUN_EXAMPLES)
 def run(
-    experiment: ExperimentArgument,
+    experiment: OptionalExperiment = None,
     execute: Annotated[bool, typer.Option("--execute", help="Also run every schedule for real.")] = False,
     settings: Annotated[
         list[str] | None,
@@ -150,6 +151,16 @@ def run(
             show_default=False,
         ),
     ] = None,
+    replayed: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="DIR",
+            help="Simulate again what --execute -o DIR measured, with its computation times: how much of the error is "
+            "the network's and the schedule's.",
+            show_default=False,
+        ),
+    ] = None,
     jobs: Jobs = None,
     verbose: Verbose = False,
 ) -> None:
@@ -176,15 +187,26 @@ def run(
 
         if output is not None and speaks():
             check_writable(output)
+        overrides = [
+            *(settings or []),
+            *([f"execute.compute={compute}"] if compute is not None else []),
+            *([f"execute.dilate={dilate}"] if dilate is not None else []),
+            *([f"network.nccl={nccl}"] if nccl is not None else []),
+        ]
+        if replayed is not None:
+            given: dict[str, object] = {"--execute": execute, "--output": output, "--profile": profile}
+            given |= {"--testbed": testbed, "--save-profile": save_profile, "--save": save, "--resume": resume}
+            given |= {"--explain": explain, "--jobs": jobs}
+            for option in (option for option, value in given.items() if value):
+                raise InputError(f"replays what is in {replayed}", where="--from", hint=f"leave {option} out")
+            _print_replay(replayed, experiment, overrides, as_json=as_json)
+            return
+        if experiment is None:
+            raise InputError("which experiment?", where="run", hint="such as: stanza-sim run ec2_v100")
         with progress_if_seen() as tell:
             result = run_experiment(
                 experiment,
-                overrides=[
-                    *(settings or []),
-                    *([f"execute.compute={compute}"] if compute is not None else []),
-                    *([f"execute.dilate={dilate}"] if dilate is not None else []),
-                    *([f"network.nccl={nccl}"] if nccl is not None else []),
-                ],
+                overrides=overrides,
                 execute=execute,
                 profiles=profile or [],
                 save_profile=save_profile,
@@ -213,6 +235,18 @@ def run(
                 print_result(result, stdout())
                 if explain:
                     print_explanations(result, stdout())
+
+
+def _print_replay(folder: Path, experiment: str | None, overrides: list[str], *, as_json: bool) -> None:
+    from stanza_sim.experiment.replay import replay
+    from stanza_sim.report.replayed import print_replayed, replayed_json
+
+    name, rows = replay(folder, experiment, overrides, say=saying(verbose=False))
+    with printing():
+        if as_json:
+            sys.stdout.write(replayed_json(name, rows))
+        else:
+            print_replayed(name, rows, stdout())
 
 
 @app.command(epilog="Example:  [bold]stanza-sim flows case.json --json[/]")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from stanza_sim.base.errors import InputError, StanzaError
+from stanza_sim.base.errors import InputError, RunError, StanzaError
 from stanza_sim.base.tables import shortened
 from stanza_sim.base.telling import Detailed, Say, printable
 
@@ -89,6 +89,9 @@ def errors_for_people() -> Iterator[None]:
     except OverflowError as error:
         say(f"error: numbers of the input are too large to compute with: {error}")
         raise typer.Exit(InputError.exit_status) from None
+    except MemoryError:
+        say("error: there is not enough memory")
+        raise typer.Exit(RunError.exit_status) from None
     except KeyboardInterrupt:
         say("interrupted")
         raise typer.Exit(INTERRUPTED) from None

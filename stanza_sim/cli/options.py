@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 ExperimentArgument = Annotated[str, typer.Argument(help="Name in experiments/, or path of a file.", show_default=False)]
+OptionalExperiment = Annotated[
+    str | None, typer.Argument(help="Name in experiments/, or path of a file.", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the table.")]
 AsJsonOfTables = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")]
 AsPlainJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]

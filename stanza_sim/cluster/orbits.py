@@ -154,7 +154,7 @@ def host_looks(cluster: Network, looks: Sequence[int]) -> list[tuple[int, ...]]:
 
 def _single_ways(cluster: Network) -> bool:
     """Whether there is one shortest way only between any two hosts."""
-    core, ports = cluster.core(), list(dict.fromkeys(cluster.ports()))
+    core, ports = cluster.core(), [p for p in dict.fromkeys(cluster.ports()) if p]  # a host may have no network
     if len(ports) ** 2 > MOST_CROSSINGS:
         return False
     return all(core.single(a, b) for a in ports for b in ports)

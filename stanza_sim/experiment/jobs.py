@@ -114,6 +114,7 @@ def jobs_of(
     real-time scheduling, unless the experiment says whether they do.
     """
     from stanza_sim.execute import Backend, Emulation, LearningRate, Optimizer, RunJob, Target, Training
+    from stanza_sim.execute.start.start import check_optimizer
     from stanza_sim.experiment.emulation import check_dilated
 
     check_dilated(loaded, testbed=testbed)
@@ -174,4 +175,6 @@ def jobs_of(
         )
         for plan, emulation, length in zip(plans, emulations, lengths, strict=True)
     ]
+    for job in jobs:
+        check_optimizer(job)
     return [resumed(job) if job.resume is not None else job for job in jobs]

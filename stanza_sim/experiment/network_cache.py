@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+from collections.abc import Sequence
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +19,7 @@ from stanza_sim.base.telling import Say
 from stanza_sim.cluster import Cluster
 from stanza_sim.execute.calibrate.network import calibrate_network
 from stanza_sim.execute.start.tasks import DescribeTask
+from stanza_sim.profiles.blocks import LoopbackTimes, Profile
 from stanza_sim.profiles.network import (
     FORMAT,
     Machine,
@@ -62,6 +64,18 @@ def network_for(
     how = {} if given is None else {"testbed": testbed, "realtime": realtime}
     warn(mismatches(found, cluster, machine=here, **how), say)
     return found
+
+
+def loopback_for(
+    workers: Workers, cluster: Cluster, profiles: Sequence[Profile | None], say: Say
+) -> LoopbackTimes | None:
+    """The loopback of this machine, where ranks share a host and a profile is missing, or does not bring it along."""
+    if workers.world_size < 2 or not cluster.same_host(0, 1) or all(p is not None and p.loopback for p in profiles):
+        return None
+    from stanza_sim.execute import measure_loopback
+
+    say("measuring single messages between two ranks of one host")
+    return measure_loopback(workers)
 
 
 def warn(lines: list[str], say: Say) -> None:

@@ -19,7 +19,7 @@ from stanza_sim.cluster.dilation import dilated, perceived
 from stanza_sim.experiment.file import Experiment, load_experiment
 from stanza_sim.experiment.fitted import fitted
 from stanza_sim.experiment.how_far import ran_line, running_line
-from stanza_sim.experiment.jobs import jobs_of, open_ranks
+from stanza_sim.experiment.jobs import check_precision, jobs_of, open_ranks
 from stanza_sim.experiment.loops import NO_FILES, Files
 from stanza_sim.experiment.result_rows import infeasible_of, result_of, row_of
 from stanza_sim.experiment.rows import (
@@ -36,6 +36,7 @@ from stanza_sim.experiment.side_by_side import predictions_of
 from stanza_sim.profiles.blocks import Profile, loopback_of, mismatches, write_profile
 from stanza_sim.profiles.network import NetworkProfile, with_network
 from stanza_sim.profiles.network import mismatches as network_mismatches
+from stanza_sim.report.inputs import RunInputs
 from stanza_sim.report.result import Drift, Result
 from stanza_sim.simulate import Prediction
 
@@ -148,7 +149,7 @@ def run_experiment(
     tell: Tell | None = None,
 ) -> Result | None:
     """Predict every row of an experiment and, if `execute`, run it; see `run_loaded`."""
-    return run_loaded(
+    result = run_loaded(
         load_experiment(name_or_path, overrides),
         execute=execute,
         profiles=profiles,
@@ -159,6 +160,11 @@ def run_experiment(
         say=say,
         tell=tell,
     )
+    if result is None or result.inputs is None:
+        return result
+    path = Path(name_or_path)
+    which = {"experiment": str(path.resolve()) if path.is_file() else name_or_path, "overrides": tuple(overrides)}
+    return replace(result, inputs=result.inputs.model_copy(update=which))
 
 
 def run_loaded(
@@ -202,6 +208,8 @@ def run_loaded(
         _check_target(save_profile, loaded.value)
     known, network = known_profiles(loaded, profiles, {p.entry.title: p.model for p in plans})
     if execute:
+        if loaded.value.execute.compute == "real":
+            check_precision(loaded, plans, cluster)
         unfit: list[LeftOutRow] = []
         conditions = Conditions(loaded=loaded, cluster=cluster, network=network)
         plans = _preparable(conditions, fitted(loaded, plans, say, left_out=unfit), known, left_out=unfit)
@@ -250,7 +258,7 @@ def _executed(
     from stanza_sim.execute import Backend
     from stanza_sim.execute import execute as run_jobs
     from stanza_sim.experiment.emulation import dilated_run_notes
-    from stanza_sim.experiment.network_cache import network_for
+    from stanza_sim.experiment.network_cache import loopback_for, network_for
 
     experiment = loaded.value
     jobs = jobs_of(loaded, plans, cluster, known, testbed=testbed, files=files)
@@ -265,14 +273,16 @@ def _executed(
         if network is not None:
             cluster = with_network(cluster, network)
         given = set(known)
-        retimer = None
+        retimer, loopback = None, None
         if experiment.execute.compute == "real":
             from stanza_sim.experiment.retiming import Retimer
 
             _complete(known, workers, experiment, plans, save_profile, say)
             retimer = Retimer(workers, plans, known, seed=experiment.seed)
         elif network is None or network.loopback is None:
-            cluster = _with_measured_loopback(cluster, known, plans, workers, say)
+            loopback = loopback_for(workers, cluster, [known.get(p.entry.title) for p in plans], say)
+            if loopback is not None:
+                cluster = with_loopback(cluster, loopback_of(loopback))
         cluster = perceived(cluster, dilation)
         conditions = Conditions(loaded=loaded, cluster=cluster, network=network, executed=True)
         scenarios = _scenarios(conditions, plans, known)
@@ -304,6 +314,7 @@ def _executed(
         if not workers.is_main:
             return None
         drifts: list[Drift | None] = [None] * len(plans)
+        times: list[Profile | None] = [known.get(plan.entry.title) for plan in plans]
         if retimer is not None:
             timed = [retimer.timed(i, given=plan.entry.title in given) for i, plan in enumerate(plans)]
             drifts = [t.drift for t in timed]
@@ -311,21 +322,8 @@ def _executed(
             times = [known[m] if m in given else t.profile for m, t in zip(models, timed, strict=True)]
             scenarios = [conditions.scenario(plan, profile) for plan, profile in zip(plans, times, strict=True)]
             predictions = [scenario.predict_with_spread() for scenario in scenarios]
-        return _result(experiment, cluster, plans, predictions, measurements, drifts, undilated, scenarios)
-
-
-def _with_measured_loopback(
-    cluster: Cluster, known: dict[str, Profile], plans: Sequence[Plan], workers: Workers, say: Say
-) -> Cluster:
-    """The cluster with the loopback of this machine, where ranks share a host and no profile brings it along."""
-    profiles = [known.get(p.entry.title) for p in plans]
-    if workers.world_size < 2 or not cluster.same_host(0, 1) or all(p and p.loopback for p in profiles):
-        return cluster
-    from stanza_sim.execute import measure_loopback
-
-    say("measuring single messages between two ranks of one host")
-    found = measure_loopback(workers)
-    return cluster if found is None else with_loopback(cluster, loopback_of(found))
+        result = _result(experiment, cluster, plans, predictions, measurements, drifts, undilated, scenarios)
+        return replace(result, inputs=RunInputs(network=network, loopback=loopback, profiles=tuple(times)))
 
 
 def _check_target(save_profile: Path, experiment: Experiment) -> None:

@@ -7,8 +7,9 @@ long an iteration takes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from statistics import median
 
 from stanza_sim.base.collector import collector_off
 from stanza_sim.base.config import Loaded
@@ -28,6 +29,7 @@ from stanza_sim.simulate import Collectives, EngineChoice, Prediction
 from stanza_sim.simulate.costs import Costs, RankCosts, costs_for
 from stanza_sim.simulate.lowering.fold import Folding, fold
 from stanza_sim.simulate.lowering.quick_bound import quick_bound_s
+from stanza_sim.simulate.lowering.timed import Seconds
 from stanza_sim.simulate.residual import OPPOSITE, Corner, Residual, Spread, between_corners, within
 from stanza_sim.simulate.run import SimulationCase
 from stanza_sim.simulate.slower_costs import SlowerCosts
@@ -77,6 +79,7 @@ class Scenario:
         say: Say = lambda text: None,
         *,
         by_chance: bool = False,
+        fold_ranks: bool = True,
     ) -> SimulationCase:
         """Check, fold and lower the schedule: what it takes and what bounds it, before anything is simulated.
 
@@ -93,7 +96,7 @@ class Scenario:
             self.cluster,
             self.costs,
             by_chance=by_chance,
-            fold_ranks=True,
+            fold_ranks=fold_ranks,
             collectives=self.collectives,
             times=(self.repeats or REPEATS) if by_chance else 1,  # one engine for all of them
             engine=self.engine,
@@ -211,6 +214,14 @@ class Scenario:
                 known[key] = samples_per_s(corner)
             found[corner] = known[key]
         return Spread(predicted=predicted.samples_per_s, corners=found)
+
+    def replayed_s(self, iterations: Sequence[Seconds]) -> float:
+        """Seconds per iteration with computation times that were measured: the median over these iterations.
+
+        Each of them is simulated as if all were like it.
+        """
+        case = self.prepare(by_chance=self.cluster.varies, fold_ranks=False)
+        return median(case.with_times(seconds).run().iteration_s for seconds in iterations)
 
     @property
     def most_reversed(self) -> float:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 
 from stanza_sim.base.errors import InputError
+from stanza_sim.base.tables import shortened
 from stanza_sim.model.shipped import Scalar, Source
 
 FACTORIES = ("torchvision", "timm", "torchvision twin")
 
+_NAME = re.compile(r"\w[\w-]*(\.\w+)?", re.ASCII)
 _TWINS = {
     "mobilenetv2_100": "mobilenet_v2",
     "mobilenetv3_large_100": "mobilenet_v3_large",
@@ -70,9 +72,13 @@ def twin_of(name: str) -> str | None:
 def source_of(name: str, factory: str, image: int) -> Source:
     """Return what builds the model of a published name: `factory` is one of `FACTORIES`, `image` the side in pixels.
 
-    Auxiliary classifiers are left out. Raises `InputError` for another factory and a name without a twin.
+    Auxiliary classifiers are left out. Raises `InputError` for another factory, a name without a twin, and what is no
+    name: a file of rows is data, and must not lead to another attribute of a package, or to a model hub.
     """
     shape = (3, image, image)
+    if not _NAME.fullmatch(name) or (factory == "torchvision" and "." in name):
+        hint = "a published name is letters, digits, _ and -, and timm's may end in a tag: resnet50.a1_in1k"
+        raise InputError(f"{shortened(name, 40)!r} is no name of a model", hint=hint)
     match factory:
         case "torchvision":
             return _torchvision(name, shape)

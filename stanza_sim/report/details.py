@@ -1,12 +1,13 @@
 """What a result's folder says beyond `result.json`: all that a page and pictures need, each number worked out once.
 
 `details.json` is one object: `format`, `version`, `experiment`, `settings` (the experiment as it was read), `versions`
-of the programs, `cluster` (what is alike, once, in layers) and `rows`, one for each row of the result, in its order:
+of the programs, `cluster` (what is alike, once, in layers; null for very large ones) and `rows`, one for each row of
+the result, in its order:
 
     files         stem of its files in schedules/ and spans/
     predicted, measured   `window_s`, begin and end of typical iterations on the spans' clock, `iterations`, how many
                   these are, and `seconds`, an iteration of a rank that trains, by what it is charged to (see `compare`)
-    utilisation   predicted, of links and devices by name: the share of time in which each is busy
+    utilisation   predicted, of the busiest links and devices by name: the share of time in which each is busy
     traffic       bytes per iteration from and to each of `names`; null where there are too many messages to count
     blocks        FLOPs, bytes of memory traffic and seconds of each block's passes, of the rank that trains first
     device        what these are computed on: `name`, `precision`, `peak_flops` and `memory_Bps`
@@ -40,12 +41,17 @@ from stanza_sim.timeline.spans import Timeline
 FORMAT, VERSION = "stanza_sim details", 1
 MOST_PLACES = 64
 """A traffic matrix has at most so many rows: ranks, else hosts, else runs of hosts."""
+MOST_HOSTS = 20_000
+"""Of a larger cluster it is not looked at what is alike, which takes some seconds there."""
+MOST_BUSY = 200
+"""So many links and devices are named: the busiest."""
 PROGRAMS = ("numba", "numpy", "simpy", "torch")
 
 
 def details_json(result: Result, stems: Sequence[str]) -> str:
     """`details.json` of a result whose rows' files have these `stems`."""
-    clusters = {row.cluster: row.hardware for row in result.rows if row.hardware is not None}
+    seen = [row.hardware for row in result.rows if row.hardware is not None]
+    clusters = {cluster.name: cluster for cluster in seen if len(cluster.hosts) <= MOST_HOSTS}
     data: dict[str, Json] = {
         "format": FORMAT,
         "version": VERSION,
@@ -76,11 +82,15 @@ def _row(row: Row, stem: str) -> dict[str, Json]:
         "model": row.model,
         "predicted": _typical(row.prediction.timeline, row.schedule),
         "measured": None if measured is None else _typical(measured, row.schedule),
-        "utilisation": dict(row.prediction.utilisation),
+        "utilisation": _busiest(row.prediction.utilisation),
         "traffic": None if row.hardware is None else _traffic(row.schedule, row.hardware),
         "blocks": _blocks(row, measured),
         "device": _device(row),
     }
+
+
+def _busiest(utilisation: Mapping[str, float]) -> dict[str, Json]:
+    return dict(sorted(utilisation.items(), key=lambda one: (-one[1], one[0]))[:MOST_BUSY])
 
 
 def _typical(timeline: Timeline, schedule: Schedule) -> dict[str, Json] | None:

@@ -2,6 +2,7 @@
 
     result.json                 what --json prints
     details.json                what a page and pictures need beside it, see `details`
+    inputs.json                 of a run that was measured: what it was predicted from, see `inputs`
     schedules/01-LABEL.txt      the printed form of each schedule
     spans/01-LABEL.predicted.csv, spans/01-LABEL.measured.csv
     paths/01-LABEL.csv          the critical path of the prediction, a step on each line
@@ -26,6 +27,7 @@ from pathlib import Path
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.tables import csv_cell, shortened
 from stanza_sim.report.details import details_json
+from stanza_sim.report.inputs import inputs_json
 from stanza_sim.report.result import Result, result_json
 from stanza_sim.report.trace import trace_json
 from stanza_sim.timeline.critical_path import CriticalPath
@@ -33,10 +35,11 @@ from stanza_sim.timeline.spans import Timeline
 
 RESULT = "result.json"
 DETAILS = "details.json"
+INPUTS = "inputs.json"
 PAGE = "report.html"
 PICTURES = "pictures"
 _OURS = re.compile(
-    r"result\.json|details\.json|report\.html|pictures(/[a-z0-9-]+\.(png|svg))?"
+    r"result\.json|details\.json|inputs\.json|report\.html|pictures(/[a-z0-9-]+\.(png|svg))?"
     r"|schedules(/\d+-[^/]+\.txt)?|spans(/\d+-[^/]+\.(predicted|measured)\.csv)?"
     r"|paths(/\d+-[^/]+\.csv)?|traces(/\d+-[^/]+\.json)?"
 )
@@ -72,6 +75,8 @@ def files(result: Result) -> Iterator[tuple[str, str]]:
     yield RESULT, result_json(result)
     stems = _stems(result)
     yield DETAILS, details_json(result, stems)
+    if result.inputs is not None:
+        yield INPUTS, inputs_json(result.inputs)
     for stem, row in zip(stems, result.rows, strict=True):
         yield f"schedules/{stem}.txt", row.schedule.text()
         if row.prediction.timeline.spans:

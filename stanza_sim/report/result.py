@@ -12,6 +12,7 @@ from stanza_sim.base.tables import shortened
 from stanza_sim.cluster import Cluster
 from stanza_sim.model.profile import ModelProfile
 from stanza_sim.report.explanation import Explanation
+from stanza_sim.report.inputs import RunInputs
 from stanza_sim.schedule import Schedule
 from stanza_sim.simulate.lowering.link_seconds import LinkSeconds
 from stanza_sim.simulate.residual import ties
@@ -167,6 +168,7 @@ class Result:
     rows: tuple[Row, ...]
     infeasible: tuple[Infeasible, ...] = ()
     settings: Mapping[str, Json] | None = None
+    inputs: RunInputs | None = None
 
     def by_model(self) -> dict[str, list[Row]]:
         """The rows of each model, in order."""

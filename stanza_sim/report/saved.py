@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -52,6 +52,7 @@ class Measured(_Part):
     iteration_s_min: float
     iteration_s_max: float
     samples_per_s: float
+    dilate: float = 1.0
     loss_first: float | None = None
     loss_last: float | None = None
 
@@ -234,8 +235,11 @@ class SavedRow:
         typical = self.typical(which)
         if typical is None:
             return None
-        path = self.folder / "spans" / f"{self.details.files}.{which}.csv"
-        return _timeline(path, typical.window_s)
+        return _timeline(self.spans_path(which), typical.window_s)
+
+    def spans_path(self, which: Which) -> Path:
+        """The table of its spans."""
+        return self.folder / "spans" / f"{self.details.files}.{which}.csv"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -317,30 +321,34 @@ def _row(folder: Path, run: Run, details: DetailsRow) -> SavedRow:
     return SavedRow(folder=folder, run=run, details=details, schedule=schedule, schedule_text=text)
 
 
+def spans_of(path: Path) -> Iterator[tuple[Span, int]]:
+    """Yield the spans of a table, and how many ranks each stands for. Raises `InputError`."""
+    text = read_text(path, at_most=LARGEST_JSON, expected="a table of spans")
+    for number, line in enumerate(csv.DictReader(text.splitlines()), 2):
+        try:
+            span = Span(
+                op=of_csv_cell(line["op"]),
+                rank=int(line["rank"]),
+                iteration=int(line["iteration"]),
+                lane=line["lane"],
+                side=line["side"],
+                start_s=float(line["start_s"]),
+                end_s=float(line["end_s"]),
+                nbytes=int(line["nbytes"]),
+            )
+            count = int(line["multiplicity"])
+        except (KeyError, TypeError, ValueError):
+            raise InputError("is no line of spans", where=f"{path}:{number}", hint=HINT) from None
+        yield span, count
+
+
 def _timeline(path: Path, window_s: tuple[float, float]) -> Timeline:
     begin_s, end_s = window_s
     spans: list[Span] = []
     multiplicity: dict[int, int] = {}
-    text = read_text(path, at_most=LARGEST_JSON, expected="a table of spans")
-    for number, line in enumerate(csv.DictReader(text.splitlines()), 2):
-        try:
-            start, end = float(line["start_s"]), float(line["end_s"])
-            if end <= begin_s or start >= end_s:
-                continue
-            rank = int(line["rank"])
-            multiplicity[rank] = int(line["multiplicity"])
-            spans.append(
-                Span(
-                    op=of_csv_cell(line["op"]),
-                    rank=rank,
-                    iteration=int(line["iteration"]),
-                    lane=line["lane"],
-                    side=line["side"],
-                    start_s=max(start, begin_s) - begin_s,
-                    end_s=min(end, end_s) - begin_s,
-                    nbytes=int(line["nbytes"]),
-                )
-            )
-        except (KeyError, TypeError, ValueError):
-            raise InputError("is no line of spans", where=f"{path}:{number}", hint=HINT) from None
+    for span, count in spans_of(path):
+        if span.end_s > begin_s and span.start_s < end_s:
+            multiplicity[span.rank] = count
+            start_s, cut_s = max(span.start_s, begin_s) - begin_s, min(span.end_s, end_s) - begin_s
+            spans.append(replace(span, start_s=start_s, end_s=cut_s))
     return Timeline(spans=spans, iteration_end_s={}, multiplicity=multiplicity)

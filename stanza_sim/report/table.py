@@ -158,7 +158,7 @@ def _low_high(row: Ranged | None) -> str:
 
 def per_worker(batch: int, steps: int, sample_tokens: int | None = None) -> str:
     """What a worker consumes in an iteration of so many steps."""
-    what = "samples" if sample_tokens is None else f"sequences of {sample_tokens:,} tokens"
+    what = "samples" if sample_tokens is None else f"sequence{'s' * (batch != 1)} of {sample_tokens:,} tokens"
     return f"{batch} {what} per worker" + (f", {steps} steps an iteration" if steps > 1 else "")
 
 

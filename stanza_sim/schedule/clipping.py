@@ -3,17 +3,15 @@
 Every owner sums up the squares of its gradients (`norm`), once they are summed over ranks. Where each owner has all of
 every bundle, it then has the norm. Elsewhere an all-reduce of one number over all owners adds up their parts, in which
 each element counts once: of a bundle that several owners have as a whole, at the first of them. Every update, and what
-comes behind it, waits for that. Updates then go in the order in which the next forward pass needs them, the reverse of
-that in which gradients came.
+comes behind it, waits for that; all of these keep their order, since what waits for one update of a lane may rely on
+those ahead of it.
 
 Bytes: with n owners that do not have all each, of w bytes an element, a ring sends 2(n-1)/n w from each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
-from heapq import heapify, heappop, heappush
 from itertools import chain, count
 
 from stanza_sim.base.errors import InputError, ScheduleError
@@ -25,6 +23,7 @@ from stanza_sim.schedule.ops import (
     Layout,
     Op,
     Phase,
+    Transfer,
     Value,
     ValueKind,
     dependency,
@@ -46,6 +45,7 @@ def with_clipping(schedule: Schedule) -> Schedule:
         return schedule
     before: list[Op] = []
     behind: list[Op] = []
+    updated: set[str] = set()  # bundles whose update has been seen
     later: set[str] = set()  # names of updates and of what comes behind them
     last: dict[tuple[str, str], str] = {}  # of the computations of a group in a lane: the last norm
     for op in schedule.ops:
@@ -55,7 +55,8 @@ def with_clipping(schedule: Schedule) -> Schedule:
             after = tuple(text for text in op.after if dependency(text)[0] not in later)
             before.append(replace(update, name=name, phase=Phase.NORM, after=after, after_previous=()))
             last[update.ranks, update.lane] = name
-        elif not any(dependency(text)[0] in later for text in op.after):
+            updated.add(update.target)
+        elif not any(dependency(text)[0] in later for text in op.after) and not _parameters_of(op) & updated:
             before.append(op)
             continue
         elif _makes_gradients(op):
@@ -86,30 +87,13 @@ def with_clipping(schedule: Schedule) -> Schedule:
             )
         )
         gates = (before[-1].name,)
-    return replace(schedule, groups=groups, ops=(*before, *_updates_reversed(behind, later, gates)))
-
-
-def _updates_reversed(behind: Sequence[Op], later: Set[str], gates: tuple[str, ...]) -> Iterator[Op]:
-    """Yield the ops `behind`, whose names are `later`: updates last first, the others as soon as they can be."""
-    waits = [{name for text in op.after if (name := dependency(text)[0]) in later} for op in behind]
-    users: dict[str, list[int]] = {}
-    for i, names in enumerate(waits):
-        for name in names:
-            users.setdefault(name, []).append(i)
-
-    def is_update(op: Op) -> bool:
-        return isinstance(op, Compute) and op.phase is Phase.UPDATE
-
-    ready = [(is_update(op), -i if is_update(op) else i, i) for i, op in enumerate(behind) if not waits[i]]
-    heapify(ready)
-    while ready:
-        update, _, i = heappop(ready)
-        op = behind[i]
-        yield replace(op, after=(*(t for t in op.after if dependency(t)[0] in later), *gates)) if update else op
-        for j in users.get(op.name, ()):
-            waits[j].remove(op.name)
-            if not waits[j]:
-                heappush(ready, (is_update(behind[j]), -j if is_update(behind[j]) else j, j))
+    waiting = (
+        replace(op, after=(*(text for text in op.after if dependency(text)[0] in later), *gates))
+        if op.name in updates
+        else op
+        for op in behind
+    )
+    return replace(schedule, groups=groups, ops=(*before, *waiting))
 
 
 def _has(schedule: Schedule, name: str) -> bool:
@@ -124,6 +108,12 @@ def _makes_gradients(op: Op) -> bool:
             return op.value.kind.is_gradient
         case _:
             return any(value.kind.is_gradient or value.kind is ValueKind.FACTORS for value in op.values)
+
+
+def _parameters_of(op: Op) -> set[str]:
+    """The bundles whose parameters `op` moves."""
+    values = op.values if isinstance(op, Transfer) else (op.value,) if isinstance(op, Collective) else ()
+    return {value.name for value in values if value.kind in (ValueKind.PARAM, ValueKind.COPY)}
 
 
 def _together(groups: list[Ranks]) -> Ranks:

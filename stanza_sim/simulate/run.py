@@ -24,6 +24,7 @@ from stanza_sim.simulate.lowering.arrays import ArrayLowered, lower_to_arrays, m
 from stanza_sim.simulate.lowering.bounds import bottleneck, bound_s, demands
 from stanza_sim.simulate.lowering.fold import Folding, fold, unfolded
 from stanza_sim.simulate.lowering.lower import lower
+from stanza_sim.simulate.lowering.timed import Seconds, with_times
 from stanza_sim.simulate.plain.engine import Engine
 from stanza_sim.simulate.prediction import Prediction
 from stanza_sim.simulate.steady import even_window, steady_window
@@ -147,6 +148,7 @@ class SimulationCase:
             )
         self.schedule, self.model, self.cluster, self.costs = schedule, model, cluster, costs
         self.by_chance, self.issue = by_chance, issue
+        self._times: Seconds = {}
         engine = engine_of(engine)
         simulate_steps = collectives is Collectives.STEPS and any(isinstance(op, Collective) for op in schedule.ops)
         # Compiled code does not know collectives step by step.
@@ -189,6 +191,13 @@ class SimulationCase:
                 told_s = monotonic()
                 say(f"worked out the messages of {done} of {len(many)} collectives")
 
+    def with_times(self, seconds: Seconds) -> SimulationCase:
+        """The case where computations take as long as was measured; no ranks may be folded."""
+        case = copy(self)
+        case._times = seconds
+        case._lower()
+        return case
+
     def _lower(self) -> None:
         self.graph: Graph | None = None
         self.lowered: Lowered
@@ -197,9 +206,11 @@ class SimulationCase:
             from stanza_sim.simulate.compiled.graph import graph_of
 
             self.lowered = arrays = lower_to_arrays(*parts)
+            with_times(arrays, self._times)
             self.graph = graph_of(self.schedule, arrays, self.issue)
         else:
             self.lowered = lower(*parts, simulate_steps=self._simulate_steps)
+            with_times(self.lowered, self._times)
 
     def at_costs(self, cluster: Cluster, costs: Callable[[int], CostModel]) -> SimulationCase:
         """The case where computing and messages take longer or shorter: lowered again, and not checked or folded again.

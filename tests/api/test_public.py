@@ -279,6 +279,8 @@ def test_predictions_depend_on_the_optimiser() -> None:
 def test_a_schedule_knows_its_optimiser() -> None:
     schedule = ss.build_schedule("all_reduce", MODEL, CLUSTER, batch_per_worker=32, optimizer={"kind": "adamw"})
     assert (schedule.moments, schedule.text().splitlines()[0].split()[-1]) == (2, "moments=2")
+    with pytest.raises(ss.InputError, match="keeps two vectors as long as the parameters, sgd keeps one"):
+        ss.measure(schedule, CLUSTER, optimizer={"lr": 0.1}, model=MODEL)
     with pytest.raises(ss.InputError, match=r"optimizer\.no_decay: no parameter of vgg16 is called 'biases'"):
         given = {"weight_decay": 0.1, "no_decay": ["biases"]}
         ss.build_schedule("local", MODEL, CLUSTER, batch_per_worker=32, optimizer=given)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
+import typer
 
 from stanza_sim.base import units
 from stanza_sim.base.config import read_yaml
@@ -16,6 +18,7 @@ from stanza_sim.base.files import check_target, only_writer, read_bytes, read_js
 from stanza_sim.base.finding import near
 from stanza_sim.base.tables import csv_cell, of_csv_cell
 from stanza_sim.base.telling import printable
+from stanza_sim.cli.console import errors_for_people
 
 BOMB = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 12)
@@ -74,6 +77,34 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path) -> None:
         read_bytes(tmp_path / ("x" * 300), at_most=1)
     with pytest.raises(InputError, match="cannot be read"):
         read_bytes(Path("a\0b"), at_most=1)
+
+
+def test_a_small_file_takes_little_memory_whatever_may_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "small"
+    path.write_bytes(b"some text")
+    tracemalloc.start()
+    try:
+        assert read_bytes(path, at_most=2**33) == b"some text"
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+    assert read_bytes(path, at_most=9) == b"some text"
+    with pytest.raises(InputError, match="holds more than"):
+        read_bytes(path, at_most=8)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux has files that do not say their size")
+def test_a_file_that_does_not_say_its_size_is_read_whole() -> None:
+    assert b"Threads:" in read_bytes(Path("/proc/self/status"), at_most=10**6)
+    with pytest.raises(InputError, match="holds more than"):
+        read_bytes(Path("/proc/self/status"), at_most=100)
+
+
+def test_too_little_memory_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, errors_for_people():
+        raise MemoryError
+    assert ended.value.exit_code == 1
+    assert capsys.readouterr().err == "error: there is not enough memory\n"
 
 
 @pytest.mark.parametrize("name", ["\x1b[2J", "\x00", "\x9b1m", "\x7f"])

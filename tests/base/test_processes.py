@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import stanza_sim
 from stanza_sim.base.processes import own_path, scratch_folder
 
 LAUNCHER = """
@@ -95,3 +96,14 @@ def test_a_command_that_is_ended_says_so_in_one_line(number: int, status: int, s
     assert sweep.returncode == status
     assert told.splitlines()[-1] == said
     assert "Traceback" not in told
+
+
+def test_no_python_is_started_that_imports_from_the_current_folder() -> None:
+    package = Path(stanza_sim.__file__).parent
+    starting = [
+        f"{path.name}: {line.strip()}"
+        for path in sorted(package.rglob("*.py"))
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if "sys.executable" in line
+    ]
+    assert starting and [line for line in starting if '"-P"' not in line] == []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.tensor_file import ToStore, open_tensors, write_tensors
+from stanza_sim.execute.rank.checkpoint import FORMAT, ITERATION, VERSION, open_resume
 
 ARRAYS = {
     "w": np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -81,3 +84,18 @@ def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing", Path("/dev/null")):
         with pytest.raises(InputError):
             open_tensors(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="a system without pipes that are files")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is not a regular file"):
+        open_tensors(tmp_path / "pipe")
+
+
+def test_an_iteration_of_too_many_digits_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "x.resume.safetensors"
+    for digits, refused in (("12", False), ("1" * 5000, True)):
+        write_tensors(path, {}, {FORMAT: VERSION, ITERATION: digits})
+        with pytest.raises(InputError, match="can be resumed") if refused else nullcontext():
+            assert int(open_resume(path).texts[ITERATION]) == 12

@@ -137,6 +137,11 @@ def test_emulated_compute_is_said_everywhere_and_trains_nothing(tiny, tmp_path):
         assert run["measured"]["compute"] == "emulated"
         assert run["measured"]["loss_first"] is None
         assert run["predicted"]["cost_source"].startswith("roofline cpu")
+    status, printed, said = finish(start("--from", out, "--json", cwd=tmp_path))
+    assert status == 0, said
+    for run, replayed in zip(kept, json.loads(printed)["runs"], strict=True):  # waits are as long as predicted
+        assert replayed["measured_s"] == run["measured"]["iteration_s"]
+        assert replayed["replayed_s"] == pytest.approx(run["predicted"]["iteration_s"], rel=0.25)
 
 
 DEADLY = """

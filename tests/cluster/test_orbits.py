@@ -100,6 +100,11 @@ def test_one_slow_host_is_a_class_of_its_own(tmp_path: Path, fabric: str, slow: 
         assert len(set(orbits.host_class)) == 4
 
 
+def test_a_host_without_a_network_is_one_class() -> None:
+    cluster = load_cluster("hgx-h100-8", nodes=4)
+    assert set(_orbits(cluster).host_class) == {0}
+
+
 def test_roles_and_patterns_tell_hosts_apart(tmp_path: Path) -> None:
     cluster = load_text(tmp_path, fabric_text(RING, host=", count: 8"))
     assert _orbits(cluster, colour=[1, 0, 0, 0, 1, 0, 0, 0]).host_class == (0, 1, 2, 1, 0, 1, 2, 1)

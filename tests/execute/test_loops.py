@@ -21,7 +21,7 @@ from stanza_sim.model.extract import build_module
 from stanza_sim.model.profile import ModelProfile
 from tests.execute.execute_variants import TRAINING, VARIANTS, job_of, run, schedule_of
 
-RESUMED = ("colocated-sliced-by-host", "head-turns-microbatches", "stanza-2-uneven-ps")
+RESUMED = ("colocated-sliced-by-host", "stanza-2-uneven-ps", "fsdp-by-host", "pipeline-replicas-stage")
 
 
 def of(variant: tuple[str, str, int, dict[str, object]], tiny: ModelProfile, **training: object) -> RunJob:

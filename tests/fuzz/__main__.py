@@ -27,7 +27,11 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="where faults are written (default: a new folder)")
     chosen = parser.parse_args()
     begin = time.monotonic()
-    statuses, faults = fuzz(chosen.count, chosen.seed, chosen.jobs)
+
+    def tell(done: int, faults: int) -> None:
+        sys.stderr.write(f"{done:,} of {chosen.count:,} done, {faults} faults\n")
+
+    statuses, faults = fuzz(chosen.count, chosen.seed, chosen.jobs, tell)
     took_s = time.monotonic() - begin
     said = ", ".join(f"{n} {what}" for what, n in sorted(statuses.items()))
     sys.stdout.write(f"{chosen.count} trials, seed {chosen.seed}, {took_s:.0f} s: {said}; {len(faults)} faults\n")

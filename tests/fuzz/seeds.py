@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -107,6 +108,38 @@ def _graph() -> nx.Graph:
     return graph
 
 
+SUITE = """\
+name: fuzzed
+bounds: {median: 3, p90: 6, max: 8}
+repeats: 2
+timing: {time: 2s, least: 5, most: 20, warmup: 2}
+execute: {compute: emulated}
+models: {small: {model: alexnet, batch_per_worker: 8, scale: {bytes: 0.01}}}
+strategies: {ps: {strategy: parameter_server, settings: {servers: 1}}, ring: all_reduce}
+networks: {star: {cluster: emulated-star, nodes: 3, rate: 100Mbps}}
+cases:
+  - {network: star, model: small, strategy: [ps, ring]}
+"""
+PUBLISHED = """\
+name: fuzzed
+kind: published
+bounds:
+  training: {median: 4, p90: 25}
+  nccl: {median: 5, p90: 15}
+losses: {device_spread: 0.04, cpu_reduce_rate: 20GB/s}
+"""
+ROWS = """\
+id,framework,model,strategy,servers,gpu,gpus_per_host,hosts,nic_gbps,transport,intra,batch_per_gpu,precision,samples_per_s,single_gpu_samples_per_s,usable
+a,TensorFlow 1.x tf_cnn_benchmarks,resnet50,tf_ps_cpu,,P100,1,1,,,,64,fp32,219,219,yes
+b,Horovod,alexnet,horovod_nccl,,V100,2,2,25,tcp,nvlink,32,fp32,900,,yes
+"""
+NCCL_ROWS = "gpus,bytes,time_us_out_of_place,busbw_GBps\n2,1048576,40,40\n8,16777216,180,160\n"
+SINGLE_ROWS = """\
+gpu,framework,precision,model,factory,batch,image,samples_per_s,address
+V100,"PyTorch, eager",fp32,resnet50,torchvision,32,224,360.5,https://example.org/x
+"""
+
+
 def targets(folder: Path) -> Mapping[str, Target]:
     """The formats, after the good files that others name were written to `folder`."""
     (folder / "devices").mkdir(exist_ok=True)
@@ -114,11 +147,16 @@ def targets(folder: Path) -> Mapping[str, Target]:
     (folder / "fabric.yaml").write_text(FABRIC)
     (folder / "devices" / "mine.yaml").write_text(DEVICE)
     (folder / "experiment.yaml").write_text(EXPERIMENT)
+    for name, rows in (("rows", ROWS), ("nccl", NCCL_ROWS), ("single", SINGLE_ROWS)):
+        (folder / f"{name}.csv").write_text(rows)
+    (folder / "published.yaml").write_text(PUBLISHED)
     nx.write_graphml(_graph(), folder / "graph.graphml")
     data = ROOT / "stanza_sim" / "data"
     for kind, name in (("nccl", "nvlink"), ("transports", "tcp"), ("devices", "P100")):
         shutil.copy(data / kind / f"{name}.yaml", folder / f"{kind}.yaml")
     run = ("run", "experiment.yaml", "--json", "--set", "simulation.repeats=1")
+    judge = ("validate", "published.yaml", "--rows", "rows.csv", "--nccl", "nccl.csv", "--single", "single.csv")
+    judges = ((*judge, "--json"), (*judge, "--dry-run"))
     text: dict[str, tuple[str, str | bytes, tuple[tuple[str, ...], ...]]] = {
         "experiment": (
             "experiment.yaml",
@@ -149,6 +187,11 @@ def targets(folder: Path) -> Mapping[str, Target]:
             ),
         ),
         **_result(folder),
+        "suite": ("suite.yaml", SUITE, (("validate", "suite.yaml", "--dry-run"),)),
+        "published suite": ("published.yaml", PUBLISHED, judges),
+        "published rows": ("rows.csv", ROWS, judges),
+        "published nccl": ("nccl.csv", NCCL_ROWS, judges),
+        "published single": ("single.csv", SINGLE_ROWS, judges),
         "nccl-topo": (
             "topo.xml",
             system(cpu(0, gpu("0000:07:00.0", 0) + nic("0000:08:00.0", "mlx5_0"))),
@@ -166,6 +209,11 @@ def targets(folder: Path) -> Mapping[str, Target]:
             "trace.json",
             _trace(folder),
             (("import", "kineto", "trace.json", "--model", "alexnet", "-o", "b.json"),),
+        ),
+        "kineto, compressed": (
+            "trace.json.gz",
+            gzip.compress((folder / "trace.json").read_bytes(), mtime=0),
+            (("import", "kineto", "trace.json.gz", "--model", "alexnet", "-o", "b.json"),),
         ),
         "slurm": (
             "topology.conf",

@@ -11,7 +11,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -26,7 +26,8 @@ LIMIT_S = 5.0
 WAITING_S = 90.0
 """What has not answered by then waits for something."""
 LIMIT_MB = 500
-AT_A_TIME = 50
+AT_A_TIME, PARTS = 50, 10
+"""How many trials a process runs in one folder, and for how many folders it lives."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,14 +135,20 @@ def _begin() -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_MB * 10**6, limit))
 
 
-def fuzz(count: int, seed: int, jobs: int) -> tuple[Counter[str], list[Fault]]:
-    """Run `count` trials in `jobs` processes."""
+def fuzz(
+    count: int, seed: int, jobs: int, tell: Callable[[int, int], None] = lambda done, faults: None
+) -> tuple[Counter[str], list[Fault]]:
+    """Run `count` trials in `jobs` processes; `tell` is told from time to time how many are done, and faults so far."""
     statuses: Counter[str] = Counter()
     faults: list[Fault] = []
     parts = [range(first, min(first + AT_A_TIME, count)) for first in range(0, count, AT_A_TIME)]
-    # A process is renewed from time to time: what one trial leaves behind is no fault of the next.
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, max_tasks_per_child=20) as pool:
-        for found, wrong in pool.map(trials, parts, [seed] * len(parts)):
-            statuses += found
-            faults += wrong
+    # Processes are renewed from time to time: what one trial leaves behind is no fault of the next. (Not by
+    # `max_tasks_per_child`, with which Python 3.11 may wait for ever; its issue 115634.)
+    for first in range(0, len(parts), PARTS * jobs):
+        some = parts[first : first + PARTS * jobs]
+        with ProcessPoolExecutor(jobs, get_context("spawn"), _begin) as pool:
+            for found, wrong in pool.map(trials, some, [seed] * len(some)):
+                statuses += found
+                faults += wrong
+        tell(statuses.total(), len(faults))
     return statuses, faults

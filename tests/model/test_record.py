@@ -147,3 +147,20 @@ def test_published_names() -> None:
         source_of("dla60", "torchvision twin", 224)
     with pytest.raises(InputError, match="factory is 'keras'\n  it must be one of torchvision, timm"):
         source_of("vgg16", "keras", 224)
+
+
+@pytest.mark.parametrize(
+    ("name", "factory"),
+    [
+        ("hf-hub:somebody/something", "timm"),
+        ("local-dir:/tmp", "timm"),
+        ("resnet.torch.hub.load", "torchvision"),
+        ("vgg16:x", "torchvision"),
+        ("", "timm"),
+        ("a b", "timm"),
+    ],
+)
+def test_a_row_of_a_file_leads_to_no_hub_and_no_other_attribute(name: str, factory: str) -> None:
+    with pytest.raises(InputError, match="no name of a model"):
+        source_of(name, factory, 224)
+    assert source_of("resnet50.a1_in1k", "timm", 224).factory_kwargs == {"model_name": "resnet50.a1_in1k"}

@@ -1,6 +1,7 @@
 """What a folder says beyond result.json: traffic of ranks, what is alike, blocks on their device; reading it back."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,15 @@ def test_details_name_what_is_alike_once(rows):
     assert data["rows"][0]["traffic"] == {"names": ["rank 0", "rank 1"], "nbytes": [[0, 1, 40], [1, 0, 40]]}
     assert data["rows"][0]["measured"]["iterations"] >= 1
     assert data["rows"][1]["measured"] is None
+
+
+def test_of_very_many_hosts_and_links_not_all_is_said(rows, monkeypatch):
+    monkeypatch.setattr("stanza_sim.report.details.MOST_HOSTS", 1)
+    monkeypatch.setattr("stanza_sim.report.details.MOST_BUSY", 2)
+    busy = replace(rows[0].prediction, utilisation={"a": 0.1, "b": 0.3, "c": 0.2})
+    data = json.loads(details_json(Result(experiment="x", rows=(replace(rows[0], prediction=busy),)), ["01-a"]))
+    assert data["cluster"] is None
+    assert data["rows"][0]["utilisation"] == {"b": 0.3, "c": 0.2}
 
 
 def test_places_of_a_matrix_are_hosts_where_there_are_many_ranks(make_row, monkeypatch):

@@ -9,9 +9,22 @@ import pytest
 
 from stanza_sim import strategies
 from stanza_sim.base.errors import InputError, ScheduleError
-from stanza_sim.schedule import Compute, Layout, Phase, Schedule, check, from_json, parse
+from stanza_sim.schedule import (
+    Collective,
+    Compute,
+    Layout,
+    Phase,
+    Schedule,
+    Transfer,
+    ValueKind,
+    check,
+    from_json,
+    parse,
+)
 from stanza_sim.schedule.accumulation import accumulated
 from stanza_sim.schedule.clipping import clipping_op, is_clipped, with_clipping
+from stanza_sim.schedule.order import order_of
+from stanza_sim.schedule.rank_cells import bits
 from stanza_sim.simulate.lowering.op_costs import NORM_PASSES, OpCosts
 from tests.execute.execute_variants import expected_bytes
 from tests.schedule.toys import build, cluster, predict, toy
@@ -49,18 +62,41 @@ def test_every_strategy_clips(name: str) -> None:
             assert predict(made, model, cluster(5)).iteration_s == pytest.approx(runs[0].iteration_s, rel=1e-9)
 
 
+def pulled_after_update(schedule: Schedule) -> set[tuple[str, str, int]]:
+    """Ops that move parameters, with updates of these that are complete before they start, and where."""
+    order, found = order_of(schedule), set()
+    for i, op in enumerate(schedule.ops):
+        order.add(i)
+        values = op.values if isinstance(op, Transfer) else (op.value,) if isinstance(op, Collective) else ()
+        for value in values:
+            for j, update in enumerate(schedule.ops[:i]):
+                if value.kind is ValueKind.PARAM and isinstance(update, Compute) and update.phase is Phase.UPDATE:
+                    at = order.before(i, j, order.cells.gated[i] & order.cells.gated[j])
+                    ranks = [order.cells.first[a] for a in bits(at)]
+                    found |= {(op.name, update.name, rank) for rank in ranks if update.target == value.name}
+    return found
+
+
+@pytest.mark.parametrize("name", strategies.names())
+def test_parameters_are_not_pulled_before_they_are_updated(name: str) -> None:
+    """What is ahead of a pull by the order of its lane alone stays ahead of it."""
+    model, found = toy(), strategies.get(name)
+    for settings in islice(found.space(model, world_size=5, batch_per_worker=4, local_size=2), 0, 60, 4):
+        plain = found.build(model, world_size=5, batch_per_worker=4, settings=settings)
+        assert pulled_after_update(plain) <= pulled_after_update(with_clipping(plain))
+
+
 SERVERS = with_clipping(build("parameter_server", toy(), 4, servers=2, placement="dedicated"))
 EVERYWHERE = with_clipping(build("all_reduce", toy(), 3, first_bucket="1B", bucket="1B"))
 
 
-def test_updates_wait_for_all_norms_and_go_in_forward_order() -> None:
+def test_updates_wait_for_all_norms() -> None:
     spans = predict(SERVERS, toy(), cluster(4), fold_ranks=False).timeline.spans
     last = max(s.iteration for s in spans)
     norms = [s for s in spans if s.op.startswith("norm.") and s.iteration == last]
     mine = sorted((s for s in spans if s.op.startswith("upd.") and s.iteration == last), key=lambda s: s.start_s)
     assert len(norms) == len(mine) == len(updates(SERVERS))
     assert max(s.end_s for s in norms) < mine[0].start_s
-    assert [s.op for s in mine if s.rank == 2] == ["upd.c1.0", "upd.f1", "upd.f2.0"]
 
 
 def test_the_norm_is_one_number_and_reads_gradients_once() -> None:

@@ -23,12 +23,13 @@ def sliced_bytes(
     conv_servers: str = "fc",
     cut: str | None = None,
     rows: bool = True,
+    sums: int = 4,
     **_: object,
 ) -> list[tuple[int, int]]:
     """(sent, received) of each rank of `stanza` with `fc_parallel: model`, or of `sharded_head`.
 
-    The first layer is cut by `rows`, or by columns. For all-reduces of the backend's own; the CONV part's gradients are
-    in one bucket.
+    The first layer is cut by `rows`, or by columns; partial sums have `sums` bytes an element. For all-reduces of the
+    backend's own; the CONV part's gradients are in one bucket.
     """
     model = model if cut is None else with_boundary(model, cut)
     w, size = model.itemsize, batch // microbatches
@@ -65,7 +66,7 @@ def sliced_bytes(
     for _piece in range(batch * n // samples):
         inputs, by_rows = boundary, rows
         for block in model.fc_blocks:
-            ring(fc, samples * (block.output_numel if by_rows else inputs) * w)
+            ring(fc, samples * (block.output_numel if by_rows else inputs) * sums)
             inputs, by_rows = block.output_numel, not by_rows
         if by_rows:  # the last is cut by columns
             for r in fc:

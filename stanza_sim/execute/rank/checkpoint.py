@@ -18,6 +18,7 @@ from stanza_sim.execute.rank.job import RunJob
 
 FORMAT, VERSION = "stanza_sim.resume", "1"
 ITERATION = "iteration"
+MOST_DIGITS = 18
 PARAMETERS, MOMENTS, BUFFERS = "parameters/", "optimizer/", "buffers/"
 """What tensors' names begin with. A parameter's name follows, behind a moment's; a buffer's, behind a rank."""
 _SCHEDULE = "settings of the strategy: the schedule's digest"
@@ -81,7 +82,8 @@ def open_resume(path: Path) -> TensorFile:
         what = f"holds no more than parameters: {beside.name}, which was written beside it, is not there"
         raise InputError(what, where=str(path), hint="move it there, or begin anew")
     found = open_tensors(beside)
-    if found.texts.get(FORMAT) != VERSION or not found.texts.get(ITERATION, "").isdecimal():
+    iteration = found.texts.get(ITERATION, "")
+    if found.texts.get(FORMAT) != VERSION or not iteration.isdecimal() or len(iteration) > MOST_DIGITS:
         what = "is no file from which a training can be resumed"
         raise InputError(what, where=str(path), hint="give one that --save wrote")
     return found

@@ -121,7 +121,7 @@ def _first_gpu() -> dict[str, str]:
     """What makes the first visible GPU the only one. Raises `InputError` where torch finds none."""
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _ASK], capture_output=True, text=True, timeout=ASKING_S, check=True
+            [sys.executable, "-P", "-c", _ASK], capture_output=True, text=True, timeout=ASKING_S, check=True
         )
         found = json.loads(done.stdout.splitlines()[-1])
     except (OSError, subprocess.SubprocessError, ValueError, IndexError):

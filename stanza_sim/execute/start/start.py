@@ -273,10 +273,10 @@ def check_optimizer(job: RunJob) -> None:
             hint=f"{'leave it out' if clips else 'give it'}, or build the schedule for this optimiser",
         )
     if o.moments != built:
-        keeps = "{} vectors of state as long as the parameters"
+        keeps = ("no vector", "one vector", "two vectors")
         raise InputError(
-            f"schedule {job.schedule.name} was built for an optimiser with {keeps.format(built)}, "
-            f"{o.kind} has {o.moments}",
+            f"schedule {job.schedule.name} was built for an optimiser that keeps {keeps[built]} as long as the "
+            f"parameters, {o.kind} keeps {keeps[o.moments]}",
             where="training.optimizer",
             hint="build the schedule for the optimiser that is to train it",
         )

@@ -288,7 +288,7 @@ class Passes:
         gradient, divisor = self._summed_gradient(flat, iteration), self._divisor(iteration)
         if o.clip_norm is None:
             self.values.arithmetic.check(gradient, op.target)
-            scaled = torch.full((), divisor, device=self.device)
+            scaled = torch.full((), divisor, dtype=torch.float32, device=self.device)
         else:
             values = self.values.generations[iteration % WINDOW]
             squared = self.values.squared_norm(values) if values.norm is None else values.norm[0]

@@ -89,7 +89,7 @@ def update(
             )
         case OptimizerKind.ADAM | OptimizerKind.ADAMW:
             kernel = torch._fused_adam_ if o.kind is OptimizerKind.ADAM else torch._fused_adamw_
-            count = torch.full((), float(step), device=divisor.device)
+            count = torch.full((), float(step), dtype=torch.float32, device=divisor.device)
             kernel(
                 parameters,
                 gradients,

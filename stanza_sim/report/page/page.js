@@ -121,7 +121,7 @@ function heat(share) {
 function cluster(i) {
   const found = data.cluster, percent = (share) => (100 * share).toFixed(0) + "%";
   const busiest = data.rows[i].busiest.filter(([, share]) => share > 0);
-  byId("cluster-hint").textContent = found ? found.name + ": " + found.hosts.toLocaleString("en") + (found.hosts === 1 ? " host, " : " hosts, ") + found.ranks.toLocaleString("en") + " ranks; what is alike is drawn once. Lines: mean and most use of a link, either direction." : "The folder does not say on which cluster.";
+  byId("cluster-hint").textContent = found ? found.name + ": " + found.hosts.toLocaleString("en") + (found.hosts === 1 ? " host, " : " hosts, ") + found.ranks.toLocaleString("en") + " ranks; what is alike is drawn once. Lines: mean and most use of a link, either direction." : "The folder does not say how the cluster is built: it is very large, or there are several.";
   draw("chart-busy", busiest.length ? { grid: { ...room(), left: narrow() ? 150 : 340 }, xAxis: axis("share of time busy", { type: "value", min: 0, max: 1, axisLabel: { color: colours.soft, formatter: percent } }),
     yAxis: { ...names(busiest.map(([name]) => name)), axisLabel: { color: colours.text, interval: 0, width: narrow() ? 140 : 330, overflow: "truncate" } },
     series: [{ type: "bar", data: busiest.map(([, share]) => ({ value: share, itemStyle: { color: heat(share) } })), label: { show: true, position: "right", color: colours.text, formatter: ({ value }) => percent(value) } }],

@@ -19,6 +19,7 @@ on the link, which stands for one of its class, too.
 
 def link_seconds(lowered: Lowered, labels: Collection[str]) -> LinkSeconds:
     """What each op of one iteration takes of each of the links called so."""
+    labels = frozenset(labels)
     wanted = {q: r for q, r in enumerate(lowered.resources) if r.kind == "link" and r.label in labels}
     found: dict[tuple[int, str], dict[str, float]] = {}
 

@@ -41,10 +41,10 @@ class OfStrategy:
             return ""
         one = self.left_out[0]
         count = sum(other.kind == one.kind for other in self.left_out)
-        if one.kind == "memory":
+        if one.kind == "memory" and count > 1:
             lacks = "" if one.left_nbytes is None else f" lacks least, {format_bytes(-one.left_nbytes)}"
             return f"none of {count} fits; {one.choice.label}{lacks}: {one.reason}"
-        return f"{one.choice.label}: {one.reason}" if one.choice.label != self.strategy else one.reason
+        return f"{one.choice.label}: {one.reason}"
 
 
 def by_strategy(found: SearchResult) -> list[OfStrategy]:

@@ -20,6 +20,7 @@ from stanza_sim.model.profile import ModelProfile
 from stanza_sim.schedule import Wire
 from stanza_sim.schedule.clipping import clipping_op, with_clipping
 from tests.execute.execute_variants import VARIANTS, expected_bytes, job_of, run, schedule_of
+from tests.schedule.test_clipping import pulled_after_update
 
 TOLERANCE = 1e-4
 ADAMW = Optimizer(
@@ -46,6 +47,7 @@ IN_SHORT = {
     "factors-auto": ADAM,
     "fsdp-by-host": SGD,
     "pipeline-replicas-stage": ADAMW,
+    "ps-2-sliced-no-overlap": SGD,
     "local": ADAMW,
 }
 """With clipped gradients: SGD where it is least plain whose part counts, since Adam hardly sees a common factor."""
@@ -118,6 +120,13 @@ def test_each_element_counts_once_in_the_norm(tiny: ModelProfile, name: str) -> 
     assert ({sum(counted.values())} if together else set(counted.values())) == {numel}
 
 
+@pytest.mark.parametrize("name", [v[0] for v in VARIANTS])
+def test_parameters_are_not_pulled_before_they_are_updated(tiny: ModelProfile, name: str) -> None:
+    """What is ahead of a pull by the order of its lane alone stays ahead of it."""
+    plain, clipped = (job_with(tiny, name, replace(SGD, clip_norm=c)).schedule for c in (None, CLIPPED))
+    assert pulled_after_update(plain) <= pulled_after_update(clipped)
+
+
 def test_the_norm_of_many_elements_is_exact() -> None:
     gradient = torch.randn(3_000_001, generator=torch.Generator().manual_seed(0))
     runs = [slice(5, 1000), slice(2000, 3_000_001)]
@@ -140,7 +149,7 @@ def test_a_schedule_for_another_optimiser_is_refused(tiny: ModelProfile) -> None
     job = job_with(tiny, "all-reduce", replace(ADAMW, clip_norm=1.0))
     check_optimizer(job)
     for changes, message in (
-        ({"kind": OptimizerKind.SGD}, r"2 vectors of state .*, sgd has 1"),
+        ({"kind": OptimizerKind.SGD}, r"keeps two vectors as long as the parameters, sgd keeps one vector"),
         ({"clip_norm": None}, "was built for clipped gradients"),
     ):
         other = replace(job.training, optimizer=replace(job.training.optimizer, **changes))

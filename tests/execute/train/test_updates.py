@@ -18,6 +18,7 @@ from stanza_sim.model.profile import ModelProfile
 from tests.execute.execute_variants import schedule_of
 
 TERMS, STEPS = 32, 6
+DIVISOR = torch.tensor(float(TERMS))
 SGD = Optimizer(lr=0.1, momentum=0.9, weight_decay=0.01)
 OPTIMISERS = {
     "sgd": SGD,
@@ -52,12 +53,12 @@ def theirs(name: str) -> list[torch.Tensor]:
 def ours(o: Optimizer, steps: list[int], *, pieces: tuple[int, ...] = ()) -> list[torch.Tensor]:
     """The same by this executor, whose steps have these numbers, on the slices that end at `pieces`."""
     vector, state = drawn(0), [torch.zeros(101) for _ in range(o.moments)]
-    divisor, found = torch.tensor(float(TERMS)), []
+    found = []
     for i, step in enumerate(steps):
         summed = drawn(i + 1) * TERMS
         for lo, hi in pairwise((0, *pieces, 101)):
             cut = slice(lo, hi)
-            update([vector[cut]], [summed[cut]], [[s[cut]] for s in state], o, step=step, divisor=divisor)
+            update([vector[cut]], [summed[cut]], [[s[cut]] for s in state], o, step=step, divisor=DIVISOR)
         found.append(vector.clone())
     return found
 
@@ -114,3 +115,15 @@ def test_what_is_no_parameter_is_refused(tiny: ModelProfile) -> None:
     assert without_decay(tiny, ["classifier.4.*"]) == {"classifier.4.weight", "classifier.4.bias"}
     with pytest.raises(InputError, match=r"no parameter of tiny is called 'classifier\.5\.weight'"):
         without_decay(tiny, ["bias", "classifier.5.weight"])
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_parameters_in_float64_are_updated_in_float64(name: str) -> None:
+    parameter = torch.nn.Parameter(drawn(0).double())
+    optimiser, o = THEIRS[name]([parameter]), OPTIMISERS[name]
+    vector, state = drawn(0).double(), [torch.zeros(101, dtype=torch.float64) for _ in range(o.moments)]
+    for i in range(STEPS):
+        parameter.grad = drawn(i + 1).double()
+        optimiser.step()
+        update([vector], [drawn(i + 1).double() * TERMS], [[s] for s in state], o, step=i + 1, divisor=DIVISOR)
+    torch.testing.assert_close(vector, parameter.detach(), rtol=1e-12, atol=1e-12)

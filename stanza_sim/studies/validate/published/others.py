@@ -7,7 +7,7 @@ from pathlib import Path
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.studies.validate.published.names import device_of, precision_of
-from stanza_sim.studies.validate.published.nccl import TOPOLOGY, gpus_by_host, predict_nccl
+from stanza_sim.studies.validate.published.nccl import MOST_GPUS, TOPOLOGY, gpus_by_host, predict_nccl
 from stanza_sim.studies.validate.published.scores import Outcome, RowKind
 from stanza_sim.studies.validate.published.single import predict_single
 from stanza_sim.studies.validate.published.tables import Cells, read_cells
@@ -44,7 +44,13 @@ def _single_words(cells: Cells) -> str:
 
 def _sizes(rows: list[Cells]) -> list[tuple[str, int, int]]:
     """Id, GPUs and bytes of each row."""
-    return [(cells.text("id", str(cells.number)), cells.count("gpus"), cells.count("bytes", least=0)) for cells in rows]
+    found = [
+        (cells.text("id", str(cells.number)), cells.count("gpus"), cells.count("bytes", least=0)) for cells in rows
+    ]
+    for cells, (_, gpus, _) in zip(rows, found, strict=True):
+        if gpus > MOST_GPUS:
+            raise cells.wrong("gpus", f"is {gpus:,}", f"a row is of 1 to {MOST_GPUS:,} GPUs")
+    return found
 
 
 def nccl_outcomes(path: Path) -> list[Outcome]:
