@@ -49,6 +49,9 @@ def most_ctas(multiprocessors: int, communicators: int) -> int:
 class Library(Protocol):
     """What carries out collectives and groups of messages on process groups."""
 
+    scatters: bool
+    """Whether its reduce-scatter moves what a ring does; if not, the steps of a ring are taken in its place."""
+
     def new_group(self, ranks: Sequence[int], communicators: int) -> dist.ProcessGroup:
         """A process group of `ranks`, which all ranks of the world ask for in one order.
 
@@ -79,7 +82,12 @@ class Library(Protocol):
 
 
 class Gloo:
-    """Through the host, over TCP; an operation is done when its `wait` returns."""
+    """Through the host, over TCP; an operation is done when its `wait` returns.
+
+    Its reduce-scatter is an all-reduce of which the rest is thrown away, and so moves twice as much (torch 2.13).
+    """
+
+    scatters = False
 
     def new_group(self, ranks: Sequence[int], communicators: int) -> dist.ProcessGroup:
         """See `Library`."""
@@ -125,6 +133,8 @@ class Nccl(Gloo):
     So no stream ever waits for a message: two streams may share one of a GPU's queues, and what stands behind
     such a wait, in a stream that has nothing to do with it, would wait too (`CUDA_DEVICE_MAX_CONNECTIONS`).
     """
+
+    scatters = True
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
