@@ -51,6 +51,9 @@ HURTFUL = (
 )
 """In the place of a value."""
 
+MOST_NBYTES = 10**7
+"""Up to so many bytes are made of one line."""
+
 _VALUE = re.compile(rb"(?<=[:=,\[ >\"])\s*([^\s:=,\[\]{}<>\"]+)(?=[\s,\]}<\"]|$)")
 
 
@@ -93,7 +96,8 @@ def _lines(content: bytes, draw: random.Random) -> bytes:
         case 3:
             lines[i] = draw.choice((b" ", b"    ", b"\t", b"- ", b"# ")) + lines[i]
         case _:
-            lines = lines[: i + 1] + [lines[i]] * draw.choice((10, 1000)) + lines[i + 1 :]
+            times = min(draw.choice((10, 1000)), MOST_NBYTES // len(lines[i]) + 1)
+            lines = lines[: i + 1] + [lines[i]] * times + lines[i + 1 :]
     return b"".join(lines)
 
 

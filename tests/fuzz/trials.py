@@ -12,12 +12,11 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from unittest.mock import patch
 
+from stanza_sim.base.processes import processes
 from stanza_sim.base.telling import CONTROL
 from tests.fuzz.mutations import mutated
 from tests.fuzz.seeds import Target, targets
@@ -130,7 +129,6 @@ def trials(numbers: range, seed: int) -> tuple[Counter[str], list[Fault]]:
 def _begin() -> None:
     import resource
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_MB * 10**6, limit))
 
@@ -146,7 +144,7 @@ def fuzz(
     # `max_tasks_per_child`, with which Python 3.11 may wait for ever; its issue 115634.)
     for first in range(0, len(parts), PARTS * jobs):
         some = parts[first : first + PARTS * jobs]
-        with ProcessPoolExecutor(jobs, get_context("spawn"), _begin) as pool:
+        with processes(jobs, _begin) as pool:
             for found, wrong in pool.map(trials, some, [seed] * len(some)):
                 statuses += found
                 faults += wrong
