@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stanza_sim.base.errors import InputError
@@ -15,6 +18,15 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 60
 """Of a longer table, HTML shows so many rows."""
+
+
+@contextmanager
+def reading_csv(path: Path, expected: str, hint: str | None = None) -> Iterator[None]:
+    """Raise `InputError` for what `csv` cannot read within, such as a cell of over 128 KiB; `path` is `expected`."""
+    try:
+        yield
+    except csv.Error as error:
+        raise InputError(f"is not {expected}: {error}", where=str(path), hint=hint) from None
 
 
 class Tabular(ABC):

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.files import LARGEST_TEXT
+from stanza_sim.base.tables import reading_csv
 from stanza_sim.importers.looks_like import Foreign
 from stanza_sim.importers.reading import check_kind, read_raw
 from stanza_sim.schedule import CollectiveKind
@@ -230,6 +231,11 @@ def _by_host(
 
 def _table(path: Path, text: str, gpus_per_host: int | None) -> list[NcclLog]:
     """Read a table: one run for each number of GPUs."""
+    with reading_csv(path, "a table of nccl-tests"):
+        return _runs(path, text, gpus_per_host)
+
+
+def _runs(path: Path, text: str, gpus_per_host: int | None) -> list[NcclLog]:
     reader = csv.DictReader(text.splitlines())
     missing = [c for c in CSV_COLUMNS if c not in (reader.fieldnames or ())]
     if missing:

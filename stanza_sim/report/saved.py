@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from stanza_sim.base.errors import InputError, at
 from stanza_sim.base.files import LARGEST_JSON, read_json, read_text
-from stanza_sim.base.tables import of_csv_cell
+from stanza_sim.base.tables import of_csv_cell, reading_csv
 from stanza_sim.report.details import FORMAT, VERSION
 from stanza_sim.report.folder import DETAILS, RESULT
 from stanza_sim.schedule import Schedule, parse
@@ -324,22 +324,23 @@ def _row(folder: Path, run: Run, details: DetailsRow) -> SavedRow:
 def spans_of(path: Path) -> Iterator[tuple[Span, int]]:
     """Yield the spans of a table, and how many ranks each stands for. Raises `InputError`."""
     text = read_text(path, at_most=LARGEST_JSON, expected="a table of spans")
-    for number, line in enumerate(csv.DictReader(text.splitlines()), 2):
-        try:
-            span = Span(
-                op=of_csv_cell(line["op"]),
-                rank=int(line["rank"]),
-                iteration=int(line["iteration"]),
-                lane=line["lane"],
-                side=line["side"],
-                start_s=float(line["start_s"]),
-                end_s=float(line["end_s"]),
-                nbytes=int(line["nbytes"]),
-            )
-            count = int(line["multiplicity"])
-        except (KeyError, TypeError, ValueError):
-            raise InputError("is no line of spans", where=f"{path}:{number}", hint=HINT) from None
-        yield span, count
+    with reading_csv(path, "a table of spans", HINT):
+        for number, line in enumerate(csv.DictReader(text.splitlines()), 2):
+            try:
+                span = Span(
+                    op=of_csv_cell(line["op"]),
+                    rank=int(line["rank"]),
+                    iteration=int(line["iteration"]),
+                    lane=line["lane"],
+                    side=line["side"],
+                    start_s=float(line["start_s"]),
+                    end_s=float(line["end_s"]),
+                    nbytes=int(line["nbytes"]),
+                )
+                count = int(line["multiplicity"])
+            except (KeyError, TypeError, ValueError):
+                raise InputError("is no line of spans", where=f"{path}:{number}", hint=HINT) from None
+            yield span, count
 
 
 def _timeline(path: Path, window_s: tuple[float, float]) -> Timeline:

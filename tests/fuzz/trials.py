@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import random
+import resource
 import signal
 import tempfile
 import time
@@ -24,7 +25,8 @@ from tests.fuzz.seeds import Target, targets
 LIMIT_S = 5.0
 WAITING_S = 90.0
 """What has not answered by then waits for something."""
-LIMIT_MB = 500
+LIMIT_MB = 400
+"""What a trial may take beside what its process has: a new one has 100 MB, and later ones what others imported."""
 AT_A_TIME, PARTS = 50, 10
 """How many trials a process runs in one folder, and for how many folders it lives."""
 
@@ -98,14 +100,23 @@ def _limited() -> Iterator[None]:
 
     timers = ((signal.SIGPROF, signal.ITIMER_PROF, 3 * LIMIT_S), (signal.SIGALRM, signal.ITIMER_REAL, WAITING_S))
     before = [signal.signal(number, end) for number, _, _ in timers]
+    had, most = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (_data_nbytes() + LIMIT_MB * 10**6, most))
     for _, timer, seconds in timers:
         signal.setitimer(timer, seconds)
     try:
         yield
     finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (had, most))
         for (number, timer, _), handler in zip(timers, before, strict=True):
             signal.setitimer(timer, 0)
             signal.signal(number, handler)
+
+
+def _data_nbytes() -> int:
+    """What counts against the limit of memory."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmData:")[2].split()[0]) * 1024
 
 
 def trials(numbers: range, seed: int) -> tuple[Counter[str], list[Fault]]:
@@ -126,13 +137,6 @@ def trials(numbers: range, seed: int) -> tuple[Counter[str], list[Fault]]:
     return statuses, faults
 
 
-def _begin() -> None:
-    import resource
-
-    limit = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_MB * 10**6, limit))
-
-
 def fuzz(
     count: int, seed: int, jobs: int, tell: Callable[[int, int], None] = lambda done, faults: None
 ) -> tuple[Counter[str], list[Fault]]:
@@ -144,7 +148,7 @@ def fuzz(
     # `max_tasks_per_child`, with which Python 3.11 may wait for ever; its issue 115634.)
     for first in range(0, len(parts), PARTS * jobs):
         some = parts[first : first + PARTS * jobs]
-        with processes(jobs, _begin) as pool:
+        with processes(jobs) as pool:
             for found, wrong in pool.map(trials, some, [seed] * len(some)):
                 statuses += found
                 faults += wrong

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.files import LARGEST_JSON, read_text
-from stanza_sim.base.tables import of_csv_cell
+from stanza_sim.base.tables import of_csv_cell, reading_csv
 from stanza_sim.base.telling import Tell
 from stanza_sim.report.colours import ACTIVITIES, CRITICAL, SERIES
 from stanza_sim.report.lanes import Activity, LaneRow, by_activity, lane_rows
@@ -140,10 +140,11 @@ def _path(row: SavedRow, period: int) -> set[tuple[str, int, int]]:
         return set()
     text = read_text(path, at_most=LARGEST_JSON, expected="a critical path")
     found: set[tuple[str, int, int]] = set()
-    for number, line in enumerate(csv.DictReader(text.splitlines()), 2):
-        try:
-            if line["kind"] != "wait":
-                found.add((of_csv_cell(line["op"]), int(line["rank"]), int(line["iteration"]) % period))
-        except (KeyError, TypeError, ValueError):
-            raise InputError("is no step of a critical path", where=f"{path}:{number}", hint="run again") from None
+    with reading_csv(path, "a critical path", "run again"):
+        for number, line in enumerate(csv.DictReader(text.splitlines()), 2):
+            try:
+                if line["kind"] != "wait":
+                    found.add((of_csv_cell(line["op"]), int(line["rank"]), int(line["iteration"]) % period))
+            except (KeyError, TypeError, ValueError):
+                raise InputError("is no step of a critical path", where=f"{path}:{number}", hint="run again") from None
     return found

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from stanza_sim.base.config import near
 from stanza_sim.base.errors import InputError
 from stanza_sim.base.files import LARGEST_TEXT, read_text
-from stanza_sim.base.tables import of_csv_cell
+from stanza_sim.base.tables import of_csv_cell, reading_csv
 from stanza_sim.base.telling import Tell
 from stanza_sim.report.colours import REST
 from stanza_sim.report.folder import slug
@@ -154,18 +154,17 @@ def _read(path: Path) -> tuple[list[dict[str, str]], list[str]]:
     """The lines of a sweep, and the keys that it varies."""
     text = read_text(path, at_most=LARGEST_TEXT, expected="a table of a sweep")
     reader = csv.DictReader(text.splitlines(), strict=True)
-    names = list(reader.fieldnames or ())
+    with reading_csv(path, "a table of a sweep", HINT):
+        names = list(reader.fieldnames or ())
     if names[:1] != ["sweep"] or not {"model", "label", "strategy", "samples_per_s"} <= set(names):
         raise InputError("is not a table of a sweep", where=str(path), hint=HINT)
     keys = names[1 : names.index("model")]
     lines: list[dict[str, str]] = []
-    try:
+    with reading_csv(path, "a table of a sweep", HINT):
         for number, line in enumerate(reader, 2):
             if None in line or None in line.values():
                 raise InputError("is no line of a sweep", where=f"{path}:{number}", hint=HINT)
             lines.append({key: of_csv_cell(cell) for key, cell in line.items()})
-    except csv.Error as error:
-        raise InputError(f"is not a table of a sweep: {error}", where=str(path), hint=HINT) from None
     if not lines:
         raise InputError("has no lines", where=str(path), hint=HINT)
     return lines, keys
@@ -192,10 +191,11 @@ def _crossovers(path: Path) -> list[dict[str, str]]:
     if not beside.exists():
         return []
     text = read_text(beside, at_most=LARGEST_TEXT, expected="a table of crossovers")
-    return [
-        {key: of_csv_cell(cell) for key, cell in line.items() if isinstance(key, str) and isinstance(cell, str)}
-        for line in csv.DictReader(text.splitlines())
-    ]
+    with reading_csv(beside, "a table of crossovers"):
+        return [
+            {key: of_csv_cell(cell) for key, cell in line.items() if isinstance(key, str) and isinstance(cell, str)}
+            for line in csv.DictReader(text.splitlines())
+        ]
 
 
 def _curves(
