@@ -43,8 +43,8 @@ from stanza_sim.simulate import Prediction
 if TYPE_CHECKING:  # imported where something is executed
     from stanza_sim.execute import Measurement, Workers
 
-PROGRESS_S = 5.0
-"""Seconds between two lines on how far predictions are, or one of them."""
+PROGRESS_S = ITERATIONS_S = 5.0
+"""Seconds between two lines on how far predictions are, and one of them."""
 
 
 def _scenarios(conditions: Conditions, plans: Sequence[Plan], known: Mapping[str, Profile]) -> list[Scenario]:
@@ -70,7 +70,7 @@ def _predicted(
 
     def moved(index: int, iteration: int) -> None:
         nonlocal told_s
-        if (tell is None or len(plans) == 1) and monotonic() - told_s > PROGRESS_S:
+        if (tell is None or len(plans) == 1) and monotonic() - told_s > ITERATIONS_S:
             told_s = monotonic()
             say(f"simulated iteration {iteration} of {_row(plans[index])}")
 

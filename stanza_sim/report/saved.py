@@ -338,7 +338,7 @@ def spans_of(path: Path) -> Iterator[tuple[Span, int]]:
                     nbytes=int(line["nbytes"]),
                 )
                 count = int(line["multiplicity"])
-            except (KeyError, TypeError, ValueError):
+            except (AttributeError, KeyError, TypeError, ValueError):
                 raise InputError("is no line of spans", where=f"{path}:{number}", hint=HINT) from None
             yield span, count
 

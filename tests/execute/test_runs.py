@@ -90,7 +90,11 @@ def clipped(job: RunJob) -> RunJob:
 def test_every_op_kind_equals_sgd(pool: Pool, tiny: ModelProfile, issue: Issue) -> None:
     schedule = every_kind()
     kinds = {op.phase if isinstance(op, Compute) else getattr(op, "kind", "transfer") for op in schedule.ops}
-    assert kinds | {"all_reduce", Phase.PARTIAL, Phase.RECONSTRUCT} == {*Phase, *CollectiveKind, "transfer"}
+    assert kinds | {"all_reduce", Phase.PARTIAL, Phase.RECONSTRUCT, Phase.RECOMPUTE} == {
+        *Phase,
+        *CollectiveKind,
+        "transfer",
+    }
     job = clipped(job_of(tiny, schedule, issue=issue))
     measured = run(pool, job)
     assert largest_deviation(dict(measured.parameters or {}), train(job)) <= TOLERANCE

@@ -203,7 +203,7 @@ def test_the_table_and_the_json_show_percentiles(call) -> None:
 
 def test_without_these_settings_nothing_is_added(call) -> None:
     plain = call(flags=("--json",)).stdout
-    keys = ["iteration_s", "samples_per_s", "samples_per_s_low", "samples_per_s_high", "mfu"]
+    keys = ["iteration_s", "samples_per_s", "samples_per_s_low", "samples_per_s_high", "tokens_per_s", "mfu"]
     keys += ["samples_per_dollar", "time_to_train_s", "cost_to_train"]
     keys += ["exposed_comm_s", "bound_s", "bottleneck", "cost_source", "basis"]
     assert all(list(run["predicted"]) == keys for run in json.loads(plain)["runs"])

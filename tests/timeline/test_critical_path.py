@@ -9,6 +9,7 @@ import pytest
 import stanza_sim as ss
 from stanza_sim import strategies
 from stanza_sim.schedule import parse
+from stanza_sim.simulate.costs import pass_times
 from stanza_sim.timeline.critical_path import StepKind, critical_path
 from stanza_sim.timeline.spans import Span, Timeline
 
@@ -30,8 +31,9 @@ def check(prediction: ss.Prediction) -> ss.CriticalPath:
 def schedules(name: str) -> list[ss.Schedule]:
     strategy = strategies.get(name)
     space = strategy.space(MODEL, world_size=4, batch_per_worker=32, local_size=1)
+    times = pass_times(CLUSTER, MODEL)
     return [
-        ss.build_schedule(name, MODEL, CLUSTER, batch_per_worker=32, **one.model_dump(exclude_unset=True))
+        strategies.build(name, MODEL, world_size=4, batch_per_worker=32, settings=one, cluster=CLUSTER, times=times)
         for one in list(space)[:6]
     ]
 

@@ -145,6 +145,6 @@ def _path(row: SavedRow, period: int) -> set[tuple[str, int, int]]:
             try:
                 if line["kind"] != "wait":
                     found.add((of_csv_cell(line["op"]), int(line["rank"]), int(line["iteration"]) % period))
-            except (KeyError, TypeError, ValueError):
+            except (AttributeError, KeyError, TypeError, ValueError):
                 raise InputError("is no step of a critical path", where=f"{path}:{number}", hint="run again") from None
     return found

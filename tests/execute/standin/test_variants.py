@@ -33,8 +33,18 @@ def ranks() -> Iterator[Pool]:
         yield pool
 
 
-@pytest.mark.parametrize("backend", [Backend.NCCL, Backend.GLOO])
-@pytest.mark.parametrize("variant", [v[0] for v in (*VARIANTS, *ROUNDED)])
+EVERY = [v[0] for v in (*VARIANTS, *ROUNDED)]
+STAGED = {*EVERY[::3], *(name for name in EVERY if name.startswith(("fsdp", "pipeline")))}
+"""Variants that gloo carries in every run, for all of which the same staging and the same CPU tests stand."""
+
+
+@pytest.mark.parametrize(
+    ("variant", "backend"),
+    [
+        *((name, Backend.NCCL) for name in EVERY),
+        *(pytest.param(name, Backend.GLOO, marks=() if name in STAGED else pytest.mark.nightly) for name in EVERY),
+    ],
+)
 def test_a_variant_on_imitated_gpus_equals_sgd(ranks: Pool, tiny: ModelProfile, variant: str, backend: Backend) -> None:
     _, strategy, world, settings = next(v for v in (*VARIANTS, *ROUNDED) if v[0] == variant)
     schedule = schedule_of(tiny, strategy, world, settings)
