@@ -69,7 +69,7 @@ def test_predictions_in_python_reach_it() -> None:
     found = ss.predict(ss.build_schedule("local", model, cluster, batch_per_worker=32), cluster)
     assert found.samples_per_s == pytest.approx(123, rel=1e-3)
     assert "to 123 samples/s on V100 at batch 32 as given" in found.cost_source
-    best = ss.plan(model, ss.load_cluster("ec2-p3-10", nodes=2), batch_per_worker=32)
+    best = ss.plan(model, ss.load_cluster("ec2-p3-10", nodes=2), batch_per_worker=32, max_evaluations=3)
     assert "to 123 samples/s on V100" in str(best)
 
 

@@ -112,6 +112,7 @@ def test_what_is_predicted_is_measured(tmp_path):
     raise AssertionError(errors)
 
 
+@pytest.mark.nightly
 @pytest.mark.alone
 @pytest.mark.timeout(360)
 def test_what_is_predicted_of_a_dilated_run_is_measured(tmp_path):
@@ -133,7 +134,15 @@ def test_what_is_predicted_of_a_dilated_run_is_measured(tmp_path):
     raise AssertionError(errors)
 
 
-@pytest.mark.parametrize("how", ["rank", "launcher", "terminate", "interrupt"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "rank",
+        "launcher",
+        pytest.param("terminate", marks=pytest.mark.nightly),
+        pytest.param("interrupt", marks=pytest.mark.nightly),
+    ],
+)
 def test_nothing_is_left_behind(tmp_path, how):
     run = Run(tmp_path, "-o", "out", "--set", "training.iterations=100000")
     ranks = run.ranks()

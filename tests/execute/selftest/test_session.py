@@ -23,7 +23,7 @@ from stanza_sim.report.selftest import findings_text
 FINE = Group(
     names=("one", "two"), function="tests.execute.selftest.fake_checks:fine", limit_s=20.0, needs_s=0.0, gpu=False
 )
-SOME = ("versions", "gloo", "train:ps-1", "staging", "standin:stanza-2-sliced", "standin:head", "predicted")
+SOME = ("versions", "gloo", "train:ps-1", "staging", "standin:head", "predicted")
 """Real checks that are carried out here; the other variants differ from these in their schedule only."""
 
 
