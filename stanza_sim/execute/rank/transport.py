@@ -17,7 +17,7 @@ from stanza_sim.execute.rank.collective_exec import run_steps
 from stanza_sim.execute.rank.groups import Groups, Use
 from stanza_sim.execute.rank.interfaces import Handle
 from stanza_sim.execute.rank.library import Library
-from stanza_sim.schedule import Carrier, Collective, CollectiveKind, Schedule, Transfer
+from stanza_sim.schedule import Carrier, Collective, Schedule, Transfer
 from stanza_sim.schedule.collectives import RankStep, collective_bytes, rank_steps, steps_of
 
 
@@ -110,7 +110,7 @@ class TorchTransport:
                 output.copy_(source[: len(output)])
             return
         group, size = self._groups[tuple(ranks)], source.element_size()
-        if op.by is Carrier.BACKEND and (op.kind is not CollectiveKind.REDUCE_SCATTER or self._library.scatters):
+        if op.by is Carrier.BACKEND and op.kind not in self._library.by_steps:
             self._library.collective(op, output, source, group)
             sent, received = collective_bytes(op, ranks, self.rank, size)
         else:
