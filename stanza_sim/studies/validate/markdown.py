@@ -116,7 +116,7 @@ def _cases(report: Report) -> list[str]:
         )
     heading = ["case", "predicted, ms", "measured, ms", "spread, %", "error, %", *small, "of communication, %"]
     repeats = max(len(r.measured) for r in report.results)
-    compared, about_machine = f"Measured: median over {repeats} repeats", ""
+    compared, about_machine = f"Measured: median over {repeats} repeat{'' if repeats == 1 else 's'}", ""
     if timed_anew:
         compared = f"Measured: the one of {repeats} repeats whose error is the median one"
         about_machine = " Machine: how much longer blocks took right after a repeat than right before it, where that "
